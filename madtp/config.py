@@ -1,0 +1,113 @@
+"""Sizes of a model: the fields of a checkpoint's `config` entry or of a `--config` file."""
+
+import json
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from madtp.errors import ConfigError
+
+HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
+PROVENANCE = frozenset({"tiny_vocab", "weight_seed", "source_commit"})  # say where a model came from, size nothing
+
+
+@dataclass(frozen=True)
+class NlvrConfig:
+    """Sizes of a BLIP-NLVR model with MADTP. Lengths are in tokens or pixels; the defaults are BLIP's."""
+
+    image_size: int
+    patch_size: int
+    vit_dim: int
+    vit_depth: int
+    vit_heads: int
+    vit_mlp: int
+    text_hidden: int
+    text_layers: int
+    text_heads: int
+    text_inter: int
+    vocab_size: int
+    max_position: int
+    sd_num: int
+    sd_dim: int
+    merge_from: int = 6  # first text layer whose cross-attention concatenates the two branches instead of averaging
+    vit_layer_norm_eps: float = 1e-6
+    text_layer_norm_eps: float = 1e-12
+    pad_token_id: int = 0
+    cls_token_id: int = 101
+    sep_token_id: int = 102
+    bos_token_id: int = 30522
+    enc_token_id: int = 30523
+    task: str = "nlvr"
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where the sizes contradict each other."""
+        for field in fields(self):
+            value = getattr(self, field.name)
+            expected = (int, float) if field.type is float else field.type
+            if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
+                kind = getattr(field.type, "__name__", field.type)
+                raise ConfigError(f"config field '{field.name}' is {value!r}", f"It has to be of type {kind}.")
+            if isinstance(value, int) and value < (0 if field.name.endswith(("_id", "_from")) else 1):
+                raise ConfigError(f"config field '{field.name}' is {value}", "A size has to be positive.")
+        for width, heads in (("vit_dim", "vit_heads"), ("text_hidden", "text_heads")):
+            if getattr(self, width) % getattr(self, heads):
+                raise ConfigError(
+                    f"{width} = {getattr(self, width)} cannot be split into {heads} = {getattr(self, heads)} heads",
+                    fix=f"Set '{heads}' to a divisor of '{width}' in --config.",
+                )
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+                fix="Correct both in --config.",
+            )
+        if not self.vit_dim == self.text_hidden == self.sd_dim:
+            raise ConfigError(
+                f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
+                "Both encoders of an NLVR model are aligned with one space_dict, so the three are one width.",
+                "Correct them in --config.",
+            )
+
+    @property
+    def vision_tokens(self) -> int:
+        """Tokens of one image before any pruning, class token included."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+
+KNOWN_FIELDS = frozenset(field.name for field in fields(NlvrConfig)) | PROVENANCE
+
+
+def check_fields(values: Any, origin: str) -> dict[str, Any]:
+    """The sizes in `values`, provenance left out.
+
+    Raises:
+        ConfigError: `values` is no mapping, or has a field that no model knows (a misspelt one would be lost silently).
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"{origin} is a {type(values).__name__}", "A configuration is a mapping of field to value.")
+    unknown = sorted(str(key) for key in values if key not in KNOWN_FIELDS)
+    if unknown:
+        raise ConfigError(
+            f"{origin} has unknown fields: {', '.join(unknown)}",
+            "A misspelt field would be ignored and the model built with other sizes.",
+            f"Remove or correct them; the fields are: {', '.join(sorted(KNOWN_FIELDS))}.",
+        )
+    return {key: value for key, value in values.items() if key not in PROVENANCE}
+
+
+def read_config(path: Path | str) -> dict[str, Any]:
+    """The fields of a JSON configuration file.
+
+    Raises:
+        ConfigError: the file is missing, is no JSON object, or has an unknown field.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(
+            f"cannot read the configuration '{path}'", str(error), "Give --config the path of a readable JSON file."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise ConfigError(
+            f"the configuration '{path}' is not valid JSON", str(error), "Correct the file at that line."
+        ) from error
+    return check_fields(values, f"the configuration '{path}'")

@@ -1,0 +1,79 @@
+"""Dynamic token pruning inside an encoder: what an encoder carries from layer to layer, and one pruning step."""
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class PruningState:
+    """What travels with the tokens of one encoder call.
+
+    Attributes:
+        key_mask: [B, L] float32, added to attention scores (0 or -10000).
+        source_ids: [B, L] int32, position of each token in the encoder's input, -(layer + 1) for merged ones.
+        temperature: [] float32 tensor, or None for the dense model: no statistics, no alignment, nothing pruned.
+        min_keep: [] int64.
+        counts: tokens after each layer, one [] int64 tensor a layer.
+        aligned: [B, T, C] sum over layers of the aligned features, when `collect_aligned` is set (training).
+    """
+
+    key_mask: Tensor
+    source_ids: Tensor
+    temperature: Tensor | None
+    min_keep: Tensor
+    counts: list[Tensor] = field(default_factory=list)
+    collect_aligned: bool = False
+    aligned: Tensor | float = 0.0
+
+    @classmethod
+    def start(
+        cls, key_mask: Tensor, temperature: Tensor | None, *, min_keep: int = 1, collect_aligned: bool = False
+    ) -> "PruningState":
+        """State before the first layer for a [B, L] key mask."""
+        ids = torch.arange(key_mask.shape[1], dtype=torch.int32, device=key_mask.device).expand(key_mask.shape)
+        keep = torch.full((), min_keep, dtype=torch.int64, device=key_mask.device)
+        return cls(key_mask, ids, temperature, keep, collect_aligned=collect_aligned)
+
+    def token_counts(self) -> Tensor:
+        """[B, layers] int32: tokens of each sample after each layer, class token included."""
+        counts = torch.stack(self.counts).to(torch.int32)
+        return counts.expand(self.key_mask.shape[0], -1)
+
+
+def align(x: Tensor, space_dict: Tensor, state: PruningState) -> Tensor:
+    """Alignment A [B, N, T] of the layer's input with the dictionary (docs/semantics.md, section 1).
+
+    Args:
+        x: [B, 1 + N, C], the layer's input.
+        space_dict: [T, C].
+        state: also receives the aligned feature softmax_N(A^T / sqrt(C)) x when it collects them.
+    """
+    body = x[:, 1:]
+    alignment = body @ space_dict.mT
+    if state.collect_aligned:
+        weights = (alignment.mT / math.sqrt(space_dict.shape[1])).softmax(dim=-1)
+        state.aligned = state.aligned + weights @ body
+    return alignment
+
+
+def compact(
+    tokens: Tensor, alignment: Tensor, column_score: Tensor, class_score: Tensor, state: PruningState, layer: int
+) -> Tensor:
+    """Prune `tokens` [B, L, C] to [B, n, C]; key mask, source ids and counts of `state` follow."""
+    assert state.temperature is not None
+    tokens, state.key_mask, state.source_ids, count = torch.ops.madtp.token_compact(
+        tokens,
+        state.key_mask,
+        state.source_ids,
+        column_score,
+        class_score,
+        alignment.float(),
+        state.temperature,
+        state.min_keep,
+        layer,
+    )
+    state.counts.append(count)
+    return tokens

@@ -1,0 +1,171 @@
+"""BERT with twin cross-attention (one branch an image), pruning its word tokens. Module names are checkpoint keys."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp.config import NlvrConfig
+from madtp.ops import MASKED, merge_heads, split_heads
+from madtp.pruning import PruningState, align, compact
+
+
+class Embeddings(nn.Module):
+    """Word and position embeddings, normalised: ids [B, L] -> [B, L, C]. BLIP's BERT has no token types."""
+
+    def __init__(self, config: NlvrConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.text_hidden)
+        self.position_embeddings = nn.Embedding(config.max_position, config.text_hidden)
+        self.LayerNorm = nn.LayerNorm(config.text_hidden, eps=config.text_layer_norm_eps)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        positions = self.position_embeddings.weight[: input_ids.shape[1]]
+        return self.LayerNorm(self.word_embeddings(input_ids) + positions)
+
+
+class Projections(nn.Module):
+    """The query, key and value layers of one attention."""
+
+    def __init__(self, width: int, source_width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width, width)
+        self.value = nn.Linear(source_width, width)
+
+
+class Output(nn.Module):
+    """Linear layer, residual and norm that close self-attention and the feed-forward network."""
+
+    def __init__(self, source_width: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(source_width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the words; with a temperature it returns the column and class scores too."""
+
+    def __init__(self, config: NlvrConfig) -> None:
+        super().__init__()
+        self.heads = config.text_heads
+        self.self = Projections(config.text_hidden, config.text_hidden)
+        self.output = Output(config.text_hidden, config.text_hidden, config.text_layer_norm_eps)
+
+    def forward(self, x: Tensor, state: PruningState) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        query, key, value = self.self.query(x), self.self.key(x), self.self.value(x)
+        if state.temperature is None:
+            context = F.scaled_dot_product_attention(
+                *(split_heads(part, self.heads) for part in (query, key, value)),
+                attn_mask=state.key_mask[:, None, None, :],
+            )
+            return self.output(merge_heads(context), x), None, None
+        qkv = torch.cat([query, key, value], dim=-1)
+        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, self.heads, 0)
+        return self.output(context, x), column, class_score
+
+
+class TwinOutput(nn.Module):
+    """Joins the two branches: their mean, or (`merge`) a linear layer over both side by side; then residual, norm."""
+
+    def __init__(self, width: int, eps: float, merge: bool) -> None:
+        super().__init__()
+        self.dense0 = nn.Linear(width, width)
+        self.dense1 = nn.Linear(width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+        self.merge_layer = nn.Linear(2 * width, width) if merge else None
+
+    def forward(self, first: Tensor, second: Tensor, residual: Tensor) -> Tensor:
+        first, second = self.dense0(first), self.dense1(second)
+        joined = (first + second) / 2
+        if self.merge_layer is not None:
+            joined = self.merge_layer(torch.cat([first, second], dim=-1))
+        return self.LayerNorm(joined + residual)
+
+
+class TwinCrossAttention(nn.Module):
+    """Words attend to the tokens of each image in a branch of its own. No statistics: images are pruned already."""
+
+    def __init__(self, config: NlvrConfig, merge: bool) -> None:
+        super().__init__()
+        self.heads = config.text_heads
+        self.self0 = Projections(config.text_hidden, config.vit_dim)
+        self.self1 = Projections(config.text_hidden, config.vit_dim)
+        self.output = TwinOutput(config.text_hidden, config.text_layer_norm_eps, merge)
+
+    def _branch(self, layers: Projections, x: Tensor, image: Tensor) -> Tensor:
+        parts = (layers.query(x), layers.key(image), layers.value(image))
+        return merge_heads(F.scaled_dot_product_attention(*(split_heads(part, self.heads) for part in parts)))
+
+    def forward(self, x: Tensor, image0: Tensor, image1: Tensor) -> Tensor:
+        return self.output(self._branch(self.self0, x, image0), self._branch(self.self1, x, image1), x)
+
+
+class Intermediate(nn.Module):
+    """First half of the feed-forward network, exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Post-norm BERT layer; words are pruned after self-attention, before cross-attention."""
+
+    def __init__(self, config: NlvrConfig, merge: bool) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.crossattention = TwinCrossAttention(config, merge)
+        self.intermediate = Intermediate(config.text_hidden, config.text_inter)
+        self.output = Output(config.text_inter, config.text_hidden, config.text_layer_norm_eps)
+
+    def forward(
+        self, x: Tensor, image0: Tensor, image1: Tensor, space_dict: Tensor, state: PruningState, layer: int
+    ) -> Tensor:
+        hidden, column, class_score = self.attention(x, state)
+        if column is not None and class_score is not None:
+            hidden = compact(hidden, align(x, space_dict, state), column, class_score, state, layer)
+        hidden = self.crossattention(hidden, image0, image1)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class Encoder(nn.Module):
+    """Holds the layers under the checkpoint's key."""
+
+    def __init__(self, config: NlvrConfig) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, index >= config.merge_from) for index in range(config.text_layers))
+
+
+class TextEncoder(nn.Module):
+    """Ids [B, L] and the tokens of two images -> hidden states [B, n, C]."""
+
+    def __init__(self, config: NlvrConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image0: Tensor,
+        image1: Tensor,
+        space_dict: Tensor,
+        temperature: Tensor | None,
+        *,
+        collect_aligned: bool = False,
+    ) -> tuple[Tensor, PruningState]:
+        x = self.embeddings(input_ids)
+        key_mask = (1 - attention_mask.to(torch.float32)) * MASKED
+        state = PruningState.start(key_mask, temperature, collect_aligned=collect_aligned)
+        for index, layer in enumerate(self.encoder.layer):
+            x = layer(x, image0, image1, space_dict, state, index)
+            if temperature is None:
+                state.counts.append(torch.tensor(x.shape[1], device=x.device))
+        return x, state
