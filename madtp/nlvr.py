@@ -83,9 +83,15 @@ class NlvrModel(nn.Module):
         images, vision = self.visual_encoder(
             torch.cat([image0, image1]), self.space_dict, tau, collect_aligned=collect_aligned
         )
-        first, second = images.chunk(2)
+        batch = image0.shape[0]
         words, text = self.text_encoder(
-            input_ids, attention_mask, first, second, self.space_dict, tau, collect_aligned=collect_aligned
+            input_ids,
+            attention_mask,
+            images[:batch],
+            images[batch:],
+            self.space_dict,
+            tau,
+            collect_aligned=collect_aligned,
         )
         output = NlvrOutput(self.cls_head(words[:, 0]), vision.token_counts(), text.token_counts())
         return output, vision.aligned, text.aligned

@@ -26,14 +26,14 @@ def merge_heads(x: Tensor) -> Tensor:
     return x.transpose(1, 2).flatten(2)
 
 
-def aligned_attention(qkv: Tensor, key_mask: Tensor, heads: int, causal: int = 0) -> tuple[Tensor, Tensor, Tensor]:
+def aligned_attention(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Self-attention that also returns the two statistics of its probabilities that pruning needs (sections 2, 3).
 
     Args:
         qkv: [B, L, 3C] float; query, key and value of every token, class token at index 0.
         key_mask: [B, L] float32, added to the scores of that key (0 or -10000).
-        heads: H, a divisor of C.
         causal: 1 hides later keys from every query.
+        heads: H, a divisor of C.
 
     Returns:
         context [B, L, C] in the dtype of `qkv`; column_score [B, L - 1] and class_score [B, L - 1], float32.
@@ -166,7 +166,7 @@ _token_compact_op = _register(TOKEN_COMPACT, token_compact)
 
 
 @_aligned_attention_op.register_fake
-def _(qkv: Tensor, key_mask: Tensor, heads: int, causal: int) -> tuple[Tensor, Tensor, Tensor]:
+def _(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, width = qkv.shape
     score = qkv.new_empty(batch, length - 1, dtype=torch.float32)
     return qkv.new_empty(batch, length, width // 3), score, torch.empty_like(score)
@@ -184,7 +184,7 @@ def _(
     min_keep: Tensor,
     layer: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    length = torch.library.get_ctx().new_dynamic_size()
+    length = torch.library.get_ctx().new_dynamic_size(min=2)  # a class token and at least one other
     batch, _, width = tokens.shape
     count = tokens.new_empty((), dtype=torch.int64)
     return (
@@ -200,7 +200,7 @@ def _(
 
 
 def _attention_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    qkv, key_mask, ctx.heads, ctx.causal = inputs
+    qkv, key_mask, ctx.causal, ctx.heads = inputs
     ctx.save_for_backward(qkv, key_mask)
 
 
@@ -208,7 +208,7 @@ def _attention_backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
     qkv, key_mask = ctx.saved_tensors
     with torch.enable_grad():
         qkv = qkv.detach().requires_grad_()
-        outputs = aligned_attention(qkv, key_mask.detach(), ctx.heads, ctx.causal)
+        outputs = aligned_attention(qkv, key_mask.detach(), ctx.causal, ctx.heads)
         (grad,) = torch.autograd.grad(outputs, qkv, grads)
     return grad, None, None, None
 

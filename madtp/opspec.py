@@ -38,7 +38,11 @@ class AttributeSpec:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """A custom op. `onnx_name` is its name in ONNX and TensorRT, `torch_name` in `torch.ops.madtp`."""
+    """A custom op. `onnx_name` is its name in ONNX and TensorRT, `torch_name` in `torch.ops.madtp`.
+
+    Attributes stand in alphabetical order, because an ONNX schema keeps them so and `torch.onnx` hands the torch op's
+    arguments over by position.
+    """
 
     onnx_name: str
     torch_name: str
@@ -48,7 +52,7 @@ class OpSpec:
 
     @property
     def torch_schema(self) -> str:
-        """The schema of the torch op: tensors, then attributes as ints; one tensor a line of `outputs`."""
+        """The schema of the torch op: tensors, then attributes as ints; one tensor for each of `outputs`."""
         arguments = [f"Tensor {spec.name}" for spec in self.inputs] + [f"int {spec.name}" for spec in self.attributes]
         return f"({', '.join(arguments)}) -> ({', '.join('Tensor' for _ in self.outputs)})"
 
@@ -66,8 +70,8 @@ ALIGNED_ATTENTION = OpSpec(
         TensorSpec("class_score", FLOAT32, ("B", "N"), "class query's row, heads weighted by the key's |context|"),
     ),
     attributes=(
-        AttributeSpec("heads", "number of attention heads"),
         AttributeSpec("causal", "1: a query sees no key after itself"),
+        AttributeSpec("heads", "number of attention heads"),
     ),
 )
 

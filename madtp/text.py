@@ -1,5 +1,7 @@
 """BERT with twin cross-attention (one branch an image), pruning its word tokens. Module names are checkpoint keys."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -63,7 +65,7 @@ class SelfAttention(nn.Module):
             )
             return self.output(merge_heads(context), x), None, None
         qkv = torch.cat([query, key, value], dim=-1)
-        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, self.heads, 0)
+        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
         return self.output(context, x), column, class_score
 
 
@@ -97,7 +99,10 @@ class TwinCrossAttention(nn.Module):
 
     def _branch(self, layers: Projections, x: Tensor, image: Tensor) -> Tensor:
         parts = (layers.query(x), layers.key(image), layers.value(image))
-        return merge_heads(F.scaled_dot_product_attention(*(split_heads(part, self.heads) for part in parts)))
+        query, key, value = (split_heads(part, self.heads) for part in parts)
+        # Spelled out, because torch.onnx writes a fused attention as a dozen shape computations.
+        scores = (query / math.sqrt(query.shape[-1])) @ key.mT
+        return merge_heads(scores.softmax(dim=-1) @ value)
 
     def forward(self, x: Tensor, image0: Tensor, image1: Tensor) -> Tensor:
         return self.output(self._branch(self.self0, x, image0), self._branch(self.self1, x, image1), x)

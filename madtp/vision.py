@@ -33,7 +33,7 @@ class Attention(nn.Module):
         if state.temperature is None:
             query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
             return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value))), None, None
-        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, self.heads, 0)
+        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
         return self.proj(context), column, class_score
 
 

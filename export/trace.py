@@ -1,0 +1,118 @@
+"""From the torch model to one ONNX file with the custom ops as nodes, their bodies as functions."""
+
+import logging
+import warnings
+from pathlib import Path
+
+import onnxscript
+import torch
+from onnx import checker
+from onnxscript import ir
+from torch.export import Dim
+
+from export.functions import OPSET, functions, op_schema
+from madtp.nlvr import NlvrModel
+from madtp.opspec import DOMAIN, OPS, VERSION
+
+TRACE_BATCH = 2  # any number but 0 and 1, which torch.export would take for constants
+TRACE_TEXT = 8
+MIN_TEXT = 3  # for the tracer alone; the graph itself runs with two tokens, [ENC] and [SEP]
+EXTERNAL_DATA_LIMIT = 2_000_000_000  # bytes of weights; a protobuf file holds at most 2 GiB
+
+_logger = logging.getLogger(__name__)
+
+
+def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
+    """The model as an ONNX program: batch and text length dynamic, temperature an input, custom ops kept as nodes.
+
+    Args:
+        model: in eval mode.
+
+    Returns:
+        A program whose weights still share the model's memory; see `save_onnx`.
+    """
+    config = model.config
+    batch, text = Dim("batch"), Dim("text", min=MIN_TEXT, max=config.max_position)
+    image = torch.zeros(TRACE_BATCH, 3, config.image_size, config.image_size)
+    ids = torch.ones(TRACE_BATCH, TRACE_TEXT, dtype=torch.int64)
+    dynamic_shapes = {
+        "image0": {0: batch},
+        "image1": {0: batch},
+        "input_ids": {0: batch, 1: text},
+        "attention_mask": {0: batch, 1: text},
+        "temperature": {},
+    }
+    with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx"):
+        warnings.simplefilter("ignore")  # torch's remarks about its own internals
+        program = torch.export.export(
+            model,
+            (image, image, ids, ids, torch.tensor(1.0)),
+            dynamic_shapes=dynamic_shapes,
+        )
+        traced = torch.onnx.export(
+            program,
+            (),
+            dynamo=True,
+            opset_version=OPSET,
+            optimize=True,
+            custom_translation_table=_translations(),
+            dynamic_shapes=dynamic_shapes,  # again, to name the dimensions
+            input_names=list(model.input_names),
+            output_names=list(model.output_names),
+            verbose=False,
+        )
+    assert traced is not None
+    _attach_functions(traced.model)
+    return traced
+
+
+def _translations() -> dict[object, onnxscript.values.Op]:
+    """Torch op -> ONNX op; a plain op (not an onnxscript function) is what torch.onnx does not inline."""
+    opset = onnxscript.values.Opset(DOMAIN, VERSION)
+    return {
+        getattr(torch.ops.madtp, spec.torch_name).default: onnxscript.values.Op(opset, spec.onnx_name, op_schema(spec))
+        for spec in OPS
+    }
+
+
+def _attach_functions(model: ir.Model) -> None:
+    """Give the custom nodes their bodies (ONNX Runtime inlines them) and their plugin namespace (TensorRT's key)."""
+    for function in map(ir.from_proto, functions()):
+        model.functions[function.identifier()] = function
+    model.opset_imports[DOMAIN] = VERSION
+    for node in model.graph:
+        node.metadata_props.clear()  # stack traces: paths of the machine that exported
+        if node.domain == DOMAIN:
+            node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
+            node.attributes.add(ir.AttrString("plugin_version", str(VERSION)))
+
+
+def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool | None = None) -> None:
+    """Write `program` to `path` and check it.
+
+    Args:
+        program: from `trace_model`.
+        path: the .onnx file.
+        external_data: weights go to `<path>.data` beside it. None: when they are over 2 GB.
+
+    Raises:
+        onnx.checker.ValidationError: the graph is invalid; a defect of this package.
+    """
+    weights = sum(value.const_value.nbytes for value in program.model.graph.initializers.values() if value.const_value)
+    external = weights > EXTERNAL_DATA_LIMIT if external_data is None else external_data
+    program.save(str(path), external_data=external)
+    checker.check_model(str(path), full_check=True)
+
+
+class _quiet:
+    """Context in which a logger says nothing below an error."""
+
+    def __init__(self, name: str) -> None:
+        self._target = logging.getLogger(name)
+
+    def __enter__(self) -> None:
+        self._level = self._target.level
+        self._target.setLevel(logging.ERROR)
+
+    def __exit__(self, *_: object) -> None:
+        self._target.setLevel(self._level)

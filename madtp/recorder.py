@@ -1,0 +1,96 @@
+"""Watching what is pruned: every `token_compact` of a forward pass, with the scores and thresholds that decided it."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from madtp.ops import learned_threshold, token_counts, token_importance
+
+
+@dataclass(frozen=True)
+class CompactRecord:
+    """One pruning step.
+
+    Attributes:
+        layer: index of the encoder layer.
+        importance: [B, N] float32; threshold: [B] float32.
+        counts: [B] int64, tokens above their own threshold.
+        keep: K, the largest of `counts`.
+        pruned: whether tokens were dropped.
+        tokens_out: tokens after the layer, class token included.
+        source_ids: [B, tokens_out] int32.
+    """
+
+    layer: int
+    importance: Tensor
+    threshold: Tensor
+    counts: Tensor
+    keep: int
+    pruned: bool
+    tokens_out: int
+    source_ids: Tensor
+
+    @property
+    def margin(self) -> float:
+        """How far, relative to the mean |importance|, a score or the threshold has to move to change what is kept.
+
+        The distances looked at are those that decide: of the K-th score to the threshold in the samples that ask for
+        K tokens, of the next score to the threshold in all, and between the K-th and the next score in all.
+        """
+        if not (self.importance.isfinite().all() and self.threshold.isfinite().all()):
+            return 0.0
+        ordered = self.importance.sort(dim=1, descending=True).values
+        length, distances = ordered.shape[1], [float("inf")]
+        if 0 < self.keep <= length:
+            deciding = self.counts == self.keep
+            distances.append((ordered[:, self.keep - 1] - self.threshold)[deciding].min().item())
+        if self.keep < length:
+            distances.append((self.threshold - ordered[:, self.keep]).min().item())
+        if self.pruned:
+            distances.append((ordered[:, self.keep - 1] - ordered[:, self.keep]).min().item())
+        return max(0.0, min(distances)) / max(self.importance.abs().mean().item(), 1e-30)
+
+
+class PruningRecorder(TorchDispatchMode):
+    """Context in which every pruning step of a model is recorded, in the order in which they run.
+
+    Attributes:
+        records: one per `token_compact` call; the NLVR model's vision layers come first, then its text layers.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.records: list[CompactRecord] = []
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        output = func(*args, **(kwargs or {}))
+        if func is torch.ops.madtp.token_compact.default:
+            self.records.append(_record(args, output))
+        return output
+
+
+def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:
+    tokens, _, _, column_score, class_score, alignment, temperature, _, layer = args
+    importance = token_importance(column_score, class_score, alignment)
+    threshold = importance.new_full((tokens.shape[0],), -torch.inf)
+    counts = torch.full((tokens.shape[0],), importance.shape[1])
+    if temperature > 0:
+        threshold = learned_threshold(importance, alignment, temperature)
+        counts = token_counts(importance, threshold)
+    tokens_out = output[0].shape[1]
+    return CompactRecord(
+        layer=layer,
+        importance=importance,
+        threshold=threshold,
+        counts=counts,
+        keep=int(counts.max()),
+        pruned=tokens_out != tokens.shape[1],
+        tokens_out=tokens_out,
+        source_ids=output[2],
+    )
