@@ -2,7 +2,9 @@
 
 import logging
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import onnxscript
 import torch
@@ -12,14 +14,12 @@ from torch.export import Dim
 
 from export.functions import OPSET, functions, op_schema
 from madtp.nlvr import NlvrModel
-from madtp.opspec import DOMAIN, OPS, VERSION
+from madtp.opspec import DOMAIN, OPS, VERSION, OpSpec
 
 TRACE_BATCH = 2  # any number but 0 and 1, which torch.export would take for constants
 TRACE_TEXT = 8
 MIN_TEXT = 3  # for the tracer alone; the graph itself runs with two tokens, [ENC] and [SEP]
 EXTERNAL_DATA_LIMIT = 2_000_000_000  # bytes of weights; a protobuf file holds at most 2 GiB
-
-_logger = logging.getLogger(__name__)
 
 
 def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
@@ -33,8 +33,9 @@ def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
     """
     config = model.config
     batch, text = Dim("batch"), Dim("text", min=MIN_TEXT, max=config.max_position)
-    image = torch.zeros(TRACE_BATCH, 3, config.image_size, config.image_size)
-    ids = torch.ones(TRACE_BATCH, TRACE_TEXT, dtype=torch.int64)
+    # Four tensors and not two: torch.export takes arguments that are one object for one input.
+    images = [torch.zeros(TRACE_BATCH, 3, config.image_size, config.image_size) for _ in range(2)]
+    words = [torch.ones(TRACE_BATCH, TRACE_TEXT, dtype=torch.int64) for _ in range(2)]
     dynamic_shapes = {
         "image0": {0: batch},
         "image1": {0: batch},
@@ -46,7 +47,7 @@ def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
         warnings.simplefilter("ignore")  # torch's remarks about its own internals
         program = torch.export.export(
             model,
-            (image, image, ids, ids, torch.tensor(1.0)),
+            (*images, *words, torch.tensor(1.0)),
             dynamic_shapes=dynamic_shapes,
         )
         traced = torch.onnx.export(
@@ -66,13 +67,21 @@ def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
     return traced
 
 
-def _translations() -> dict[object, onnxscript.values.Op]:
-    """Torch op -> ONNX op; a plain op (not an onnxscript function) is what torch.onnx does not inline."""
-    opset = onnxscript.values.Opset(DOMAIN, VERSION)
-    return {
-        getattr(torch.ops.madtp, spec.torch_name).default: onnxscript.values.Op(opset, spec.onnx_name, op_schema(spec))
-        for spec in OPS
-    }
+def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
+    """Torch op -> what writes its node; an op (not an onnxscript function) is what torch.onnx does not inline."""
+    return {getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in OPS}
+
+
+def _translation(spec: OpSpec) -> Callable[..., Any]:
+    op = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, VERSION), spec.onnx_name, op_schema(spec))
+    tensors = len(spec.inputs)
+
+    def translate(*arguments: Any) -> Any:
+        # Attributes by name: the schema keeps them unordered, and torch.onnx would hand them over by position.
+        names = (attribute.name for attribute in spec.attributes)
+        return op(*arguments[:tensors], **dict(zip(names, arguments[tensors:], strict=True)))
+
+    return translate
 
 
 def _attach_functions(model: ir.Model) -> None:

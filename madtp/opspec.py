@@ -38,11 +38,7 @@ class AttributeSpec:
 
 @dataclass(frozen=True)
 class OpSpec:
-    """A custom op. `onnx_name` is its name in ONNX and TensorRT, `torch_name` in `torch.ops.madtp`.
-
-    Attributes stand in alphabetical order, because an ONNX schema keeps them so and `torch.onnx` hands the torch op's
-    arguments over by position.
-    """
+    """A custom op. `onnx_name` is its name in ONNX and TensorRT, `torch_name` in `torch.ops.madtp`."""
 
     onnx_name: str
     torch_name: str
