@@ -257,8 +257,7 @@ def op_schema(spec: OpSpec) -> OpSchema:
         outputs=[parameter(entry.name, entry.dtype) for entry in spec.outputs],
         type_constraints=[(FLOAT, [f"tensor({t})" for t in ("float", "float16", "bfloat16")], "engine data type")],
         attributes=[
-            OpSchema.Attribute(entry.name, OpSchema.AttrType.INT, entry.doc, required=True)
-            for entry in spec.attributes
+            OpSchema.Attribute(entry.name, OpSchema.AttrType.INT, entry.doc, required=True) for entry in spec.attributes
         ],
     )
 

@@ -86,8 +86,9 @@ def _translation(spec: OpSpec) -> Callable[..., Any]:
 
 def _attach_functions(model: ir.Model) -> None:
     """Give the custom nodes their bodies (ONNX Runtime inlines them) and their plugin namespace (TensorRT's key)."""
-    for function in map(ir.from_proto, functions()):
-        model.functions[function.identifier()] = function
+    for function in functions():
+        body = ir.serde.deserialize_function(function)
+        model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION
     for node in model.graph:
         node.metadata_props.clear()  # stack traces: paths of the machine that exported

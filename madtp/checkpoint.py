@@ -134,7 +134,9 @@ def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
     record("text_encoder.encoder.layer.0.intermediate.dense.weight", text_inter=0)
     sizes["vit_depth"] = _layers(state, r"visual_encoder\.blocks\.(\d+)\.")
     sizes["text_layers"] = _layers(state, r"text_encoder\.encoder\.layer\.(\d+)\.")
-    merging = [int(m[1]) for key in state if (m := re.search(r"layer\.(\d+)\.crossattention\.output\.merge_layer", key))]
+    merging = [
+        int(m[1]) for key in state if (m := re.search(r"layer\.(\d+)\.crossattention\.output\.merge_layer", key))
+    ]
     sizes["merge_from"] = min(merging, default=sizes["text_layers"])
     position = state.get("visual_encoder.pos_embed")
     if isinstance(position, Tensor) and position.dim() == 3 and "patch_size" in sizes:

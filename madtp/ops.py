@@ -89,7 +89,9 @@ def token_counts(importance: Tensor, threshold: Tensor) -> Tensor:
 def importance_rank(importance: Tensor) -> Tensor:
     """rank [B, N] int64, 0 for the most important token; of equal ones the lower index is the better."""
     order = importance.sort(dim=1, descending=True, stable=True).indices
-    return torch.empty_like(order).scatter_(1, order, torch.arange(order.shape[1], device=order.device).expand_as(order))
+    return torch.empty_like(order).scatter_(
+        1, order, torch.arange(order.shape[1], device=order.device).expand_as(order)
+    )
 
 
 def token_compact(

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from tokenizers import Tokenizer
-from tokenizers.implementations import BertWordPieceTokenizer
+from tokenizers import BertWordPieceTokenizer
 from torch import Tensor
 
 from madtp.config import NlvrConfig
@@ -36,7 +35,7 @@ def image_tensor(image: Image.Image, size: int) -> Tensor:
     """[3, size, size] float32: RGB, bicubic resize to a square (aspect ratio not kept), CLIP's mean and deviation."""
     resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(resized, dtype=np.float32) / 255
-    normalized = (pixels - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    normalized = (pixels - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
     return torch.from_numpy(normalized.transpose(2, 0, 1).copy())
 
 
@@ -76,7 +75,7 @@ class TextProcessor:
                 "Use the vocab.txt that the checkpoint was trained with.",
             )
         self.config = config
-        self._tokenizer: Tokenizer = BertWordPieceTokenizer(str(vocab), lowercase=True)
+        self._tokenizer = BertWordPieceTokenizer(str(vocab), lowercase=True)
 
     def ids(self, sentence: str) -> list[int]:
         """Ids of one sentence: [ENC], its pieces, [SEP]."""

@@ -59,10 +59,8 @@ class SelfAttention(nn.Module):
     def forward(self, x: Tensor, state: PruningState) -> tuple[Tensor, Tensor | None, Tensor | None]:
         query, key, value = self.self.query(x), self.self.key(x), self.self.value(x)
         if state.temperature is None:
-            context = F.scaled_dot_product_attention(
-                *(split_heads(part, self.heads) for part in (query, key, value)),
-                attn_mask=state.key_mask[:, None, None, :],
-            )
+            query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=state.key_mask[:, None, None, :])
             return self.output(merge_heads(context), x), None, None
         qkv = torch.cat([query, key, value], dim=-1)
         context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)

@@ -220,7 +220,8 @@ def _layer_mismatches(layer: LayerTrace, recorded: LayerTrace) -> Iterator[str]:
         yield f"{layer.tokens_out} tokens, recorded {recorded.tokens_out}"
     elif layer.source_ids is not None and recorded.source_ids is not None:
         # Kept tokens are a set here: the recorded storage order is another, and irrelevant to this task.
-        if not torch.equal(layer.source_ids.long().sort(dim=1).values, recorded.source_ids.sort(dim=1).values):
+        kept, expected = (ids.long().sort(dim=1).values for ids in (layer.source_ids, recorded.source_ids))
+        if not torch.equal(kept, expected):
             yield "kept set differs"
     if layer.keep is not None and recorded.keep is not None and layer.keep != recorded.keep:
         yield f"K = {layer.keep}, recorded {recorded.keep}"

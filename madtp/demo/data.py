@@ -103,16 +103,16 @@ class Scenes:
         table = statements()
         self._truth = np.stack([statement.truth for statement in table], axis=-1)  # [10, 10, S]
         templates = np.array([statement.template for statement in table])
-        self._weights = 1.0 / np.bincount(templates)[templates]  # every template equally often
-        
+        self._same_template = (templates[:, None] == templates).astype(np.float64)  # [S, S]
+
     def batch(self, rng: np.random.Generator, count: int, questions: int = 1) -> Batch:
         """`count` pairs, half of them of one digit, with `questions` statements each, half of which are true."""
         left = rng.integers(10, size=count)
         right = np.where(np.arange(count) % 2 == 0, left, (left + rng.integers(1, 10, size=count)) % 10)
         wanted = (np.arange(count)[:, None] // 2 + np.arange(questions)) % 2 == 0
-        truth = self._truth[left, right]  # [B, S]
-        weight = (truth[:, None, :] == wanted[:, :, None]) * self._weights
-        total = weight.cumsum(axis=-1)
+        fitting = self._truth[left, right][:, None, :] == wanted[:, :, None]  # [B, M, S]
+        rivals = np.maximum(fitting @ self._same_template, 1)
+        total = (fitting / rivals).cumsum(axis=-1)  # every template equally often, else the sentence tells the answer
         chosen = (total < rng.random((count, questions, 1)) * total[..., -1:]).sum(axis=-1)
         shown = np.stack([left, right])
         images = self._render(rng, shown.reshape(-1)).reshape(2, count, CANVAS, CANVAS, 3)

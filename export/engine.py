@@ -1,0 +1,152 @@
+"""From ONNX to a TensorRT plan. The build runs in a process of its own (`export/engine_worker.py`).
+
+That keeps the builder's gigabytes and its aborts out of ours, makes Ctrl-C immediate, and is what lets us set the
+library path that the parser of TensorRT for RTX needs.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx.inliner
+
+from export.backends import Backend
+from export.errors import BackendError
+from export.files import output_error
+from export.options import Range
+from madtp.config import NlvrConfig
+from madtp.opspec import DOMAIN
+
+WORKER = "export.engine_worker"
+LOG_LINES = 12  # of the builder, shown when it fails
+
+
+@dataclass(frozen=True)
+class BuildSpec:
+    """What the worker is told: paths, the backend's module, the profile {input: [min, opt, max] shapes}."""
+
+    module: str
+    onnx: str
+    plan: str
+    timing_cache: str
+    profile: dict[str, list[list[int]]]
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What the worker answers: network layers, plugin layers among them, whether the timing cache was there before."""
+
+    layers: int
+    plugin_layers: int
+    timing_cache_reused: bool
+
+
+def input_profile(config: NlvrConfig, batch: Range, text: Range) -> dict[str, list[list[int]]]:
+    """Minimum, optimum and maximum shape of every input that has a dynamic dimension."""
+    image = [3, config.image_size, config.image_size]
+    images = [[size, *image] for size in (batch.min, batch.opt, batch.max)]
+    pairs = ((batch.min, text.min), (batch.opt, text.opt), (batch.max, text.max))
+    words = [[size, length] for size, length in pairs]
+    return {"image0": images, "image1": images, "input_ids": words, "attention_mask": words}
+
+
+def inline_functions(source: Path, target: Path) -> None:
+    """Write `source` with its custom nodes replaced by their bodies; weights stay where they are.
+
+    Both files have to lie in one folder, because the external weights are named relative to it.
+    """
+    model = onnx.inliner.inline_local_functions(onnx.load(str(source), load_external_data=False))
+    left = [node.op_type for node in model.graph.node if node.domain == DOMAIN]
+    assert not left, f"not inlined: {left}"
+    onnx.save(model, str(target))
+
+
+def build_plan(
+    backend: Backend,
+    source: Path,
+    plan: Path,
+    timing_cache: Path,
+    profile: Mapping[str, list[list[int]]],
+    on_phase: Callable[[str], None],
+) -> BuildResult:
+    """Build `plan` from the ONNX file `source`.
+
+    Args:
+        timing_cache: read where it exists, written after the build.
+        on_phase: called with the builder's phases as they begin.
+
+    Raises:
+        BackendError: the parser or builder failed; the message ends with its log.
+        OutputError: the plan could not be written.
+    """
+    spec = BuildSpec(backend.module, str(source), str(plan), str(timing_cache), dict(profile))
+    with tempfile.TemporaryDirectory() as scratch:
+        spec_path = Path(scratch) / "spec.json"
+        spec_path.write_text(json.dumps(asdict(spec)))
+        with (Path(scratch) / "log").open("w+") as log:
+            worker = subprocess.Popen(
+                [sys.executable, "-m", WORKER, str(spec_path)],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
+                env=_worker_environment(backend, Path(scratch)),
+            )
+            try:
+                result = _follow(worker, on_phase)
+            finally:
+                worker.kill()
+                worker.wait()
+            log.seek(0)
+            lines = log.read().splitlines()
+    if "errno" in result:
+        raise output_error(plan, OSError(result["errno"], os.strerror(result["errno"])))
+    if "layers" not in result:
+        raise BackendError(
+            f"{backend.name} {backend.version} did not build the engine",
+            "\n".join(lines[-LOG_LINES:]) or f"Its process ended with status {worker.returncode}.",
+            "Report this with the log above; --engine out.onnx builds for ONNX Runtime meanwhile.",
+        )
+    return BuildResult(**result)
+
+
+def _follow(worker: "subprocess.Popen[str]", on_phase: Callable[[str], None]) -> dict[str, Any]:
+    """Read the worker's lines (one JSON object each) until it ends; the last `result` is the answer."""
+    result: dict[str, Any] = {}
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        try:
+            message = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # a library's own print
+        if "phase" in message:
+            on_phase(message["phase"])
+        result = message.get("result", result)
+    return result if worker.wait() == 0 else {key: value for key, value in result.items() if key == "errno"}
+
+
+def _worker_environment(backend: Backend, scratch: Path) -> dict[str, str]:
+    """The worker's environment.
+
+    The RTX parser opens `libtensorrt_rtx.so`, but the wheel ships only `libtensorrt_rtx.so.1`; without a library of
+    that name on the path the parser aborts the process.
+    """
+    environment = dict(os.environ)
+    root = str(Path(__file__).resolve().parent.parent)
+    environment["PYTHONPATH"] = os.pathsep.join(filter(None, [root, environment.get("PYTHONPATH")]))
+    if backend.name == "tensorrt-rtx":
+        environment["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"
+        package = find_spec("tensorrt_rtx_libs")
+        for folder in (package.submodule_search_locations or []) if package else []:
+            (scratch / "libtensorrt_rtx.so").symlink_to(Path(folder) / "libtensorrt_rtx.so.1")
+        environment["LD_LIBRARY_PATH"] = os.pathsep.join(
+            filter(None, [str(scratch), environment.get("LD_LIBRARY_PATH")])
+        )
+    return environment

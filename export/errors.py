@@ -1,0 +1,19 @@
+"""Errors of the export pipeline that the user's input or machine causes; the command line exits 2 on each."""
+
+from madtp.errors import MadtpError
+
+
+class OptionError(MadtpError):
+    """Options that contradict each other, the model, or what this version can do."""
+
+
+class OutputError(MadtpError):
+    """The output cannot be written."""
+
+
+class BackendError(MadtpError):
+    """No runtime on this machine can build or run what was asked for, or it failed to."""
+
+
+class ManifestError(MadtpError):
+    """A manifest is missing, malformed, or belongs to other files."""

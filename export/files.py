@@ -1,0 +1,96 @@
+"""Writing outputs so that an interrupted or failed run leaves the previous ones as they were."""
+
+import errno
+import hashlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+
+from export.errors import OutputError
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+class Staging:
+    """A hidden folder beside the outputs: files are completed there, then renamed into place.
+
+    Use as a context; whatever was not committed is removed at its end.
+
+    Args:
+        target: the main output; its folder has to exist.
+        needed: bytes that will be written, as far as known.
+
+    Raises:
+        OutputError: the folder is missing or not writable, the target is a folder, or the disk has no room.
+    """
+
+    def __init__(self, target: Path, needed: int = 0) -> None:
+        check_writable(target, needed)
+        self.target = target
+
+    def __enter__(self) -> "Staging":
+        with write_errors(self.target):
+            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def commit(self, names: Iterable[str]) -> None:
+        """Move the finished files to where they belong; name the one that users open first last."""
+        with write_errors(self.target):
+            for name in names:
+                os.replace(self.folder / name, self.target.parent / name)
+
+
+def check_writable(target: Path, needed: int = 0) -> None:
+    """Raise OutputError where `target` can certainly not be written. Writes nothing."""
+    parent = target.parent
+    if target.is_dir():
+        raise OutputError(f"cannot write '{target}'", "It is a folder.", "Name a file in it, e.g. out.plan.")
+    if not parent.is_dir():
+        why = "It is a file." if parent.exists() else "It does not exist."
+        raise OutputError(f"cannot write into '{parent}'", why, f"Create it (mkdir -p '{parent}') or name another.")
+    if not os.access(parent, os.W_OK):
+        raise OutputError(
+            f"cannot write into '{parent}'", "You have no permission to.", "Name a folder that you can write to."
+        )
+    free = shutil.disk_usage(parent).free
+    if free < needed:
+        raise OutputError(
+            f"not enough room in '{parent}'",
+            f"The export writes about {needed / 1e6:.0f} MB there and {free / 1e6:.0f} MB are free.",
+            "Free some space or name another folder.",
+        )
+
+
+@contextmanager
+def write_errors(target: Path) -> Iterator[None]:
+    """Turn an operating system error inside the block into an OutputError about `target`."""
+    try:
+        yield
+    except OSError as error:
+        raise output_error(target, error) from error
+
+
+def output_error(target: Path, error: OSError) -> OutputError:
+    """The OutputError that says what `error` means for `target`."""
+    if error.errno in _DISK_FULL:
+        return OutputError(
+            f"the disk is full: cannot write '{target}'",
+            f"{error.strerror}. Earlier outputs were left as they were.",
+            "Free some space (an export needs up to three times the checkpoint) or name another folder.",
+        )
+    return OutputError(f"cannot write '{target}'", error.strerror or str(error), "Name a folder that you can write to.")
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

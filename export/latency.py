@@ -1,0 +1,43 @@
+"""Side-by-side latency: every candidate is timed in turn, round after round, so that noise hits all alike."""
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+WARMUP_ROUNDS = 1
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Milliseconds a call: median, 10th and 90th percentile of `calls` timed calls."""
+
+    median_ms: float
+    p10_ms: float
+    p90_ms: float
+    calls: int
+
+
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 3, max_rounds: int = 50
+) -> dict[str, Latency]:
+    """Call every candidate once a round for about `seconds`, at least `min_rounds` rounds after a warm-up."""
+    times: dict[str, list[float]] = {name: [] for name in candidates}
+    for _ in range(WARMUP_ROUNDS):
+        for call in candidates.values():
+            call()
+    started = time.perf_counter()
+    rounds = 0
+    while rounds < min_rounds or (rounds < max_rounds and time.perf_counter() - started < seconds):
+        for name, call in candidates.items():
+            begin = time.perf_counter()
+            call()
+            times[name].append((time.perf_counter() - begin) * 1e3)
+        rounds += 1
+    return {name: _summarize(values) for name, values in times.items()}
+
+
+def _summarize(values: list[float]) -> Latency:
+    p10, median, p90 = np.percentile(values, [10, 50, 90])
+    return Latency(float(median), float(p10), float(p90), len(values))

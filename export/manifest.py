@@ -1,0 +1,99 @@
+"""The manifest `out.json` that goes with every artifact: what it is, how it was made, what was proved of it.
+
+The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); reading checks a file against it.
+"""
+
+import json
+from collections.abc import Mapping
+from importlib import metadata, resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from export.errors import ManifestError
+from export.files import sha256
+from export.runner import TensorInfo
+
+SCHEMA_VERSION = 1
+PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
+
+
+def manifest_path(artifact: Path) -> Path:
+    """`out.json` beside `out.plan`."""
+    return artifact.with_suffix(".json")
+
+
+def tool_versions() -> dict[str, str]:
+    """Versions of the packages that shaped the artifact."""
+    return {name: metadata.version(name) for name in PACKAGES}
+
+
+def _schema() -> dict[str, Any]:
+    text = resources.files("export").joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
+def dump_manifest(manifest: Mapping[str, Any]) -> str:
+    """The manifest's text, checked against the schema first."""
+    jsonschema.validate(manifest, _schema())
+    return json.dumps(manifest, indent=2) + "\n"
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A manifest from disk.
+
+    Raises:
+        ManifestError: missing, not JSON, of another schema version, or malformed.
+    """
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ManifestError(
+            f"cannot read the manifest '{path}'", str(error), "It is written beside the artifact; keep both together."
+        ) from error
+    version = manifest.get("schema") if isinstance(manifest, dict) else None
+    if version != SCHEMA_VERSION:
+        raise ManifestError(
+            f"the manifest '{path}' is of schema {version!r}",
+            f"This version reads schema {SCHEMA_VERSION}.",
+            "Export again, or use the version that wrote it.",
+        )
+    try:
+        jsonschema.validate(manifest, _schema())
+    except jsonschema.ValidationError as error:
+        raise ManifestError(
+            f"the manifest '{path}' is malformed", f"At {error.json_path}: {error.message}.", "Export again."
+        ) from error
+    return dict(manifest)
+
+
+def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path) -> None:
+    """Refuse an artifact or checkpoint that the manifest does not describe.
+
+    Raises:
+        ManifestError: the artifact is missing or its hash, or the checkpoint's, is another.
+    """
+    recorded = {part["artifact"]: part for part in manifest["parts"]}.get(artifact.name)
+    if recorded is None or not artifact.is_file():
+        raise ManifestError(
+            f"there is no artifact '{artifact}' of this manifest",
+            "The file is missing or was renamed.",
+            "Keep artifact and manifest together under the names that the export gave them.",
+        )
+    files = {artifact: recorded["sha256"], checkpoint: manifest["checkpoint"]["sha256"]}
+    if recorded["external_data"] is not None:
+        files[artifact.parent / recorded["external_data"]["file"]] = recorded["external_data"]["sha256"]
+    for path, digest in files.items():
+        if not path.is_file() or sha256(path) != digest:
+            raise ManifestError(
+                f"'{path}' is not the file that the manifest of '{artifact}' describes",
+                "It is missing, or its sha256 is another.",
+                "Use the files of one export, or export again.",
+            )
+
+
+def tensor_infos(entries: list[dict[str, Any]]) -> list[TensorInfo]:
+    """The inputs or outputs that a manifest part lists."""
+    return [TensorInfo(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries]

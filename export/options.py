@@ -1,0 +1,124 @@
+"""What a user can ask of an export, checked as far as that goes without reading a file."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.errors import OptionError
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+LAYOUTS = ("dynamic", "packed")
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that one dimension may take: the engine accepts min to max and is tuned for opt."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise OptionError(
+                f"the range {self} is not ascending", "It has to be 1 <= MIN <= OPT <= MAX.", "E.g. 1:4:16."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> "Range":
+        """From "MIN:OPT:MAX", or one number for all three.
+
+        Raises:
+            OptionError: not numbers, or not ascending.
+        """
+        parts = text.split(":")
+        try:
+            numbers = [int(part) for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 3
+        if len(numbers) != 3:
+            raise OptionError(
+                f"{option} is '{text}'", "It has to be MIN:OPT:MAX or one number.", f"E.g. {option} 1:4:16."
+            )
+        return cls(*numbers)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """One export. None means the default, which may depend on the model.
+
+    Attributes:
+        checkpoint: the .pt or .pth file.
+        engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
+        config: JSON file of sizes that win over the checkpoint's.
+        backend: one of BACKENDS.
+        precision: one of PRECISIONS.
+        layout: one of LAYOUTS.
+        batch: requests a call; None is 1:1:8.
+        text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
+        temperature: default written to the manifest; None is the checkpoint's.
+        plugins: "none", "auto", or the path of a plugin library.
+        calib: folder of calibration data.
+        samples: folder of samples to check the result on; None is the demo's.
+    """
+
+    checkpoint: Path
+    engine: Path
+    config: Path | None = None
+    backend: str = "auto"
+    precision: str = "fp32"
+    layout: str = "dynamic"
+    batch: Range | None = None
+    text: Range | None = None
+    temperature: float | None = None
+    plugins: str = "auto"
+    calib: Path | None = None
+    samples: Path | None = None
+
+    def __post_init__(self) -> None:
+        suffix = self.engine.suffix
+        if suffix not in (".plan", ".onnx"):
+            raise OptionError(
+                f"--engine '{self.engine}' ends in '{suffix}'",
+                "The ending says what is built: .plan a TensorRT engine, .onnx an ONNX Runtime model.",
+                "Use out.plan or out.onnx.",
+            )
+        if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
+            raise OptionError(
+                f"--backend {self.backend} does not write {suffix} files",
+                "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
+                "Leave --backend out, or change the ending of --engine.",
+            )
+        if self.precision != "fp32":
+            raise OptionError(
+                f"--precision {self.precision} is not available",
+                "This version exports fp32 only; nothing was built in another precision instead.",
+                "Use --precision fp32.",
+            )
+        if self.layout != "dynamic":
+            raise OptionError(
+                f"--layout {self.layout} is not available",
+                "This version exports the dynamic layout only.",
+                "Use --layout dynamic.",
+            )
+        if self.plugins not in ("none", "auto"):
+            raise OptionError(
+                f"--plugins {self.plugins} is not available",
+                "This version has no plugin library; it inlines the function bodies of the custom ops.",
+                "Use --plugins none.",
+            )
+        if self.calib is not None:
+            raise OptionError(
+                "--calib is given but nothing is quantised",
+                "Calibration data serves int8 and fp8 only.",
+                "Leave --calib out.",
+            )
+        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+            raise OptionError(
+                f"--temperature is {self.temperature}", "It has to be a finite number.", "Use 0 for the dense model."
+            )

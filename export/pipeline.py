@@ -1,0 +1,289 @@
+"""The main job: checkpoint -> ONNX -> engine -> check -> artifact and manifest. Stages are named for what they make."""
+
+import datetime
+import gc
+import time
+from collections import Counter
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import onnx
+from onnx import ModelProto
+
+import madtp
+from export.backends import Backend, choose_backend
+from export.check import Validation, validate_runner
+from export.engine import build_plan, inline_functions, input_profile
+from export.errors import BackendError, OptionError
+from export.files import Staging, check_writable, sha256, write_errors
+from export.manifest import dump_manifest, manifest_path, tensor_infos, tool_versions
+from export.options import ExportOptions, Range
+from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
+from export.samples import SampleSet, load_samples
+from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_model
+from madtp.checkpoint import read_checkpoint
+from madtp.nlvr import NlvrModel
+from madtp.opspec import DOMAIN
+from madtp.preprocess import DROPPED_PUNCTUATION, IMAGE_MEAN, IMAGE_STD
+
+DEFAULT_BATCH = Range(1, 1, 8)
+DEFAULT_TEXT = (2, 24, 64)  # tokens of an NLVR2 sentence: 40 words at most in the official reader
+
+
+class Progress(Protocol):
+    """Told what the pipeline is doing; see `export.report` for the one that people see."""
+
+    def stage(self, description: str) -> None:
+        """A new stage begins."""
+        ...
+
+    def detail(self, text: str) -> None:
+        """Something within the stage."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything an export needs, read and checked; nothing written yet."""
+
+    options: ExportOptions
+    model: NlvrModel
+    backend: Backend
+    batch: Range
+    text: Range
+    temperature: float
+    samples: SampleSet
+    weight_bytes: int
+
+
+@dataclass
+class ExportResult:
+    """What an export made. `manifest` is None when parity failed and nothing was written."""
+
+    validation: Validation
+    backend: Backend
+    artifact: Path
+    manifest: dict[str, Any] | None = None
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+def prepare(options: ExportOptions) -> Prepared:
+    """Read and check every input of an export; the preflight. Writes nothing.
+
+    Raises:
+        MadtpError: whatever is wrong with the options, the checkpoint, the samples, the output or this machine.
+    """
+    check_writable(options.engine)
+    backend = choose_backend(options.backend, options.engine.suffix)
+    model = madtp.load(options.checkpoint, options.config)
+    text = options.text or Range(*(min(size, model.config.max_position) for size in DEFAULT_TEXT))
+    if text.max > model.config.max_position:
+        raise OptionError(
+            f"--text {text} allows {text.max} tokens",
+            f"The model has {model.config.max_position} positions.",
+            f"Use at most {model.config.max_position}.",
+        )
+    if text.min < 2:
+        raise OptionError(
+            f"--text {text} allows one token", "A sentence has at least [ENC] and [SEP].", "Use 2 or more."
+        )
+    batch = options.batch or DEFAULT_BATCH
+    samples = load_samples(options.samples, options.checkpoint, model.config)
+    _check_samples(samples, model, batch, text)
+    weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    check_writable(options.engine, needed=weight_bytes)
+    temperature = model.temperature if options.temperature is None else options.temperature
+    return Prepared(options, model, backend, batch, text, temperature, samples, weight_bytes)
+
+
+def _check_samples(samples: SampleSet, model: NlvrModel, batch: Range, text: Range) -> None:
+    """Samples that the profile would refuse are an error now, not after the build."""
+    longest = max(len(request.ids) for request in samples.requests)
+    shortest = min(len(request.ids) for request in samples.requests)
+    if longest > text.max or shortest < text.min:
+        raise OptionError(
+            f"sentences of {shortest} to {longest} tokens do not fit the text length {text}",
+            f"They are in {samples.origin}.",
+            f"Use --text {min(shortest, text.min)}:{text.opt}:{max(longest, text.max)}, or other samples.",
+        )
+    if batch.min > len(samples):
+        raise OptionError(
+            f"--batch {batch} needs {batch.min} samples at once",
+            f"There are {len(samples)}: {samples.origin}.",
+            "Give more samples, or a smaller MIN.",
+        )
+
+
+def export(prepared: Prepared, progress: Progress) -> ExportResult:
+    """Build the artifact, check it, and put it and its manifest in place if the check passes.
+
+    Raises:
+        MadtpError: the output could not be written or the engine could not be built; earlier outputs are untouched.
+    """
+    options, backend = prepared.options, prepared.backend
+    target = options.engine
+    clock = _Stages(progress)
+    with Staging(target, prepared.weight_bytes) as staging:
+        clock.start("tracing the model to ONNX")
+        source = staging.folder / (target.name if target.suffix == ".onnx" else f"{target.stem}.onnx")
+        single_file = target.suffix == ".onnx" and prepared.weight_bytes <= EXTERNAL_DATA_LIMIT
+        with write_errors(target):
+            save_onnx(trace_model(prepared.model), source, external_data=not single_file)
+            gc.collect()  # the traced program holds reference cycles and, through them, the weights
+        files = [source.name] + ([] if single_file else [f"{source.name}.data"])
+        part = _onnx_part(source, files, prepared)
+        can_run = True
+        if target.suffix == ".plan":
+            clock.start(f"building the engine with {backend.name} {backend.version}")
+            files = _build(prepared, source, staging, part, progress)
+            can_run = backend.can_run
+        clock.start("checking answers, tokens and latency")
+        runner: Runner = OnnxRunner(source)
+        if target.suffix == ".plan" and can_run:
+            runner = PlanRunner(staging.folder / target.name, backend)
+        checked = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
+        validation = validate_runner(
+            prepared.model, checked, prepared.samples, prepared.temperature, prepared.batch, progress.detail
+        )
+        validation.validated = "artifact" if can_run else "onnx"
+        result = ExportResult(validation, backend, target, seconds=clock.stop())
+        if validation.passed:
+            part |= _identity(staging.folder, files)
+            result.manifest = _manifest(prepared, part, result)
+            with write_errors(target):
+                (staging.folder / manifest_path(target).name).write_text(dump_manifest(result.manifest))
+            staging.commit([*reversed(files), manifest_path(target).name])
+    return result
+
+
+class _Stages:
+    """Seconds that each stage took."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress, self._seconds, self._name = progress, dict[str, float](), ""
+
+    def start(self, name: str) -> None:
+        self.stop()
+        self._name, self._begin = name, time.perf_counter()
+        self._progress.stage(name)
+
+    def stop(self) -> dict[str, float]:
+        if self._name:
+            self._seconds[self._name] = round(time.perf_counter() - self._begin, 2)
+            self._name = ""
+        return self._seconds
+
+
+def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, Any], progress: Progress) -> list[str]:
+    """Build the plan into the staging folder; returns its files, the plan first. Completes `part`."""
+    target = prepared.options.engine
+    inlined = source.with_name(f"inlined-{source.name}")
+    cache = Path(f"{target.stem}.timing")
+    with write_errors(target):
+        inline_functions(source, inlined)
+        if (earlier := target.parent / cache).is_file():
+            (staging.folder / cache).write_bytes(earlier.read_bytes())
+    result = build_plan(
+        prepared.backend,
+        inlined,
+        staging.folder / target.name,
+        staging.folder / cache,
+        part["profile"],
+        progress.detail,
+    )
+    if result.plugin_layers:
+        raise BackendError(f"the plan has {result.plugin_layers} plugin layers", "--plugins none must not have any.")
+    part["layers"] = result.layers
+    files = [target.name]
+    if (staging.folder / cache).is_file():
+        part["timing_cache"] = {"file": cache.name, "reused": result.timing_cache_reused}
+        files.append(cache.name)
+    return files
+
+
+def _onnx_part(source: Path, files: list[str], prepared: Prepared) -> dict[str, Any]:
+    """What the manifest says of the model, as far as the ONNX file tells."""
+    graph: ModelProto = onnx.load(str(source), load_external_data=False)
+    profile = input_profile(prepared.model.config, prepared.batch, prepared.text)
+    custom = Counter(node.op_type for node in graph.graph.node if node.domain == DOMAIN)
+    return {
+        "name": "model",
+        "onnx_sha256": sha256(source),
+        "inputs": [_tensor_entry(value) for value in graph.graph.input],
+        "outputs": [_tensor_entry(value) for value in graph.graph.output],
+        "profile": profile,
+        "timing_cache": None,
+        "custom_nodes": dict(custom),
+        "layers": None,
+    }
+
+
+def _tensor_entry(value: onnx.ValueInfoProto) -> dict[str, Any]:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = [dim.dim_param if dim.HasField("dim_param") else dim.dim_value for dim in tensor.shape.dim]
+    return {"name": value.name, "dtype": dtype, "shape": shape}
+
+
+def _identity(folder: Path, files: list[str]) -> dict[str, Any]:
+    """Name, hash and size of the artifact, and of its external weights."""
+    artifact = folder / files[0]
+    external = next((name for name in files if name.endswith(".data")), None)
+    return {
+        "artifact": artifact.name,
+        "sha256": sha256(artifact),
+        "bytes": artifact.stat().st_size,
+        "external_data": None if external is None else {"file": external, "sha256": sha256(folder / external)},
+    }
+
+
+def _manifest(prepared: Prepared, part: dict[str, Any], result: ExportResult) -> dict[str, Any]:
+    config, options = prepared.model.config, prepared.options
+    epoch = read_checkpoint(options.checkpoint).get("epoch")
+    return {
+        "schema": 1,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "task": prepared.model.task,
+        "config": asdict(config),
+        "checkpoint": {
+            "file": options.checkpoint.name,
+            "sha256": sha256(options.checkpoint),
+            "bytes": options.checkpoint.stat().st_size,
+            "epoch": epoch if isinstance(epoch, int) else None,
+        },
+        "temperature": prepared.temperature,
+        "layout": options.layout,
+        "batching": "reference",
+        "precision": options.precision,
+        "backend": {
+            "name": prepared.backend.name,
+            "version": prepared.backend.version,
+            "reason": prepared.backend.reason,
+        },
+        "tools": tool_versions(),
+        "plugins": {"mode": "none", "library": None},
+        "parts": [part],
+        "preprocessing": {
+            "image": {
+                "size": config.image_size,
+                "mode": "RGB",
+                "resize": "bicubic (Pillow) to size x size, aspect ratio not kept",
+                "scale": 1 / 255,
+                "mean": list(IMAGE_MEAN),
+                "std": list(IMAGE_STD),
+            },
+            "text": {
+                "tokenizer": "bert-wordpiece",
+                "lowercase": True,
+                "dropped": DROPPED_PUNCTUATION.pattern,
+                "first_id": config.enc_token_id,
+                "last_id": config.sep_token_id,
+                "pad_id": config.pad_token_id,
+                "max_tokens": prepared.text.max,
+                "vocabulary_sha256": prepared.samples.vocabulary_sha256,
+            },
+        },
+        "seconds": result.seconds,
+        "validation": result.validation.to_manifest(),
+    }

@@ -1,0 +1,138 @@
+"""What a person sees: stages while an export runs, the table at its end."""
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from export.check import Validation
+from export.parity import ParityResult
+from export.pipeline import ExportResult, Prepared
+
+EXPORT_STAGES = {".plan": 3, ".onnx": 2}
+
+
+class ConsoleProgress:
+    """A progress bar on a terminal, plain lines elsewhere. Use as a context.
+
+    Args:
+        console: where to; standard error, so that standard output holds the result alone.
+        stages: how many stages will be announced.
+    """
+
+    def __init__(self, console: Console, stages: int) -> None:
+        self._console, self._stages, self._done = console, stages, 0
+        self._bar = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TimeElapsedColumn(),
+            TextColumn("[dim]{task.fields[detail]}"),
+            console=console,
+            transient=True,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("starting", total=stages, detail="")
+        self._begin = time.perf_counter()
+
+    def __enter__(self) -> "ConsoleProgress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def stage(self, description: str) -> None:
+        """Announce a stage."""
+        self._bar.update(self._task, description=description, completed=self._done, detail="")
+        self._done += 1
+        if not self._console.is_terminal:
+            elapsed = time.perf_counter() - self._begin
+            self._console.print(f"[{self._done}/{self._stages}] {description} ({elapsed:.0f} s)", markup=False)
+
+    def detail(self, text: str) -> None:
+        """Say what happens within the stage; on a terminal only."""
+        self._bar.update(self._task, detail=text)
+
+
+def preflight_table(prepared: Prepared) -> Table:
+    """What an export would do, for `check`."""
+    options, config = prepared.options, prepared.model.config
+    table = Table(title="Preflight: everything an export needs is there; nothing was written", show_header=False)
+    table.add_row("checkpoint", f"{options.checkpoint} ({prepared.weight_bytes / 1e6:.1f} MB of weights)")
+    table.add_row("task", prepared.model.task)
+    table.add_row(
+        "model", f"{config.vit_depth} vision x {config.vit_dim}, {config.text_layers} text x {config.text_hidden}"
+    )
+    table.add_row("temperature", f"{prepared.temperature:g}")
+    table.add_row("output", str(options.engine))
+    table.add_row("backend", f"{prepared.backend.name} {prepared.backend.version}: {prepared.backend.reason}")
+    table.add_row("runs here", "yes" if prepared.backend.can_run else "no: the plan would be built, not run")
+    table.add_row("batch, text", f"{prepared.batch}, {prepared.text}")
+    table.add_row("samples", prepared.samples.origin)
+    return table
+
+
+def validation_table(validation: Validation, title: str) -> Table:
+    """The table at the end: parity, GFLOPs and latency, dense beside pruned."""
+    table = Table(title=title, caption=f"samples: {validation.samples}")
+    table.add_column("")
+    pruned, dense = validation.parity[0], validation.parity[-1]
+    table.add_column("dense (temperature 0)", justify="right")
+    table.add_column(f"pruned (temperature {pruned.temperature:g})", justify="right")
+    table.add_column("dense / pruned", justify="right")
+    for label, cell in (
+        ("worst |difference| of logits", lambda r: f"{r.worst_logit:.1e} (allowed {r.tolerance:.0e})"),
+        ("decisions equal", lambda r: f"{r.decisions_equal}/{r.requests - r.explained}"),
+        ("token counts equal, layers", lambda r: f"{r.layers_equal}/{r.layers}"),
+        ("left out: rounding decides a token", lambda r: str(r.explained)),
+        ("vision tokens after the last layer", lambda r: f"{r.mean_tokens['vision'][-1]:.1f}"),
+        ("text tokens after the last layer", lambda r: f"{r.mean_tokens['text'][-1]:.1f}"),
+        ("parity", _verdict),
+    ):
+        table.add_row(label, cell(dense), cell(pruned), "")
+    gflops = validation.gflops
+    table.add_row(
+        "GFLOPs a request",
+        f"{gflops['dense']:.3f}",
+        f"{gflops['pruned']:.3f}",
+        _ratio(gflops["dense"], gflops["pruned"]),
+    )
+    names = {"torch": "torch, eager", "artifact": "artifact" if validation.validated == "artifact" else "its ONNX"}
+    for key, name in names.items():
+        slow, fast = validation.latency[f"{key} dense"], validation.latency[f"{key} pruned"]
+        table.add_row(
+            f"latency of {name}, ms (p10-p90)",
+            f"{slow.median_ms:.2f} ({slow.p10_ms:.2f}-{slow.p90_ms:.2f})",
+            f"{fast.median_ms:.2f} ({fast.p10_ms:.2f}-{fast.p90_ms:.2f})",
+            _ratio(slow.median_ms, fast.median_ms),
+        )
+    return table
+
+
+def _verdict(result: ParityResult) -> str:
+    return "passed" if result.passed else "FAILED"
+
+
+def _ratio(dense: float, pruned: float) -> str:
+    return f"{dense / pruned:.2f}x"
+
+
+def closing_lines(result: ExportResult) -> list[str]:
+    """One line each: what was written, on which backend, and what was not done."""
+    backend = result.backend
+    lines = [f"backend: {backend.name} {backend.version} ({backend.reason})"]
+    if result.manifest is None:
+        failures = [failure for parity in result.validation.parity for failure in parity.failures]
+        shown = failures[:5] + ([f"and {len(failures) - 5} more"] if len(failures) > 5 else [])
+        return [*lines, "parity FAILED, nothing was written:", *(f"  {failure}" for failure in shown)]
+    if result.validation.validated == "onnx":
+        lines.append(
+            "the plan was built, not run: no GPU here can execute it; the ONNX it was built from was validated"
+        )
+    lines.append(f"wrote {result.artifact} and {result.artifact.with_suffix('.json')}")
+    return lines

@@ -1,0 +1,135 @@
+"""Running an artifact or the torch model on the same inputs, behind one call."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.backends import Backend
+from madtp.errors import InputError
+from madtp.nlvr import NlvrModel
+
+Outputs = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: dtype by its numpy name, dimensions as numbers or symbols ("batch", "text")."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class Runner(Protocol):
+    """Something that answers requests: the torch model, an ONNX file or a plan."""
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        """Outputs by name. `inputs` are the tensors of the goldens' names, without `temperature`."""
+        ...
+
+
+class TorchRunner:
+    """The torch model; a temperature of zero runs it dense, without statistics."""
+
+    def __init__(self, model: NlvrModel) -> None:
+        self.model = model
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        with torch.no_grad():
+            output = self.model(**inputs, temperature=temperature)
+        return {name: tensor.numpy() for name, tensor in output._asdict().items()}
+
+
+class OnnxRunner:
+    """An ONNX file in ONNX Runtime on the CPU, nothing registered."""
+
+    def __init__(self, path: Path, threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.output_names = [output.name for output in self.session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        values = self.session.run(self.output_names, feed(inputs, temperature))
+        return dict(zip(self.output_names, values, strict=True))
+
+
+class PlanRunner:
+    """A TensorRT plan on this machine's GPU, through Polygraphy."""
+
+    def __init__(self, path: Path, backend: Backend) -> None:
+        if backend.name == "tensorrt-rtx":
+            os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
+        from polygraphy.backend.common import BytesFromPath
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+
+        self._runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path))))
+        self._runner.activate()
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        return {name: np.array(value) for name, value in self._runner.infer(feed(inputs, temperature)).items()}
+
+    def close(self) -> None:
+        """Free the engine and its device memory."""
+        self._runner.deactivate()
+
+
+class CheckedRunner:
+    """A runner that refuses inputs outside the profile that its artifact was built for."""
+
+    def __init__(self, runner: Runner, inputs: list[TensorInfo], profile: Mapping[str, list[list[int]]]) -> None:
+        self._runner, self._inputs, self._profile = runner, inputs, profile
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        check_inputs(inputs, self._inputs, self._profile)
+        return self._runner.run(inputs, temperature)
+
+
+def feed(inputs: Mapping[str, Tensor], temperature: float) -> dict[str, NDArray[Any]]:
+    """numpy inputs of an artifact, the temperature among them."""
+    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+    return {**arrays, "temperature": np.array(temperature, dtype=np.float32)}
+
+
+def check_inputs(
+    inputs: Mapping[str, Tensor], expected: list[TensorInfo], profile: Mapping[str, list[list[int]]]
+) -> None:
+    """Refuse inputs that the artifact was not built for.
+
+    Args:
+        inputs: by name, without `temperature`.
+        expected: the artifact's inputs, from its manifest.
+        profile: minimum, optimum and maximum shape by input name, from its manifest.
+
+    Raises:
+        InputError: an input is missing or unknown, has another dtype or rank, or a size outside the profile.
+    """
+    wanted = {info.name: info for info in expected if info.name != "temperature"}
+    if inputs.keys() != wanted.keys():
+        raise InputError(
+            f"the inputs are {', '.join(sorted(inputs))}", f"The artifact takes {', '.join(sorted(wanted))}."
+        )
+    for name, tensor in inputs.items():
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        if dtype != wanted[name].dtype:
+            raise InputError(f"input '{name}' is {dtype}", f"The artifact takes {wanted[name].dtype}.")
+        smallest, _, largest = profile[name]
+        shape = list(tensor.shape)
+        fits = len(shape) == len(smallest)
+        if not fits or any(not low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):
+            raise InputError(
+                f"input '{name}' has shape {shape}",
+                f"The artifact was built for {smallest} to {largest}.",
+                "Send a batch of that size, or export again with another --batch or --text.",
+            )
