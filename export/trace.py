@@ -43,7 +43,7 @@ def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
         "attention_mask": {0: batch, 1: text},
         "temperature": {},
     }
-    with torch.no_grad(), warnings.catch_warnings(), _quiet("torch.onnx"):
+    with torch.no_grad(), warnings.catch_warnings(), _Quiet("torch.onnx"):
         warnings.simplefilter("ignore")  # torch's remarks about its own internals
         program = torch.export.export(
             model,
@@ -114,7 +114,7 @@ def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool |
     checker.check_model(str(path), full_check=True)
 
 
-class _quiet:
+class _Quiet:
     """Context in which a logger says nothing below an error."""
 
     def __init__(self, name: str) -> None:

