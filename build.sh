@@ -40,9 +40,18 @@ run_tests() {
 
 case "${1:-}" in
 env) make_env ;;
-demo) make_env && demo ;;
-test) make_env && run_tests "${@:2}" ;;
-gpu-test) make_env && "$VENV/bin/python" -m pytest -m gpu -rs "${@:2}" ;;
+demo)
+    make_env
+    demo
+    ;;
+test)
+    make_env
+    run_tests "${@:2}"
+    ;;
+gpu-test)
+    make_env
+    "$VENV/bin/python" -m pytest -m gpu -rs "${@:2}"
+    ;;
 *)
     sed -n '2,6p' "$0" | cut -c3-
     exit 2
