@@ -1,6 +1,7 @@
 """Sizes of a model: the fields of a checkpoint's `config` entry or of a `--config` file."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 from madtp.errors import ConfigError
 
 HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
+MAX_SIZE = 1_000_000  # of anything; more is a mistake, and building the model would only fail later
+MAX_LAYERS = 1000
 PROVENANCE = frozenset({"tiny_vocab", "weight_seed", "source_commit"})  # say where a model came from, size nothing
 
 
@@ -47,8 +50,13 @@ class NlvrConfig:
             if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
                 kind = getattr(field.type, "__name__", field.type)
                 raise ConfigError(f"config field '{field.name}' is {value!r}", f"It has to be of type {kind}.")
-            if isinstance(value, int) and value < (0 if field.name.endswith(("_id", "_from")) else 1):
-                raise ConfigError(f"config field '{field.name}' is {value}", "A size has to be positive.")
+            if field.type is float and not 0 <= value < 1:
+                raise ConfigError(f"config field '{field.name}' is {value}", "It has to be a small positive number.")
+            if field.type is int:
+                least = 0 if field.name.endswith(("_id", "_from")) else 1
+                most = MAX_LAYERS if field.name in ("vit_depth", "text_layers") else MAX_SIZE
+                if not least <= value <= most:
+                    raise ConfigError(f"config field '{field.name}' is {value}", f"It has to be {least} to {most}.")
         for width, heads in (("vit_dim", "vit_heads"), ("text_hidden", "text_heads")):
             if getattr(self, width) % getattr(self, heads):
                 raise ConfigError(
@@ -67,6 +75,14 @@ class NlvrConfig:
                 "Correct them in --config.",
             )
 
+        for name in ("pad_token_id", "sep_token_id", "enc_token_id"):
+            if getattr(self, name) >= self.vocab_size:
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, but the vocabulary has {self.vocab_size} entries",
+                    "Every id has to be smaller than vocab_size; the defaults are those of BERT's vocabulary.",
+                    f"Set '{name}' in --config.",
+                )
+
     @property
     def vision_tokens(self) -> int:
         """Tokens of one image before any pruning, class token included."""
@@ -82,7 +98,7 @@ def check_fields(values: Any, origin: str) -> dict[str, Any]:
     Raises:
         ConfigError: `values` is no mapping, or has a field that no model knows (a misspelt one would be lost silently).
     """
-    if not isinstance(values, dict):
+    if not isinstance(values, Mapping):
         raise ConfigError(f"{origin} is a {type(values).__name__}", "A configuration is a mapping of field to value.")
     unknown = sorted(str(key) for key in values if key not in KNOWN_FIELDS)
     if unknown:
@@ -106,7 +122,7 @@ def read_config(path: Path | str) -> dict[str, Any]:
         raise ConfigError(
             f"cannot read the configuration '{path}'", str(error), "Give --config the path of a readable JSON file."
         ) from error
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:  # the latter from brackets nested a thousand deep
         raise ConfigError(
             f"the configuration '{path}' is not valid JSON", str(error), "Correct the file at that line."
         ) from error

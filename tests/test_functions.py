@@ -110,7 +110,9 @@ def test_compaction_body_prunes_nothing_where_a_score_is_not_finite(value: float
 
 
 @pytest.mark.parametrize("data_type", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
-@pytest.mark.parametrize(("spec", "attributes"), [(ALIGNED_ATTENTION, {"causal": 0, "heads": 4}), (TOKEN_COMPACT, {"layer": 0})])
+@pytest.mark.parametrize(
+    ("spec", "attributes"), [(ALIGNED_ATTENTION, {"causal": 0, "heads": 4}), (TOKEN_COMPACT, {"layer": 0})]
+)
 def test_bodies_are_valid_in_half_precision(spec: OpSpec, attributes: dict[str, int], data_type: int) -> None:
     onnx.checker.check_model(one_node_model(spec, attributes, data_type), full_check=True)
 

@@ -1,0 +1,184 @@
+"""Base-size NLVR with generated weights: what an export costs, and how fast the exported graph is.
+
+    python -m benchmarks.nlvr_base [--json FILE]
+
+1. `python -m export --engine base.plan` in a process of its own: seconds a stage, peak resident memory of each process
+   (sampled), as multiples of the checkpoint's size.
+2. ONNX Runtime against our own eager torch, dense and at two temperatures, one request, interleaved round by round;
+   medians with their 10th and 90th percentile. ONNX Runtime and torch use all cores, one after the other.
+
+Weights and images follow the rule of `tests/generate.py`; token counts of generated weights say nothing about accuracy.
+"""
+
+import json
+import platform
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import onnxruntime
+import psutil
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from export.latency import Latency, interleave
+from export.runner import OnnxRunner, TorchRunner
+from export.trace import save_onnx, trace_model
+from madtp.flops import count_flops
+from madtp.nlvr import NlvrModel
+from tests.generate import generated_images, generated_state
+from tests.test_flops import BASE
+
+TEMPERATURES = (0.4, 1.0)
+TEXT_TOKENS = 22
+SAMPLE_SECONDS = 0.05  # between looks at resident memory
+
+
+def generated_model() -> NlvrModel:
+    """The full-size model with generated weights, seed 0."""
+    with torch.device("meta"):
+        model = NlvrModel(BASE, temperature=TEMPERATURES[0])
+    model.load_state_dict(generated_state(model, seed=0), assign=True)
+    return model.eval()
+
+
+def peak_memory(process: "subprocess.Popen[str]") -> dict[str, float]:
+    """Follow a process and its children to their end; peak resident bytes of each kind of process and of all."""
+    peaks = {"export": 0.0, "engine worker": 0.0, "together": 0.0}
+    root = psutil.Process(process.pid)
+    while process.poll() is None:
+        total = 0.0
+        try:
+            for member in [root, *root.children(recursive=True)]:
+                resident = member.memory_info().rss
+                name = "export" if member.pid == root.pid else "engine worker"
+                peaks[name] = max(peaks[name], resident)
+                total += resident
+        except psutil.NoSuchProcess:
+            continue
+        peaks["together"] = max(peaks["together"], total)
+        time.sleep(SAMPLE_SECONDS)
+    return peaks
+
+
+def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
+    """Run the export command on `checkpoint`: wall seconds, seconds a stage, memory as multiples of the checkpoint."""
+    begin = time.perf_counter()
+    command = [sys.executable, "-m", "export", "--ckpt", str(checkpoint), "--engine", str(folder / "base.plan")]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    lines: list[str] = []
+    assert process.stdout is not None
+    reader = threading.Thread(target=lines.extend, args=(process.stdout,))
+    reader.start()
+    peaks = peak_memory(process)
+    reader.join()
+    seconds = time.perf_counter() - begin
+    if process.returncode != 0:
+        raise click.ClickException("the export failed:\n" + "".join(lines))
+    manifest = json.loads((folder / "base.json").read_text())
+    size = checkpoint.stat().st_size
+    return {
+        "checkpoint_bytes": size,
+        "plan_bytes": manifest["parts"][0]["bytes"],
+        "wall_seconds": round(seconds, 1),
+        "stage_seconds": manifest["seconds"],
+        "peak_rss_over_checkpoint": {name: round(peak / size, 2) for name, peak in peaks.items()},
+        "validation": manifest["validation"],
+    }
+
+
+def measure_latency(model: NlvrModel, folder: Path, seconds: float) -> list[dict[str, Any]]:
+    """Latency and GFLOPs at temperature zero and TEMPERATURES, ONNX Runtime beside torch."""
+    path = folder / "base.onnx"
+    save_onnx(trace_model(model), path, external_data=True)
+    onnx_runner, torch_runner = OnnxRunner(path), TorchRunner(model)
+    images = generated_images(2, BASE.image_size, seed=100)
+    words = torch.randint(1000, 30000, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
+    words[0, 0], words[0, -1] = BASE.enc_token_id, BASE.sep_token_id
+    inputs = {
+        "image0": images[:1],
+        "image1": images[1:],
+        "input_ids": words,
+        "attention_mask": torch.ones_like(words),
+    }
+    candidates = {}
+    for tau in (0.0, *TEMPERATURES):
+        candidates[f"torch {tau:g}"] = lambda tau=tau: torch_runner.run(inputs, tau)
+        candidates[f"onnxruntime {tau:g}"] = lambda tau=tau: onnx_runner.run(inputs, tau)
+    latency = interleave(candidates, seconds=seconds, min_rounds=5)
+    return [
+        {
+            "temperature": tau,
+            "gflops": count_flops(model, inputs, tau).giga,
+            "tokens": onnx_runner.run(inputs, tau)["vision_token_counts"][0].tolist(),
+            "torch": asdict(latency[f"torch {tau:g}"]),
+            "onnxruntime": asdict(latency[f"onnxruntime {tau:g}"]),
+        }
+        for tau in (0.0, *TEMPERATURES)
+    ]
+
+
+def latency_table(rows: list[dict[str, Any]]) -> Table:
+    """Latency ratios beside the GFLOPs ratio."""
+    table = Table(title="one request, milliseconds: median (p10-p90)")
+    for column in (
+        "temperature",
+        "GFLOPs",
+        "dense/pruned",
+        "torch eager",
+        "dense/pruned",
+        "ONNX Runtime",
+        "dense/pruned",
+        "torch/ONNX Runtime",
+    ):
+        table.add_column(column, justify="right")
+    dense = rows[0]
+    for row in rows:
+        cells = [f"{row['temperature']:g}", f"{row['gflops']:.1f}", f"{dense['gflops'] / row['gflops']:.2f}"]
+        for runtime in ("torch", "onnxruntime"):
+            value = Latency(**row[runtime])
+            cells.append(f"{value.median_ms:.0f} ({value.p10_ms:.0f}-{value.p90_ms:.0f})")
+            cells.append(f"{dense[runtime]['median_ms'] / value.median_ms:.2f}")
+        table.add_row(*cells, f"{row['torch']['median_ms'] / row['onnxruntime']['median_ms']:.2f}")
+    return table
+
+
+@click.command()
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
+@click.option("--seconds", default=60.0, show_default=True, help="How long to time.")
+def main(target: Path | None, seconds: float) -> None:
+    """Measure export cost and latency of base-size NLVR."""
+    console = Console(width=140)
+    model = generated_model()
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        checkpoint = folder / "base.pt"
+        torch.save({"model": model.state_dict(), "epoch": 0, "temperature": TEMPERATURES[0]}, checkpoint)
+        rows = measure_latency(model, folder, seconds)
+        console.print(latency_table(rows))
+        del model
+        cost = measure_export(checkpoint, folder)
+    console.print_json(data={name: value for name, value in cost.items() if name != "validation"})
+    results = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "machine": f"{platform.machine()}, {psutil.cpu_count(logical=True)} cores",
+        "load_before": np.round(psutil.getloadavg(), 2).tolist(),
+        "versions": {"torch": torch.__version__, "onnxruntime": onnxruntime.__version__},
+        "latency": rows,
+        "export": cost,
+    }
+    if target is not None:
+        target.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
