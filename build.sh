@@ -35,7 +35,8 @@ run_tests() {
     "$VENV/bin/ruff" check .
     "$VENV/bin/ruff" format --check .
     "$VENV/bin/mypy"
-    "$VENV/bin/python" -m pytest "$@"
+    # Two workers with one thread each: most of the time goes into tracing, which is one thread of Python.
+    OMP_NUM_THREADS=1 "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
 }
 
 case "${1:-}" in

@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,7 @@ def validate(
     output = _output()
     output.print(validation_table(result, f"{engine} against {ckpt}"))
     for failure in (failure for parity in result.parity for failure in parity.failures):
-        output.print(failure, markup=False)
+        output.print(failure)
     if result.validated == "onnx":
         output.print("the plan was not run: no GPU here can execute it; ONNX traced from the checkpoint was compared")
     context.exit(0 if result.passed else FAILED)
@@ -123,15 +124,16 @@ def _export(options: ExportOptions) -> int:
         prepared = prepare(options)
         result = export(prepared, progress)
     output = _output()
-    output.print(validation_table(result.validation, f"{options.checkpoint.name} -> {options.engine.name}"))
-    for line in closing_lines(result):
-        output.print(line, markup=False, soft_wrap=True)
+    with suppress(KeyboardInterrupt):  # the export has ended; only its report is cut short
+        output.print(validation_table(result.validation, f"{options.checkpoint.name} -> {options.engine.name}"))
+        for line in closing_lines(result):
+            output.print(line, soft_wrap=True)
     return 0 if result.manifest is not None else FAILED
 
 
 def _output() -> Console:
-    console = Console()
-    return console if console.is_terminal else Console(width=WIDTH)
+    console = Console(markup=False)  # a path may hold brackets
+    return console if console.is_terminal else Console(width=WIDTH, markup=False)
 
 
 def _errors() -> Console:

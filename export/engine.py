@@ -20,7 +20,7 @@ import onnx.inliner
 
 from export.backends import Backend
 from export.errors import BackendError
-from export.files import output_error
+from export.files import output_error, write_errors
 from export.options import Range
 from madtp.config import NlvrConfig
 from madtp.opspec import DOMAIN
@@ -88,10 +88,10 @@ def build_plan(
         OutputError: the plan could not be written.
     """
     spec = BuildSpec(backend.module, str(source), str(plan), str(timing_cache), dict(profile))
-    with tempfile.TemporaryDirectory() as scratch:
+    with write_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
         spec_path = Path(scratch) / "spec.json"
         spec_path.write_text(json.dumps(asdict(spec)))
-        with (Path(scratch) / "log").open("w+") as log:
+        with (Path(scratch) / "log").open("w+", errors="replace") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-m", WORKER, str(spec_path)],
                 stdout=subprocess.PIPE,

@@ -4,6 +4,7 @@ Speaks JSON lines on standard output, {"phase": name} and at the end {"result": 
 goes to standard error.
 """
 
+import errno
 import importlib
 import json
 import os
@@ -116,10 +117,13 @@ def main() -> int:
     try:
         return build(json.loads(Path(sys.argv[1]).read_text()))
     except OSError as error:
-        say(result={"errno": error.errno})
+        say(result={"errno": error.errno or errno.EIO})
         return 1
     except PolygraphyException:
         return 1  # Polygraphy has logged why
+    except Exception as error:  # the parent shows the log to the user, who has no use for a traceback
+        sys.stderr.write(f"{type(error).__name__}: {error}\n")
+        return 1
     except KeyboardInterrupt:
         return 130
 

@@ -4,9 +4,11 @@ import errno
 import hashlib
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -40,17 +42,50 @@ class Staging:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with _uninterrupted():
+            shutil.rmtree(self.folder, ignore_errors=True)
 
     def commit(self, names: Iterable[str]) -> None:
-        """Move the finished files to where they belong; name the one that users open first last."""
-        with write_errors(self.target):
-            for name in names:
-                os.replace(self.folder / name, self.target.parent / name)
+        """Move the finished files to where they belong, all or none; name the one that users open first last."""
+        earlier = Path(tempfile.mkdtemp(dir=self.folder))
+        moved: list[str] = []
+        with write_errors(self.target), _uninterrupted():
+            try:
+                for name in names:
+                    with suppress(OSError):  # nothing there yet, or a file system without hard links
+                        os.link(self.target.parent / name, earlier / name)
+                    os.replace(self.folder / name, self.target.parent / name)
+                    moved.append(name)
+            except OSError:
+                for name in moved:
+                    if (earlier / name).exists():
+                        os.replace(earlier / name, self.target.parent / name)
+                    else:
+                        (self.target.parent / name).unlink()
+                raise
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Milliseconds in which Ctrl-C and SIGTERM come too late and are ignored, lest half of the work be left."""
+    if threading.current_thread() is not threading.main_thread():  # it alone gets signals, and may set handlers
+        yield
+        return
+    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def check_writable(target: Path, needed: int = 0) -> None:
     """Raise OutputError where `target` can certainly not be written. Writes nothing."""
+    with write_errors(target):  # a name that is too long, a folder that may not be entered
+        _check_writable(target, needed)
+
+
+def _check_writable(target: Path, needed: int) -> None:
     parent = target.parent
     if target.is_dir():
         raise OutputError(f"cannot write '{target}'", "It is a folder.", "Name a file in it, e.g. out.plan.")

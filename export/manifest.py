@@ -49,7 +49,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
     """
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"cannot read the manifest '{path}'", str(error), "It is written beside the artifact; keep both together."
         ) from error
@@ -66,7 +66,19 @@ def read_manifest(path: Path) -> dict[str, Any]:
         raise ManifestError(
             f"the manifest '{path}' is malformed", f"At {error.json_path}: {error.message}.", "Export again."
         ) from error
+    for part in manifest["parts"]:
+        _check_profile(part, path)
     return dict(manifest)
+
+
+def _check_profile(part: Mapping[str, Any], path: Path) -> None:
+    """What the schema cannot say: every input but the temperature has shapes of its rank."""
+    ranks = {entry["name"]: len(entry["shape"]) for entry in part["inputs"] if entry["name"] != "temperature"}
+    profile = part["profile"]
+    if profile.keys() != ranks.keys() or any(len(shape) != ranks[name] for name in ranks for shape in profile[name]):
+        raise ManifestError(
+            f"the manifest '{path}' is malformed", f"Part '{part['name']}': profile and inputs differ.", "Export again."
+        )
 
 
 def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path) -> None:
@@ -86,10 +98,14 @@ def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path
     if recorded["external_data"] is not None:
         files[artifact.parent / recorded["external_data"]["file"]] = recorded["external_data"]["sha256"]
     for path, digest in files.items():
-        if not path.is_file() or sha256(path) != digest:
+        try:
+            why = "" if sha256(path) == digest else "Its sha256 is another."
+        except OSError as error:
+            why = f"It cannot be read: {error.strerror}."
+        if why:
             raise ManifestError(
                 f"'{path}' is not the file that the manifest of '{artifact}' describes",
-                "It is missing, or its sha256 is another.",
+                why,
                 "Use the files of one export, or export again.",
             )
 

@@ -4,10 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from export.errors import OptionError
+from madtp.checkpoint import MAX_TEMPERATURE
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LAYOUTS = ("dynamic", "packed")
+MAX_SIZE = 2**31 - 1  # of a dimension, in TensorRT
 
 
 @dataclass(frozen=True)
@@ -19,9 +21,9 @@ class Range:
     max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max:
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_SIZE:
             raise OptionError(
-                f"the range {self} is not ascending", "It has to be 1 <= MIN <= OPT <= MAX.", "E.g. 1:4:16."
+                f"{self} is no range of sizes", f"It has to be 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}.", "E.g. 1:4:16."
             )
 
     def __str__(self) -> str:
@@ -45,7 +47,25 @@ class Range:
             raise OptionError(
                 f"{option} is '{text}'", "It has to be MIN:OPT:MAX or one number.", f"E.g. {option} 1:4:16."
             )
-        return cls(*numbers)
+        try:
+            return cls(*numbers)
+        except OptionError as error:
+            raise OptionError(f"{option}: {error.what}", error.why, f"E.g. {option} 1:4:16.") from error
+
+
+def check_suffix(engine: Path) -> str:
+    """The ending of an artifact's path.
+
+    Raises:
+        OptionError: neither .plan nor .onnx.
+    """
+    if engine.suffix not in (".plan", ".onnx"):
+        raise OptionError(
+            f"--engine '{engine}' ends in '{engine.suffix}'",
+            "The ending says what it is: .plan a TensorRT engine, .onnx an ONNX Runtime model.",
+            "Use out.plan or out.onnx.",
+        )
+    return engine.suffix
 
 
 @dataclass(frozen=True)
@@ -81,13 +101,7 @@ class ExportOptions:
     samples: Path | None = None
 
     def __post_init__(self) -> None:
-        suffix = self.engine.suffix
-        if suffix not in (".plan", ".onnx"):
-            raise OptionError(
-                f"--engine '{self.engine}' ends in '{suffix}'",
-                "The ending says what is built: .plan a TensorRT engine, .onnx an ONNX Runtime model.",
-                "Use out.plan or out.onnx.",
-            )
+        suffix = check_suffix(self.engine)
         if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
             raise OptionError(
                 f"--backend {self.backend} does not write {suffix} files",
@@ -118,7 +132,9 @@ class ExportOptions:
                 "Calibration data serves int8 and fp8 only.",
                 "Leave --calib out.",
             )
-        if self.temperature is not None and not 0 <= self.temperature < float("inf"):
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(
-                f"--temperature is {self.temperature}", "It has to be a finite number.", "Use 0 for the dense model."
+                f"--temperature is {self.temperature}",
+                "It has to be a finite number, zero or more.",
+                "Use 0 for the dense model.",
             )

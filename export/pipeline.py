@@ -15,14 +15,16 @@ import madtp
 from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runner
 from export.engine import build_plan, inline_functions, input_profile
-from export.errors import BackendError, OptionError
+from export.errors import BackendError, OptionError, OutputError
 from export.files import Staging, check_writable, sha256, write_errors
 from export.manifest import dump_manifest, manifest_path, tensor_infos, tool_versions
 from export.options import ExportOptions, Range
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
-from export.samples import SampleSet, load_samples
+from export.samples import INDEX, SampleSet, load_samples
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_model
 from madtp.checkpoint import read_checkpoint
+from madtp.config import NlvrConfig
+from madtp.errors import InputError
 from madtp.nlvr import NlvrModel
 from madtp.opspec import DOMAIN
 from madtp.preprocess import DROPPED_PUNCTUATION, IMAGE_MEAN, IMAGE_STD
@@ -74,7 +76,7 @@ def prepare(options: ExportOptions) -> Prepared:
     Raises:
         MadtpError: whatever is wrong with the options, the checkpoint, the samples, the output or this machine.
     """
-    check_writable(options.engine)
+    _check_outputs(options)
     backend = choose_backend(options.backend, options.engine.suffix)
     model = madtp.load(options.checkpoint, options.config)
     text = options.text or Range(*(min(size, model.config.max_position) for size in DEFAULT_TEXT))
@@ -90,17 +92,43 @@ def prepare(options: ExportOptions) -> Prepared:
         )
     batch = options.batch or DEFAULT_BATCH
     samples = load_samples(options.samples, options.checkpoint, model.config)
-    _check_samples(samples, model, batch, text)
+    check_samples(samples, model.config, batch, text)
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
-    check_writable(options.engine, needed=weight_bytes)
+    check_writable(options.engine, _needed_bytes(options, weight_bytes))
     temperature = model.temperature if options.temperature is None else options.temperature
     return Prepared(options, model, backend, batch, text, temperature, samples, weight_bytes)
 
 
-def _check_samples(samples: SampleSet, model: NlvrModel, batch: Range, text: Range) -> None:
+def _check_outputs(options: ExportOptions) -> None:
+    """Refuse outputs that cannot be written, or that would take the place of an input."""
+    outputs = [options.engine, manifest_path(options.engine)]
+    inputs = [options.checkpoint, options.config, options.samples and options.samples / INDEX]
+    for output in outputs:
+        check_writable(output)
+        for given in inputs:
+            if given is not None and given.exists() and output.exists() and given.samefile(output):
+                raise OutputError(
+                    f"the export would overwrite '{given}'",
+                    f"It writes {' and '.join(f"'{path}'" for path in outputs)}.",
+                    "Give --engine another name or folder.",
+                )
+
+
+def _needed_bytes(options: ExportOptions, weight_bytes: int) -> int:
+    """Least room that an export takes: a plan is built from an ONNX file that lies beside it meanwhile."""
+    return weight_bytes * (2 if options.engine.suffix == ".plan" else 1)
+
+
+def check_samples(samples: SampleSet, config: NlvrConfig, batch: Range, text: Range) -> None:
     """Samples that the profile would refuse are an error now, not after the build."""
     longest = max(len(request.ids) for request in samples.requests)
     shortest = min(len(request.ids) for request in samples.requests)
+    if longest > config.max_position:
+        raise InputError(
+            f"a sentence has {longest} tokens",
+            f"The model has {config.max_position} positions. It is in {samples.origin}.",
+            "Shorten the sentence; it is not cut silently because that would ask another question.",
+        )
     if longest > text.max or shortest < text.min:
         raise OptionError(
             f"sentences of {shortest} to {longest} tokens do not fit the text length {text}",
@@ -124,7 +152,7 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
     options, backend = prepared.options, prepared.backend
     target = options.engine
     clock = _Stages(progress)
-    with Staging(target, prepared.weight_bytes) as staging:
+    with Staging(target, _needed_bytes(options, prepared.weight_bytes)) as staging:
         clock.start("tracing the model to ONNX")
         source = staging.folder / (target.name if target.suffix == ".onnx" else f"{target.stem}.onnx")
         single_file = target.suffix == ".onnx" and prepared.weight_bytes <= EXTERNAL_DATA_LIMIT

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from export.options import Range
 from madtp.config import NlvrConfig
 from madtp.demo.data import held_out_samples
 from madtp.errors import InputError
@@ -65,6 +66,13 @@ def find_vocabulary(checkpoint: Path, folder: Path | None = None) -> Path | None
     return None
 
 
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:  # e.g. a name that is too long
+        return False
+
+
 def load_samples(folder: Path | None, checkpoint: Path, config: NlvrConfig) -> SampleSet:
     """At least MIN_SAMPLES samples: of `folder`, or without one the demo's.
 
@@ -74,6 +82,12 @@ def load_samples(folder: Path | None, checkpoint: Path, config: NlvrConfig) -> S
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
     """
+    if folder is not None and not _is_folder(folder):
+        raise InputError(
+            f"there is no folder '{folder}'",
+            "--samples names a folder of samples.",
+            f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
+        )
     vocabulary = find_vocabulary(checkpoint, folder)
     if folder is not None:
         if vocabulary is None:
@@ -113,17 +127,23 @@ def _prepare(samples: Sequence[NlvrSample], origin: str, vocabulary: Path | None
 def hashed_ids(sentence: str, config: NlvrConfig) -> list[int]:
     """Ids of a sentence without a vocabulary: [ENC], one stable id a word, [SEP]."""
     first = min(FIRST_WORD_ID, config.vocab_size // 2)
-    span = config.vocab_size - 2 - first
+    span = max(config.vocab_size - 2 - first, 1)
     words = normalize_sentence(sentence).split()[: config.max_position - 2]
     return [config.enc_token_id, *(first + zlib.crc32(word.encode()) % span for word in words), config.sep_token_id]
 
 
-def synthetic_samples(config: NlvrConfig, count: int = MIN_SAMPLES, seed: int = 0) -> SampleSet:
-    """Random images and ids: exercises an artifact, but says nothing about tokens that real images keep."""
+def synthetic_samples(config: NlvrConfig, batch: Range, text: Range, seed: int = 0) -> SampleSet:
+    """Random images and ids: exercises an artifact, but says nothing about tokens that real images keep.
+
+    There are enough for the smallest batch, and their lengths lie in `text`.
+    """
     generator = torch.Generator().manual_seed(seed)
+    count = max(MIN_SAMPLES, batch.min)
     requests = []
     for index in range(count):
-        words = torch.randint(config.vocab_size // 2, config.vocab_size - 2, (2 + index,), generator=generator)
+        length = min(max(4 + index % MIN_SAMPLES, text.min), text.max)
+        first = config.vocab_size // 2
+        words = torch.randint(first, max(config.vocab_size - 2, first + 1), (length - 2,), generator=generator)
         shape = (2, 3, config.image_size, config.image_size)
         first, second = torch.randn(shape, generator=generator)
         requests.append(Request(first, second, [config.enc_token_id, *words.tolist(), config.sep_token_id], None))
@@ -135,7 +155,7 @@ def read_samples(folder: Path) -> list[NlvrSample]:
     index = folder / INDEX
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read '{index}'",
             str(error),
@@ -165,7 +185,7 @@ def read_image(path: Path) -> Image.Image:
     """Decode an image file completely.
 
     Raises:
-        InputError: missing, no image, truncated, or too large to be meant.
+        InputError: missing, no image, truncated, too large to be meant, or of more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
@@ -175,9 +195,15 @@ def read_image(path: Path) -> Image.Image:
                     f"More than {MAX_PIXELS // 10**6} million are not decoded.",
                     "Scale it down.",
                 )
+            if image.mode.startswith(("I", "F")):
+                raise InputError(
+                    f"the image '{path}' has more than 8 bits a channel (mode {image.mode})",
+                    "Its values would be cut off at 255, which shows another picture.",
+                    "Convert it to 8 bits, scaling the values.",
+                )
             image.load()
             return image.copy()
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
         raise InputError(
             f"cannot read the image '{path}'", str(error), "Replace it with a complete image file (PNG, JPEG, ...)."
         ) from error

@@ -1,14 +1,17 @@
 """`python -m export validate`: hold an existing artifact to the checkpoint that it was made from."""
 
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import madtp
-from export.backends import choose_backend
+from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runner
+from export.errors import BackendError
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos
-from export.options import Range
-from export.pipeline import Progress
+from export.options import Range, check_suffix
+from export.pipeline import Progress, check_samples
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
 from export.samples import load_samples, synthetic_samples
 from export.trace import save_onnx, trace_model
@@ -26,19 +29,23 @@ def validate_artifact(
         ManifestError: artifact, manifest and checkpoint do not belong together.
         MadtpError: unusable checkpoint, configuration or samples.
     """
+    check_suffix(artifact)
     progress.stage("reading manifest and checkpoint")
     manifest = read_manifest(manifest_path(artifact))
     check_artifact(manifest, artifact, checkpoint)
     model = madtp.load(checkpoint, config)
     part = manifest["parts"][0]
-    sizes = part["profile"]["input_ids"]
-    batch = Range(*(shape[0] for shape in sizes))
-    sample_set = synthetic_samples(model.config) if synthetic else load_samples(samples, checkpoint, model.config)
-    backend = choose_backend(manifest["backend"]["name"] if artifact.suffix == ".plan" else "auto", artifact.suffix)
+    batch, text = (Range(*(shape[dim] for shape in part["profile"]["input_ids"])) for dim in (0, 1))
+    if synthetic:
+        sample_set = synthetic_samples(model.config, batch, text)
+    else:
+        sample_set = load_samples(samples, checkpoint, model.config)
+    check_samples(sample_set, model.config, batch, text)
+    backend = _runtime(manifest, artifact)
     with tempfile.TemporaryDirectory() as scratch:
         runner: Runner
         if backend.can_run:
-            runner = PlanRunner(artifact, backend) if artifact.suffix == ".plan" else OnnxRunner(artifact)
+            runner = _load(artifact, backend)
         else:
             progress.stage("tracing: no GPU here can run the plan")
             source = Path(scratch) / "model.onnx"
@@ -49,3 +56,23 @@ def validate_artifact(
         result = validate_runner(model, checked, sample_set, manifest["temperature"], batch, progress.detail)
     result.validated = "artifact" if backend.can_run else "onnx"
     return result
+
+
+def _runtime(manifest: Mapping[str, Any], artifact: Path) -> Backend:
+    """The backend that the artifact was made with; where it is not installed or has no GPU, one that cannot run."""
+    made = manifest["backend"]
+    try:
+        return choose_backend(made["name"] if artifact.suffix == ".plan" else "auto", artifact.suffix)
+    except BackendError as error:
+        return Backend(made["name"], made["version"], error.what, can_run=False)
+
+
+def _load(artifact: Path, backend: Backend) -> Runner:
+    try:
+        return PlanRunner(artifact, backend) if artifact.suffix == ".plan" else OnnxRunner(artifact)
+    except Exception as error:  # the runtimes have no common type for a file that they refuse
+        raise BackendError(
+            f"{backend.name} {backend.version} cannot load '{artifact}'",
+            (str(error).strip().splitlines() or [type(error).__name__])[0],
+            "It was made with another version or for another GPU; export again on this machine.",
+        ) from error

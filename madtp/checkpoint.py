@@ -143,7 +143,7 @@ def _temperature(content: Mapping[str, Any], path: Path | str) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TEMPERATURE:
         raise CheckpointError(
-            f"the temperature in '{path}' is {value!r}", "It has to be a finite number, zero (dense) or more."
+            f"the temperature in '{path}' is {value!r:.40}", "It has to be a finite number, zero (dense) or more."
         )
     return float(value)
 
