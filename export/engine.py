@@ -20,7 +20,7 @@ import onnx.inliner
 
 from export.backends import Backend
 from export.errors import BackendError
-from export.files import output_error, write_errors
+from export.files import write_errors
 from export.options import Range
 from madtp.config import NlvrConfig
 from madtp.opspec import DOMAIN
@@ -85,10 +85,11 @@ def build_plan(
 
     Raises:
         BackendError: the parser or builder failed; the message ends with its log.
-        OutputError: the plan could not be written.
+        OSError: the plan could not be written.
+        OutputError: nor could the builder's log.
     """
     spec = BuildSpec(backend.module, str(source), str(plan), str(timing_cache), dict(profile))
-    with write_errors(Path(tempfile.gettempdir())), tempfile.TemporaryDirectory() as scratch:
+    with write_errors(Path(os.environ.get("TMPDIR", "/tmp"))), tempfile.TemporaryDirectory() as scratch:
         spec_path = Path(scratch) / "spec.json"
         spec_path.write_text(json.dumps(asdict(spec)))
         with (Path(scratch) / "log").open("w+", errors="replace") as log:
@@ -107,7 +108,7 @@ def build_plan(
             log.seek(0)
             lines = log.read().splitlines()
     if "errno" in result:
-        raise output_error(plan, OSError(result["errno"], os.strerror(result["errno"])))
+        raise OSError(result["errno"], os.strerror(result["errno"]))
     if "layers" not in result:
         raise BackendError(
             f"{backend.name} {backend.version} did not build the engine",

@@ -7,13 +7,18 @@ goes to standard error.
 import errno
 import importlib
 import json
+import mmap
 import os
 import sys
+import threading
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from polygraphy.backend.trt import CreateConfig, Profile, network_from_onnx_path
+import numpy as np
+import onnx
+from onnx import TensorProto
+from polygraphy.backend.trt import CreateConfig, Profile, create_network, get_trt_logger
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
@@ -44,6 +49,57 @@ def progress_monitor(trt: Any) -> Any:
             pass
 
     return Monitor()
+
+
+class MappedWeights:
+    """The external weights of an ONNX file, mapped into memory and given back to the system while the builder runs.
+
+    The builder copies the weights that it reads; without giving them back, a build would hold them twice.
+
+    Attributes:
+        pointers: (address, bytes) of each external initializer by name.
+    """
+
+    GIVE_BACK_SECONDS = 0.2
+
+    def __init__(self, model: onnx.ModelProto, folder: Path) -> None:
+        self._maps: dict[str, tuple[mmap.mmap, int]] = {}
+        self.pointers: dict[str, tuple[int, int]] = {}
+        for tensor in model.graph.initializer:
+            if tensor.data_location != TensorProto.EXTERNAL:
+                continue
+            where = {entry.key: entry.value for entry in tensor.external_data}
+            if where["location"] not in self._maps:
+                with (folder / where["location"]).open("rb") as file:
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                self._maps[where["location"]] = (mapped, np.frombuffer(mapped, np.uint8).ctypes.data)
+            start = self._maps[where["location"]][1]
+            self.pointers[tensor.name] = (start + int(where.get("offset", 0)), int(where["length"]))
+        threading.Thread(target=self._give_back, daemon=True).start()
+
+    def _give_back(self) -> None:
+        while True:
+            for mapped, _ in self._maps.values():
+                mapped.madvise(mmap.MADV_DONTNEED)
+            threading.Event().wait(self.GIVE_BACK_SECONDS)
+
+
+def parse(trt: Any, network: Any, path: Path) -> tuple[Any, MappedWeights]:
+    """Parse an ONNX file with external weights into `network`; parser and weights have to outlive the build."""
+    model = onnx.load(str(path), load_external_data=False)
+    weights = MappedWeights(model, path.parent)
+    parser = trt.OnnxParser(network, get_trt_logger())
+    parsed = parser.load_model_proto(model.SerializeToString())
+    for name, (address, size) in weights.pointers.items():
+        parsed = parsed and parser.load_initializer(name, address, size)
+    if not (parsed and parser.parse_model_proto()):
+        errors = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        raise ParseError("\n".join(errors))
+    return parser, weights
+
+
+class ParseError(Exception):
+    """The parser refused the model; its words."""
 
 
 def write_plan(trt: Any, builder: Any, network: Any, config: Any, path: str) -> bool:
@@ -86,7 +142,8 @@ def build(spec: dict[str, Any]) -> int:
     cache = Path(spec["timing_cache"])
     reused = cache.is_file()
     say(phase="parsing the ONNX file")
-    builder, network, _ = network_from_onnx_path(spec["onnx"], strongly_typed=True)
+    builder, network = create_network(strongly_typed=True)
+    keep_alive = parse(trt, network, Path(spec["onnx"]))
     create_config = CreateConfig(
         profiles=[profile],
         load_timing_cache=str(cache) if reused else None,
@@ -95,6 +152,7 @@ def build(spec: dict[str, Any]) -> int:
     config = create_config(builder, network)
     if not write_plan(trt, builder, network, config, spec["plan"]):
         return 1
+    del keep_alive
     timing = config.get_timing_cache()
     if timing is not None:
         cache.write_bytes(timing.serialize())
@@ -118,6 +176,9 @@ def main() -> int:
         return build(json.loads(Path(sys.argv[1]).read_text()))
     except OSError as error:
         say(result={"errno": error.errno or errno.EIO})
+        return 1
+    except ParseError as error:
+        sys.stderr.write(f"the parser: {error}\n")
         return 1
     except PolygraphyException:
         return 1  # Polygraphy has logged why

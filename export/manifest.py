@@ -75,7 +75,8 @@ def _check_profile(part: Mapping[str, Any], path: Path) -> None:
     """What the schema cannot say: every input but the temperature has shapes of its rank."""
     ranks = {entry["name"]: len(entry["shape"]) for entry in part["inputs"] if entry["name"] != "temperature"}
     profile = part["profile"]
-    if profile.keys() != ranks.keys() or any(len(shape) != ranks[name] for name in ranks for shape in profile[name]):
+    fits = profile.keys() == ranks.keys() and ranks.get("input_ids") == 2
+    if not fits or any(len(shape) != ranks[name] for name in ranks for shape in profile[name]):
         raise ManifestError(
             f"the manifest '{path}' is malformed", f"Part '{part['name']}': profile and inputs differ.", "Export again."
         )

@@ -2,6 +2,7 @@
 
 import datetime
 import gc
+import os
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, field
@@ -50,13 +51,18 @@ class Prepared:
     """Everything an export needs, read and checked; nothing written yet."""
 
     options: ExportOptions
-    model: NlvrModel
+    config: NlvrConfig
     backend: Backend
     batch: Range
     text: Range
     temperature: float
     samples: SampleSet
     weight_bytes: int
+    checkpoint: dict[str, Any]  # the manifest's entry
+
+    def load_model(self) -> NlvrModel:
+        """The model, anew: nobody holds its weights while the engine is built, when memory is shortest."""
+        return madtp.load(self.options.checkpoint, self.options.config)
 
 
 @dataclass
@@ -96,7 +102,18 @@ def prepare(options: ExportOptions) -> Prepared:
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_writable(options.engine, _needed_bytes(options, weight_bytes))
     temperature = model.temperature if options.temperature is None else options.temperature
-    return Prepared(options, model, backend, batch, text, temperature, samples, weight_bytes)
+    checkpoint = _checkpoint_entry(options.checkpoint)
+    return Prepared(options, model.config, backend, batch, text, temperature, samples, weight_bytes, checkpoint)
+
+
+def _checkpoint_entry(path: Path) -> dict[str, Any]:
+    epoch = read_checkpoint(path).get("epoch")
+    return {
+        "file": path.name,
+        "sha256": sha256(path),
+        "bytes": path.stat().st_size,
+        "epoch": epoch if isinstance(epoch, int) else None,
+    }
 
 
 def _check_outputs(options: ExportOptions) -> None:
@@ -106,10 +123,10 @@ def _check_outputs(options: ExportOptions) -> None:
     for output in outputs:
         check_writable(output)
         for given in inputs:
-            if given is not None and given.exists() and output.exists() and given.samefile(output):
+            if given is not None and os.path.exists(given) and output.exists() and output.samefile(given):
                 raise OutputError(
                     f"the export would overwrite '{given}'",
-                    f"It writes {' and '.join(f"'{path}'" for path in outputs)}.",
+                    f"It writes '{outputs[0]}' and, for the manifest, '{outputs[1]}'.",
                     "Give --engine another name or folder.",
                 )
 
@@ -157,7 +174,7 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
         source = staging.folder / (target.name if target.suffix == ".onnx" else f"{target.stem}.onnx")
         single_file = target.suffix == ".onnx" and prepared.weight_bytes <= EXTERNAL_DATA_LIMIT
         with write_errors(target):
-            save_onnx(trace_model(prepared.model), source, external_data=not single_file)
+            save_onnx(trace_model(prepared.load_model()), source, external_data=not single_file)
             gc.collect()  # the traced program holds reference cycles and, through them, the weights
         files = [source.name] + ([] if single_file else [f"{source.name}.data"])
         part = _onnx_part(source, files, prepared)
@@ -172,7 +189,7 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
             runner = PlanRunner(staging.folder / target.name, backend)
         checked = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
         validation = validate_runner(
-            prepared.model, checked, prepared.samples, prepared.temperature, prepared.batch, progress.detail
+            prepared.load_model(), checked, prepared.samples, prepared.temperature, prepared.batch, progress.detail
         )
         validation.validated = "artifact" if can_run else "onnx"
         result = ExportResult(validation, backend, target, seconds=clock.stop())
@@ -212,14 +229,15 @@ def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, A
         inline_functions(source, inlined)
         if (earlier := target.parent / cache).is_file():
             (staging.folder / cache).write_bytes(earlier.read_bytes())
-    result = build_plan(
-        prepared.backend,
-        inlined,
-        staging.folder / target.name,
-        staging.folder / cache,
-        part["profile"],
-        progress.detail,
-    )
+    with write_errors(target):
+        result = build_plan(
+            prepared.backend,
+            inlined,
+            staging.folder / target.name,
+            staging.folder / cache,
+            part["profile"],
+            progress.detail,
+        )
     if result.plugin_layers:
         raise BackendError(f"the plan has {result.plugin_layers} plugin layers", "--plugins none must not have any.")
     part["layers"] = result.layers
@@ -233,7 +251,7 @@ def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, A
 def _onnx_part(source: Path, files: list[str], prepared: Prepared) -> dict[str, Any]:
     """What the manifest says of the model, as far as the ONNX file tells."""
     graph: ModelProto = onnx.load(str(source), load_external_data=False)
-    profile = input_profile(prepared.model.config, prepared.batch, prepared.text)
+    profile = input_profile(prepared.config, prepared.batch, prepared.text)
     custom = Counter(node.op_type for node in graph.graph.node if node.domain == DOMAIN)
     return {
         "name": "model",
@@ -267,19 +285,13 @@ def _identity(folder: Path, files: list[str]) -> dict[str, Any]:
 
 
 def _manifest(prepared: Prepared, part: dict[str, Any], result: ExportResult) -> dict[str, Any]:
-    config, options = prepared.model.config, prepared.options
-    epoch = read_checkpoint(options.checkpoint).get("epoch")
+    config, options = prepared.config, prepared.options
     return {
         "schema": 1,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "task": prepared.model.task,
+        "task": config.task,
         "config": asdict(config),
-        "checkpoint": {
-            "file": options.checkpoint.name,
-            "sha256": sha256(options.checkpoint),
-            "bytes": options.checkpoint.stat().st_size,
-            "epoch": epoch if isinstance(epoch, int) else None,
-        },
+        "checkpoint": prepared.checkpoint,
         "temperature": prepared.temperature,
         "layout": options.layout,
         "batching": "reference",

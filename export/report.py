@@ -61,10 +61,10 @@ class ConsoleProgress:
 
 def preflight_table(prepared: Prepared) -> Table:
     """What an export would do, for `check`."""
-    options, config = prepared.options, prepared.model.config
+    options, config = prepared.options, prepared.config
     table = Table(title="Preflight: everything an export needs is there; nothing was written", show_header=False)
     table.add_row("checkpoint", f"{options.checkpoint} ({prepared.weight_bytes / 1e6:.1f} MB of weights)")
-    table.add_row("task", prepared.model.task)
+    table.add_row("task", config.task)
     table.add_row(
         "model", f"{config.vit_depth} vision x {config.vit_dim}, {config.text_layers} text x {config.text_hidden}"
     )

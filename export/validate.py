@@ -9,6 +9,7 @@ import madtp
 from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runner
 from export.errors import BackendError
+from export.files import write_errors
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos
 from export.options import Range, check_suffix
 from export.pipeline import Progress, check_samples
@@ -49,7 +50,8 @@ def validate_artifact(
         else:
             progress.stage("tracing: no GPU here can run the plan")
             source = Path(scratch) / "model.onnx"
-            save_onnx(trace_model(model), source, external_data=True)
+            with write_errors(source):
+                save_onnx(trace_model(model), source, external_data=True)
             runner = OnnxRunner(source)
         progress.stage("checking answers, tokens and latency")
         checked = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])

@@ -243,7 +243,7 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Any], path: Path | st
         if isinstance(value, Tensor) and value.shape != expected[key].shape
     ]
     problems = [
-        f"{len(keys)} {label}: {_listing(keys)}"
+        f"{len(keys)} {label}: {', '.join(keys)}"
         for label, keys in (
             ("missing", missing),
             ("unexpected", unexpected),

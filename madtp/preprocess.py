@@ -60,7 +60,8 @@ class TextProcessor:
 
     def __init__(self, vocab: Path | str, config: NlvrConfig) -> None:
         try:
-            lines = Path(vocab).read_text(encoding="utf-8").splitlines()
+            with Path(vocab).open(encoding="utf-8") as file:  # not splitlines(): it also splits at U+2028 and the like
+                lines = [line.rstrip("\n") for line in file]
         except (OSError, UnicodeDecodeError) as error:
             raise InputError(
                 f"cannot read the vocabulary '{vocab}'", str(error), "Put the checkpoint's vocab.txt there."

@@ -11,10 +11,11 @@ from sklearn.datasets import load_digits
 
 from madtp.preprocess import NlvrSample
 
-CANVAS = 64  # pixels along one side of an image
-CELL = 28  # pixels along one side of the square that holds a digit
-DIGIT_SIZES = (20, 28)  # least and largest height of an upscaled digit
-ROTATION = 12.0  # degrees, to either side
+CANVAS = 48  # pixels along one side of an image
+CELL = 24  # pixels along one side of the square that holds a digit
+GRID = 4  # a digit's place is a multiple of this, in pixels
+DIGIT_SIZES = (21, 24)  # least and largest height of an upscaled digit
+ROTATION = 8.0  # degrees, to either side
 VARIANTS = 8  # sizes and rotations prepared of every digit
 CLUTTER_LAYERS = 2  # stroke layers behind a digit
 CLUTTER_BANK = 256  # stroke layers prepared; each is shifted at random when it is used
@@ -97,8 +98,10 @@ class Scenes:
     def __init__(self, digits: Digits, seed: int) -> None:
         rng = np.random.default_rng(seed)
         self.digits = digits
-        self._by_label = [np.flatnonzero(digits.labels == digit) for digit in range(10)]
-        self._cells = np.stack([[_cell(scan, rng) for _ in range(VARIANTS)] for scan in digits.scans])
+        order = np.argsort(digits.labels, kind="stable")
+        self._cells = np.stack([[_cell(scan, rng) for _ in range(VARIANTS)] for scan in digits.scans[order]])
+        self._scans = np.bincount(digits.labels, minlength=10)  # of each digit; `_cells` has them end to end
+        self._first_scan = self._scans.cumsum() - self._scans
         self._clutter = np.stack([_strokes(rng) for _ in range(CLUTTER_BANK)])
         table = statements()
         self._truth = np.stack([statement.truth for statement in table], axis=-1)  # [10, 10, S]
@@ -128,9 +131,9 @@ class Scenes:
             rows, columns = (np.arange(CANVAS) + shift) % CANVAS
             shifted = layer[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]]
             _blend(canvas, shifted, rng.uniform(20, 150, size=(count, 3)))
-        scans = np.array([rng.choice(self._by_label[digit]) for digit in shown])
+        scans = self._first_scan[shown] + rng.integers(self._scans[shown])
         cells = self._cells[scans, rng.integers(VARIANTS, size=count)]
-        origin = rng.integers(CANVAS - CELL + 1, size=(2, count, 1))
+        origin = GRID * rng.integers((CANVAS - CELL) // GRID + 1, size=(2, count, 1))
         rows, columns = np.arange(CELL) + origin
         placed = np.zeros((count, CANVAS, CANVAS), dtype=np.uint8)
         placed[np.arange(count)[:, None, None], rows[:, :, None], columns[:, None, :]] = cells

@@ -1,0 +1,207 @@
+"""Fixtures for tests of the command line: a tiny model's checkpoint, samples that fit it, and outputs to protect."""
+
+import json
+import random
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import export.check
+import export.pipeline
+import export.validate
+from export import cli
+from export.trace import trace_model
+from madtp import NlvrConfig, NlvrModel
+from tests.generate import generated_state
+
+TINY = {
+    "image_size": 32,
+    "patch_size": 16,
+    "vit_dim": 16,
+    "vit_depth": 1,
+    "vit_heads": 2,
+    "vit_mlp": 32,
+    "text_hidden": 16,
+    "text_layers": 2,
+    "text_heads": 2,
+    "text_inter": 32,
+    "vocab_size": 300,
+    "max_position": 40,
+    "sd_num": 8,
+    "sd_dim": 16,
+    "merge_from": 1,
+    "cls_token_id": 2,
+    "sep_token_id": 3,
+    "bos_token_id": 298,
+    "enc_token_id": 299,
+}
+TAU = 2.0
+WORDS = ("the", "left", "right", "image", "shows", "a", "digit", "same", "both", "images", "show", "one")
+MODES = ("RGB", "L", "RGBA", "P", "1", "LA", "CMYK", "RGB")  # of the sample images, all to be converted
+
+
+def state_of(config: Mapping[str, Any], seed: int = 0) -> dict[str, torch.Tensor]:
+    """Generated weights of the model that `config` describes."""
+    with torch.device("meta"):
+        model = NlvrModel(NlvrConfig(**config))
+    return generated_state(model, seed)
+
+
+def save_checkpoint(path: Path, state: Mapping[str, Any], **entries: Any) -> Path:
+    """A checkpoint of the tiny model; tensors and entries that are None are left out."""
+    tensors = {key: value for key, value in state.items() if value is not None}
+    content = {"model": tensors, "epoch": 3, "temperature": TAU, "config": TINY, **entries}
+    torch.save({key: value for key, value in content.items() if value is not None}, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_state() -> dict[str, torch.Tensor]:
+    """Weights of the tiny model; copy the dictionary before changing it."""
+    return state_of(TINY)
+
+
+@pytest.fixture
+def tiny_checkpoint(tmp_path: Path, tiny_state: dict[str, torch.Tensor]) -> Callable[..., Path]:
+    """Write the tiny checkpoint; `state` changes or (value None) removes tensors, other keywords change entries."""
+
+    def write(name: str = "tiny.pt", state: Mapping[str, Any] | None = None, **entries: Any) -> Path:
+        return save_checkpoint(tmp_path / name, {**tiny_state, **(state or {})}, **entries)
+
+    return write
+
+
+def write_samples(folder: Path, modes: tuple[str, ...] = MODES) -> Path:
+    """A folder of samples for the tiny model: pictures of all `modes`, samples.json and vocab.txt."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rng, words = np.random.default_rng(0), random.Random(0)
+    entries = []
+    for index, mode in enumerate(modes):
+        names = [f"{index}-{side}.{'jpg' if mode == 'CMYK' else 'png'}" for side in ("left", "right")]
+        for name in names:
+            pixels = rng.integers(0, 256, (20 + index, 24, 3), dtype=np.uint8)
+            Image.fromarray(pixels).convert(mode).save(folder / name)
+        sentence = " ".join(words.choices(WORDS, k=3 + index))
+        entries.append({"sentence": sentence, "images": names, "label": "True" if index % 2 else "False"})
+    (folder / "samples.json").write_text(json.dumps(entries))
+    pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
+    pieces += [f"[unused{index}]" for index in range(TINY["vocab_size"] - 2 - len(pieces))]
+    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Samples of the tiny model; not to be changed."""
+    return write_samples(tmp_path_factory.mktemp("data") / "samples")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """What a command line did."""
+
+    status: int
+    out: str
+    err: str
+
+    def refused(self, *parts: str) -> None:
+        """Assert that it ended as bad input has to, with a message that has all `parts`."""
+        assert self.status == 2, self
+        assert "Traceback" not in self.err
+        for part in parts:
+            assert part in self.err, f"{part!r} is not in: {self.err}"
+
+
+@pytest.fixture
+def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., Ran]]:
+    """Run the command line in this process."""
+    handler = signal.getsignal(signal.SIGTERM)
+
+    def run(*arguments: object) -> Ran:
+        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
+        capsys.readouterr()
+        status = cli.main()
+        captured = capsys.readouterr()
+        return Ran(status, captured.out, captured.err)
+
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """A folder with outputs of earlier exports."""
+
+    folder: Path
+    earlier: dict[str, bytes]
+
+    def __truediv__(self, name: str) -> Path:
+        return self.folder / name
+
+    def untouched(self) -> None:
+        """Assert that every file is as it was, and that there is nothing new, hidden or not."""
+        assert {path.name: path.read_bytes() for path in self.folder.iterdir()} == self.earlier
+
+
+@pytest.fixture
+def outputs(tmp_path: Path) -> Outputs:
+    """Earlier out.onnx, out.plan and out.json to write over."""
+    folder = tmp_path / "outputs"
+    folder.mkdir()
+    earlier = {name: f"earlier {name}".encode() for name in ("out.onnx", "out.plan", "out.json")}
+    for name, content in earlier.items():
+        (folder / name).write_bytes(content)
+    return Outputs(folder, earlier)
+
+
+@pytest.fixture(scope="session")
+def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
+    """The tiny model, traced once."""
+    model = NlvrModel(NlvrConfig(**TINY))
+    model.load_state_dict(tiny_state)
+    return trace_model(model.eval())
+
+
+@contextmanager
+def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatch]:
+    """Take the tiny model's trace as given, and measure latency briefly."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
+        for module in (export.pipeline, export.validate):
+            patch.setattr(module, "trace_model", lambda model: program)
+        yield patch
+
+
+@pytest.fixture
+def quick(tiny_program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatch]:
+    """Exports of the tiny checkpoint take its trace from the session and measure latency briefly."""
+    with quick_exports(tiny_program) as patch:
+        yield patch
+
+
+@pytest.fixture(scope="session")
+def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_program: torch.onnx.ONNXProgram) -> Path:
+    """A folder with a checkpoint and what was exported from it; not to be changed."""
+    folder = tmp_path_factory.mktemp("artifact")
+    checkpoint = save_checkpoint(folder / "tiny.pt", state_of(TINY))
+    with quick_exports(tiny_program) as patch:
+        patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
+        assert cli.main() == 0
+    return folder
+
+
+@pytest.fixture
+def exported(tiny_artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """An artifact with its manifest, and the checkpoint that it was made from; copies, to be damaged."""
+    folder = shutil.copytree(tiny_artifact, tmp_path / "exported")
+    return folder / "out.onnx", folder / "tiny.pt"
