@@ -1,19 +1,27 @@
 """`python -m export`: see `export/cli.py`."""
 
 import os
+import signal
 import sys
 
-if __name__ == "__main__":
-    try:
-        from export.cli import main
 
-        status = main()
-    except KeyboardInterrupt:  # while the libraries are still being imported
-        sys.stderr.write("interrupted: nothing was written\n")
-        status = 2
+def leave(*_: object) -> None:
+    """Answer Ctrl-C while libraries are imported: an exception there makes some of them abort the process."""
+    os.write(2, b"interrupted: nothing was written\n")
+    os._exit(2)
+
+
+if __name__ == "__main__":
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup and in the background
+            signal.signal(number, leave)
+
+    from export.cli import main
+
+    status = main()
     if status == 2:
         # CPython ends by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has passed through an
-        # exec() of a string, which imports and tracing are full of. Nothing is left to be closed but these two.
+        # exec() of a string, which tracing is full of. Nothing is left to be closed but these two.
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(status)

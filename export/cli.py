@@ -64,6 +64,7 @@ def check(**given: Any) -> None:
     from export.pipeline import prepare
     from export.report import preflight_table
 
+    _raise_interrupts()
     _output().print(preflight_table(prepare(_options(given))))
 
 
@@ -88,6 +89,7 @@ def validate(
     from export.report import ConsoleProgress, validation_table
     from export.validate import validate_artifact
 
+    _raise_interrupts()
     if data is not None:
         raise OptionError("--data is not available", "This version reads no data sets.", "Use --samples DIR.")
     if samples is not None and synthetic:
@@ -119,6 +121,7 @@ def _export(options: ExportOptions) -> int:
     from export.pipeline import export, prepare
     from export.report import EXPORT_STAGES, ConsoleProgress, closing_lines, validation_table
 
+    _raise_interrupts()
     with ConsoleProgress(_errors(), EXPORT_STAGES[options.engine.suffix] + 1) as progress:
         progress.stage("reading checkpoint and samples")
         prepared = prepare(options)
@@ -144,9 +147,15 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+def _raise_interrupts() -> None:
+    """From here on, Ctrl-C and SIGTERM unwind what was begun; until then `export/__main__.py` answers them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
 def main() -> int:
     """Run the command line; returns the exit status."""
-    signal.signal(signal.SIGTERM, _interrupt)
     try:
         status = cli.main(standalone_mode=False)
         return status if isinstance(status, int) else 0

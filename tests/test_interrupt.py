@@ -177,26 +177,30 @@ def test_interrupts_between_the_files_of_an_export_come_too_late(
     outputs: Outputs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Neither half of the outputs nor the hidden folder is left, however often Ctrl-C is pressed."""
-    replace, rmtree = os.replace, shutil.rmtree
-    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    arrived = []
+    handlers = [signal.signal(number, lambda number, _: arrived.append(number)) for number in numbers]
 
     def interrupt_and(action: Callable[..., object]) -> Callable[..., None]:
         def interrupted(*arguments: object, **options: object) -> None:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in numbers:
                 signal.raise_signal(number)
             action(*arguments, **options)
 
         return interrupted
 
-    with Staging(outputs / "out.plan") as staging:
-        for name in ("out.plan", "out.json"):
-            (staging.folder / name).write_text("new")
-        monkeypatch.setattr(os, "replace", interrupt_and(replace))
-        monkeypatch.setattr(shutil, "rmtree", interrupt_and(rmtree))
-        staging.commit(["out.plan", "out.json"])
-    assert {path.name: path.read_bytes() for path in outputs.folder.iterdir()} == {
-        **outputs.earlier,
-        "out.plan": b"new",
-        "out.json": b"new",
-    }
-    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    try:
+        with Staging(outputs / "out.plan") as staging:
+            for name in ("out.plan", "out.json"):
+                (staging.folder / name).write_text("new")
+            monkeypatch.setattr(os, "replace", interrupt_and(os.replace))
+            monkeypatch.setattr(shutil, "rmtree", interrupt_and(shutil.rmtree))
+            staging.commit(["out.plan", "out.json"])
+        assert not arrived
+        new = {**outputs.earlier, "out.plan": b"new", "out.json": b"new"}
+        assert {path.name: path.read_bytes() for path in outputs.folder.iterdir()} == new
+        signal.raise_signal(signal.SIGTERM)
+        assert arrived == [signal.SIGTERM], "they are heeded again"
+    finally:
+        for number, handler in zip(numbers, handlers, strict=True):
+            signal.signal(number, handler)

@@ -7,9 +7,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+import torch
 from sklearn.datasets import load_digits
+from torch import Tensor
 
-from madtp.preprocess import NlvrSample
+from madtp.preprocess import IMAGE_MEAN, IMAGE_STD, NlvrSample
 
 CANVAS = 48  # pixels along one side of an image
 CELL = 24  # pixels along one side of the square that holds a digit
@@ -118,10 +120,10 @@ class Scenes:
         total = (fitting / rivals).cumsum(axis=-1)  # every template equally often, else the sentence tells the answer
         chosen = (total < rng.random((count, questions, 1)) * total[..., -1:]).sum(axis=-1)
         shown = np.stack([left, right])
-        images = self._render(rng, shown.reshape(-1)).reshape(2, count, CANVAS, CANVAS, 3)
+        images = self.render(rng, shown.reshape(-1)).reshape(2, count, CANVAS, CANVAS, 3)
         return Batch(images, shown, chosen, wanted)
 
-    def _render(self, rng: np.random.Generator, shown: Ints) -> Bytes:
+    def render(self, rng: np.random.Generator, shown: Ints) -> Bytes:
         """[n, CANVAS, CANVAS, 3]: clutter, and in front of it a random scan of every digit in `shown` [n]."""
         count = len(shown)
         canvas = _backgrounds(rng, count)
@@ -185,6 +187,12 @@ def _blend(canvas: NDArray[np.float32], opacity: Bytes, colour: NDArray[np.float
     """Paint `colour` [n, 3] over `canvas` [n, S, S, 3] in place, where `opacity` [n, S, S] says so."""
     share = opacity[..., None].astype(np.float32) / 255
     canvas += share * (colour[:, None, None, :].astype(np.float32) - canvas)
+
+
+def image_batch(images: Bytes) -> Tensor:
+    """[n, 3, S, S] float32 of [n, S, S, 3] pixels: what `madtp.preprocess.image_tensor` gives at their own size."""
+    normalized = (images.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    return torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())
 
 
 def held_out_samples(count: int, seed: int = HELD_OUT_SEED) -> list[NlvrSample]:

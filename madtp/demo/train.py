@@ -1,0 +1,168 @@
+"""The recipe of the demonstration's model."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp.config import NlvrConfig
+from madtp.demo import vocab_path
+from madtp.demo.data import CANVAS, WORDS, Scenes, image_batch, load_split, statements, vocabulary
+from madtp.nlvr import NlvrModel
+from madtp.preprocess import ADDED_TOKENS, TextProcessor
+from madtp.training import NlvrBatch, initialize, nlvr_loss
+
+Progress = Callable[[str], None]  # called after every step with a few words about it
+
+
+def config() -> NlvrConfig:
+    """Sizes of the model."""
+    pieces = vocabulary()
+    return NlvrConfig(
+        image_size=CANVAS,
+        patch_size=8,
+        vit_dim=64,
+        vit_depth=4,
+        vit_heads=2,
+        vit_mlp=128,
+        text_hidden=64,
+        text_layers=4,
+        text_heads=4,
+        text_inter=128,
+        vocab_size=len(pieces) + ADDED_TOKENS,
+        max_position=16,
+        sd_num=16,
+        sd_dim=64,
+        merge_from=2,
+        pad_token_id=pieces.index("[PAD]"),
+        cls_token_id=pieces.index("[CLS]"),
+        sep_token_id=pieces.index("[SEP]"),
+        bos_token_id=len(pieces),
+        enc_token_id=len(pieces) + 1,
+    )
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One run of the optimiser: a learning rate that warms up and then falls to zero along a cosine."""
+
+    steps: int
+    learning_rate: float
+    warm_up: float = 0.05  # share of the steps
+    weight_decay: float = 0.05
+    gradient_norm: float = 1.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that decides the result.
+
+    First the vision encoder learns to name the digit of a single image, as BLIP's starts from one that was trained
+    alone. Then the whole model learns to judge statements, densely at first, while the temperature rises.
+    """
+
+    naming: Stage = Stage(steps=1500, learning_rate=3e-3)
+    images: int = 64  # a step of the first stage
+    judging: Stage = Stage(steps=1800, learning_rate=1e-3)
+    pairs: int = 16  # a step of the second stage
+    questions: int = 8  # statements about each pair
+    temperature: float = 0.4
+    pruning: tuple[float, float] = (0.25, 0.5)  # shares of the second stage between which the temperature rises
+    seed: int = 0
+
+    @property
+    def steps(self) -> int:
+        """Steps of both stages."""
+        return self.naming.steps + self.judging.steps
+
+    def shortened(self, steps: int) -> "Recipe":
+        """The same with `steps` steps a stage: shows that it runs, learns nothing."""
+        return replace(
+            self, naming=replace(self.naming, steps=steps), judging=replace(self.judging, steps=steps)
+        )
+
+
+def train(recipe: Recipe, progress: Progress = lambda _: None) -> NlvrModel:
+    """A model trained by `recipe`, in eval mode. The same recipe and thread count give the same weights."""
+    model = NlvrModel(config(), recipe.temperature)
+    initialize(model, torch.Generator().manual_seed(recipe.seed))
+    rng = np.random.default_rng(recipe.seed)
+    scenes = Scenes(load_split(held_out=False), recipe.seed)
+    _learn_names(model, scenes, recipe, rng, progress)
+    _learn_statements(model, scenes, recipe, rng, progress)
+    return model.eval()
+
+
+def _learn_names(
+    model: NlvrModel, scenes: Scenes, recipe: Recipe, rng: np.random.Generator, progress: Progress
+) -> None:
+    """Match the class token of an image with the word of its digit."""
+    vision, text = model.visual_encoder, model.text_encoder.embeddings
+    pieces = vocabulary()
+    words = torch.tensor([pieces.index(word) for word in WORDS])
+    parameters = [*vision.parameters(), *text.parameters()]
+    for step in _optimise(parameters, recipe.naming):
+        digits = rng.integers(10, size=recipe.images)
+        tokens, _ = vision(image_batch(scenes.render(rng, digits)), model.space_dict, None)
+        names = text.LayerNorm(text.word_embeddings(words))
+        logits = tokens[:, 0] @ names.mT / names.shape[1] ** 0.5
+        loss = F.cross_entropy(logits, torch.from_numpy(digits))
+        step(loss)
+        progress(f"naming digits, loss {loss.item():.2f}")
+
+
+def _learn_statements(
+    model: NlvrModel, scenes: Scenes, recipe: Recipe, rng: np.random.Generator, progress: Progress
+) -> None:
+    """Judge statements, L_task + 0.1 * L_sim."""
+    ids, mask = TextProcessor(vocab_path(), model.config).batch([entry.sentence for entry in statements()])
+    for number, step in enumerate(_optimise(list(model.parameters()), recipe.judging)):
+        drawn = scenes.batch(rng, recipe.pairs, recipe.questions)
+        chosen = torch.from_numpy(drawn.statements.reshape(-1))
+        labels = torch.from_numpy(drawn.labels.reshape(-1)).long()
+        batch = NlvrBatch(*map(image_batch, drawn.images), ids[chosen], mask[chosen], labels)
+        temperature = temperature_at(number, recipe)
+        loss = nlvr_loss(model, batch, torch.tensor(temperature))
+        step(loss)
+        progress(f"judging statements at temperature {temperature:.2f}, loss {loss.item():.2f}")
+
+
+def temperature_at(step: int, recipe: Recipe) -> float:
+    """Temperature of a step of the second stage: zero, then rising linearly, then the final one."""
+    start, end = recipe.pruning
+    return recipe.temperature * min(max((step / recipe.judging.steps - start) / (end - start), 0.0), 1.0)
+
+
+def _optimise(parameters: list[nn.Parameter], stage: Stage) -> Iterator[Callable[[Tensor], None]]:
+    """Yield, for every step of `stage`, the function that takes its loss and updates `parameters`."""
+    optimizer = torch.optim.AdamW(
+        parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay
+    )
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, stage.learning_rate, total_steps=stage.steps, pct_start=stage.warm_up, cycle_momentum=False
+    )
+
+    def update(loss: Tensor) -> None:
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(parameters, stage.gradient_norm)
+        optimizer.step()
+        schedule.step()
+
+    for _ in range(stage.steps):
+        yield update
+
+
+def save(model: NlvrModel, path: Path) -> None:
+    """Write a checkpoint that `madtp.load` reads."""
+    content = {
+        "model": model.state_dict(),
+        "epoch": 0,
+        "temperature": model.temperature,
+        "config": asdict(model.config),
+    }
+    torch.save(content, path)

@@ -1,0 +1,96 @@
+"""What training with MADTP needs beyond the model: initial weights, and the loss L_task + 0.1 * L_sim."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp.nlvr import NlvrModel
+
+SIMILARITY_WEIGHT = 0.1  # of L_sim, as published
+POSITION_STD = 0.2  # patches have to know where they are before they can be told apart
+WORD_POSITION_STD = 0.05
+WORD_STD = 0.2
+CLASS_STD = 0.02
+SPACE_STD = 0.1
+
+
+@dataclass(frozen=True)
+class NlvrBatch:
+    """B pairs of images with M statements each.
+
+    Attributes:
+        image0, image1: [B, 3, S, S] float32, normalised.
+        input_ids, attention_mask: [B * M, L] int64, the statements of the first pair first.
+        labels: [B * M] int64, 1 where the statement is true.
+    """
+
+    image0: Tensor
+    image1: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    labels: Tensor
+
+    @property
+    def statements(self) -> int:
+        """M, statements a pair."""
+        return len(self.labels) // len(self.image0)
+
+
+def initialize(model: NlvrModel, generator: torch.Generator) -> None:
+    """Fill every parameter with values to start training from; they depend on nothing but `generator`."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            nn.init.xavier_uniform_(module.weight.flatten(1), generator=generator)
+            nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+        elif isinstance(module, nn.LayerNorm):
+            module.reset_parameters()
+    vision, text = model.visual_encoder, model.text_encoder.embeddings
+    for parameter, std in (
+        (vision.cls_token, CLASS_STD),
+        (vision.pos_embed, POSITION_STD),
+        (text.word_embeddings.weight, WORD_STD),
+        (text.position_embeddings.weight, WORD_POSITION_STD),
+        (model.space_dict, SPACE_STD),
+    ):
+        nn.init.trunc_normal_(parameter, std=std, a=-2 * std, b=2 * std, generator=generator)
+
+
+def similarity_loss(vision_aligned: Tensor, text_aligned: Tensor) -> Tensor:
+    """L_sim, [] in [0, 2]: one minus the mean cosine similarity of both images' aligned features with the sentence's.
+
+    Args:
+        vision_aligned: [2B, T, C], all first images, then all second ones.
+        text_aligned: [B, T, C].
+    """
+    pairs = vision_aligned.unflatten(0, (2, -1))
+    return 1 - F.cosine_similarity(pairs, text_aligned[None], dim=-1).mean()
+
+
+def nlvr_loss(
+    model: NlvrModel, batch: NlvrBatch, temperature: Tensor, similarity_weight: float = SIMILARITY_WEIGHT
+) -> Tensor:
+    """L_task + `similarity_weight` * L_sim of a batch, [].
+
+    Every image is encoded once, however many statements there are about it; with one a pair this is `NlvrModel.run`.
+
+    Args:
+        temperature: [] float32; zero prunes nothing.
+    """
+    images, vision = model.visual_encoder(
+        torch.cat([batch.image0, batch.image1]), model.space_dict, temperature, collect_aligned=True
+    )
+    assert isinstance(vision.aligned, Tensor)
+    first, second = _per_statement(images, batch.statements).chunk(2)
+    words, text = model.text_encoder(
+        batch.input_ids, batch.attention_mask, first, second, model.space_dict, temperature, collect_aligned=True
+    )
+    assert isinstance(text.aligned, Tensor)
+    task = F.cross_entropy(model.cls_head(words[:, 0]), batch.labels)
+    return task + similarity_weight * similarity_loss(_per_statement(vision.aligned, batch.statements), text.aligned)
+
+
+def _per_statement(x: Tensor, statements: int) -> Tensor:
+    """[2B, ...] -> [2B * M, ...]: what belongs to an image, repeated for every statement about it."""
+    return x.repeat_interleave(statements, dim=0)
