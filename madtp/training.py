@@ -69,25 +69,26 @@ def similarity_loss(vision_aligned: Tensor, text_aligned: Tensor) -> Tensor:
 
 
 def nlvr_loss(
-    model: NlvrModel, batch: NlvrBatch, temperature: Tensor, similarity_weight: float = SIMILARITY_WEIGHT
+    model: NlvrModel, batch: NlvrBatch, temperature: Tensor | None, similarity_weight: float = SIMILARITY_WEIGHT
 ) -> Tensor:
     """L_task + `similarity_weight` * L_sim of a batch, [].
 
     Every image is encoded once, however many statements there are about it; with one a pair this is `NlvrModel.run`.
 
     Args:
-        temperature: [] float32; zero prunes nothing.
+        temperature: [] float32, zero prunes nothing; None trains the dense model, which is not aligned: L_task alone.
     """
+    collect = temperature is not None
     images, vision = model.visual_encoder(
-        torch.cat([batch.image0, batch.image1]), model.space_dict, temperature, collect_aligned=True
+        torch.cat([batch.image0, batch.image1]), model.space_dict, temperature, collect_aligned=collect
     )
-    assert isinstance(vision.aligned, Tensor)
     first, second = _per_statement(images, batch.statements).chunk(2)
     words, text = model.text_encoder(
-        batch.input_ids, batch.attention_mask, first, second, model.space_dict, temperature, collect_aligned=True
+        batch.input_ids, batch.attention_mask, first, second, model.space_dict, temperature, collect_aligned=collect
     )
-    assert isinstance(text.aligned, Tensor)
     task = F.cross_entropy(model.cls_head(words[:, 0]), batch.labels)
+    if not isinstance(vision.aligned, Tensor) or not isinstance(text.aligned, Tensor):
+        return task
     return task + similarity_weight * similarity_loss(_per_statement(vision.aligned, batch.statements), text.aligned)
 
 

@@ -5,10 +5,9 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
-import torch
-from sklearn.datasets import load_digits
 from torch import Tensor
 
 from madtp.preprocess import IMAGE_MEAN, IMAGE_STD, NlvrSample
@@ -70,6 +69,8 @@ class Digits(NamedTuple):
 
 def load_split(held_out: bool) -> Digits:
     """The scans to train on, or those to evaluate on; no scan is in both."""
+    from sklearn.datasets import load_digits  # takes a second to import, which only the demonstration should spend
+
     data = load_digits()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(data.target))
     mine = (np.arange(len(order)) % HELD_OUT_EVERY == 0) == held_out
@@ -191,7 +192,8 @@ def _blend(canvas: NDArray[np.float32], opacity: Bytes, colour: NDArray[np.float
 
 def image_batch(images: Bytes) -> Tensor:
     """[n, 3, S, S] float32 of [n, S, S, 3] pixels: what `madtp.preprocess.image_tensor` gives at their own size."""
-    normalized = (images.astype(np.float32) / 255 - np.float32(IMAGE_MEAN)) / np.float32(IMAGE_STD)
+    mean, std = np.array(IMAGE_MEAN, dtype=np.float32), np.array(IMAGE_STD, dtype=np.float32)
+    normalized = (images.astype(np.float32) / 255 - mean) / std
     return torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())
 
 

@@ -52,20 +52,20 @@ def evaluate(
 ) -> Evaluation:
     """Judge labelled `samples` at a temperature, zero being the dense model; `progress` is called after each."""
     text = TextProcessor(vocab, model.config)
-    right, vision, words = 0, [], []
-    flops = []
+    right = 0
+    gflops: list[float] = []
+    vision: list[Tensor] = []
+    words: list[Tensor] = []
     for sample in samples:
         inputs = model_inputs(sample, text, model.config)
         output = model(**inputs, temperature=temperature)
         right += int(bool(output.logits.argmax()) == sample.label)
         vision.append(output.vision_token_counts[0].float())
         words.append(output.text_token_counts[0].float())
-        if len(flops) < FLOPS_SAMPLES:
-            flops.append(count_flops(model, inputs, temperature).giga)
+        if len(gflops) < FLOPS_SAMPLES:
+            gflops.append(count_flops(model, inputs, temperature).giga)
         progress()
-    return Evaluation(
-        right / len(samples), sum(flops) / len(flops), _mean(vision), _mean(words)
-    )
+    return Evaluation(right / len(samples), sum(gflops) / len(gflops), _mean(vision), _mean(words))
 
 
 def _mean(rows: Sequence[Tensor]) -> tuple[float, ...]:

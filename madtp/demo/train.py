@@ -51,7 +51,7 @@ class Stage:
     """One run of the optimiser: a learning rate that warms up and then falls to zero along a cosine."""
 
     steps: int
-    learning_rate: float
+    learning_rate: float  # the highest
     warm_up: float = 0.05  # share of the steps
     weight_decay: float = 0.05
     gradient_norm: float = 1.0
@@ -81,9 +81,7 @@ class Recipe:
 
     def shortened(self, steps: int) -> "Recipe":
         """The same with `steps` steps a stage: shows that it runs, learns nothing."""
-        return replace(
-            self, naming=replace(self.naming, steps=steps), judging=replace(self.judging, steps=steps)
-        )
+        return replace(self, naming=replace(self.naming, steps=steps), judging=replace(self.judging, steps=steps))
 
 
 def train(recipe: Recipe, progress: Progress = lambda _: None) -> NlvrModel:
@@ -124,9 +122,10 @@ def _learn_statements(
         drawn = scenes.batch(rng, recipe.pairs, recipe.questions)
         chosen = torch.from_numpy(drawn.statements.reshape(-1))
         labels = torch.from_numpy(drawn.labels.reshape(-1)).long()
-        batch = NlvrBatch(*map(image_batch, drawn.images), ids[chosen], mask[chosen], labels)
+        left, right = map(image_batch, drawn.images)
+        batch = NlvrBatch(left, right, ids[chosen], mask[chosen], labels)
         temperature = temperature_at(number, recipe)
-        loss = nlvr_loss(model, batch, torch.tensor(temperature))
+        loss = nlvr_loss(model, batch, torch.tensor(temperature) if temperature > 0 else None)
         step(loss)
         progress(f"judging statements at temperature {temperature:.2f}, loss {loss.item():.2f}")
 

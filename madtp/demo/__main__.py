@@ -1,0 +1,152 @@
+"""`python -m madtp.demo`: train the demonstration's model and show what pruning costs and saves."""
+
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+import click
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from madtp.demo import vocab_path
+from madtp.demo.data import held_out_samples
+from madtp.demo.evaluate import Evaluation, evaluate
+from madtp.demo.output import staged, write_samples
+from madtp.demo.train import Recipe, save, train
+from madtp.errors import MadtpError
+
+MISSED = 1  # the result is not as good as promised
+WRONG_INPUT = 2
+THREADS = 2  # another number adds up in another order, and so trains other weights
+EVALUATED = 1000  # held-out samples
+EVALUATED_SHORT = 16
+SAMPLES = 16  # written for `python -m export --samples`
+LEAST_ACCURACY = 0.90
+LEAST_PRUNED = 0.40  # of the dense model's GFLOPs
+MOST_LOST = 0.02  # accuracy, against the dense model
+WIDTH = 118  # of the table where there is no terminal to ask
+
+
+class Reporter:
+    """Steps done: a bar on a terminal, a line for every tenth elsewhere."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console = console
+        self._total = total
+        self._done = 0
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        self._bar = Progress(
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+        )
+        self._task = self._bar.add_task("", total=total)
+
+    def __enter__(self) -> "Reporter":
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def advance(self, what: str) -> None:
+        """One more step is done; `what` says of what."""
+        tenth = 10 * self._done // self._total
+        self._done += 1
+        self._bar.update(self._task, advance=1, description=what)
+        if not self._console.is_terminal and 10 * self._done // self._total > tenth:
+            self._console.print(f"{100 * self._done // self._total:3d} %  {what}", highlight=False)
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, metavar="DIR")
+@click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Only N steps a stage, to see that it runs.")
+@click.pass_context
+def cli(context: click.Context, out: Path, steps: int | None) -> None:
+    """Train a small BLIP-NLVR model with MADTP on pairs of handwritten digits.
+
+    Writes nlvr-digits.pt, vocab.txt and samples/ (held-out samples for the exporter) into DIR. Exit 1 where the model
+    is less accurate, or prunes less, than it should.
+    """
+    started = time.monotonic()
+    torch.set_num_threads(THREADS)
+    recipe = Recipe() if steps is None else Recipe().shortened(steps)
+    samples = held_out_samples(EVALUATED if steps is None else EVALUATED_SHORT)
+    with staged(out) as stage, Reporter(Console(stderr=True), recipe.steps + 2 * len(samples)) as reporter:
+        model = train(recipe, reporter.advance)
+        dense, pruned = (
+            evaluate(model, vocab_path(), samples, temperature, lambda: reporter.advance("evaluating"))
+            for temperature in (0.0, recipe.temperature)
+        )
+        save(model, stage / "nlvr-digits.pt")
+        shutil.copyfile(vocab_path(), stage / "vocab.txt")
+        write_samples(samples[:SAMPLES], stage / "samples")
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDTH)
+    console.print(results_table(dense, pruned, recipe.temperature, len(samples)))
+    click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / 'nlvr-digits.pt'}, vocab.txt and samples/")
+    problems = missed_promises(dense, pruned) if steps is None else []
+    for problem in problems:
+        click.echo(f"missed: {problem}")
+    context.exit(MISSED if problems else 0)
+
+
+def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, samples: int) -> Table:
+    """Both evaluations side by side."""
+    table = Table(title=f"{samples} statements about held-out digits, one request at a time")
+    for heading in ("", "accuracy", "GFLOPs", "pruned", "tokens an image, by layer", "tokens a sentence"):
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, result in (("dense", dense), (f"temperature {temperature:g}", pruned)):
+        table.add_row(
+            name,
+            f"{result.accuracy:.1%}",
+            f"{result.gflops:.4f}",
+            f"{1 - result.gflops / dense.gflops:.1%}",
+            " ".join(f"{count:.1f}" for count in result.vision_tokens),
+            " ".join(f"{count:.1f}" for count in result.text_tokens),
+        )
+    return table
+
+
+def missed_promises(dense: Evaluation, pruned: Evaluation) -> list[str]:
+    """What a full run should reach and these results do not."""
+    share = 1 - pruned.gflops / dense.gflops
+    lost = dense.accuracy - pruned.accuracy
+    problems = []
+    if min(dense.accuracy, pruned.accuracy) < LEAST_ACCURACY:
+        reached = f"accuracy dense {dense.accuracy:.1%}, pruned {pruned.accuracy:.1%}"
+        problems.append(f"{reached}, least {LEAST_ACCURACY:.0%}")
+    if share < LEAST_PRUNED:
+        problems.append(f"{share:.1%} of the GFLOPs pruned, least {LEAST_PRUNED:.0%}")
+    if lost > MOST_LOST:
+        problems.append(f"{lost:.1%} of accuracy lost by pruning, most {MOST_LOST:.0%}")
+    return problems
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = cli.main(standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return WRONG_INPUT
+    except MadtpError as error:
+        click.echo(f"error: {error}", err=True)
+        return WRONG_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: nothing was written, earlier outputs are as they were", err=True)
+        return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
