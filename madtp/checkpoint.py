@@ -1,5 +1,6 @@
 """Reading checkpoints: sizes and task inferred from the tensors, every disagreement named."""
 
+import logging
 import pickle
 import re
 import warnings
@@ -15,6 +16,8 @@ from torch import Tensor
 from madtp.config import HEAD_SIZE, NlvrConfig, check_fields, read_config
 from madtp.errors import CheckpointError, ConfigError
 from madtp.nlvr import NlvrModel
+
+_logger = logging.getLogger(__name__)
 
 # Tensors of official checkpoints that training needs and inference does not.
 NOT_DEPLOYED = re.compile(
@@ -138,6 +141,8 @@ def _unreadable(path: Path, error: Exception) -> CheckpointError:
 
 
 def _temperature(content: Mapping[str, Any], path: Path | str) -> float:
+    if "temperature" not in content:
+        _logger.warning("'%s' records no temperature: its default is 0, the dense model", path)
     value = content.get("temperature", 0.0)
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.item()

@@ -133,7 +133,7 @@ def test_temperature_rises_from_dense() -> None:
 def test_committed_model_keeps_its_promises() -> None:
     assert checkpoint_path().stat().st_size <= MEGABYTES * 1e6
     model = madtp.load(checkpoint_path())
-    assert model.temperature == Recipe().temperature
+    assert model.temperature == Recipe().deployed_temperature
     samples = held_out_samples(EVALUATED)
     dense, pruned = (evaluate(model, vocab_path(), samples, tau) for tau in (0.0, model.temperature))
     assert command.missed_promises(dense, pruned) == []
@@ -171,7 +171,7 @@ def test_command_writes_what_it_says_and_again_the_same(
     assert "100 %" in shown.err
     assert "\x1b" not in shown.err + shown.out
     first, second = (madtp.load(folder / "nlvr-digits.pt") for folder in folders)
-    assert first.temperature == Recipe().temperature
+    assert first.temperature == Recipe().deployed_temperature
     for name, value in first.state_dict().items():
         assert torch.equal(value, second.state_dict()[name]), name
     assert sorted(path.name for path in folders[0].iterdir()) == ["nlvr-digits.pt", "samples", "vocab.txt"]

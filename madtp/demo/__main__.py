@@ -78,7 +78,7 @@ def cli(context: click.Context, out: Path, steps: int | None) -> None:
         model = train(recipe, reporter.advance)
         dense, pruned = (
             evaluate(model, vocab_path(), samples, temperature, lambda: reporter.advance("evaluating"))
-            for temperature in (0.0, recipe.temperature)
+            for temperature in (0.0, recipe.deployed_temperature)
         )
         save(model, stage / "nlvr-digits.pt")
         shutil.copyfile(vocab_path(), stage / "vocab.txt")
@@ -86,7 +86,7 @@ def cli(context: click.Context, out: Path, steps: int | None) -> None:
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDTH)
-    console.print(results_table(dense, pruned, recipe.temperature, len(samples)))
+    console.print(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
     click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / 'nlvr-digits.pt'}, vocab.txt and samples/")
     problems = missed_promises(dense, pruned) if steps is None else []
     for problem in problems:

@@ -70,7 +70,8 @@ class Recipe:
     judging: Stage = Stage(steps=1800, learning_rate=1e-3)
     pairs: int = 16  # a step of the second stage
     questions: int = 8  # statements about each pair
-    temperature: float = 0.4
+    temperature: float = 0.4  # the highest that training prunes at
+    deployed_temperature: float = 0.07  # milder: training at a harsher one leaves it a margin
     pruning: tuple[float, float] = (0.25, 0.5)  # shares of the second stage between which the temperature rises
     seed: int = 0
 
@@ -86,7 +87,7 @@ class Recipe:
 
 def train(recipe: Recipe, progress: Progress = lambda _: None) -> NlvrModel:
     """A model trained by `recipe`, in eval mode. The same recipe and thread count give the same weights."""
-    model = NlvrModel(config(), recipe.temperature)
+    model = NlvrModel(config(), recipe.deployed_temperature)
     initialize(model, torch.Generator().manual_seed(recipe.seed))
     rng = np.random.default_rng(recipe.seed)
     scenes = Scenes(load_split(held_out=False), recipe.seed)
