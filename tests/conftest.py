@@ -24,6 +24,10 @@ from export.trace import trace_model
 from madtp import NlvrConfig, NlvrModel
 from tests.generate import generated_state
 
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # A shell starts background jobs so, and commands under test would inherit it and rightly ignore Ctrl-C.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
 TINY = {
     "image_size": 32,
     "patch_size": 16,

@@ -127,7 +127,7 @@ def test_temperature_rises_from_dense() -> None:
     values = [temperature_at(step, recipe) for step in range(recipe.judging.steps)]
     assert values == sorted(values)
     assert values[0] == 0
-    assert values[-1] == recipe.training_temperature > recipe.temperature
+    assert values[-1] == recipe.temperature > recipe.deployed_temperature
 
 
 def test_committed_model_keeps_its_promises() -> None:

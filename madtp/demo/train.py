@@ -72,7 +72,7 @@ class Recipe:
     questions: int = 8  # statements about each pair
     temperature: float = 0.4  # the highest that training prunes at
     deployed_temperature: float = 0.07  # milder: training at a harsher one leaves it a margin
-    pruning: tuple[float, float] = (0.25, 0.5)  # shares of the second stage between which the training temperature rises
+    pruning: tuple[float, float] = (0.25, 0.5)  # shares of the second stage between which the temperature rises
     seed: int = 0
 
     @property
@@ -134,7 +134,7 @@ def _learn_statements(
 def temperature_at(step: int, recipe: Recipe) -> float:
     """Temperature of a step of the second stage: zero, then rising linearly, then the final one."""
     start, end = recipe.pruning
-    return recipe.training_temperature * min(max((step / recipe.judging.steps - start) / (end - start), 0.0), 1.0)
+    return recipe.temperature * min(max((step / recipe.judging.steps - start) / (end - start), 0.0), 1.0)
 
 
 def _optimise(parameters: list[nn.Parameter], stage: Stage) -> Iterator[Callable[[Tensor], None]]:
