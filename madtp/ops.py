@@ -36,17 +36,19 @@ def aligned_attention(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) ->
         heads: H, a divisor of C.
 
     Returns:
-        context [B, L, C] in the dtype of `qkv`; column_score [B, L - 1] and class_score [B, L - 1], float32.
+        context [B, L, C] in the dtype of `qkv`; column_score [B, L - 1] and class_score [B, L - 1], float32 (float64
+        where `qkv` is: the yardstick that other precisions are held against).
     """
     query, key, value = (split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
     scores = (query / math.sqrt(query.shape[-1])) @ key.mT + key_mask[:, None, None, :].to(qkv.dtype)
     if causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=qkv.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
-    probabilities = scores.float().softmax(dim=-1)
+    wide = torch.promote_types(qkv.dtype, torch.float32)
+    probabilities = scores.to(wide).softmax(dim=-1)
     context = probabilities.to(qkv.dtype) @ value
     column_score = probabilities.amax(dim=1)[:, 1:, 1:].sum(dim=1)
-    norm = torch.linalg.vector_norm(context[:, :, 1:], dim=-1, dtype=torch.float32)
+    norm = torch.linalg.vector_norm(context[:, :, 1:], dim=-1, dtype=wide)
     class_score = (probabilities[:, :, 0, 1:] * norm / (norm.sum(dim=1, keepdim=True) + EPSILON)).sum(dim=1)
     return merge_heads(context), column_score, class_score
 
@@ -152,7 +154,7 @@ def _compact_tokens(tokens: Tensor, importance: Tensor, rank: Tensor, kept: Tens
     body = tokens[:, 1:]
     weight = importance * (rank >= keep)
     weight = weight / (weight.sum(dim=1, keepdim=True) + EPSILON)
-    merged = (weight[:, None, :] @ body.float()).to(tokens.dtype)
+    merged = (weight[:, None, :] @ body.to(weight.dtype)).to(tokens.dtype)
     gathered = body.gather(1, kept[..., None].expand(-1, -1, body.shape[2]))
     return torch.cat([tokens[:, :1], gathered, merged], dim=1)
 

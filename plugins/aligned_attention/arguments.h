@@ -1,0 +1,41 @@
+// What the kernels of AlignedAttention share: their arguments, and how the workspace is divided.
+#pragma once
+#include "common/device.h"
+#include "madtp/kernels.h"
+
+namespace madtp::attention {
+
+constexpr int kTile = 64;        // queries of a partial column sum; keys of a tile
+constexpr float kLog2E = 1.4426950408889634f;  // scores are kept in units of log2, for exp2f
+
+// Pointers are device pointers; H heads of D = C / H.
+struct Arguments {
+    void const* qkv;        // [B, L, 3C]
+    float const* key_mask;  // [B, L]
+    void* context;          // [B, L, C]
+    float* column_score;    // [B, L - 1]
+    float* class_score;     // [B, L - 1]
+    // Workspace. A probability is exp2(score - row_maximum) * row_scale.
+    float* row_maximum;     // [B, H, L], in units of log2
+    float* row_scale;       // [B, H, L], one over the sum
+    float* context_norm;    // [B, H, L]
+    float* class_row;       // [B, H, L], probabilities of the class query
+    float* column_partial;  // [B, ceil(L / kTile), L], column sums of kTile queries each
+    int batch, length, width, heads, head_size;
+    float scale;  // log2(e) / sqrt(D)
+    bool causal;
+};
+
+// A partial column sum of 64 queries is always added up in the same order, however the kernels share the work: first
+// sixteen rows at a time in the order below, then the four sixteens in ascending order. So the scores of a sample do
+// not depend on the batch that it comes in.
+
+// The tensor-core path: 16-bit data, D of 32, 64 or 128. cudaErrorNotSupported where it does not apply.
+template <typename T>
+cudaError_t launch_tensor_core(Arguments const& arguments, cudaStream_t stream);
+
+// The plain path: any data type, D up to 256.
+template <typename T>
+cudaError_t launch_plain(Arguments const& arguments, cudaStream_t stream);
+
+}  // namespace madtp::attention

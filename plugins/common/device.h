@@ -1,0 +1,99 @@
+// What every kernel includes: CUDA, or its stand-in when kernels are compiled for the host (MADTP_SIMT), and the few
+// helpers that all kernels share.
+#pragma once
+#include <stdint.h>
+
+#ifdef MADTP_SIMT
+#include "simt.h"
+#else
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+#endif
+
+namespace madtp {
+
+constexpr int kWarpSize = 32;
+constexpr unsigned kFullWarp = 0xffffffffu;
+constexpr float kEpsilon = 1e-8f;  // of every normalisation, as in madtp/ops.py
+constexpr float kInfinity = __builtin_huge_valf();
+
+inline int divide_up(int value, int divisor) { return (value + divisor - 1) / divisor; }
+
+// Start a kernel. Dynamic shared memory above 48 KB has to be asked for once per kernel and device; asking again costs
+// nothing that can be measured, and enqueue may run on any device.
+template <typename... Parameters, typename... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
+    Arguments const&... arguments) {
+#ifdef MADTP_SIMT
+    (void)stream;
+    simt::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
+    return cudaSuccess;
+#else
+    if (shared_bytes > 48 * 1024) {
+        cudaError_t const allowed = cudaFuncSetAttribute(
+            kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
+        if (allowed != cudaSuccess) return allowed;
+    }
+    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+    return cudaGetLastError();
+#endif
+}
+
+template <typename T>
+__device__ __forceinline__ T* dynamic_shared() {
+#ifdef MADTP_SIMT
+    return static_cast<T*>(simt::shared_memory());
+#else
+    extern __shared__ __align__(128) unsigned char madtp_shared[];
+    return reinterpret_cast<T*>(madtp_shared);
+#endif
+}
+
+__device__ __forceinline__ float to_float(float value) { return value; }
+__device__ __forceinline__ float to_float(__half value) { return __half2float(value); }
+__device__ __forceinline__ float to_float(__nv_bfloat16 value) { return __bfloat162float(value); }
+
+template <typename T>
+__device__ __forceinline__ T from_float(float value);
+template <>
+__device__ __forceinline__ float from_float<float>(float value) {
+    return value;
+}
+template <>
+__device__ __forceinline__ __half from_float<__half>(float value) {
+    return __float2half_rn(value);
+}
+template <>
+__device__ __forceinline__ __nv_bfloat16 from_float<__nv_bfloat16>(float value) {
+    return __float2bfloat16_rn(value);
+}
+
+// `value` as an engine of type T would have stored it.
+template <typename T>
+__device__ __forceinline__ float rounded(float value) {
+    return to_float(from_float<T>(value));
+}
+
+// Like torch's amax and amin: NaN if either is. (fmaxf and fminf drop it.)
+__device__ __forceinline__ float nan_max(float a, float b) { return a > b || a != a ? a : b; }
+__device__ __forceinline__ float nan_min(float a, float b) { return a < b || a != a ? a : b; }
+
+__device__ __forceinline__ bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
+
+// Sum over groups of `width` neighbouring lanes (a power of two); every lane gets it, added up in the same order.
+template <int width = kWarpSize>
+__device__ __forceinline__ float warp_sum(float value) {
+#pragma unroll
+    for (int mask = width / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kFullWarp, value, mask);
+    return value;
+}
+
+template <int width = kWarpSize>
+__device__ __forceinline__ float warp_max(float value) {
+#pragma unroll
+    for (int mask = width / 2; mask > 0; mask /= 2) value = fmaxf(value, __shfl_xor_sync(kFullWarp, value, mask));
+    return value;
+}
+
+}  // namespace madtp

@@ -1,0 +1,69 @@
+#include "common/fields.h"
+
+#include <cstring>
+
+namespace madtp {
+namespace {
+
+// The longest part of a foreign string that is worth printing.
+constexpr int kShown = 60;
+
+FieldSpec const* find(FieldSpec const* specs, size_t count, char const* name) noexcept {
+    for (size_t index = 0; index < count; ++index)
+        if (std::strcmp(specs[index].name, name) == 0) return &specs[index];
+    return nullptr;
+}
+
+}  // namespace
+
+bool read_fields(char const* plugin, nvinfer1::PluginFieldCollection const* fields, FieldSpec const* specs,
+    size_t count, int32_t* values) noexcept {
+    if (fields == nullptr || fields->nbFields < 0 || (fields->nbFields > 0 && fields->fields == nullptr)) {
+        log_error("%s: no field collection. The creator needs its fields. Export the model again.", plugin);
+        return false;
+    }
+    uint64_t seen = 0;  // a bit for each spec
+    for (size_t index = 0; index < count; ++index) values[index] = 0;
+    for (int32_t index = 0; index < fields->nbFields; ++index) {
+        nvinfer1::PluginField const& field = fields->fields[index];
+        char const* const name = field.name == nullptr ? "" : field.name;
+        FieldSpec const* const spec = find(specs, count, name);
+        if (spec == nullptr) {
+            log_error("%s: unknown field '%.*s'. This version of the plugin has no such field. Use the plugin library "
+                      "that the model was exported with.",
+                plugin, kShown, name);
+            return false;
+        }
+        if (field.type != nvinfer1::PluginFieldType::kINT32 || field.length != 1 || field.data == nullptr) {
+            log_error("%s: field '%s' has type %d and length %d. It has to be one int32 (type %d, length 1). Export the "
+                      "model again.",
+                plugin, name, static_cast<int>(field.type), static_cast<int>(field.length),
+                static_cast<int>(nvinfer1::PluginFieldType::kINT32));
+            return false;
+        }
+        auto const position = static_cast<size_t>(spec - specs);
+        if ((seen >> position & 1) != 0) {
+            log_error("%s: field '%s' is given twice. One value has to be meant. Export the model again.", plugin, name);
+            return false;
+        }
+        seen |= uint64_t{1} << position;
+        int32_t value;
+        std::memcpy(&value, field.data, sizeof value);
+        if (value < spec->smallest || value > spec->largest) {
+            log_error("%s: field '%s' is %d. It has to be %d to %d. Export the model again.", plugin, name, value,
+                spec->smallest, spec->largest);
+            return false;
+        }
+        values[position] = value;
+    }
+    for (size_t index = 0; index < count; ++index) {
+        if (specs[index].required && (seen >> index & 1) == 0) {
+            log_error("%s: field '%s' is missing. The plugin cannot guess it. Export the model again.", plugin,
+                specs[index].name);
+            return false;
+        }
+    }
+    return true;
+}
+
+}  // namespace madtp

@@ -1,0 +1,18 @@
+// The two functions that TensorRT looks up in a plugin library (IPluginRegistry::loadLibrary), and nothing else.
+#include "aligned_attention/plugin.h"
+#include "token_compact/plugin.h"
+
+extern "C" {
+
+[[gnu::visibility("default")]] void setLoggerFinder(nvinfer1::ILoggerFinder* finder) noexcept {
+    madtp::set_logger_finder(finder);
+}
+
+[[gnu::visibility("default")]] nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept {
+    static madtp::Creator<madtp::AlignedAttentionPlugin> aligned_attention;
+    static madtp::Creator<madtp::TokenCompactPlugin> token_compact;
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&aligned_attention, &token_compact};
+    count = static_cast<int32_t>(sizeof creators / sizeof creators[0]);
+    return creators;
+}
+}
