@@ -11,9 +11,9 @@ from export.latency import Latency, interleave
 from export.options import Range
 from export.parity import ParityResult, compare
 from export.runner import Runner, TorchRunner
-from export.samples import SampleSet, collate
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
+from madtp.samples import SampleSet, collate
 
 LATENCY_SECONDS = 6.0
 FLOP_SAMPLES = 8

@@ -34,6 +34,8 @@ def export_options(command: Any) -> Any:
             click.option("--text", metavar="MIN:OPT:MAX", help="Tokens a sentence; default 2:24:64."),
             click.option("--temperature", type=float, help="Default pruning temperature; the checkpoint's."),
             click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True),
+            click.option("--embed-plugins", is_flag=True, help="Put the plugin library into the plan."),
+            click.option("--tokens", type=_PATH, metavar="JSON", help="Of python -m calibration tokens."),
             click.option("--calib", type=_PATH, metavar="DIR", help="Calibration data for int8 and fp8."),
             click.option("--samples", type=_PATH, metavar="DIR", help="Samples to check the result on; the demo's."),
         )

@@ -9,8 +9,9 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,10 @@ import onnx.inliner
 
 from export.backends import Backend
 from export.errors import BackendError
-from export.files import write_errors
 from export.options import Range
 from madtp.config import NlvrConfig
-from madtp.opspec import DOMAIN
+from madtp.files import write_errors
+from madtp.opspec import DOMAIN, TOKEN_COMPACT
 
 WORKER = "export.engine_worker"
 LOG_LINES = 12  # of the builder, shown when it fails
@@ -31,21 +32,33 @@ LOG_LINES = 12  # of the builder, shown when it fails
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What the worker is told: paths, the backend's module, the profile {input: [min, opt, max] shapes}."""
+    """What the worker is told.
+
+    Attributes:
+        module: the backend's Python module.
+        onnx, plan, timing_cache: paths.
+        profile: {input: [min, opt, max] shapes}.
+        plugin_library: path, or None.
+        plugin_layers: how many layers of each plugin the network has to have.
+        embed_plugins: whether the plan carries the library.
+    """
 
     module: str
     onnx: str
     plan: str
     timing_cache: str
     profile: dict[str, list[list[int]]]
+    plugin_library: str | None = None
+    plugin_layers: dict[str, int] = field(default_factory=dict)
+    embed_plugins: bool = False
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What the worker answers: network layers, plugin layers among them, whether the timing cache was there before."""
+    """What the worker answers: network layers, plugins among them, whether the timing cache was there before."""
 
     layers: int
-    plugin_layers: int
+    plugin_layers: dict[str, int]
     timing_cache_reused: bool
 
 
@@ -69,6 +82,37 @@ def inline_functions(source: Path, target: Path) -> None:
     onnx.save(model, str(target))
 
 
+def custom_nodes(source: Path) -> dict[str, int]:
+    """Nodes of each custom op in an ONNX file."""
+    graph = onnx.load(str(source), load_external_data=False).graph
+    return dict(Counter(node.op_type for node in graph.node if node.domain == DOMAIN))
+
+
+@dataclass(frozen=True)
+class TokenSizes:
+    """What TensorRT is told of the tokens that leave a layer: the usual number, and the largest possible one."""
+
+    opt: int
+    max: int
+
+
+def set_token_sizes(source: Path, target: Path, sizes: Mapping[str, Sequence[TokenSizes]]) -> None:
+    """Write `source` with the attributes `opt_tokens` and `max_tokens` on every TokenCompact node.
+
+    Args:
+        source, target: ONNX files in one folder, because external weights are named relative to it.
+        sizes: of each encoder's layers, encoders in the order in which they run.
+    """
+    model = onnx.load(str(source), load_external_data=False)
+    nodes = [node for node in model.graph.node if node.op_type == TOKEN_COMPACT.onnx_name]
+    wanted = [(layer, size) for layers in sizes.values() for layer, size in enumerate(layers)]
+    for node, (layer, size) in zip(nodes, wanted, strict=True):
+        assert {entry.name: entry.i for entry in node.attribute}["layer"] == layer, "encoders run in another order"
+        node.attribute.append(onnx.helper.make_attribute("opt_tokens", size.opt))
+        node.attribute.append(onnx.helper.make_attribute("max_tokens", size.max))
+    onnx.save(model, str(target))
+
+
 def build_plan(
     backend: Backend,
     source: Path,
@@ -76,19 +120,32 @@ def build_plan(
     timing_cache: Path,
     profile: Mapping[str, list[list[int]]],
     on_phase: Callable[[str], None],
+    plugin_library: Path | None = None,
+    embed_plugins: bool = False,
 ) -> BuildResult:
     """Build `plan` from the ONNX file `source`.
 
     Args:
         timing_cache: read where it exists, written after the build.
         on_phase: called with the builder's phases as they begin.
+        plugin_library: has a plugin for every custom node of `source`; None: it has no such nodes.
+        embed_plugins: the plan carries the library.
 
     Raises:
         BackendError: the parser or builder failed; the message ends with its log.
         OSError: the plan could not be written.
         OutputError: nor could the builder's log.
     """
-    spec = BuildSpec(backend.module, str(source), str(plan), str(timing_cache), dict(profile))
+    spec = BuildSpec(
+        backend.module,
+        str(source),
+        str(plan),
+        str(timing_cache),
+        dict(profile),
+        None if plugin_library is None else str(plugin_library),
+        custom_nodes(source),
+        embed_plugins,
+    )
     with write_errors(Path(os.environ.get("TMPDIR", "/tmp"))), tempfile.TemporaryDirectory() as scratch:
         spec_path = Path(scratch) / "spec.json"
         spec_path.write_text(json.dumps(asdict(spec)))

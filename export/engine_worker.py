@@ -102,6 +102,28 @@ class ParseError(Exception):
     """The parser refused the model; its words."""
 
 
+class PluginMismatchError(Exception):
+    """The library could not be loaded, or the parser did not take a plugin for every custom node."""
+
+
+def load_plugins(trt: Any, path: str) -> None:
+    """Register the plugins of a library; before parsing, or the parser silently takes the function bodies."""
+    if trt.get_plugin_registry().load_library(path) is None:
+        raise PluginMismatchError(f"the plugin library '{path}' could not be loaded")
+
+
+def plugin_layers(trt: Any, network: Any) -> dict[str, int]:
+    """Plugin layers of a network: how many of each plugin."""
+    counts: dict[str, int] = {}
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.type == trt.LayerType.PLUGIN_V3:
+            layer.__class__ = trt.IPluginV3Layer  # the bindings' way to see a layer as what it is
+            core = layer.plugin.get_capability_interface(trt.PluginCapabilityType.CORE)
+            counts[core.plugin_name] = counts.get(core.plugin_name, 0) + 1
+    return counts
+
+
 def write_plan(trt: Any, builder: Any, network: Any, config: Any, path: str) -> bool:
     """Build and write chunk by chunk where TensorRT can (a plan is as large as the weights, and memory holds two)."""
     with open(path, "wb") as file:
@@ -136,6 +158,8 @@ def build(spec: dict[str, Any]) -> int:
     """Build as told; the process's exit status."""
     trt = importlib.import_module(spec["module"])
     G_LOGGER.module_severity = {"": G_LOGGER.WARNING}
+    if spec["plugin_library"] is not None:
+        load_plugins(trt, spec["plugin_library"])
     profile = Profile()
     for name, (smallest, best, largest) in spec["profile"].items():
         profile.add(name, min=smallest, opt=best, max=largest)
@@ -144,25 +168,29 @@ def build(spec: dict[str, Any]) -> int:
     say(phase="parsing the ONNX file")
     builder, network = create_network(strongly_typed=True)
     keep_alive = parse(trt, network, Path(spec["onnx"]))
+    plugins = plugin_layers(trt, network)
+    if plugins != spec["plugin_layers"]:
+        raise PluginMismatchError(
+            f"the network has the plugin layers {plugins}, the ONNX file the custom nodes {spec['plugin_layers']}"
+        )
     create_config = CreateConfig(
         profiles=[profile],
         load_timing_cache=str(cache) if reused else None,
         progress_monitor=progress_monitor(trt),
     )
     config = create_config(builder, network)
+    if spec["embed_plugins"]:
+        config.plugins_to_serialize = [spec["plugin_library"]]
     if not write_plan(trt, builder, network, config, spec["plan"]):
         return 1
     del keep_alive
     timing = config.get_timing_cache()
     if timing is not None:
         cache.write_bytes(timing.serialize())
-    plugin_layers = sum(
-        layer.type == trt.LayerType.PLUGIN_V3 for layer in map(network.get_layer, range(network.num_layers))
-    )
     say(
         result={
             "layers": network.num_layers,
-            "plugin_layers": plugin_layers,
+            "plugin_layers": plugins,
             "timing_cache_reused": reused,
         }
     )
@@ -179,6 +207,9 @@ def main() -> int:
         return 1
     except ParseError as error:
         sys.stderr.write(f"the parser: {error}\n")
+        return 1
+    except PluginMismatchError as error:
+        sys.stderr.write(f"plugins: {error}\n")
         return 1
     except PolygraphyException:
         return 1  # Polygraphy has logged why

@@ -7,12 +7,12 @@ class OptionError(MadtpError):
     """Options that contradict each other, the model, or what this version can do."""
 
 
-class OutputError(MadtpError):
-    """The output cannot be written."""
-
-
 class BackendError(MadtpError):
     """No runtime on this machine can build or run what was asked for, or it failed to."""
+
+
+class PluginError(MadtpError):
+    """The plugin library cannot be built here, or a file is no such library."""
 
 
 class ManifestError(MadtpError):

@@ -12,10 +12,10 @@ from typing import Any
 import jsonschema
 
 from export.errors import ManifestError
-from export.files import sha256
 from export.runner import TensorInfo
+from madtp.files import sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 
 
@@ -98,6 +98,9 @@ def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path
     files = {artifact: recorded["sha256"], checkpoint: manifest["checkpoint"]["sha256"]}
     if recorded["external_data"] is not None:
         files[artifact.parent / recorded["external_data"]["file"]] = recorded["external_data"]["sha256"]
+    library = manifest["plugins"]["library"]
+    if library is not None and not library["embedded"]:
+        files[artifact.parent / library["file"]] = library["sha256"]
     for path, digest in files.items():
         try:
             why = "" if sha256(path) == digest else "Its sha256 is another."

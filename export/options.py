@@ -82,7 +82,9 @@ class ExportOptions:
         batch: requests a call; None is 1:1:8.
         text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         temperature: default written to the manifest; None is the checkpoint's.
-        plugins: "none", "auto", or the path of a plugin library.
+        plugins: "none", "auto" (the library is built when needed), or the path of a plugin library.
+        embed_plugins: the plan carries the plugin library, so that there is one file to ship.
+        tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
         calib: folder of calibration data.
         samples: folder of samples to check the result on; None is the demo's.
     """
@@ -97,6 +99,8 @@ class ExportOptions:
     text: Range | None = None
     temperature: float | None = None
     plugins: str = "auto"
+    embed_plugins: bool = False
+    tokens: Path | None = None
     calib: Path | None = None
     samples: Path | None = None
 
@@ -120,11 +124,23 @@ class ExportOptions:
                 "This version exports the dynamic layout only.",
                 "Use --layout dynamic.",
             )
-        if self.plugins not in ("none", "auto"):
+        if suffix == ".onnx" and self.plugins not in ("none", "auto"):
             raise OptionError(
-                f"--plugins {self.plugins} is not available",
-                "This version has no plugin library; it inlines the function bodies of the custom ops.",
-                "Use --plugins none.",
+                f"--plugins {self.plugins} has no use for an .onnx file",
+                "ONNX Runtime runs the function bodies of the custom ops; plugins are TensorRT's.",
+                "Leave --plugins out, or name a .plan.",
+            )
+        if self.embed_plugins and (suffix == ".onnx" or self.plugins == "none"):
+            raise OptionError(
+                "--embed-plugins is given but there is no plugin library to embed",
+                "An .onnx file and a plan of --plugins none use no plugins.",
+                "Leave --embed-plugins out.",
+            )
+        if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none"):
+            raise OptionError(
+                "--tokens is given but nothing is tuned with it",
+                "The numbers are for TensorRT's plugin layers.",
+                "Leave --tokens out.",
             )
         if self.calib is not None:
             raise OptionError(

@@ -9,9 +9,9 @@ from torch import Tensor
 
 from export.options import Range
 from export.runner import Outputs, Runner
-from export.samples import SampleSet, collate
 from madtp.nlvr import NlvrModel
 from madtp.recorder import CompactRecord, PruningRecorder
+from madtp.samples import SampleSet, collate
 
 LOGIT_TOLERANCE = 1e-4  # absolute, or relative to the largest |logit| where that is above 1
 THRESHOLD_MARGIN = 1e-5  # relative to the mean |score|: below it float32 rounding decides which tokens are kept

@@ -3,8 +3,8 @@
 import datetime
 import gc
 import os
+import shutil
 import time
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,22 +13,24 @@ import onnx
 from onnx import ModelProto
 
 import madtp
+from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
 from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runner
-from export.engine import build_plan, inline_functions, input_profile
-from export.errors import BackendError, OptionError, OutputError
-from export.files import Staging, check_writable, sha256, write_errors
-from export.manifest import dump_manifest, manifest_path, tensor_infos, tool_versions
+from export.engine import build_plan, custom_nodes, inline_functions, input_profile, set_token_sizes
+from export.errors import OptionError
+from export.manifest import SCHEMA_VERSION, dump_manifest, manifest_path, tensor_infos, tool_versions
 from export.options import ExportOptions, Range
+from export.plugin_library import LIBRARY_NAME, check_tools, library_entry, plugin_library, read_library
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
-from export.samples import INDEX, SampleSet, load_samples
+from export.tokens import check_encoders, token_plan
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_model
 from madtp.checkpoint import read_checkpoint
 from madtp.config import NlvrConfig
-from madtp.errors import InputError
+from madtp.errors import InputError, OutputError
+from madtp.files import Staging, check_writable, sha256, write_errors
 from madtp.nlvr import NlvrModel
-from madtp.opspec import DOMAIN
 from madtp.preprocess import DROPPED_PUNCTUATION, IMAGE_MEAN, IMAGE_STD
+from madtp.samples import INDEX, SampleSet, load_samples
 
 DEFAULT_BATCH = Range(1, 1, 8)
 DEFAULT_TEXT = (2, 24, 64)  # tokens of an NLVR2 sentence: 40 words at most in the official reader
@@ -59,6 +61,7 @@ class Prepared:
     samples: SampleSet
     weight_bytes: int
     checkpoint: dict[str, Any]  # the manifest's entry
+    tokens: TokenStatistics | None  # of --tokens
 
     def load_model(self) -> NlvrModel:
         """The model, anew: nobody holds its weights while the engine is built, when memory is shortest."""
@@ -103,7 +106,17 @@ def prepare(options: ExportOptions) -> Prepared:
     check_writable(options.engine, _needed_bytes(options, weight_bytes))
     temperature = model.temperature if options.temperature is None else options.temperature
     checkpoint = _checkpoint_entry(options.checkpoint)
-    return Prepared(options, model.config, backend, batch, text, temperature, samples, weight_bytes, checkpoint)
+    tokens = None
+    if options.tokens is not None:
+        tokens = read_tokens(options.tokens)
+        here = Source(checkpoint["sha256"], model.task, temperature, "", None)
+        check_source(tokens.source, here, options.tokens)
+        check_encoders(tokens, model.config, options.tokens)
+    if options.plugins not in ("auto", "none"):
+        read_library(Path(options.plugins))
+    elif options.plugins == "auto" and options.engine.suffix == ".plan":
+        check_tools()
+    return Prepared(options, model.config, backend, batch, text, temperature, samples, weight_bytes, checkpoint, tokens)
 
 
 def _checkpoint_entry(path: Path) -> dict[str, Any]:
@@ -222,26 +235,38 @@ class _Stages:
 
 def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, Any], progress: Progress) -> list[str]:
     """Build the plan into the staging folder; returns its files, the plan first. Completes `part`."""
-    target = prepared.options.engine
-    inlined = source.with_name(f"inlined-{source.name}")
+    target, options = prepared.options.engine, prepared.options
     cache = Path(f"{target.stem}.timing")
+    library = plugin_library(options.plugins, progress.detail)
+    network = source.with_name(f"network-{source.name}")
     with write_errors(target):
-        inline_functions(source, inlined)
+        if library is None:
+            inline_functions(source, network)
+        else:
+            tokens = token_plan(prepared, progress)
+            part["tokens"] = tokens.to_manifest()
+            part["plugins"] = library_entry(library, options.embed_plugins)
+            set_token_sizes(source, network, tokens.sizes)
+            if not options.embed_plugins:
+                shutil.copyfile(library.path, staging.folder / LIBRARY_NAME)
         if (earlier := target.parent / cache).is_file():
             (staging.folder / cache).write_bytes(earlier.read_bytes())
     with write_errors(target):
         result = build_plan(
             prepared.backend,
-            inlined,
+            network,
             staging.folder / target.name,
             staging.folder / cache,
             part["profile"],
             progress.detail,
+            None if library is None else library.path,
+            options.embed_plugins,
         )
-    if result.plugin_layers:
-        raise BackendError(f"the plan has {result.plugin_layers} plugin layers", "--plugins none must not have any.")
     part["layers"] = result.layers
+    part["plugin_layers"] = result.plugin_layers
     files = [target.name]
+    if library is not None and not options.embed_plugins:
+        files.append(LIBRARY_NAME)
     if (staging.folder / cache).is_file():
         part["timing_cache"] = {"file": cache.name, "reused": result.timing_cache_reused}
         files.append(cache.name)
@@ -252,7 +277,6 @@ def _onnx_part(source: Path, files: list[str], prepared: Prepared) -> dict[str, 
     """What the manifest says of the model, as far as the ONNX file tells."""
     graph: ModelProto = onnx.load(str(source), load_external_data=False)
     profile = input_profile(prepared.config, prepared.batch, prepared.text)
-    custom = Counter(node.op_type for node in graph.graph.node if node.domain == DOMAIN)
     return {
         "name": "model",
         "onnx_sha256": sha256(source),
@@ -260,8 +284,11 @@ def _onnx_part(source: Path, files: list[str], prepared: Prepared) -> dict[str, 
         "outputs": [_tensor_entry(value) for value in graph.graph.output],
         "profile": profile,
         "timing_cache": None,
-        "custom_nodes": dict(custom),
+        "custom_nodes": custom_nodes(source),
         "layers": None,
+        "plugin_layers": {},
+        "plugins": None,
+        "tokens": None,
     }
 
 
@@ -287,7 +314,7 @@ def _identity(folder: Path, files: list[str]) -> dict[str, Any]:
 def _manifest(prepared: Prepared, part: dict[str, Any], result: ExportResult) -> dict[str, Any]:
     config, options = prepared.config, prepared.options
     return {
-        "schema": 1,
+        "schema": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "task": config.task,
         "config": asdict(config),
@@ -302,7 +329,7 @@ def _manifest(prepared: Prepared, part: dict[str, Any], result: ExportResult) ->
             "reason": prepared.backend.reason,
         },
         "tools": tool_versions(),
-        "plugins": {"mode": "none", "library": None},
+        "plugins": {"mode": "none" if part["plugins"] is None else "library", "library": part.pop("plugins")},
         "parts": [part],
         "preprocessing": {
             "image": {

@@ -1,7 +1,9 @@
 """What a person sees: stages while an export runs, the table at its end."""
 
 import time
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -134,5 +136,22 @@ def closing_lines(result: ExportResult) -> list[str]:
         lines.append(
             "the plan was built, not run: no GPU here can execute it; the ONNX it was built from was validated"
         )
+    lines.extend(plugin_lines(result.manifest))
     lines.append(f"wrote {result.artifact} and {result.artifact.with_suffix('.json')}")
     return lines
+
+
+def plugin_lines(manifest: Mapping[str, Any]) -> list[str]:
+    """One line each on the plugin library and on what the token sizes rest on; none for a plan without plugins."""
+    library, part = manifest["plugins"]["library"], manifest["parts"][0]
+    if library is None:
+        return []
+    count = sum(part["plugin_layers"].values())
+    place = "in the plan; its loader has to allow host code" if library["embedded"] else f"{library['file']} beside it"
+    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library["sm"])
+    tokens = part["tokens"]
+    basis = {"file": "from the file of", "measured": "measured on", "guessed": "GUESSED from"}[tokens["source"]]
+    return [
+        f"plugins: {count} layers; library {place} (for compute capability {architectures})",
+        f"token sizes tuned for: {basis} {tokens['origin']}",
+    ]

@@ -9,13 +9,14 @@ import madtp
 from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runner
 from export.errors import BackendError
-from export.files import write_errors
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos
 from export.options import Range, check_suffix
 from export.pipeline import Progress, check_samples
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
-from export.samples import load_samples, synthetic_samples
+from export.synthetic import synthetic_samples
 from export.trace import save_onnx, trace_model
+from madtp.files import write_errors
+from madtp.samples import load_samples
 
 
 def validate_artifact(

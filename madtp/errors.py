@@ -25,3 +25,11 @@ class ConfigError(MadtpError):
 
 class InputError(MadtpError):
     """An image, text, sample folder or batch that the model cannot take."""
+
+
+class OutputError(MadtpError):
+    """The output cannot be written."""
+
+
+class TokensError(MadtpError):
+    """A token statistics file cannot be read, or belongs to another checkpoint."""

@@ -20,19 +20,19 @@ from PIL import Image
 
 import export.backends
 import export.errors
-import export.files
 import export.pipeline
 import madtp
+import madtp.files
 from export.engine import BuildResult
-from export.errors import OutputError
-from export.files import Staging, sha256
 from export.manifest import manifest_path, read_manifest
 from export.options import Range
 from export.parity import compare
 from export.runner import CheckedRunner, OnnxRunner, TensorInfo, TorchRunner
-from export.samples import read_image, synthetic_samples
-from madtp.errors import InputError, MadtpError
+from export.synthetic import synthetic_samples
+from madtp.errors import InputError, MadtpError, OutputError
+from madtp.files import Staging, sha256
 from madtp.preprocess import image_tensor
+from madtp.samples import read_image
 from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, write_samples
 
 Run = Callable[..., Ran]
@@ -171,7 +171,7 @@ def test_no_permission_to_write(
         allowed = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
     else:  # e.g. a file system that is mounted read-only
-        monkeypatch.setattr(export.files.tempfile, "mkdtemp", refuse)
+        monkeypatch.setattr(madtp.files.tempfile, "mkdtemp", refuse)
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
     ran.refused("cannot write", "ermission", "Name a folder that you can write to")
     outputs.untouched()

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from export import cli
-from export.files import sha256
 from export.manifest import read_manifest
+from madtp.files import sha256
 from tests import golden
 from tests.paths import CARRIED
 

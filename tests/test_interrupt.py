@@ -14,8 +14,8 @@ import psutil
 import pytest
 import torch
 
-from export.files import Staging
 from export.trace import save_onnx
+from madtp.files import Staging
 from tests.conftest import Outputs, Ran
 from tests.paths import ROOT
 

@@ -9,12 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from madtp.demo import vocab_path
-from madtp.errors import MadtpError
+from madtp.errors import OutputError
 from madtp.preprocess import NlvrSample
-
-
-class OutputError(MadtpError):
-    """The output folder cannot be written."""
 
 
 @contextmanager

@@ -22,7 +22,8 @@ struct Arguments {
     float* class_row;       // [B, H, L], probabilities of the class query
     float* column_partial;  // [B, ceil(L / kTile), L], column sums of kTile queries each
     int batch, length, width, heads, head_size;
-    float scale;  // log2(e) / sqrt(D)
+    int capability;  // major compute capability of the device, known to the tensor-core path
+    float scale;     // log2(e) / sqrt(D)
     bool causal;
 };
 

@@ -39,30 +39,31 @@ bool valid(MadtpAttentionShape const& shape) {
 
 bool aligned(void const* pointer) { return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
 
-cudaError_t has_bfloat16() {
+// Major compute capability of the current device. Asks the driver's cache: no synchronisation.
+cudaError_t read_capability(int& major) {
 #ifdef MADTP_SIMT
+    major = 8;
     return cudaSuccess;
 #else
-    int device = 0, major = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) error = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (error == cudaSuccess && major < 8) error = cudaErrorNotSupported;
-    return error;
+    int device = 0;
+    cudaError_t const error = cudaGetDevice(&device);
+    return error != cudaSuccess ? error : cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
 #endif
 }
 
 template <typename T>
-cudaError_t launch_16_bit(Arguments const& arguments, cudaStream_t stream) {
+cudaError_t launch_16_bit(Arguments const& a, cudaStream_t stream) {
     // Heads of 32, 64 and 128 begin on 16-byte boundaries, as asynchronous copies need.
-    bool const known = arguments.head_size == 32 || arguments.head_size == 64 || arguments.head_size == 128;
-    return known ? launch_tensor_core<T>(arguments, stream) : launch_plain<T>(arguments, stream);
+    bool const known = a.head_size == 32 || a.head_size == 64 || a.head_size == 128;
+    return known ? launch_tensor_core<T>(a, stream) : launch_plain<T>(a, stream);
 }
 
-cudaError_t launch_path(Arguments const& arguments, int dtype, cudaStream_t stream) {
-    if (dtype == MADTP_FLOAT32) return launch_plain<float>(arguments, stream);
-    if (dtype == MADTP_FLOAT16) return launch_16_bit<__half>(arguments, stream);
-    cudaError_t const error = has_bfloat16();
-    return error == cudaSuccess ? launch_16_bit<__nv_bfloat16>(arguments, stream) : error;
+cudaError_t launch_path(Arguments a, int dtype, cudaStream_t stream) {
+    if (dtype == MADTP_FLOAT32) return launch_plain<float>(a, stream);
+    cudaError_t const error = read_capability(a.capability);
+    if (error != cudaSuccess) return error;
+    if (dtype == MADTP_FLOAT16) return launch_16_bit<__half>(a, stream);
+    return a.capability >= 8 ? launch_16_bit<__nv_bfloat16>(a, stream) : cudaErrorNotSupported;
 }
 
 }  // namespace

@@ -19,6 +19,13 @@ constexpr int kWarps = 4;
 constexpr int kThreads = kWarps * kWarpSize;
 constexpr int kKeyGroups = kTile / 8;  // accumulators of 8 keys in a tile of 64
 
+// Turing multiplies in two halves, which with 128 queries takes more registers than there are: it has tiles of 64 only.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 800
+constexpr int kMostTiles = 1;
+#else
+constexpr int kMostTiles = 2;
+#endif
+
 // Element offset of 16-byte chunk `chunk` of row `row` in a tile of D columns.
 template <int D>
 __device__ __forceinline__ int tile_offset(int row, int chunk) {
@@ -103,7 +110,7 @@ struct ContextShared {
 };
 
 template <typename T, int D, int M>
-__global__ void __launch_bounds__(kThreads) context_kernel(Arguments const a) {
+__device__ __forceinline__ void compute_context(Arguments const& a) {
     auto& shared = *dynamic_shared<ContextShared<T, D>>();
     int const lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
     int const head = static_cast<int>(blockIdx.y), sample = static_cast<int>(blockIdx.z);
@@ -255,6 +262,11 @@ __global__ void __launch_bounds__(kThreads) context_kernel(Arguments const a) {
 }
 
 template <typename T, int D, int M>
+__global__ void __launch_bounds__(kThreads) context_kernel(Arguments const a) {
+    if constexpr (M <= kMostTiles) compute_context<T, D, M>(a);
+}
+
+template <typename T, int D, int M>
 struct StatisticsStage {
     T queries[M * kTile * D];
     T keys[kTile * D];
@@ -267,7 +279,7 @@ struct StatisticsShared {
 };
 
 template <typename T, int D, int M>
-__global__ void __launch_bounds__(kThreads) statistics_kernel(Arguments const a) {
+__device__ __forceinline__ void compute_statistics(Arguments const& a) {
     auto& shared = *dynamic_shared<StatisticsShared<T, D, M>>();
     int const lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
     int const first_key = static_cast<int>(blockIdx.x) * kTile, sample = static_cast<int>(blockIdx.z);
@@ -365,6 +377,11 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(Arguments const a)
 }
 
 template <typename T, int D, int M>
+__global__ void __launch_bounds__(kThreads) statistics_kernel(Arguments const a) {
+    if constexpr (M <= kMostTiles) compute_statistics<T, D, M>(a);
+}
+
+template <typename T, int D, int M>
 cudaError_t launch_tiles(Arguments const& a, cudaStream_t stream) {
     auto const queries = static_cast<unsigned>(divide_up(a.length, kTile * M));
     auto const keys = static_cast<unsigned>(divide_up(a.length, kTile));
@@ -381,9 +398,9 @@ constexpr int kManyBlocks = 256;  // about two for each multiprocessor of a larg
 
 template <typename T, int D>
 cudaError_t launch_head_size(Arguments const& a, cudaStream_t stream) {
-    bool const many = a.batch * int64_t{a.heads} * divide_up(a.length, 2 * kTile) >= kManyBlocks;
     if constexpr (D <= 64) {
-        if (many) return launch_tiles<T, D, 2>(a, stream);
+        bool const many = a.batch * int64_t{a.heads} * divide_up(a.length, 2 * kTile) >= kManyBlocks;
+        if (many && a.capability >= 8) return launch_tiles<T, D, 2>(a, stream);
     }
     return launch_tiles<T, D, 1>(a, stream);
 }

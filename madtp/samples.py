@@ -1,4 +1,4 @@
-"""The samples that an artifact is checked on: a folder of the user's, the demo's, or generated ones."""
+"""Samples to run a model on: a folder of the user's, or the demo's."""
 
 import hashlib
 import json
@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.options import Range
 from madtp.config import NlvrConfig
 from madtp.demo.data import held_out_samples
 from madtp.errors import InputError
@@ -66,6 +65,22 @@ def find_vocabulary(checkpoint: Path, folder: Path | None = None) -> Path | None
     return None
 
 
+def sample_vocabulary(checkpoint: Path, folder: Path) -> Path:
+    """The vocabulary for a folder of samples.
+
+    Raises:
+        InputError: there is none.
+    """
+    vocabulary = find_vocabulary(checkpoint, folder)
+    if vocabulary is None:
+        raise InputError(
+            f"there is no {VOCABULARY} in '{folder}' or beside '{checkpoint}'",
+            "Without the checkpoint's vocabulary the sentences cannot be turned into token ids.",
+            f"Copy it to '{folder / VOCABULARY}'.",
+        )
+    return vocabulary
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -88,16 +103,11 @@ def load_samples(folder: Path | None, checkpoint: Path, config: NlvrConfig) -> S
             "--samples names a folder of samples.",
             f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
         )
-    vocabulary = find_vocabulary(checkpoint, folder)
     if folder is not None:
-        if vocabulary is None:
-            raise InputError(
-                f"there is no {VOCABULARY} in '{folder}' or beside '{checkpoint}'",
-                "Without the checkpoint's vocabulary the sentences cannot be turned into token ids.",
-                f"Copy it to '{folder / VOCABULARY}'.",
-            )
+        vocabulary: Path | None = sample_vocabulary(checkpoint, folder)
         samples = read_samples(folder)
         return _prepare(samples, f"{len(samples)} samples of '{folder}'", vocabulary, config)
+    vocabulary = find_vocabulary(checkpoint)
     samples = held_out_samples(2 * MIN_SAMPLES)
     origin = f"{len(samples)} of the demo's samples (--samples names others)"
     try:
@@ -112,16 +122,17 @@ def load_samples(folder: Path | None, checkpoint: Path, config: NlvrConfig) -> S
 def _prepare(samples: Sequence[NlvrSample], origin: str, vocabulary: Path | None, config: NlvrConfig) -> SampleSet:
     text = TextProcessor(vocabulary, config) if vocabulary is not None else None
     digest = hashlib.sha256(vocabulary.read_bytes()).hexdigest() if vocabulary is not None else None
-    requests = [
-        Request(
-            image_tensor(sample.image0, config.image_size),
-            image_tensor(sample.image1, config.image_size),
-            text.ids(sample.sentence) if text is not None else hashed_ids(sample.sentence, config),
-            None if sample.label is None else int(sample.label),
-        )
-        for sample in samples
-    ]
-    return SampleSet(requests, origin, digest)
+    return SampleSet([prepare_sample(sample, text, config) for sample in samples], origin, digest)
+
+
+def prepare_sample(sample: NlvrSample, text: TextProcessor | None, config: NlvrConfig) -> Request:
+    """A sample as the model takes it; without a text processor its words become stable ids of no meaning."""
+    return Request(
+        image_tensor(sample.image0, config.image_size),
+        image_tensor(sample.image1, config.image_size),
+        text.ids(sample.sentence) if text is not None else hashed_ids(sample.sentence, config),
+        None if sample.label is None else int(sample.label),
+    )
 
 
 def hashed_ids(sentence: str, config: NlvrConfig) -> list[int]:
@@ -132,26 +143,23 @@ def hashed_ids(sentence: str, config: NlvrConfig) -> list[int]:
     return [config.enc_token_id, *(first + zlib.crc32(word.encode()) % span for word in words), config.sep_token_id]
 
 
-def synthetic_samples(config: NlvrConfig, batch: Range, text: Range, seed: int = 0) -> SampleSet:
-    """Random images and ids: exercises an artifact, but says nothing about tokens that real images keep.
-
-    There are enough for the smallest batch, and their lengths lie in `text`.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    count = max(MIN_SAMPLES, batch.min)
-    requests = []
-    for index in range(count):
-        length = min(max(4 + index % MIN_SAMPLES, text.min), text.max)
-        first = config.vocab_size // 2
-        words = torch.randint(first, max(config.vocab_size - 2, first + 1), (length - 2,), generator=generator)
-        shape = (2, 3, config.image_size, config.image_size)
-        first, second = torch.randn(shape, generator=generator)
-        requests.append(Request(first, second, [config.enc_token_id, *words.tolist(), config.sep_token_id], None))
-    return SampleSet(requests, f"{count} synthetic samples (random pixels and ids)", None)
-
-
 def read_samples(folder: Path) -> list[NlvrSample]:
     """The samples that `folder` lists, images decoded."""
+    return [read_sample(folder, number, entry) for number, entry in enumerate(read_index(folder))]
+
+
+def read_index(folder: Path) -> list[Any]:
+    """The entries of the folder's `samples.json`, not looked into yet.
+
+    Raises:
+        InputError: it cannot be read, is no list, or has fewer than MIN_SAMPLES.
+    """
+    if not _is_folder(folder):
+        raise InputError(
+            f"there is no folder '{folder}'",
+            "It should hold samples.",
+            f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
+        )
     index = folder / INDEX
     try:
         entries = json.loads(index.read_text(encoding="utf-8"))
@@ -166,10 +174,15 @@ def read_samples(folder: Path) -> list[NlvrSample]:
         raise InputError(
             f"'{index}' lists {count} samples", f"A check needs at least {MIN_SAMPLES}.", "Add samples to the list."
         )
-    return [_read_sample(folder, number, entry) for number, entry in enumerate(entries)]
+    return entries
 
 
-def _read_sample(folder: Path, number: int, entry: Any) -> NlvrSample:
+def read_sample(folder: Path, number: int, entry: Any) -> NlvrSample:
+    """Entry `number` of the folder's index, images decoded.
+
+    Raises:
+        InputError: the entry or an image cannot be used.
+    """
     where = f"entry {number} of '{folder / INDEX}'"
     if not isinstance(entry, dict) or not isinstance(entry.get("sentence"), str):
         raise InputError(f"{where} has no sentence", 'It has to have a "sentence" that is a string.')

@@ -1,0 +1,142 @@
+"""`python -m calibration`: what is learned from data before an export."""
+
+import hashlib
+import signal
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from torch import Tensor
+
+import madtp
+from calibration.tokens import Source, TokenStatistics, collect_resumable
+from madtp.checkpoint import MAX_TEMPERATURE
+from madtp.config import NlvrConfig
+from madtp.errors import InputError, MadtpError
+from madtp.files import check_writable, sha256
+from madtp.preprocess import TextProcessor
+from madtp.samples import INDEX, collate, prepare_sample, read_index, read_sample, sample_vocabulary
+
+WRONG_INPUT = 2
+WIDTH = 118  # of tables where there is no terminal to ask
+_PATH = click.Path(path_type=Path)
+
+
+@click.group()
+def cli() -> None:
+    """Learn from data what an export needs."""
+
+
+@cli.command()
+@click.option("--ckpt", type=_PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth).")
+@click.option("--data", type=_PATH, required=True, metavar="DIR", help="Folder of samples (samples.json, images).")
+@click.option("-o", "--output", type=_PATH, default=Path("tokens.json"), show_default=True, help="File to write.")
+@click.option("--config", type=_PATH, help="JSON of model sizes that win over inferred ones.")
+@click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
+def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
+    """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
+    check_writable(output)
+    model = madtp.load(ckpt, config)
+    tau = model.temperature if temperature is None else temperature
+    if not 0 < tau <= MAX_TEMPERATURE:
+        raise InputError(
+            f"the temperature is {tau:g}",
+            "At zero nothing is pruned, so there is nothing to count.",
+            f"Give --temperature between 0 and {MAX_TEMPERATURE:g}.",
+        )
+    entries = read_index(data)
+    text = TextProcessor(sample_vocabulary(ckpt, data), model.config)
+    index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
+    source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
+    requests = [partial(_inputs, data, number, entry, text, model.config) for number, entry in enumerate(entries)]
+    statistics = _collect(model, requests, source, output)
+    _output().print(statistics_table(statistics))
+    click.echo(f"wrote {output}")
+
+
+def _inputs(folder: Path, number: int, entry: object, text: TextProcessor, config: NlvrConfig) -> Mapping[str, Tensor]:
+    request = prepare_sample(read_sample(folder, number, entry), text, config)
+    if len(request.ids) > config.max_position:
+        raise InputError(
+            f"a sentence has {len(request.ids)} tokens",
+            f"The model has {config.max_position} positions. It is entry {number} of '{folder / INDEX}'.",
+            "Shorten the sentence.",
+        )
+    return collate([request], config)
+
+
+def _collect(
+    model: madtp.NlvrModel, requests: Sequence[Callable[[], Mapping[str, Tensor]]], source: Source, output: Path
+) -> TokenStatistics:
+    """Collect behind a bar on a terminal, a line for every tenth elsewhere."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("counting tokens"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    total = len(requests)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total)
+        told = 0
+
+        def on_sample(done: int) -> None:
+            nonlocal told
+            bar.update(task, completed=done)
+            if not console.is_terminal and 10 * done // total > told:
+                told = 10 * done // total
+                console.print(f"{10 * told:3d} %  {done} of {total} samples", highlight=False)
+
+        return collect_resumable(model, requests, source, output, on_sample)
+
+
+def statistics_table(statistics: TokenStatistics) -> Table:
+    """Mean and quantiles of every layer."""
+    table = Table(
+        title=f"tokens kept of one request, {statistics.samples} samples, temperature {statistics.source.temperature:g}"
+    )
+    for heading in ("encoder", "layer", "mean", "5 %", "median", "95 %"):
+        table.add_column(heading, justify="left" if heading == "encoder" else "right")
+    for encoder, entries in statistics.to_json()["encoders"].items():
+        for entry in entries:
+            shares = (str(entry["quantiles"][share]) for share in ("0.05", "0.5", "0.95"))
+            table.add_row(encoder, str(entry["layer"]), f"{entry['mean']:.1f}", *shares)
+    return table
+
+
+def _output() -> Console:
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=WIDTH, markup=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def main() -> int:
+    """Run the command line; returns the exit status."""
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = cli.main(standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return WRONG_INPUT
+    except MadtpError as error:
+        click.echo(f"error: {error}", err=True)
+        return WRONG_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        click.echo("interrupted: what was counted is kept beside the output; run the same command to go on", err=True)
+        return WRONG_INPUT
+
+
+if __name__ == "__main__":
+    sys.exit(main())
