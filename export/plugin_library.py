@@ -1,8 +1,8 @@
 """The library of TensorRT plugins: building it on demand, and knowing what a library is.
 
-`plugins/` is compiled with CMake into `build/plugins` and installed into `install/`. An installed library is taken as it
-is where sources and GPU architectures are those that it was made from; the stamp beside it says so. The library itself
-carries its version, source hash and architectures as a line of text (`plugins/library.cpp`), so that a file from
+`plugins/` is compiled with CMake into `build/plugins` and installed into `install/`. An installed library is taken as
+it is where sources and GPU architectures are those that it was made from; the stamp beside it says so. The library
+itself carries its version, source hash and architectures as a line of text (`plugins/library.cpp`), so that a file from
 elsewhere can be told too.
 """
 
@@ -24,6 +24,7 @@ from typing import Any
 from filelock import FileLock
 
 from export.errors import PluginError
+from madtp.errors import MadtpError
 from madtp.files import sha256, write_errors
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -318,3 +319,19 @@ def library_entry(library: PluginLibrary, embedded: bool) -> dict[str, Any]:
     """The manifest's entry for `library`."""
     entry = {key: value for key, value in asdict(library).items() if key != "path"}
     return {"file": library.path.name, "embedded": embedded, **entry, "sm": list(library.sm)}
+
+
+def main() -> int:
+    """`python -m export.plugin_library`: build and install the library; returns the exit status."""
+    try:
+        library = build_library(lambda text: sys.stderr.write(f"{text}\n"))
+    except MadtpError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
+    sys.stdout.write(f"{library.path}: version {library.version}, compute capability {architectures}\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

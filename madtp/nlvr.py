@@ -21,6 +21,8 @@ class NlvrOutput(NamedTuple):
 class NlvrModel(nn.Module):
     """BLIP-NLVR with MADTP, parameters named as in the official checkpoints.
 
+    `model.half()` and `model.bfloat16()` work: images and logits stay float32, and so do all pruning scores.
+
     Attributes:
         config: its sizes.
         task: "nlvr".
@@ -81,7 +83,7 @@ class NlvrModel(nn.Module):
         """`forward`, and the aligned features of vision [2B, T, C] and text [B, T, C] for the training loss."""
         tau = self._temperature(temperature, image0.device)
         images, vision = self.visual_encoder(
-            torch.cat([image0, image1]), self.space_dict, tau, collect_aligned=collect_aligned
+            torch.cat([image0, image1]).to(self.space_dict.dtype), self.space_dict, tau, collect_aligned=collect_aligned
         )
         batch = image0.shape[0]
         words, text = self.text_encoder(
@@ -93,7 +95,7 @@ class NlvrModel(nn.Module):
             tau,
             collect_aligned=collect_aligned,
         )
-        output = NlvrOutput(self.cls_head(words[:, 0]), vision.token_counts(), text.token_counts())
+        output = NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())
         return output, vision.aligned, text.aligned
 
     def _temperature(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:

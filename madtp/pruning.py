@@ -43,8 +43,13 @@ class PruningState:
         return counts.expand(self.key_mask.shape[0], -1)
 
 
+def _wide(x: Tensor) -> Tensor:
+    """At least float32: scores decide at a threshold, and rounding must not."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def align(x: Tensor, space_dict: Tensor, state: PruningState) -> Tensor:
-    """Alignment A [B, N, T] of the layer's input with the dictionary (docs/semantics.md, section 1).
+    """Alignment A [B, N, T], float32, of the layer's input with the dictionary (docs/semantics.md, section 1).
 
     Args:
         x: [B, 1 + N, C], the layer's input.
@@ -52,7 +57,7 @@ def align(x: Tensor, space_dict: Tensor, state: PruningState) -> Tensor:
         state: also receives the aligned feature softmax_N(A^T / sqrt(C)) x when it collects them.
     """
     body = x[:, 1:]
-    alignment = body @ space_dict.mT
+    alignment = _wide(body) @ _wide(space_dict).mT
     if state.collect_aligned:
         weights = (alignment.mT / math.sqrt(space_dict.shape[1])).softmax(dim=-1)
         state.aligned = state.aligned + weights @ body
@@ -70,7 +75,7 @@ def compact(
         state.source_ids,
         column_score,
         class_score,
-        alignment.float(),
+        alignment,
         state.temperature,
         state.min_keep,
         layer,

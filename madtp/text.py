@@ -60,7 +60,8 @@ class SelfAttention(nn.Module):
         query, key, value = self.self.query(x), self.self.key(x), self.self.value(x)
         if state.temperature is None:
             query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=state.key_mask[:, None, None, :])
+            mask = state.key_mask[:, None, None, :].to(query.dtype)
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
             return self.output(merge_heads(context), x), None, None
         qkv = torch.cat([query, key, value], dim=-1)
         context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
