@@ -34,21 +34,12 @@ from export.latency import Latency, interleave
 from export.runner import OnnxRunner, TorchRunner
 from export.trace import save_onnx, trace_model
 from madtp.flops import count_flops
-from madtp.nlvr import NlvrModel
-from tests.generate import generated_images, generated_state
-from tests.test_flops import BASE
+from tests.generate import generated_images
+from tests.sizes import generated_model
 
 TEMPERATURES = (0.4, 1.0)
 TEXT_TOKENS = 22
 SAMPLE_SECONDS = 0.05  # between looks at resident memory
-
-
-def generated_model() -> NlvrModel:
-    """The full-size model with generated weights, seed 0."""
-    with torch.device("meta"):
-        model = NlvrModel(BASE, temperature=TEMPERATURES[0])
-    model.load_state_dict(generated_state(model, seed=0), assign=True)
-    return model.eval()
 
 
 def peak_memory(process: "subprocess.Popen[str]") -> dict[str, float]:

@@ -20,7 +20,7 @@ from export.engine import build_plan, custom_nodes, inline_functions, input_prof
 from export.errors import OptionError
 from export.manifest import SCHEMA_VERSION, dump_manifest, manifest_path, tensor_infos, tool_versions
 from export.options import ExportOptions, Range
-from export.plugin_library import LIBRARY_NAME, check_tools, library_entry, plugin_library, read_library
+from export.plugin_library import check_tools, library_entry, plugin_library, read_library
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
 from export.tokens import check_encoders, token_plan
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_model
@@ -239,16 +239,17 @@ def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, A
     cache = Path(f"{target.stem}.timing")
     library = plugin_library(options.plugins, progress.detail)
     network = source.with_name(f"network-{source.name}")
+    shipped = staging.folder / f"{target.stem}.plugins.so"  # a name of its own: another plan here may need another one
     with write_errors(target):
         if library is None:
             inline_functions(source, network)
         else:
             tokens = token_plan(prepared, progress)
             part["tokens"] = tokens.to_manifest()
-            part["plugins"] = library_entry(library, options.embed_plugins)
+            part["plugins"] = library_entry(library, None if options.embed_plugins else shipped.name)
             set_token_sizes(source, network, tokens.sizes)
             if not options.embed_plugins:
-                shutil.copyfile(library.path, staging.folder / LIBRARY_NAME)
+                shutil.copyfile(library.path, shipped)
         if (earlier := target.parent / cache).is_file():
             (staging.folder / cache).write_bytes(earlier.read_bytes())
     with write_errors(target):
@@ -266,7 +267,7 @@ def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, A
     part["plugin_layers"] = result.plugin_layers
     files = [target.name]
     if library is not None and not options.embed_plugins:
-        files.append(LIBRARY_NAME)
+        files.append(shipped.name)
     if (staging.folder / cache).is_file():
         part["timing_cache"] = {"file": cache.name, "reused": result.timing_cache_reused}
         files.append(cache.name)

@@ -315,10 +315,10 @@ def _tool(name: str) -> str:
     return found
 
 
-def library_entry(library: PluginLibrary, embedded: bool) -> dict[str, Any]:
-    """The manifest's entry for `library`."""
+def library_entry(library: PluginLibrary, shipped: str | None) -> dict[str, Any]:
+    """The manifest's entry for `library`, which lies beside the plan as `shipped`, or (None) in it."""
     entry = {key: value for key, value in asdict(library).items() if key != "path"}
-    return {"file": library.path.name, "embedded": embedded, **entry, "sm": list(library.sm)}
+    return {"file": shipped, "embedded": shipped is None, **entry, "sm": list(library.sm)}
 
 
 def main() -> int:

@@ -75,7 +75,32 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "int8": ("--precision=int8", ("--precision int8 is not available", "nothing was built in another precision")),
     "unknown precision": ("--precision=fp4", ("Invalid value for '--precision'",)),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
-    "plugins": ("--plugins=libmadtp_plugins.so", ("libmadtp_plugins.so is not available", "Use --plugins none")),
+    "no plugin library": (
+        "--engine={folder}/out.plan --plugins=nowhere.so",
+        ("cannot read the plugin library 'nowhere.so'", "leave --plugins out"),
+    ),
+    "another file as plugin library": (
+        "--engine={folder}/out.plan --plugins={folder}/out.onnx",
+        ("out.onnx' is not a plugin library of this project", "./build.sh plugins"),
+    ),
+    "plugins for onnx": (
+        "--plugins=some.so",
+        ("--plugins some.so has no use for an .onnx file", "Leave --plugins out"),
+    ),
+    "embedding for onnx": ("--embed-plugins", ("no plugin library to embed", "Leave --embed-plugins out")),
+    "embedding without plugins": (
+        "--engine={folder}/out.plan --plugins=none --embed-plugins",
+        ("no plugin library to embed",),
+    ),
+    "tokens for onnx": ("--tokens=tokens.json", ("nothing is tuned with it", "Leave --tokens out")),
+    "no token statistics": (
+        "--engine={folder}/out.plan --tokens=nowhere.json",
+        ("cannot read the token statistics 'nowhere.json'", "python -m calibration tokens"),
+    ),
+    "plan as token statistics": (
+        "--engine={folder}/out.plan --tokens={folder}/out.onnx",
+        ("cannot read the token statistics",),
+    ),
     "calib": ("--calib=data", ("--calib is given but nothing is quantised", "Leave --calib out")),
     "unknown backend": ("--backend=openvino", ("Invalid value for '--backend'", "tensorrt-rtx")),
     "tensorrt writes no onnx": ("--backend=tensorrt", ("--backend tensorrt does not write .onnx",)),

@@ -67,7 +67,19 @@ def test_manifest_describes_the_artifact(suffix: str, exported: dict[str, Path],
     }
     assert manifest["temperature"] == TAU
     assert manifest["task"] == "nlvr"
-    assert manifest["plugins"]["mode"] == "none"
+    library = manifest["plugins"]["library"]
+    assert manifest["plugins"]["mode"] == ("none" if suffix == "onnx" else "library")
+    if suffix == "onnx":
+        assert library is None
+        assert part["plugin_layers"] == {}
+        assert part["tokens"] is None
+        return
+    assert part["plugin_layers"] == part["custom_nodes"]
+    assert library["file"] == "plan-out.plugins.so"
+    assert not library["embedded"]
+    assert sha256(artifact.with_name(library["file"])) == library["sha256"]
+    assert part["tokens"]["source"] == "guessed"  # no vocabulary lies beside this checkpoint
+    assert all(opt <= largest == 37 for opt, largest in part["tokens"]["opt_max"]["vision"])
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "plan"])
@@ -130,7 +142,8 @@ def test_a_second_build_uses_the_timing_cache_again_and_replaces_the_outputs(
     assert "the plan was built, not run" in captured.out or second["validation"]["artifact"] == "passed"
     assert "[3/4] building the engine" in captured.err
     left = sorted(path.name for path in plan.parent.iterdir())
-    assert left == ["onnx-out.json", "onnx-out.onnx", "plan-out.json", "plan-out.plan", "plan-out.timing"]
+    names = ("onnx-out.json", "onnx-out.onnx")
+    assert left == [*names, *(f"plan-out.{suffix}" for suffix in ("json", "plan", "plugins.so", "timing"))]
 
 
 def test_validate_holds_an_artifact_to_its_checkpoint(

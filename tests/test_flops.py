@@ -5,29 +5,13 @@ import json
 import pytest
 import torch
 
-from madtp.config import NlvrConfig
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
 from tests import golden
 from tests.paths import CARRIED, RECORDINGS
+from tests.sizes import BASE
 
 PAPER_GFLOPS = 132.54
-BASE = NlvrConfig(
-    image_size=384,
-    patch_size=16,
-    vit_dim=768,
-    vit_depth=12,
-    vit_heads=12,
-    vit_mlp=3072,
-    text_hidden=768,
-    text_layers=12,
-    text_heads=12,
-    text_inter=3072,
-    vocab_size=30524,
-    max_position=512,
-    sd_num=100,
-    sd_dim=768,
-)
 ROWS = {row["name"]: row for row in json.loads((CARRIED / "flops.json").read_text())}
 
 

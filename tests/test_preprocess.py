@@ -12,7 +12,7 @@ from PIL import Image
 from madtp.errors import InputError
 from madtp.preprocess import IMAGE_MEAN, IMAGE_STD, TextProcessor, image_tensor, normalize_sentence
 from tests.paths import CARRIED
-from tests.test_flops import BASE
+from tests.sizes import BASE
 
 CASES = json.loads((CARRIED / "tokenizer.json").read_text())
 OFFICIAL_WORDS = 40  # where the official reader cuts a sentence

@@ -1,0 +1,33 @@
+"""Sizes of the published models, and models of those sizes with generated weights."""
+
+import torch
+
+from madtp.config import NlvrConfig
+from madtp.nlvr import NlvrModel
+from tests.generate import generated_state
+
+TEMPERATURE = 0.4
+BASE = NlvrConfig(
+    image_size=384,
+    patch_size=16,
+    vit_dim=768,
+    vit_depth=12,
+    vit_heads=12,
+    vit_mlp=3072,
+    text_hidden=768,
+    text_layers=12,
+    text_heads=12,
+    text_inter=3072,
+    vocab_size=30524,
+    max_position=512,
+    sd_num=100,
+    sd_dim=768,
+)
+
+
+def generated_model() -> NlvrModel:
+    """BLIP-NLVR of base size with generated weights, seed 0."""
+    with torch.device("meta"):
+        model = NlvrModel(BASE, TEMPERATURE)
+    model.load_state_dict(generated_state(model, seed=0), assign=True)
+    return model.eval()

@@ -1,0 +1,75 @@
+"""Real engines with plugins, in every precision: the demo's model and base-size NLVR, parsed and built without a GPU."""
+
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+import madtp
+from export.backends import choose_backend
+from export.engine import BuildResult, TokenSizes, build_plan, input_profile, set_token_sizes
+from export.options import Range
+from export.plugin_library import build_library
+from export.trace import save_onnx, trace_model
+from madtp.nlvr import NlvrModel
+from madtp.opspec import OPS
+from tests.precisions import TYPES, retype
+from tests.sizes import generated_model
+
+DEMO = Path(madtp.__file__).parent / "demo" / "nlvr-digits.pt"
+TEXT = Range(2, 8, 16)
+
+
+def float16_graph(model: NlvrModel, folder: Path) -> Path:
+    """The model traced in float16, weights in the file."""
+    path = folder / "fp16.onnx"
+    save_onnx(trace_model(model.half()), path, external_data=False)
+    return path
+
+
+def built(traced: Path, model_config: Any, precision: str, folder: Path) -> tuple[BuildResult, Path]:
+    """Engine of a float16 trace in another precision; no weights are left behind."""
+    network = folder / "network.onnx"
+    retyped = retype(onnx.load(str(traced)), precision)
+    onnx.save(retyped, str(network), save_as_external_data=True, location="network.data")
+    del retyped  # a gigabyte at base size
+    vision = (model_config.image_size // model_config.patch_size) ** 2 + 1
+    sizes = {
+        "vision": [TokenSizes(vision // 2, vision)] * model_config.vit_depth,
+        "text": [TokenSizes(6, TEXT.max)] * model_config.text_layers,
+    }
+    set_token_sizes(network, network, sizes)
+    plan = folder / "out.plan"
+    profile = input_profile(model_config, Range(1, 1, 8), TEXT)
+    backend = choose_backend("auto", ".plan")
+    library = build_library().path
+    return build_plan(backend, network, plan, folder / "timing", profile, lambda _: None, library), plan
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    model = madtp.load(DEMO)
+    return float16_graph(model, tmp_path_factory.mktemp("demo")), model.config
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    model = generated_model()
+    return float16_graph(model, tmp_path_factory.mktemp("base")), model.config
+
+
+@pytest.mark.parametrize("precision", TYPES)
+@pytest.mark.parametrize("name", ["demo", "base"])
+def test_engine_has_a_pair_of_plugins_for_every_layer(
+    name: str, precision: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    traced, config = request.getfixturevalue(name)
+    result, plan = built(traced, config, precision, tmp_path)
+    pairs = config.vit_depth + config.text_layers
+    assert result.plugin_layers == {spec.onnx_name: pairs for spec in OPS}
+    assert pairs == (24 if name == "base" else 8)
+    weights = traced.stat().st_size * (2 if precision == "fp32" else 1)
+    assert plan.stat().st_size > 0.9 * weights
+    for file in tmp_path.iterdir():
+        file.unlink()  # gigabytes
