@@ -1,8 +1,7 @@
 """The two custom ops in standard ONNX: their executable specification, and what ONNX Runtime runs.
 
 The bodies follow the reference in `madtp/ops.py`. They use only ops that TensorRT imports too, and get the
-data-dependent size from NonZero, the op whose output size TensorRT allocates at run time; so a plan without plugins is
-built from the same text.
+data-dependent size from a Slice whose end is computed; so a plan without plugins is built from the same text.
 """
 
 import onnx.parser

@@ -6,7 +6,7 @@
 namespace madtp::attention {
 
 constexpr int kTile = 64;        // queries of a partial column sum; keys of a tile
-constexpr float kLog2E = 1.4426950408889634f;  // scores are kept in units of log2, for exp2f
+constexpr float kLog2E = 1.4426950408889634f;  // scores are kept in units of log2
 
 // Pointers are device pointers; H heads of D = C / H.
 struct Arguments {

@@ -53,8 +53,9 @@ cudaError_t read_capability(int& major) {
 
 template <typename T>
 cudaError_t launch_16_bit(Arguments const& a, cudaStream_t stream) {
-    // Heads of 32, 64 and 128 begin on 16-byte boundaries, as asynchronous copies need.
-    bool const known = a.head_size == 32 || a.head_size == 64 || a.head_size == 128;
+    // Heads of these sizes begin on 16-byte boundaries, as asynchronous copies need. Two stages of 128 columns take
+    // 66 kB of shared memory, and Turing has 64.
+    bool const known = a.head_size == 32 || a.head_size == 64 || (a.head_size == 128 && a.capability >= 8);
     return known ? launch_tensor_core<T>(a, stream) : launch_plain<T>(a, stream);
 }
 

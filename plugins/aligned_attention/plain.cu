@@ -106,14 +106,14 @@ __global__ void __launch_bounds__(kThreads) plain_context_kernel(Arguments const
 #pragma unroll
             for (int j = 0; j < kEach; ++j) largest = fmaxf(largest, scores[i][j]);
             largest = warp_max<kSide>(largest);
-            // A row that has seen only hidden keys has no maximum yet; zero keeps exp2f away from inf - inf.
+            // A row that has seen only hidden keys has no maximum yet; zero keeps the exponential away from inf - inf.
             float const reference = largest == -kInfinity ? 0.0f : largest;
-            float const shrink = exp2f(maximum[i] - reference);
+            float const shrink = fast_exp2(maximum[i] - reference);
             maximum[i] = largest;
             float total = 0.0f;
 #pragma unroll
             for (int j = 0; j < kEach; ++j) {
-                float const probability = exp2f(scores[i][j] - reference);
+                float const probability = fast_exp2(scores[i][j] - reference);
                 total += probability;
                 // As the reference multiplies it: in the data's own type.
                 shared.probabilities[(x * kEach + j) * kStride + y * kEach + i] = rounded<T>(probability);
@@ -193,7 +193,7 @@ __global__ void __launch_bounds__(kThreads) plain_statistics_kernel(Arguments co
             poison[i] += (maximum + scale) * 0.0f;
 #pragma unroll
             for (int j = 0; j < kEach; ++j) {
-                float const probability = exp2f(scores[i][j] - maximum) * scale;
+                float const probability = fast_exp2(scores[i][j] - maximum) * scale;
                 best[i][j] = fmaxf(best[i][j], probability);
                 int const key = first_key + x * kEach + j;
                 if (query == 0 && key < a.length) a.class_row[rows + key] = probability;

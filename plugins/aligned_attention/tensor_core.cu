@@ -178,16 +178,16 @@ __device__ __forceinline__ void compute_context(Arguments const& a) {
                 for (int group = 0; group < kKeyGroups; ++group)
                     largest = fmaxf(largest, fmaxf(scores[group][2 * half], scores[group][2 * half + 1]));
                 largest = warp_max<4>(largest);
-                // A row that has seen only hidden keys has no maximum yet; zero keeps exp2f away from inf - inf.
+                // A row that has seen only hidden keys has no maximum yet; zero keeps the exponential away from inf - inf.
                 float const reference = largest == -kInfinity ? 0.0f : largest;
-                float const shrink = exp2f(maximum[m][half] - reference);
+                float const shrink = fast_exp2(maximum[m][half] - reference);
                 maximum[m][half] = largest;
                 float total = 0.0f;
 #pragma unroll
                 for (int group = 0; group < kKeyGroups; ++group) {
 #pragma unroll
                     for (int part = 2 * half; part < 2 * half + 2; ++part) {
-                        scores[group][part] = exp2f(scores[group][part] - reference);
+                        scores[group][part] = fast_exp2(scores[group][part] - reference);
                         total += scores[group][part];
                     }
                 }
@@ -273,9 +273,11 @@ struct StatisticsStage {
 };
 template <typename T, int D, int M>
 struct StatisticsShared {
-    StatisticsStage<T, D, M> stages[2];
+    union {
+        StatisticsStage<T, D, M> stages[2];
+        float sums[M][kWarps][kTile];  // when all heads are done
+    };
     float mask[kTile];
-    float sums[M][kWarps][kTile];
 };
 
 template <typename T, int D, int M>
@@ -331,17 +333,17 @@ __device__ __forceinline__ void compute_statistics(Arguments const& a) {
             for (int group = 0; group < kKeyGroups; ++group)
 #pragma unroll
                 for (int part = 0; part < 4; ++part) {
-                    float const probability = exp2f(scores[group][part] - maximum[part / 2]) * scale[part / 2];
+                    float const probability = fast_exp2(scores[group][part] - maximum[part / 2]) * scale[part / 2];
                     scores[group][part] = probability;
                     best[m][group][part] = fmaxf(best[m][group][part], probability);
                 }
-            if (row == 0) {
+            if (first_query == 0 && m == 0 && warp == 0) {  // one warp has the class query, in its first four lanes
 #pragma unroll
                 for (int group = 0; group < kKeyGroups; ++group)
 #pragma unroll
                     for (int part = 0; part < 2; ++part) {
                         int const key = first_key + group * 8 + lane % 4 * 2 + part;
-                        if (key < a.length) a.class_row[rows + key] = scores[group][part];
+                        if (lane < 4 && key < a.length) a.class_row[rows + key] = scores[group][part];
                     }
             }
         }

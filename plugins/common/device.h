@@ -18,7 +18,8 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr float kEpsilon = 1e-8f;  // of every normalisation, as in madtp/ops.py
 constexpr float kInfinity = __builtin_huge_valf();
 
-inline int divide_up(int value, int divisor) { return (value + divisor - 1) / divisor; }
+// Rounded up. `value` may be anything from zero to the largest int.
+inline int divide_up(int value, int divisor) { return value / divisor + (value % divisor != 0 ? 1 : 0); }
 
 // Start a kernel. Dynamic shared memory above 48 KB has to be asked for once per kernel and device; asking again costs
 // nothing that can be measured, and enqueue may run on any device.
@@ -80,6 +81,19 @@ __device__ __forceinline__ float nan_max(float a, float b) { return a > b || a !
 __device__ __forceinline__ float nan_min(float a, float b) { return a < b || a != a ? a : b; }
 
 __device__ __forceinline__ bool is_finite(float value) { return (__float_as_uint(value) & 0x7f800000u) != 0x7f800000u; }
+
+// 2^x to two units in the last place; what is too small for a normal number is zero. (exp2f spends three more instructions
+// on such numbers, in the innermost loop.)
+__device__ __forceinline__ float fast_exp2(float x) {
+#ifdef MADTP_SIMT
+    float const power = std::exp2(x);
+    return power < 1.17549435e-38f ? 0.0f : power;
+#else
+    float power;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x));
+    return power;
+#endif
+}
 
 // Sum over groups of `width` neighbouring lanes (a power of two); every lane gets it, added up in the same order.
 template <int width = kWarpSize>

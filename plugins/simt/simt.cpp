@@ -12,6 +12,7 @@
 #include <vector>
 
 #if defined(__SANITIZE_ADDRESS__)
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
 #if !defined(__x86_64__)
@@ -177,6 +178,10 @@ void fiber_main() {
 void start(Fiber& fiber) {
     fiber.groups.assign(1, {});
     fiber.fake_stack = nullptr;
+#if defined(__SANITIZE_ADDRESS__)
+    // A thread never returns from fiber_main, whose frame is still marked from the last time.
+    __asan_unpoison_memory_region(fiber.stack.get(), kStackBytes);
+#endif
 #if defined(__x86_64__)
     auto top = reinterpret_cast<uintptr_t>(fiber.stack.get() + kStackBytes) & ~uintptr_t{15};
     auto** slot = reinterpret_cast<void**>(top);

@@ -89,13 +89,16 @@ __global__ void __launch_bounds__(kThreads) importance_kernel(Arguments const a)
     }
 }
 
-// theta_t = sum_j softmax_j(A[:, t] / tau) s_j for a tile of 32 alignment tokens, and the least of them. A column of
-// eight threads walks the tokens of one t, each with a softmax of its own, joined at the end.
+// theta_t = sum_j softmax_j(A[:, t] / tau) s_j for a tile of 32 alignment tokens, and the least of them. A column of 32
+// threads walks the tokens of one t, each with a softmax of its own, joined at the end.
+constexpr int kThresholdWarps = 32;  // one walk takes N / 32 dependent steps
+constexpr int kThresholdThreads = kThresholdWarps * kWarpSize;
+
 struct ThresholdShared {
-    float maximum[kWarps][kWarpSize], sum[kWarps][kWarpSize], weighted[kWarps][kWarpSize];
+    float maximum[kThresholdWarps][kWarpSize], sum[kThresholdWarps][kWarpSize], weighted[kThresholdWarps][kWarpSize];
 };
 
-__global__ void __launch_bounds__(kThreads) threshold_kernel(Arguments const a) {
+__global__ void __launch_bounds__(kThresholdThreads) threshold_kernel(Arguments const a) {
     auto& shared = *dynamic_shared<ThresholdShared>();
     int const lane = thread_id() % kWarpSize, warp = thread_id() / kWarpSize;
     int const column = static_cast<int>(blockIdx.x) * kWarpSize + lane;
@@ -103,7 +106,7 @@ __global__ void __launch_bounds__(kThreads) threshold_kernel(Arguments const a) 
     float const temperature = *a.in.temperature;
     bool const inside = column < a.alignments;
     float maximum = -kInfinity, sum = 0.0f, weighted = 0.0f;
-    for (int token = warp; inside && token < a.body; token += kWarps) {
+    for (int token = warp; inside && token < a.body; token += kThresholdWarps) {
         float const value = a.in.alignment[(first + token) * a.alignments + column] / temperature;
         float const larger = nan_max(maximum, value);
         // The first value is its own maximum; minus infinity less itself must not be taken.
@@ -118,9 +121,9 @@ __global__ void __launch_bounds__(kThreads) threshold_kernel(Arguments const a) 
     shared.weighted[warp][lane] = weighted;
     __syncthreads();
     if (warp != 0) return;
-    for (int other = 0; other < kWarps; ++other) maximum = nan_max(maximum, shared.maximum[other][lane]);
+    for (int other = 0; other < kThresholdWarps; ++other) maximum = nan_max(maximum, shared.maximum[other][lane]);
     sum = weighted = 0.0f;
-    for (int other = 0; other < kWarps; ++other) {
+    for (int other = 0; other < kThresholdWarps; ++other) {
         float const theirs = shared.maximum[other][lane];
         float const shrink = theirs == -kInfinity ? 0.0f : expf(theirs - maximum);
         sum += shared.sum[other][lane] * shrink;
@@ -139,21 +142,43 @@ struct RankShared {
     float scratch[kWarps];
 };
 
+// How many of a tile's keys are `better` (by key and place in the tile).
+template <typename Better>
+__device__ __forceinline__ int count_keys(unsigned const* keys, Better better) {
+    int count = 0;
+#pragma unroll 4
+    for (int place = 0; place < kThreads; place += 4) {
+        uint4 const four = *reinterpret_cast<uint4 const*>(keys + place);
+        count += better(four.x, place) ? 1 : 0;
+        count += better(four.y, place + 1) ? 1 : 0;
+        count += better(four.z, place + 2) ? 1 : 0;
+        count += better(four.w, place + 3) ? 1 : 0;
+    }
+    return count;
+}
+
 __global__ void __launch_bounds__(kThreads) rank_kernel(Arguments const a) {
     auto& shared = *dynamic_shared<RankShared>();
     int const sample = static_cast<int>(blockIdx.y), token = static_cast<int>(blockIdx.x) * kThreads + thread_id();
     int64_t const first = int64_t{sample} * a.body;
     unsigned const own = token < a.body ? order_key(a.importance[first + token]) : 0;
+    int const own_tile = static_cast<int>(blockIdx.x) * kThreads;
     int rank = 0;
     for (int start = 0; start < a.body; start += kThreads) {
         int const mine = start + thread_id();
         __syncthreads();
+        // Zero, which no number maps to, is better than nobody.
         shared.keys[thread_id()] = mine < a.body ? order_key(a.importance[first + mine]) : 0;
         __syncthreads();
-        int const end = min(kThreads, a.body - start);
-        for (int other = 0; other < end; ++other) {
-            unsigned const key = shared.keys[other];
-            rank += key > own || (key == own && start + other < token) ? 1 : 0;
+        // Of equal ones the lower index is the better.
+        if (start < own_tile) {
+            rank += count_keys(shared.keys, [own](unsigned key, int) { return key >= own; });
+        } else if (start > own_tile) {
+            rank += count_keys(shared.keys, [own](unsigned key, int) { return key > own; });
+        } else {
+            int const self = thread_id();
+            rank += count_keys(
+                shared.keys, [own, self](unsigned key, int other) { return key > own || (key == own && other < self); });
         }
     }
     if (token < a.body) a.ranks[first + token] = rank;
@@ -429,8 +454,8 @@ cudaError_t launch_all(Arguments const& a, int dtype, cudaStream_t stream) {
     if (error == cudaSuccess)
         error = launch(importance_kernel, dim3(batch), threads, sizeof(float) * kWarps, stream, a);
     if (error == cudaSuccess)
-        error = launch(threshold_kernel, dim3(static_cast<unsigned>(a.tiles), batch), threads, sizeof(ThresholdShared),
-            stream, a);
+        error = launch(threshold_kernel, dim3(static_cast<unsigned>(a.tiles), batch), dim3(kThresholdThreads),
+            sizeof(ThresholdShared), stream, a);
     if (error == cudaSuccess)
         error = launch(
             rank_kernel, dim3((body + kThreads - 1) / kThreads, batch), threads, sizeof(RankShared), stream, a);
