@@ -34,8 +34,9 @@ from export.latency import Latency, interleave
 from export.runner import OnnxRunner, TorchRunner
 from export.trace import save_onnx, trace_model
 from madtp.flops import count_flops
+from madtp.nlvr import NlvrModel
 from tests.generate import generated_images
-from tests.sizes import generated_model
+from tests.sizes import BASE, generated_model
 
 TEMPERATURES = (0.4, 1.0)
 TEXT_TOKENS = 22

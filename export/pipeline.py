@@ -199,7 +199,9 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
         clock.start("checking answers, tokens and latency")
         runner: Runner = OnnxRunner(source)
         if target.suffix == ".plan" and can_run:
-            runner = PlanRunner(staging.folder / target.name, backend)
+            library = part["plugins"]
+            beside = None if library is None or library["embedded"] else staging.folder / library["file"]
+            runner = PlanRunner(staging.folder / target.name, backend, beside, options.embed_plugins)
         checked = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
         validation = validate_runner(
             prepared.load_model(), checked, prepared.samples, prepared.temperature, prepared.batch, progress.detail

@@ -21,6 +21,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import click
 from filelock import FileLock
 
 from export.errors import PluginError
@@ -324,12 +325,12 @@ def library_entry(library: PluginLibrary, shipped: str | None) -> dict[str, Any]
 def main() -> int:
     """`python -m export.plugin_library`: build and install the library; returns the exit status."""
     try:
-        library = build_library(lambda text: sys.stderr.write(f"{text}\n"))
+        library = build_library(lambda text: click.echo(text, err=True))
     except MadtpError as error:
-        sys.stderr.write(f"error: {error}\n")
+        click.echo(f"error: {error}", err=True)
         return 2
     architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
-    sys.stdout.write(f"{library.path}: version {library.version}, compute capability {architectures}\n")
+    click.echo(f"{library.path}: version {library.version}, compute capability {architectures}")
     return 0
 
 

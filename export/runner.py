@@ -1,5 +1,6 @@
 """Running an artifact or the torch model on the same inputs, behind one call."""
 
+import importlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.backends import Backend
+from export.errors import PluginError
 from madtp.errors import InputError
 from madtp.nlvr import NlvrModel
+from madtp.opspec import DOMAIN, OPS, VERSION
 
 Outputs = dict[str, NDArray[Any]]
 
@@ -66,15 +69,29 @@ class OnnxRunner:
 
 
 class PlanRunner:
-    """A TensorRT plan on this machine's GPU, through Polygraphy."""
+    """A TensorRT plan on this machine's GPU, through Polygraphy.
 
-    def __init__(self, path: Path, backend: Backend) -> None:
+    Args:
+        path: the plan.
+        backend: that it was built with.
+        library: the plugin library beside it, None where it needs none or carries it.
+        allow_host_code: the plan carries its plugin library, which is code that this process will run.
+    """
+
+    def __init__(
+        self, path: Path, backend: Backend, library: Path | None = None, allow_host_code: bool = False
+    ) -> None:
         if backend.name == "tensorrt-rtx":
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
         from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner
+        from polygraphy.backend.trt import EngineFromBytes, TrtRunner, get_trt_logger
 
-        self._runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path))))
+        trt = importlib.import_module(backend.module)
+        if library is not None:
+            register_plugins(trt, library)
+        runtime = trt.Runtime(get_trt_logger())
+        runtime.engine_host_code_allowed = allow_host_code
+        self._runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path)), runtime=runtime))
         self._runner.activate()
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
@@ -83,6 +100,23 @@ class PlanRunner:
     def close(self) -> None:
         """Free the engine and its device memory."""
         self._runner.deactivate()
+
+
+def register_plugins(trt: Any, library: Path) -> None:
+    """Make the plugins of `library` known to TensorRT in this process, once.
+
+    Raises:
+        PluginError: TensorRT cannot load it.
+    """
+    registry = trt.get_plugin_registry()
+    if all(registry.get_creator(spec.onnx_name, str(VERSION), DOMAIN) is not None for spec in OPS):
+        return
+    if registry.load_library(str(library)) is None:
+        raise PluginError(
+            f"TensorRT cannot load the plugin library '{library}'",
+            "It is missing, damaged, or made for another system.",
+            "Use the library of the same export as the plan, or export again.",
+        )
 
 
 class CheckedRunner:

@@ -8,7 +8,7 @@ from typing import Any
 import madtp
 from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runner
-from export.errors import BackendError
+from export.errors import BackendError, PluginError
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos
 from export.options import Range, check_suffix
 from export.pipeline import Progress, check_samples
@@ -47,7 +47,7 @@ def validate_artifact(
     with tempfile.TemporaryDirectory() as scratch:
         runner: Runner
         if backend.can_run:
-            runner = _load(artifact, backend)
+            runner = _load(artifact, backend, manifest)
         else:
             progress.stage("tracing: no GPU here can run the plan")
             source = Path(scratch) / "model.onnx"
@@ -70,9 +70,14 @@ def _runtime(manifest: Mapping[str, Any], artifact: Path) -> Backend:
         return Backend(made["name"], made["version"], error.what, can_run=False)
 
 
-def _load(artifact: Path, backend: Backend) -> Runner:
+def _load(artifact: Path, backend: Backend, manifest: Mapping[str, Any]) -> Runner:
+    library = manifest["plugins"]["library"]
+    embedded = library is not None and library["embedded"]
+    beside = None if library is None or embedded else artifact.parent / library["file"]
     try:
-        return PlanRunner(artifact, backend) if artifact.suffix == ".plan" else OnnxRunner(artifact)
+        return PlanRunner(artifact, backend, beside, embedded) if artifact.suffix == ".plan" else OnnxRunner(artifact)
+    except PluginError:
+        raise
     except Exception as error:  # the runtimes have no common type for a file that they refuse
         raise BackendError(
             f"{backend.name} {backend.version} cannot load '{artifact}'",

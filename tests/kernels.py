@@ -1,16 +1,22 @@
-"""The kernels' C ABI (`plugins/include/madtp/kernels.h`) on torch tensors: the host build on CPU tensors, the CUDA build
-on CUDA tensors. Outputs are filled with poison before a call, so that what a kernel forgets to write is seen."""
+"""The kernels' C ABI (`plugins/include/madtp/kernels.h`) on torch tensors, of the host build or of the CUDA build.
+
+What a kernel writes to lies between guards, and is poisoned before a call: forgotten elements are NaN or -1, and a
+write outside is an AssertionError.
+"""
 
 import ctypes
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-POISON = float("nan")
-INT_POISON = -12345
+POISON, GUARD = 0xFF, 0xA5  # bytes
+GUARD_BYTES = 256
+FACTOR = 2  # a kernel's error is at most this times torch's in the same precision, and a floor of a few roundings
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
 
 
@@ -24,8 +30,7 @@ class CompactShape(ctypes.Structure):
     """MadtpCompactShape."""
 
     _fields_ = tuple(
-        (name, ctypes.c_int32)
-        for name in ("batch", "length", "width", "alignments", "layer", "max_tokens", "dtype")
+        (name, ctypes.c_int32) for name in ("batch", "length", "width", "alignments", "layer", "max_tokens", "dtype")
     )
 
 
@@ -50,9 +55,7 @@ class CompactInputs(ctypes.Structure):
 class CompactOutputs(ctypes.Structure):
     """MadtpCompactOutputs."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p) for name in ("compacted", "compacted_mask", "compacted_ids", "count")
-    )
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("compacted", "compacted_mask", "compacted_ids", "count"))
 
 
 class KernelError(Exception):
@@ -65,13 +68,38 @@ class KernelError(Exception):
 
 @dataclass(frozen=True)
 class Compacted:
-    """What token_compact wrote. `untouched` is the rest of the buffers, which has to hold its poison still."""
+    """What token_compact wrote."""
 
     tokens: Tensor
     mask: Tensor
     ids: Tensor
     count: int
-    untouched: tuple[Tensor, Tensor, Tensor]
+
+
+class Room:
+    """Poisoned memory between guards.
+
+    Attributes:
+        tensor: the memory, of the given sizes.
+    """
+
+    def __init__(self, sizes: Sequence[int], dtype: torch.dtype, device: str) -> None:
+        size = torch.Size(sizes).numel() * dtype.itemsize
+        self.bytes = torch.full((size + 2 * GUARD_BYTES,), GUARD, dtype=torch.uint8, device=device)
+        self.inner = self.bytes[GUARD_BYTES : GUARD_BYTES + size]
+        self.inner.fill_(POISON)
+        self.tensor = self.inner.view(dtype).reshape(tuple(sizes))
+
+    def dense(self, sizes: Sequence[int]) -> Tensor:
+        """The first elements, in other sizes; behind them nothing may have been written."""
+        used = torch.Size(sizes).numel()
+        assert (self.inner[used * self.tensor.element_size() :] == POISON).all(), "written behind the last row"
+        return self.tensor.reshape(-1)[:used].reshape(tuple(sizes))
+
+    def check(self) -> None:
+        """AssertionError if the guards were written to."""
+        outside = torch.cat([self.bytes[:GUARD_BYTES], self.bytes[-GUARD_BYTES:]])
+        assert (outside == GUARD).all(), "written out of bounds"
 
 
 class Kernels:
@@ -87,12 +115,23 @@ class Kernels:
         self.device = device
         for name in ("madtp_aligned_attention_workspace", "madtp_token_compact_workspace"):
             getattr(self.library, name).restype = ctypes.c_size_t
+        if device == "cpu":
+            self.library.simt_barriers.restype = ctypes.c_char_p
+
+    def seed(self, seed: int) -> None:
+        """Another order of blocks and threads, where that can be chosen."""
+        if self.device == "cpu":
+            self.library.simt_seed(seed)
 
     def _stream(self) -> ctypes.c_void_p:
         return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0)
 
-    def _workspace(self, size: int) -> Tensor:
-        return torch.full((size,), 0xFF, dtype=torch.uint8, device=self.device)
+    def _room(self, sizes: Sequence[int], dtype: torch.dtype) -> Room:
+        return Room(sizes, dtype, self.device)
+
+    def _given(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """On the device, dense, and in memory of their own: a slice may begin off the 16-byte boundary."""
+        return [tensor.to(self.device).clone(memory_format=torch.contiguous_format) for tensor in tensors]
 
     def aligned_attention(
         self, qkv: Tensor, key_mask: Tensor, causal: int, heads: int
@@ -104,17 +143,13 @@ class Kernels:
         """
         batch, length, triple = qkv.shape
         shape = AttentionShape(batch, length, triple // 3, heads, causal, DTYPES[qkv.dtype])
-        context = qkv.new_full((batch, length, triple // 3), POISON)
-        column = torch.full((batch, length - 1), POISON, device=self.device)
-        class_score = torch.full_like(column, POISON)
-        workspace = self._workspace(self.library.madtp_aligned_attention_workspace(ctypes.byref(shape)))
-        pointers = (qkv, key_mask, context, column, class_score, workspace)
-        code = self.library.madtp_aligned_attention(
-            ctypes.byref(shape), *(ctypes.c_void_p(tensor.data_ptr()) for tensor in pointers), self._stream()
-        )
-        if code != SUCCESS:
-            raise KernelError(code)
-        return context, column, class_score
+        context = self._room((batch, length, triple // 3), qkv.dtype)
+        column, class_score = (self._room((batch, length - 1), torch.float32) for _ in range(2))
+        workspace = self._room((self.library.madtp_aligned_attention_workspace(ctypes.byref(shape)),), torch.uint8)
+        given, rooms = self._given((qkv, key_mask)), (context, column, class_score, workspace)
+        pointers = _pointers((*given, *(room.tensor for room in rooms)))
+        self._call("madtp_aligned_attention", ctypes.byref(shape), *pointers, rooms=rooms)
+        return context.tensor, column.tensor, class_score.tensor
 
     def token_compact(
         self,
@@ -137,29 +172,48 @@ class Kernels:
         batch, length, width = tokens.shape
         room = min(length, max_tokens or length)
         shape = CompactShape(batch, length, width, alignment.shape[2], layer, max_tokens, DTYPES[tokens.dtype])
-        compacted = tokens.new_full((batch * room, width), POISON)
-        mask = key_mask.new_full((batch * room,), POISON)
-        ids = source_ids.new_full((batch * room,), INT_POISON)
-        count = min_keep.new_full((), INT_POISON)
-        workspace = self._workspace(self.library.madtp_token_compact_workspace(ctypes.byref(shape)))
-        given = (tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep)
-        code = self.library.madtp_token_compact(
+        compacted = self._room((batch, room, width), tokens.dtype)
+        mask, ids = (self._room((batch, room), dtype) for dtype in (torch.float32, torch.int32))
+        count = self._room((), torch.int64)
+        workspace = self._room((self.library.madtp_token_compact_workspace(ctypes.byref(shape)),), torch.uint8)
+        given = self._given((tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep))
+        outputs = (compacted, mask, ids, count)
+        self._call(
+            "madtp_token_compact",
             ctypes.byref(shape),
-            ctypes.byref(CompactInputs(*(tensor.data_ptr() for tensor in given))),
-            ctypes.byref(CompactOutputs(*(tensor.data_ptr() for tensor in (compacted, mask, ids, count)))),
-            ctypes.c_void_p(workspace.data_ptr()),
-            self._stream(),
+            ctypes.byref(CompactInputs(*_pointers(given))),
+            ctypes.byref(CompactOutputs(*_pointers(output.tensor for output in outputs))),
+            *_pointers([workspace.tensor]),
+            rooms=(*outputs, workspace),
         )
+        kept = int(count.tensor)
+        assert 2 <= kept <= room, f"count is {kept}, the room {room}"
+        return Compacted(
+            compacted.dense((batch, kept, width)), mask.dense((batch, kept)), ids.dense((batch, kept)), kept
+        )
+
+    def _call(self, name: str, *arguments: Any, rooms: Sequence[Room]) -> None:
+        code = getattr(self.library, name)(*arguments, self._stream())
         if code != SUCCESS:
             raise KernelError(code)
-        kept = int(count)
-        if not 2 <= kept <= room:
-            raise AssertionError(f"count is {kept}, the room {room}")
-        rows = batch * kept
-        return Compacted(
-            compacted[:rows].reshape(batch, kept, width),
-            mask[:rows].reshape(batch, kept),
-            ids[:rows].reshape(batch, kept),
-            kept,
-            (compacted[rows:], mask[rows:], ids[rows:]),
-        )
+        for room in rooms:
+            room.check()
+
+
+def _pointers(tensors: Any) -> list[ctypes.c_void_p]:
+    return [ctypes.c_void_p(tensor.data_ptr()) for tensor in tensors]
+
+
+def check_accuracy(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, condition: float = 0.0) -> None:
+    """Hold the error of `got` against `exact` (float64) to that of `same`, torch in the same precision.
+
+    The floor is two roundings to `dtype`, and what rounding to float32 does to scores of size `condition`.
+    """
+    eps = 2 * torch.finfo(dtype).eps + 2 * torch.finfo(torch.float32).eps * condition
+    got, same = got.cpu().double(), same.double()
+    assert torch.equal(got.isnan(), same.isnan() | exact.isnan())
+    if got.numel() == 0 or exact.isnan().all():
+        return
+    error, allowed = (torch.nan_to_num((x - exact).abs()).max().item() for x in (got, same))
+    floor = eps * torch.nan_to_num(exact).abs().max().item()
+    assert error <= FACTOR * allowed + floor, f"error {error:.3e}, torch's {allowed:.3e}, floor {floor:.3e}"

@@ -1,4 +1,4 @@
-"""Real engines with plugins, in every precision: the demo's model and base-size NLVR, parsed and built without a GPU."""
+"""Real engines with plugins, in every precision: the demo's model and base-size NLVR, built without a GPU."""
 
 from pathlib import Path
 from typing import Any

@@ -1,5 +1,6 @@
 """The plugin library as the export sees it: built once, told apart from other files, and never silently absent."""
 
+import importlib
 import json
 import shutil
 import subprocess
@@ -23,6 +24,7 @@ from export.plugin_library import (
     read_library,
     source_hash,
 )
+from export.runner import register_plugins
 from export.trace import save_onnx
 from madtp.opspec import OPS, TOKEN_COMPACT
 from tests.conftest import TINY
@@ -239,3 +241,13 @@ def test_embedded_library_is_in_the_manifest_and_no_file_lies_beside(
     assert library["file"] is None
     assert not plan.with_name("one.plugins.so").exists()
     assert library["sha256"] == build_library().sha256
+
+
+def test_plugins_are_registered_once_in_this_process() -> None:
+    backend = choose_backend("auto", ".plan")
+    trt = importlib.import_module(backend.module)
+    library = build_library().path
+    for _ in range(2):
+        register_plugins(trt, library)
+    for spec in OPS:
+        assert trt.get_plugin_registry().get_creator(spec.onnx_name, "1", "madtp") is not None

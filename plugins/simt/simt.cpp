@@ -108,6 +108,7 @@ struct Fiber {
 };
 
 struct Warp {
+    std::vector<int> ready;  // threads that can go on
     int arrived = 0;
     char const* name = nullptr;
     void const* ins[kWarp];
@@ -123,7 +124,8 @@ struct Machine {
     void* scheduler_fake_stack = nullptr;
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Warp> warps;
-    std::vector<int> ready;
+    std::vector<int> warp_order;  // the first warp that can goes on, where `hurried`; else any
+    bool hurried = false;
     int threads = 0;
     int at_barrier = 0;
     int done = 0;
@@ -197,31 +199,52 @@ void start(Fiber& fiber) {
 #endif
 }
 
+void make_ready(int index) {
+    machine.fibers[index]->state = State::kReady;
+    machine.warps[index / kWarp].ready.push_back(index);
+}
+
 void release(int first, int last, State from) {
     for (int index = first; index < last; ++index) {
         Fiber& fiber = *machine.fibers[index];
         if (fiber.state != from) continue;
-        fiber.state = State::kReady;
-        machine.ready.push_back(index);
+        make_ready(index);
     }
 }
 
+// A thread that may go on, -1 if there is none. In every other block some warps run ahead of the others as far as
+// barriers let them; that, threads drawn evenly would hardly ever do.
+int next_thread() {
+    auto const& order = machine.warp_order;
+    size_t const start = machine.hurried ? 0 : machine.random() % order.size();
+    for (size_t step = 0; step < order.size(); ++step) {
+        auto& ready = machine.warps[order[(start + step) % order.size()]].ready;
+        if (ready.empty()) continue;
+        std::swap(ready[machine.random() % ready.size()], ready.back());
+        int const index = ready.back();
+        ready.pop_back();
+        return index;
+    }
+    return -1;
+}
+
 void run_block() {
-    machine.ready.clear();
+    for (Warp& warp : machine.warps) {
+        warp.ready.clear();
+        warp.arrived = 0;
+    }
+    machine.warp_order.resize(machine.warps.size());
+    std::iota(machine.warp_order.begin(), machine.warp_order.end(), 0);
+    std::shuffle(machine.warp_order.begin(), machine.warp_order.end(), machine.random);
+    machine.hurried = machine.random() % 2 != 0;
     machine.at_barrier = machine.done = 0;
     for (int index = 0; index < machine.threads; ++index) {
         Fiber& fiber = *machine.fibers[index];
         start(fiber);
         fiber.index = dim3(index % blockDim.x, index / blockDim.x % blockDim.y, index / (blockDim.x * blockDim.y));
-        fiber.state = State::kReady;
-        machine.ready.push_back(index);
+        make_ready(index);
     }
-    for (Warp& warp : machine.warps) warp.arrived = 0;
-    while (!machine.ready.empty()) {
-        size_t const pick = machine.random() % machine.ready.size();
-        int const index = machine.ready[pick];
-        machine.ready[pick] = machine.ready.back();
-        machine.ready.pop_back();
+    for (int index = next_thread(); index >= 0; index = next_thread()) {
         to_fiber(index);
         if (machine.at_barrier == machine.threads) {
             machine.at_barrier = 0;
@@ -288,10 +311,21 @@ void warp_collective(char const* name, void const* in, size_t, void* out, size_t
     to_scheduler();
 }
 
+void perform(Copy const& copy) {
+    if (copy.inside)
+        std::memcpy(copy.shared, copy.global, copy.bytes);
+    else
+        std::memset(copy.shared, 0, copy.bytes);
+}
+
 void async_copy(void* shared, void const* global, size_t bytes, bool inside) {
     if (reinterpret_cast<uintptr_t>(shared) % bytes != 0 || (inside && reinterpret_cast<uintptr_t>(global) % bytes != 0))
         fail("an asynchronous copy from or to an address that is not aligned to its size");
-    running().groups.back().push_back({shared, global, bytes, inside});
+    Copy const copy{shared, global, bytes, inside};
+    if (machine.random() % 2 != 0)
+        perform(copy);
+    else
+        running().groups.back().push_back(copy);
 }
 
 void async_commit() { running().groups.emplace_back(); }
@@ -299,12 +333,7 @@ void async_commit() { running().groups.emplace_back(); }
 void async_wait(int pending_groups) {
     auto& groups = running().groups;
     while (groups.size() > size_t(pending_groups) + 1) {
-        for (Copy const& copy : groups.front()) {
-            if (copy.inside)
-                std::memcpy(copy.shared, copy.global, copy.bytes);
-            else
-                std::memset(copy.shared, 0, copy.bytes);
-        }
+        for (Copy const& copy : groups.front()) perform(copy);
         groups.erase(groups.begin());
     }
 }

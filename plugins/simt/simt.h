@@ -51,7 +51,7 @@ Out collective(char const* name, In const& in, Combine combine) {
     return out;
 }
 
-// Asynchronous copies of a thread: they happen when it waits for them, and not before.
+// Asynchronous copies of a thread: each happens, at random, at once or not before the thread waits for it.
 void async_copy(void* shared, void const* global, size_t bytes, bool inside);
 void async_commit();
 void async_wait(int pending_groups);

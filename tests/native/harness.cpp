@@ -20,9 +20,9 @@ constexpr int64_t kSizeTensor = std::numeric_limits<int64_t>::min();
 class Logger final : public ILogger {
 public:
     void log(Severity severity, AsciiChar const* message) noexcept override {
-        text_ += std::to_string(static_cast<int>(severity)) + " " + message + "\n";
+        messages_.push_back(std::to_string(static_cast<int>(severity)) + " " + message);
     }
-    std::string text_;
+    std::vector<std::string> messages_;
 };
 
 class Finder final : public ILoggerFinder {
@@ -37,7 +37,6 @@ struct Library {
     int32_t count;
     void (*set_finder)(ILoggerFinder*);
     Finder finder;
-    std::string taken;  // messages that Python reads
 };
 
 // An expression with its value; only what the builder was given as a constant says that it is one.
@@ -161,7 +160,7 @@ EXPORT Library* harness_open(char const* path) {
     auto const get = reinterpret_cast<IPluginCreatorInterface* const* (*)(int32_t&)>(dlsym(handle, "getCreators"));
     auto const set = reinterpret_cast<void (*)(ILoggerFinder*)>(dlsym(handle, "setLoggerFinder"));
     if (get == nullptr || set == nullptr) return nullptr;
-    auto* const library = new Library{handle, nullptr, 0, set, {}, {}};
+    auto* const library = new Library{handle, nullptr, 0, set, {}};
     library->creators = get(library->count);
     set(&library->finder);
     return library;
@@ -175,12 +174,12 @@ EXPORT void harness_close(Library* library) {
 EXPORT void harness_use_logger(Library* library, int32_t use) {
     library->set_finder(use != 0 ? &library->finder : nullptr);
 }
-// "severity message\n" of each message since the last call.
-EXPORT char const* harness_messages(Library* library) {
-    library->taken.swap(library->finder.logger_.text_);
-    library->finder.logger_.text_.clear();
-    return library->taken.c_str();
+// "severity message" of the message of this number since they were forgotten; null behind the last.
+EXPORT char const* harness_message(Library* library, int32_t index) {
+    auto const& messages = library->finder.logger_.messages_;
+    return static_cast<size_t>(index) < messages.size() ? messages[static_cast<size_t>(index)].c_str() : nullptr;
 }
+EXPORT void harness_forget_messages(Library* library) { library->finder.logger_.messages_.clear(); }
 
 EXPORT int32_t harness_creators(Library* library) { return library->count; }
 EXPORT char const* harness_creator_interface(Library* library, int32_t index) {
