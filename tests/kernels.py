@@ -10,8 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
+
+from tests.native_build import build, cuda_library
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 POISON, GUARD = 0xFF, 0xA5  # bytes
@@ -217,3 +220,25 @@ def check_accuracy(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype,
     error, allowed = (torch.nan_to_num((x - exact).abs()).max().item() for x in (got, same))
     floor = eps * torch.nan_to_num(exact).abs().max().item()
     assert error <= FACTOR * allowed + floor, f"error {error:.3e}, torch's {allowed:.3e}, floor {floor:.3e}"
+
+
+def _cuda_is_missing() -> str | None:
+    if not torch.cuda.is_available():
+        return "no CUDA device"
+    return None if cuda_library("kernels") else "the kernels are not built for CUDA here (./build.sh plugins)"
+
+
+def libraries() -> list[Any]:
+    """Parameters of a fixture: "host", and "cuda" where a GPU and the CUDA build are."""
+    missing = _cuda_is_missing()
+    marks = [pytest.mark.gpu, pytest.mark.skipif(missing is not None, reason=str(missing))]
+    return ["host", pytest.param("cuda", marks=marks)]
+
+
+def load(kind: str) -> Kernels:
+    """The library of this kind."""
+    if kind == "host":
+        return Kernels(build().kernels, "cpu")
+    path = cuda_library("kernels")
+    assert path is not None
+    return Kernels(path, "cuda")

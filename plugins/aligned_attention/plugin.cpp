@@ -18,6 +18,16 @@ MadtpAttentionShape AlignedAttentionPlugin::shape(nvinfer1::Dims const& qkv, Dat
         kernel_dtype(type)};
 }
 
+namespace {
+
+int32_t out_of_expressions() noexcept {
+    log_error("%s: TensorRT made no expression for an output's shape. It may be out of memory. Free memory and try again.",
+        AlignedAttentionPlugin::kName);
+    return -1;
+}
+
+}  // namespace
+
 int32_t AlignedAttentionPlugin::getOutputDataTypes(
     DataType* outputs, int32_t output_count, DataType const* inputs, int32_t input_count) const noexcept {
     if (!check_counts("getOutputDataTypes", input_count, output_count)) return -1;
@@ -38,12 +48,12 @@ int32_t AlignedAttentionPlugin::getOutputShapes(nvinfer1::DimsExprs const* input
     }
     auto const* const one = builder.constant(1);
     auto const* const three = builder.constant(3);
-    if (one == nullptr || three == nullptr) return -1;
+    if (one == nullptr || three == nullptr) return out_of_expressions();
     auto const* const batch = inputs[kQkv].d[0];
     auto const* const length = inputs[kQkv].d[1];
     auto const* const body = builder.operation(nvinfer1::DimensionOperation::kSUB, *length, *one);
     auto const* const width = builder.operation(nvinfer1::DimensionOperation::kFLOOR_DIV, *inputs[kQkv].d[2], *three);
-    if (body == nullptr || width == nullptr) return -1;
+    if (body == nullptr || width == nullptr) return out_of_expressions();
     outputs[kContext].nbDims = 3;
     outputs[kContext].d[0] = batch;
     outputs[kContext].d[1] = length;

@@ -262,7 +262,7 @@ __device__ __forceinline__ void compute_context(Arguments const& a) {
 }
 
 template <typename T, int D, int M>
-__global__ void __launch_bounds__(kThreads) context_kernel(Arguments const a) {
+__global__ void __launch_bounds__(kThreads, 2) context_kernel(Arguments const a) {
     if constexpr (M <= kMostTiles) compute_context<T, D, M>(a);
 }
 

@@ -5,8 +5,17 @@
 namespace madtp {
 namespace {
 
-// The longest part of a foreign string that is worth printing.
-constexpr int kShown = 60;
+// A foreign string as it may be printed: its beginning, with anything but printable ASCII as question marks.
+struct Printable {
+    char text[61];
+
+    explicit Printable(char const* foreign) noexcept {
+        size_t length = 0;
+        for (; foreign[length] != '\0' && length + 1 < sizeof text; ++length)
+            text[length] = foreign[length] >= ' ' && foreign[length] <= '~' ? foreign[length] : '?';
+        text[length] = '\0';
+    }
+};
 
 FieldSpec const* find(FieldSpec const* specs, size_t count, char const* name) noexcept {
     for (size_t index = 0; index < count; ++index)
@@ -29,9 +38,9 @@ bool read_fields(char const* plugin, nvinfer1::PluginFieldCollection const* fiel
         char const* const name = field.name == nullptr ? "" : field.name;
         FieldSpec const* const spec = find(specs, count, name);
         if (spec == nullptr) {
-            log_error("%s: unknown field '%.*s'. This version of the plugin has no such field. Use the plugin library "
+            log_error("%s: unknown field '%s'. This version of the plugin has no such field. Use the plugin library "
                       "that the model was exported with.",
-                plugin, kShown, name);
+                plugin, Printable(name).text);
             return false;
         }
         if (field.type != nvinfer1::PluginFieldType::kINT32 || field.length != 1 || field.data == nullptr) {

@@ -311,7 +311,7 @@ void warp_collective(char const* name, void const* in, size_t, void* out, size_t
     to_scheduler();
 }
 
-void perform(Copy const& copy) {
+static void perform(Copy const& copy) {
     if (copy.inside)
         std::memcpy(copy.shared, copy.global, copy.bytes);
     else

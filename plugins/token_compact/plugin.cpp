@@ -12,6 +12,12 @@ namespace {
 // Of the inputs, in their order: how many dimensions.
 constexpr int32_t kRanks[] = {3, 2, 2, 2, 2, 3, 0, 0};
 
+int32_t out_of_expressions() noexcept {
+    log_error("%s: TensorRT made no expression for an output's shape. It may be out of memory. Free memory and try again.",
+        TokenCompactPlugin::kName);
+    return -1;
+}
+
 }  // namespace
 
 bool TokenCompactPlugin::check_counts(char const* where, int32_t inputs, int32_t outputs) const noexcept {
@@ -55,16 +61,16 @@ int32_t TokenCompactPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, i
         auto const* const budget = builder.constant(field(kMaxTokens));
         most = budget == nullptr ? nullptr : builder.operation(DimensionOperation::kMIN, *length, *budget);
     }
-    if (most == nullptr) return -1;
+    if (most == nullptr) return out_of_expressions();
     // What TensorRT tunes the following layers for: the calibrated number, else the whole input.
     auto const* usual = most;
     if (field(kOptTokens) > 0) {
         auto const* const calibrated = builder.constant(field(kOptTokens));
         usual = calibrated == nullptr ? nullptr : builder.operation(DimensionOperation::kMIN, *most, *calibrated);
     }
-    if (usual == nullptr) return -1;
+    if (usual == nullptr) return out_of_expressions();
     auto const* const count = builder.declareSizeTensor(kCount, *usual, *most);
-    if (count == nullptr) return -1;
+    if (count == nullptr) return out_of_expressions();
     outputs[kCompacted].nbDims = 3;
     outputs[kCompacted].d[0] = batch;
     outputs[kCompacted].d[1] = count;

@@ -1,0 +1,129 @@
+"""What is timed side by side for each op, and how far the kernels' results are from eager torch."""
+
+import ctypes
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from benchmarks.gpu.calls import Call, attention_call, attention_inputs, compact_call, compact_inputs
+from benchmarks.gpu.floor import ALIGNMENTS, HEADS, LENGTH, WIDTH
+from benchmarks.gpu.measure import peak_bytes
+from madtp.ops import aligned_attention, split_heads, token_compact
+
+Candidates = dict[str, Callable[[], object]]
+SDPA_BACKENDS = {
+    "SDPA flash": SDPBackend.FLASH_ATTENTION,
+    "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
+    "SDPA efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+def _usable(candidates: Candidates) -> tuple[Candidates, dict[str, str]]:
+    """Those that run, and why the others do not: torch refuses backends and compilations in many ways."""
+    usable: Candidates = {}
+    refused: dict[str, str] = {}
+    for name, call in candidates.items():
+        try:
+            call()
+            torch.cuda.synchronize()
+        except torch.cuda.OutOfMemoryError:
+            refused[name] = "out of memory"
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            refused[name] = f"{type(error).__name__}: {lines[0][:200]}".replace("|", "/")
+        else:
+            usable[name] = call
+    return usable, refused
+
+
+def _attend(query: Tensor, key: Tensor, value: Tensor, backend: SDPBackend | None) -> Tensor:
+    if backend is None:
+        return F.scaled_dot_product_attention(query, key, value)
+    with sdpa_kernel(backend):
+        return F.scaled_dot_product_attention(query, key, value)
+
+
+def _difference(ours: Tensor, theirs: Tensor) -> float:
+    return float((ours.float() - theirs.float()).abs().max())
+
+
+def attention_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
+    """AlignedAttention at base size, fp16.
+
+    Returns:
+        Candidates, those refused, and the kernels' largest absolute differences from eager torch.
+
+    Raises:
+        KernelError: the kernels refuse the call.
+    """
+    qkv, key_mask = attention_inputs(batch, LENGTH, WIDTH, torch.float16)
+    ours: Call = attention_call(library, qkv, key_mask, 0, HEADS)
+    ours.run()
+    torch.cuda.synchronize()  # an error of the kernels is not to look like a candidate that does not run
+    eager = partial(aligned_attention, qkv, key_mask, 0, HEADS)
+    compiled = torch.compile(aligned_attention, dynamic=False)
+    query, key, value = (split_heads(part, HEADS) for part in qkv.chunk(3, dim=-1))
+    candidates: Candidates = {
+        "kernel": ours.run,
+        "eager": eager,
+        "torch.compile": partial(compiled, qkv, key_mask, 0, HEADS),
+        "SDPA": partial(_attend, query, key, value, None),
+        **{name: partial(_attend, query, key, value, backend) for name, backend in SDPA_BACKENDS.items()},
+    }
+    usable, refused = _usable(candidates)
+    facts: dict[str, Any] = {}
+    if "eager" in usable:
+        names = ("context", "column_score", "class_score")
+        facts["largest_difference"] = {
+            name: _difference(mine, theirs) for name, mine, theirs in zip(names, ours.outputs, eager(), strict=True)
+        }
+    return usable, refused, facts
+
+
+def compact_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
+    """TokenCompact at base size, fp16.
+
+    Returns:
+        Candidates, those refused, and how many tokens stay (kernel and eager torch).
+
+    Raises:
+        KernelError: the kernels refuse the call.
+    """
+    inputs = compact_inputs(batch, LENGTH, WIDTH, ALIGNMENTS, torch.float16)
+    ours = compact_call(library, inputs)
+    ours.run()
+    torch.cuda.synchronize()  # an error of the kernels is not to look like a candidate that does not run
+    eager = partial(token_compact, *inputs, 0)
+    compiled = torch.compile(token_compact, dynamic=False)
+    usable, refused = _usable({"kernel": ours.run, "eager": eager, "torch.compile": lambda: compiled(*inputs, 0)})
+    count = int(ours.outputs[3])
+    facts: dict[str, Any] = {"tokens": count}
+    if "eager" in usable:
+        theirs = eager()
+        facts["tokens_of_eager"] = int(theirs[3])
+        if facts["tokens_of_eager"] == count:
+            mine = ours.outputs[0].reshape(-1, WIDTH)[: batch * count].reshape(batch, count, WIDTH)
+            facts["largest_difference"] = {"tokens": _difference(mine, theirs[0])}
+    return usable, refused, facts
+
+
+def memory_against_length(library: ctypes.CDLL, batch: int, lengths: tuple[int, ...]) -> list[dict[str, int]]:
+    """Bytes of outputs, workspace and temporaries of AlignedAttention at several lengths, beside eager torch."""
+    rows = []
+    for length in lengths:
+        qkv, key_mask = attention_inputs(batch, length, WIDTH, torch.float16)
+
+        def ours(qkv: Tensor = qkv, key_mask: Tensor = key_mask) -> Call:
+            call = attention_call(library, qkv, key_mask, 0, HEADS)
+            call.run()
+            return call
+
+        row = {"length": length, "kernel": peak_bytes(ours)}
+        row["eager"] = peak_bytes(partial(aligned_attention, qkv, key_mask, 0, HEADS))
+        rows.append(row)
+    return rows

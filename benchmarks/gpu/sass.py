@@ -1,0 +1,120 @@
+"""Reads nvdisasm's listing of a cubin: which instructions a kernel has, and how many a turn of its main loop runs."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_FUNCTION = re.compile(r"^\.text\.(\S+):")
+_LABEL = re.compile(r"^(\.L_x_\d+):")
+_INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)(.*);")
+_TARGET = re.compile(r"`\((\.L_x_\d+)\)")
+
+# What is counted, and the pattern of its opcodes.
+COUNTED = {
+    "hmma": re.compile(r"HMMA"),
+    "ldgsts_128": re.compile(r"LDGSTS.*\.128"),
+    "ldsm": re.compile(r"LDSM"),
+    "ldg_128": re.compile(r"LDG\..*128"),
+    "stg_128": re.compile(r"STG\..*128"),
+    "exp": re.compile(r"MUFU\.EX2"),
+    "local": re.compile(r"(LDL|STL)"),
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One machine instruction; `target` is the index of where it branches to."""
+
+    opcode: str
+    predicated: bool
+    target: int | None
+
+
+@dataclass(frozen=True)
+class Code:
+    """What is kept of a kernel's machine code."""
+
+    instructions: int
+    counts: dict[str, int]
+    loop: dict[str, int] | None  # of one turn of the main loop: instructions, exp, hmma
+
+
+def parse(listing: str) -> dict[str, list[Instruction]]:
+    """Mangled kernel name -> its instructions."""
+    kernels: dict[str, list[Instruction]] = {}
+    raw: list[tuple[str, bool, str | None]] = []
+    labels: dict[str, int] = {}
+    name = ""
+
+    def finish() -> None:
+        if name and raw:
+            kernels[name] = [
+                Instruction(opcode, predicated, labels.get(label) if label else None)
+                for opcode, predicated, label in raw
+            ]
+
+    for line in listing.splitlines():
+        if found := _FUNCTION.match(line):
+            finish()
+            name, raw, labels = found[1], [], {}
+        elif found := _LABEL.match(line):
+            labels[found[1]] = len(raw)
+        elif found := _INSTRUCTION.match(line):
+            target = _TARGET.search(found[3]) if found[2].startswith("BRA") else None
+            raw.append((found[2], found[1] is not None or " !P" in found[3][:4], target[1] if target else None))
+    finish()
+    return kernels
+
+
+def _has(code: Sequence[Instruction], *prefixes: str) -> bool:
+    return any(instruction.opcode.startswith(prefixes) for instruction in code)
+
+
+def executed_turn(code: Sequence[Instruction], begin: int, end: int) -> list[Instruction]:
+    """The instructions of code[begin:end + 1] that most warps run in a turn of that loop, when not causal.
+
+    A rule of thumb for these kernels: of an if and its else, the one that starts copies is taken, else the shorter one
+    (the longer one hides keys after the query); a block that only stores to global memory is skipped (the class row,
+    which one warp writes).
+    """
+    run: list[Instruction] = []
+    index = begin
+    while index <= end:
+        here = code[index]
+        run.append(here)
+        index += 1
+        if here.target is None or not here.predicated or not index < here.target <= end:
+            continue
+        first, last = code[index : here.target], code[here.target - 1]
+        joined = last.target if last.opcode == "BRA" and not last.predicated else None
+        if joined is not None and here.target < joined <= end + 1:
+            second = code[here.target : joined]
+            copies = [arm for arm in (first, second) if _has(arm, "LDGSTS", "STS")]
+            run += copies[0] if copies else min(first, second, key=len)
+            index = joined
+        elif _has(first, "STG"):
+            index = here.target
+    return run
+
+
+def summarize(code: Sequence[Instruction]) -> Code:
+    """Counts over the whole kernel, and over the loop with tensor-core instructions if there is one."""
+    counts = {
+        name: sum(bool(pattern.match(instruction.opcode)) for instruction in code) for name, pattern in COUNTED.items()
+    }
+    loops = [
+        (instruction.target, index)
+        for index, instruction in enumerate(code)
+        if instruction.target is not None and instruction.target < index
+        if _has(code[instruction.target : index], "HMMA")
+    ]
+    loop = None
+    if loops:
+        begin, end = max(loops, key=lambda span: span[1] - span[0])
+        turn = executed_turn(code, begin, end)
+        loop = {
+            "instructions": len(turn),
+            "exp": sum(bool(COUNTED["exp"].match(instruction.opcode)) for instruction in turn),
+            "hmma": sum(bool(COUNTED["hmma"].match(instruction.opcode)) for instruction in turn),
+        }
+    return Code(len(code), counts, loop)

@@ -1,0 +1,1 @@
+"""Tests that need a CUDA device, beside those of the CPU tests that take one when there is one."""

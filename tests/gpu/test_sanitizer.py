@@ -1,0 +1,56 @@
+"""compute-sanitizer finds no bad access, no race and no misused barrier in any kernel."""
+
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+
+from benchmarks.gpu.compile import ROOT
+from export.errors import PluginError
+from export.plugin_library import find_nvcc
+from tests.gpu.cases import ATTENTION, COMPACT
+from tests.gpu.conftest import gpu_only
+
+pytestmark = gpu_only
+
+FOUND = 86  # exit status that compute-sanitizer is told to give where it finds something
+REFUSAL = "Device not supported"  # e.g. on a virtual machine that hides what the tool needs
+SECONDS = 1800
+
+
+def find_sanitizer() -> Path | None:
+    """compute-sanitizer of PATH, or of the CUDA toolkit that nvcc is in."""
+    if on_path := shutil.which("compute-sanitizer"):
+        return Path(on_path)
+    homes = [Path(os.environ.get("CUDA_HOME", "/usr/local/cuda"))]
+    with suppress(PluginError):
+        homes.append(find_nvcc().resolve().parent.parent)
+    for home in homes:
+        for place in ("bin/compute-sanitizer", "compute-sanitizer/compute-sanitizer"):
+            if (home / place).is_file():
+                return home / place
+    return None
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("tool", ["memcheck", "racecheck", "synccheck"])
+def test_sanitizer_finds_nothing(tool: str) -> None:
+    sanitizer = find_sanitizer()
+    if sanitizer is None:
+        pytest.skip("there is no compute-sanitizer on PATH or in the CUDA toolkit")
+    # Each tensor is an allocation of its own, so that a step beyond its end is seen.
+    environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
+    command = [sanitizer, "--tool", tool, "--error-exitcode", str(FOUND), sys.executable, "-m", "tests.gpu.driver"]
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
+    output = done.stdout + done.stderr
+    if REFUSAL in output:
+        pytest.skip(f"compute-sanitizer cannot work here: {output[-300:]}")
+    assert done.returncode == 0, output[-5000:]
+    # It has to have seen the kernels run: nothing is found in a program that stops early, too.
+    assert "calls ran:" in output, output[-5000:]
+    ran = int(output.split("calls ran:")[1].split()[0])
+    assert len(COMPACT) < ran <= len(ATTENTION) + len(COMPACT)

@@ -1,0 +1,62 @@
+"""Builds what `tests/native` describes: kernels and plugins for the host, and the harness for plugin objects."""
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from filelock import FileLock
+
+from export.plugin_library import find_headers
+from tests.paths import ROOT
+
+SOURCES = ROOT / "tests" / "native"
+SANITIZE = "MADTP_SANITIZE"  # environment variable: 1 takes the sanitized build (tests/test_sanitizers.py sets it)
+
+
+@dataclass(frozen=True)
+class Native:
+    """The built libraries."""
+
+    kernels: Path  # the C ABI of plugins/include/madtp/kernels.h on host memory, and the stand-in's switches
+    plugins: Path  # the TensorRT plugin library, its kernels on host memory
+    harness: Path  # drives plugin objects of any plugin library
+    probe: Path  # tiny kernels that test the stand-in itself
+
+
+def _tool(name: str) -> str:
+    beside_python = str(Path(sys.executable).parent)
+    found = shutil.which(name) or shutil.which(name, path=beside_python)
+    if found is None:
+        raise FileNotFoundError(f"{name} is neither on PATH nor in {beside_python}; ./build.sh env installs it")
+    return found
+
+
+@cache
+def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
+    """Bring the host build up to date; with `sanitize`, one under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        options = (f"-DTENSORRT_INCLUDE={find_headers()}", f"-DMADTP_SANITIZE={'ON' if sanitize else 'OFF'}")
+        ninja = f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"
+        _run([_tool("cmake"), "-S", str(SOURCES), "-B", str(folder), "-G", "Ninja", ninja, *options])
+        _run([_tool("cmake"), "--build", str(folder), "--parallel", os.environ.get("MADTP_JOBS", "2")])
+    names = ("kernels_host", "plugins_host", "harness", "probe")
+    return Native(*(folder / f"libmadtp_{name}.so" for name in names))
+
+
+def _run(command: list[str]) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "LD_PRELOAD"}  # not for the compiler
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stdout}{result.stderr}")
+
+
+def cuda_library(name: str) -> Path | None:
+    """libmadtp_<name>.so as compiled for CUDA, where that was done: kernels or plugins."""
+    places = (ROOT / "build" / "plugins", ROOT / "install" / "lib")
+    return next((path for place in places if (path := place / f"libmadtp_{name}.so").is_file()), None)

@@ -1,0 +1,78 @@
+"""What `plugins/include/madtp/kernels.h` promises of sizes, pointers and workspace."""
+
+import ctypes
+import itertools
+from typing import Any
+
+import pytest
+import torch
+
+from tests.kernels import (
+    INVALID_VALUE,
+    AttentionShape,
+    CompactInputs,
+    CompactOutputs,
+    CompactShape,
+    Kernels,
+    libraries,
+    load,
+)
+
+
+@pytest.fixture(scope="module", params=libraries())
+def kernels(request: pytest.FixtureRequest) -> Kernels:
+    return load(request.param)
+
+
+def test_attention_workspace_is_as_documented(kernels: Kernels) -> None:
+    ask = kernels.library.madtp_aligned_attention_workspace
+    for batch, length, heads, dtype in itertools.product((1, 3, 64), (1, 64, 65, 577), (1, 12), range(3)):
+        shape = AttentionShape(batch, length, 96, heads, 0, dtype)
+        assert ask(ctypes.byref(shape)) == 4 * batch * length * (4 * heads + -(-length // 64))
+
+
+def test_compaction_workspace_grows_with_tokens_and_not_with_their_square(kernels: Kernels) -> None:
+    def ask(batch: int, length: int, alignments: int) -> int:
+        shape = CompactShape(batch, length, 64, alignments, 0, 0, 0)
+        return kernels.library.madtp_token_compact_workspace(ctypes.byref(shape))
+
+    for batch, length, alignments in itertools.product((1, 3, 64), (2, 65, 577, 4096), (1, 100)):
+        pieces = 6 * batch * length + batch * (-(-alignments // 32)) + batch
+        assert ask(batch, length, alignments) <= 4 * pieces + 9 * 16
+    assert ask(2, 4001, 8) - ask(2, 3001, 8) == ask(2, 3001, 8) - ask(2, 2001, 8)
+
+
+GOOD_ATTENTION, GOOD_COMPACT = (1, 5, 16, 2, 0, 0), (1, 5, 16, 4, 0, 0, 0)
+BAD_ATTENTION = [(0, 0), (0, -1), (0, 65536), (1, 0), (1, -5), (1, 2**31 - 1), (2, 0), (2, 12), (2, -16), (2, 1032)]
+BAD_ATTENTION += [(3, 0), (3, 3), (3, -2), (4, 2), (4, -1), (5, 3), (5, -1)]
+BAD_COMPACT = [(0, 0), (0, 65536), (1, 1), (1, -5), (1, 2**31 - 1), (2, 0), (2, 12), (3, 0), (3, -1), (4, -1)]
+BAD_COMPACT += [(5, 1), (5, -1), (6, 3), (6, -1)]
+
+
+@pytest.mark.parametrize("op", ["aligned_attention", "token_compact"])
+def test_sizes_and_pointers_outside_the_contract_are_refused(kernels: Kernels, op: str) -> None:
+    attention = op == "aligned_attention"
+    memory = torch.full((1 << 16,), 0x5A, dtype=torch.uint8, device=kernels.device)
+    pointers = [memory.data_ptr() + 4096 * index for index in range(6 if attention else 13)]
+
+    def call(shape: Any, pointers: list[int | None]) -> int:
+        if attention:
+            arguments = [ctypes.c_void_p(pointer) for pointer in pointers]
+        else:
+            inputs, outputs = CompactInputs(*pointers[:8]), CompactOutputs(*pointers[8:12])
+            arguments = [ctypes.byref(inputs), ctypes.byref(outputs), ctypes.c_void_p(pointers[12])]
+        return getattr(kernels.library, f"madtp_{op}")(shape and ctypes.byref(shape), *arguments, None)
+
+    kind, good = (AttentionShape, GOOD_ATTENTION) if attention else (CompactShape, GOOD_COMPACT)
+    assert call(None, pointers) == INVALID_VALUE
+    for index, value in BAD_ATTENTION if attention else BAD_COMPACT:
+        shape = kind(*good[:index], value, *good[index + 1 :])
+        assert call(shape, pointers) == INVALID_VALUE, (index, value)
+        assert getattr(kernels.library, f"madtp_{op}_workspace")(ctypes.byref(shape)) == 0
+    scalars = () if attention else (6, 7, 11)
+    for index in range(len(pointers)):
+        assert call(kind(*good), [*pointers[:index], None, *pointers[index + 1 :]]) == INVALID_VALUE
+        if index not in scalars:
+            shifted = [*pointers[:index], pointers[index] + 4, *pointers[index + 1 :]]
+            assert call(kind(*good), shifted) == INVALID_VALUE
+    assert (memory == 0x5A).all()
