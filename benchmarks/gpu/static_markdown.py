@@ -19,8 +19,8 @@ RESOURCES = """\
 ## Resources and occupancy
 
 Limits and granularity of each SM: `benchmarks/gpu/architectures.py`, with sources. Kernels that the launchers never
-start (bfloat16 attention, heads of 128 and tiles of 128 queries on sm_75) are left out. Dynamic shared memory is what the launchers
-ask for."""
+start (bfloat16 attention, heads of 128 and tiles of 128 queries on sm_75) are left out. Dynamic shared memory is what
+the launchers ask for."""
 MACHINE_CODE = """\
 ## Machine code
 

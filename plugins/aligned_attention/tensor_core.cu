@@ -261,8 +261,11 @@ __device__ __forceinline__ void compute_context(Arguments const& a) {
     }
 }
 
+// At least so many blocks a multiprocessor: without it the compiler tries for more and spills on Turing.
+constexpr int kLeastBlocks = 2;
+
 template <typename T, int D, int M>
-__global__ void __launch_bounds__(kThreads, 2) context_kernel(Arguments const a) {
+__global__ void __launch_bounds__(kThreads, M == 1 ? kLeastBlocks : 0) context_kernel(Arguments const a) {
     if constexpr (M <= kMostTiles) compute_context<T, D, M>(a);
 }
 
