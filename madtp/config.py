@@ -4,19 +4,74 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from madtp.errors import ConfigError
 
 HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
 MAX_SIZE = 1_000_000  # of anything; more is a mistake, and building the model would only fail later
 MAX_LAYERS = 1000
-PROVENANCE = frozenset({"tiny_vocab", "weight_seed", "source_commit"})  # say where a model came from, size nothing
+# Say where a model came from, or how it was trained or asked; size nothing.
+PROVENANCE = frozenset({"tiny_vocab", "weight_seed", "source_commit", "queue_size", "prompt", "num_beams"})
+
+
+class ModelConfig:
+    """What every configuration checks: types, ranges, heads that divide widths, ids within the vocabulary.
+
+    Subclasses are frozen dataclasses; `WIDTHS` pairs each width with its number of heads, `LAYERS` names the depths,
+    `IDS` the token ids that inference uses.
+    """
+
+    WIDTHS: ClassVar[tuple[tuple[str, str], ...]]
+    LAYERS: ClassVar[tuple[str, ...]]
+    IDS: ClassVar[tuple[str, ...]]
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError where the sizes contradict each other."""
+        for field in fields(self):  # type: ignore[arg-type]
+            value = getattr(self, field.name)
+            expected = (int, float) if field.type is float else field.type
+            if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
+                kind = getattr(field.type, "__name__", field.type)
+                raise ConfigError(f"config field '{field.name}' is {value!r}", f"It has to be of type {kind}.")
+            if field.type is float and not 0 <= value < 1:
+                raise ConfigError(f"config field '{field.name}' is {value}", "It has to be a small positive number.")
+            if field.type is int:
+                least = 0 if field.name.endswith(("_id", "_from")) else 1
+                most = MAX_LAYERS if field.name in self.LAYERS else MAX_SIZE
+                if not least <= value <= most:
+                    raise ConfigError(f"config field '{field.name}' is {value}", f"It has to be {least} to {most}.")
+        for width, heads in self.WIDTHS:
+            if getattr(self, width) % getattr(self, heads):
+                raise ConfigError(
+                    f"{width} = {getattr(self, width)} cannot be split into {heads} = {getattr(self, heads)} heads",
+                    fix=f"Set '{heads}' to a divisor of '{width}' in --config.",
+                )
+        image_size, patch_size = getattr(self, "image_size"), getattr(self, "patch_size")  # noqa: B009
+        if image_size % patch_size:
+            raise ConfigError(
+                f"image_size {image_size} is not a multiple of patch_size {patch_size}", fix="Correct both in --config."
+            )
+        self._check_widths()
+        for name in self.IDS:
+            if getattr(self, name) >= getattr(self, "vocab_size"):  # noqa: B009
+                raise ConfigError(
+                    f"{name} is {getattr(self, name)}, but the vocabulary has {getattr(self, 'vocab_size')} entries",  # noqa: B009
+                    "Every id has to be smaller than vocab_size; the defaults are those of the published models.",
+                    f"Set '{name}' in --config.",
+                )
+
+    def _check_widths(self) -> None:
+        """Widths that have to agree; none by default."""
 
 
 @dataclass(frozen=True)
-class NlvrConfig:
-    """Sizes of a BLIP-NLVR model with MADTP. Lengths are in tokens or pixels; the defaults are BLIP's."""
+class BlipConfig(ModelConfig):
+    """Sizes that all BLIP models with MADTP have. Lengths are in tokens or pixels; the defaults are BLIP's."""
+
+    WIDTHS = (("vit_dim", "vit_heads"), ("text_hidden", "text_heads"))
+    LAYERS = ("vit_depth", "text_layers")
+    IDS = ("pad_token_id", "sep_token_id", "enc_token_id")
 
     image_size: int
     patch_size: int
@@ -32,42 +87,37 @@ class NlvrConfig:
     max_position: int
     sd_num: int
     sd_dim: int
-    merge_from: int = 6  # first text layer whose cross-attention concatenates the two branches instead of averaging
     vit_layer_norm_eps: float = 1e-6
     text_layer_norm_eps: float = 1e-12
     pad_token_id: int = 0
     cls_token_id: int = 101
     sep_token_id: int = 102
-    bos_token_id: int = 30522
+    bos_token_id: int = 30522  # [DEC]
     enc_token_id: int = 30523
+    task: str = ""
+
+    @property
+    def vision_tokens(self) -> int:
+        """Tokens of one image before any pruning, class token included."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
+    def _check_widths(self) -> None:
+        if self.vit_dim != self.sd_dim:
+            raise ConfigError(
+                f"vit_dim {self.vit_dim} and sd_dim {self.sd_dim} differ",
+                "The image encoder is aligned with space_dict, so both are one width.",
+                "Correct them in --config.",
+            )
+
+
+@dataclass(frozen=True)
+class NlvrConfig(BlipConfig):
+    """Sizes of a BLIP-NLVR model with MADTP."""
+
+    merge_from: int = 6  # first text layer whose cross-attention concatenates the two branches instead of averaging
     task: str = "nlvr"
 
-    def __post_init__(self) -> None:
-        """Raise ConfigError where the sizes contradict each other."""
-        for field in fields(self):
-            value = getattr(self, field.name)
-            expected = (int, float) if field.type is float else field.type
-            if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
-                kind = getattr(field.type, "__name__", field.type)
-                raise ConfigError(f"config field '{field.name}' is {value!r}", f"It has to be of type {kind}.")
-            if field.type is float and not 0 <= value < 1:
-                raise ConfigError(f"config field '{field.name}' is {value}", "It has to be a small positive number.")
-            if field.type is int:
-                least = 0 if field.name.endswith(("_id", "_from")) else 1
-                most = MAX_LAYERS if field.name in ("vit_depth", "text_layers") else MAX_SIZE
-                if not least <= value <= most:
-                    raise ConfigError(f"config field '{field.name}' is {value}", f"It has to be {least} to {most}.")
-        for width, heads in (("vit_dim", "vit_heads"), ("text_hidden", "text_heads")):
-            if getattr(self, width) % getattr(self, heads):
-                raise ConfigError(
-                    f"{width} = {getattr(self, width)} cannot be split into {heads} = {getattr(self, heads)} heads",
-                    fix=f"Set '{heads}' to a divisor of '{width}' in --config.",
-                )
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
-                fix="Correct both in --config.",
-            )
+    def _check_widths(self) -> None:
         if not self.vit_dim == self.text_hidden == self.sd_dim:
             raise ConfigError(
                 f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
@@ -75,13 +125,56 @@ class NlvrConfig:
                 "Correct them in --config.",
             )
 
-        for name in ("pad_token_id", "sep_token_id", "enc_token_id"):
-            if getattr(self, name) >= self.vocab_size:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}, but the vocabulary has {self.vocab_size} entries",
-                    "Every id has to be smaller than vocab_size; the defaults are those of BERT's vocabulary.",
-                    f"Set '{name}' in --config.",
-                )
+
+@dataclass(frozen=True)
+class RetrievalConfig(BlipConfig):
+    """Sizes of a BLIP retrieval model with MADTP: `embed_dim` is the width of the shared embedding."""
+
+    embed_dim: int = 256
+    task: str = "retrieval"
+
+
+@dataclass(frozen=True)
+class VqaConfig(BlipConfig):
+    """Sizes of a BLIP-VQA model with MADTP."""
+
+    task: str = "vqa"
+
+
+@dataclass(frozen=True)
+class CaptionConfig(BlipConfig):
+    """Sizes of a BLIP captioning model with MADTP."""
+
+    IDS = ("pad_token_id", "sep_token_id", "bos_token_id")
+
+    task: str = "caption"
+
+
+@dataclass(frozen=True)
+class ClipConfig(ModelConfig):
+    """Sizes of a CLIP model with MADTP. The defaults are CLIP's."""
+
+    WIDTHS = (("vision_width", "vision_heads"), ("text_width", "text_heads"))
+    LAYERS = ("vision_layers", "text_layers")
+    IDS = ("sot_token_id", "eot_token_id")
+
+    embed_dim: int
+    image_size: int
+    patch_size: int
+    vision_layers: int
+    vision_width: int
+    vision_heads: int
+    context_length: int
+    vocab_size: int
+    text_width: int
+    text_heads: int
+    text_layers: int
+    sd_num: int
+    sd_dim: int
+    layer_norm_eps: float = 1e-5
+    sot_token_id: int = 49406
+    eot_token_id: int = 49407
+    task: str = "clip"
 
     @property
     def vision_tokens(self) -> int:
@@ -89,7 +182,10 @@ class NlvrConfig:
         return (self.image_size // self.patch_size) ** 2 + 1
 
 
-KNOWN_FIELDS = frozenset(field.name for field in fields(NlvrConfig)) | PROVENANCE
+CONFIGS: dict[str, type[BlipConfig] | type[ClipConfig]] = {
+    config.task: config for config in (NlvrConfig, VqaConfig, CaptionConfig, RetrievalConfig, ClipConfig)
+}
+KNOWN_FIELDS = frozenset(field.name for config in CONFIGS.values() for field in fields(config)) | PROVENANCE
 
 
 def check_fields(values: Any, origin: str) -> dict[str, Any]:

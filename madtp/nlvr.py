@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from madtp.config import NlvrConfig
+from madtp.pruning import resolve_temperature
 from madtp.text import TextEncoder
 from madtp.vision import VisionTransformer
 
@@ -81,7 +82,7 @@ class NlvrModel(nn.Module):
         collect_aligned: bool = False,
     ) -> tuple[NlvrOutput, Tensor | float, Tensor | float]:
         """`forward`, and the aligned features of vision [2B, T, C] and text [B, T, C] for the training loss."""
-        tau = self._temperature(temperature, image0.device)
+        tau = resolve_temperature(temperature, self.temperature, image0.device)
         images, vision = self.visual_encoder(
             torch.cat([image0, image1]).to(self.space_dict.dtype), self.space_dict, tau, collect_aligned=collect_aligned
         )
@@ -97,9 +98,3 @@ class NlvrModel(nn.Module):
         )
         output = NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())
         return output, vision.aligned, text.aligned
-
-    def _temperature(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:
-        if isinstance(temperature, Tensor):
-            return temperature
-        value = self.temperature if temperature is None else temperature
-        return torch.tensor(value, dtype=torch.float32, device=device) if value > 0 else None

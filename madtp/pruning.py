@@ -82,3 +82,16 @@ def compact(
     )
     state.counts.append(count)
     return tokens
+
+
+def resolve_temperature(temperature: Tensor | float | None, default: float, device: torch.device) -> Tensor | None:
+    """The [] float32 tensor of a forward call's temperature, or None for the dense model.
+
+    Args:
+        temperature: a tensor is taken as it is (zero or less: statistics are computed, nothing is pruned); of a float,
+            zero or less is the dense model without statistics; None is `default`.
+    """
+    if isinstance(temperature, Tensor):
+        return temperature
+    value = default if temperature is None else temperature
+    return torch.tensor(value, dtype=torch.float32, device=device) if value > 0 else None

@@ -1,71 +1,11 @@
-"""BERT with twin cross-attention (one branch an image), pruning its word tokens. Module names are checkpoint keys."""
-
-import math
+"""NLVR's BERT with twin cross-attention (one branch an image), pruning its word tokens. Module names are checkpoint keys."""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from madtp.bert import Embeddings, Intermediate, Output, Projections, SelfAttention, cross_attend, key_mask
 from madtp.config import NlvrConfig
-from madtp.ops import MASKED, merge_heads, split_heads
 from madtp.pruning import PruningState, align, compact
-
-
-class Embeddings(nn.Module):
-    """Word and position embeddings, normalised: ids [B, L] -> [B, L, C]. BLIP's BERT has no token types."""
-
-    def __init__(self, config: NlvrConfig) -> None:
-        super().__init__()
-        self.word_embeddings = nn.Embedding(config.vocab_size, config.text_hidden)
-        self.position_embeddings = nn.Embedding(config.max_position, config.text_hidden)
-        self.LayerNorm = nn.LayerNorm(config.text_hidden, eps=config.text_layer_norm_eps)
-
-    def forward(self, input_ids: Tensor) -> Tensor:
-        positions = self.position_embeddings.weight[: input_ids.shape[1]]
-        return self.LayerNorm(self.word_embeddings(input_ids) + positions)
-
-
-class Projections(nn.Module):
-    """The query, key and value layers of one attention."""
-
-    def __init__(self, width: int, source_width: int) -> None:
-        super().__init__()
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(source_width, width)
-        self.value = nn.Linear(source_width, width)
-
-
-class Output(nn.Module):
-    """Linear layer, residual and norm that close self-attention and the feed-forward network."""
-
-    def __init__(self, source_width: int, width: int, eps: float) -> None:
-        super().__init__()
-        self.dense = nn.Linear(source_width, width)
-        self.LayerNorm = nn.LayerNorm(width, eps=eps)
-
-    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
-        return self.LayerNorm(self.dense(x) + residual)
-
-
-class SelfAttention(nn.Module):
-    """Self-attention over the words; with a temperature it returns the column and class scores too."""
-
-    def __init__(self, config: NlvrConfig) -> None:
-        super().__init__()
-        self.heads = config.text_heads
-        self.self = Projections(config.text_hidden, config.text_hidden)
-        self.output = Output(config.text_hidden, config.text_hidden, config.text_layer_norm_eps)
-
-    def forward(self, x: Tensor, state: PruningState) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        query, key, value = self.self.query(x), self.self.key(x), self.self.value(x)
-        if state.temperature is None:
-            query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
-            mask = state.key_mask[:, None, None, :].to(query.dtype)
-            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-            return self.output(merge_heads(context), x), None, None
-        qkv = torch.cat([query, key, value], dim=-1)
-        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
-        return self.output(context, x), column, class_score
 
 
 class TwinOutput(nn.Module):
@@ -96,26 +36,11 @@ class TwinCrossAttention(nn.Module):
         self.self1 = Projections(config.text_hidden, config.vit_dim)
         self.output = TwinOutput(config.text_hidden, config.text_layer_norm_eps, merge)
 
-    def _branch(self, layers: Projections, x: Tensor, image: Tensor) -> Tensor:
-        parts = (layers.query(x), layers.key(image), layers.value(image))
-        query, key, value = (split_heads(part, self.heads) for part in parts)
-        # Spelled out, because torch.onnx writes a fused attention as a dozen shape computations.
-        scores = (query / math.sqrt(query.shape[-1])) @ key.mT
-        return merge_heads(scores.softmax(dim=-1) @ value)
-
     def forward(self, x: Tensor, image0: Tensor, image1: Tensor) -> Tensor:
-        return self.output(self._branch(self.self0, x, image0), self._branch(self.self1, x, image1), x)
-
-
-class Intermediate(nn.Module):
-    """First half of the feed-forward network, exact GELU."""
-
-    def __init__(self, width: int, hidden: int) -> None:
-        super().__init__()
-        self.dense = nn.Linear(width, hidden)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.gelu(self.dense(x))
+        first, second = (
+            cross_attend(layers, self.heads, x, image) for layers, image in ((self.self0, image0), (self.self1, image1))
+        )
+        return self.output(first, second, x)
 
 
 class Layer(nn.Module):
@@ -166,8 +91,7 @@ class TextEncoder(nn.Module):
         collect_aligned: bool = False,
     ) -> tuple[Tensor, PruningState]:
         x = self.embeddings(input_ids)
-        key_mask = (1 - attention_mask.to(torch.float32)) * MASKED
-        state = PruningState.start(key_mask, temperature, collect_aligned=collect_aligned)
+        state = PruningState.start(key_mask(attention_mask), temperature, collect_aligned=collect_aligned)
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, image0, image1, space_dict, state, index)
             if temperature is None:
