@@ -13,36 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madtp.config import HEAD_SIZE, NlvrConfig, check_fields, read_config
+from madtp.config import CONFIGS, HEAD_SIZE, BlipConfig, ClipConfig, check_fields, read_config
 from madtp.errors import CheckpointError, ConfigError
 from madtp.nlvr import NlvrModel
+from madtp.sizes import SOURCES, infer_sizes, infer_task
+
+Config = BlipConfig | ClipConfig
 
 _logger = logging.getLogger(__name__)
 
 # Tensors of official checkpoints that training needs and inference does not.
 NOT_DEPLOYED = re.compile(
-    r"^(visual_encoder_m|text_encoder_m|text_decoder_m|vision_proj_m|text_proj_m|visual_m|transformer_m)\."
+    r"^(visual_encoder|text_encoder|text_decoder|vision_proj|text_proj)_m\."
+    r"|^(visual|transformer|token_embedding|positional_embedding|ln_final|text_projection)_m(\.|$)"
     r"|^(image_queue|text_queue|idx_queue|ptr_queue|temp|logit_scale)$"
     r"|\.position_ids$"
 )
 LISTED = 8  # keys named in an error before it says "and N more"
 MAX_TEMPERATURE = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-
-# Size -> the tensor and its dimension that tell it.
-SIZE_SOURCES = {
-    "sd_num": ("space_dict", 0),
-    "sd_dim": ("space_dict", 1),
-    "vit_dim": ("visual_encoder.patch_embed.proj.weight", 0),
-    "patch_size": ("visual_encoder.patch_embed.proj.weight", 2),
-    "vit_mlp": ("visual_encoder.blocks.0.mlp.fc1.weight", 0),
-    "vocab_size": ("text_encoder.embeddings.word_embeddings.weight", 0),
-    "text_hidden": ("text_encoder.embeddings.word_embeddings.weight", 1),
-    "max_position": ("text_encoder.embeddings.position_embeddings.weight", 0),
-    "text_inter": ("text_encoder.encoder.layer.0.intermediate.dense.weight", 0),
-}
-POSITIONS = "visual_encoder.pos_embed"  # with the patch size it tells the image size
-
 
 def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None) -> NlvrModel:
     """Load an official MADTP checkpoint (`{"model": state_dict, "epoch": int, "temperature": float}`).
@@ -153,71 +142,27 @@ def _temperature(content: Mapping[str, Any], path: Path | str) -> float:
     return float(value)
 
 
-def infer_task(state: Mapping[str, Any]) -> str:
-    """The task that a state dict was trained for, by the keys that only that task has; "" where none fits."""
-    if any(".crossattention.self0." in key for key in state):
-        return "nlvr"
-    if "visual.conv1.weight" in state:
-        return "clip"
-    if "itm_head.weight" in state:
-        return "retrieval"
-    if any(key.startswith("text_decoder.") for key in state):
-        return "vqa" if any(key.startswith("text_encoder.") for key in state) else "caption"
-    return ""
-
-
-def infer_sizes(state: Mapping[str, Tensor]) -> dict[str, int]:
-    """Sizes of an NLVR model as far as its tensors tell; a size whose tensor is missing is left out."""
-    sizes: dict[str, int] = {}
-    for name, (key, dim) in SIZE_SOURCES.items():
-        tensor = state.get(key)
-        if isinstance(tensor, Tensor) and dim < tensor.dim():
-            sizes[name] = tensor.shape[dim]
-    sizes["vit_depth"] = _layers(state, r"visual_encoder\.blocks\.(\d{1,3})\.")
-    sizes["text_layers"] = _layers(state, r"text_encoder\.encoder\.layer\.(\d{1,3})\.")
-    merging = [
-        int(m[1]) for key in state if (m := re.search(r"layer\.(\d{1,3})\.crossattention\.output\.merge_layer", key))
-    ]
-    sizes["merge_from"] = min(merging, default=sizes["text_layers"])
-    position = state.get(POSITIONS)
-    if isinstance(position, Tensor) and position.dim() == 3 and "patch_size" in sizes:
-        sizes["image_size"] = round(max(position.shape[1] - 1, 0) ** 0.5) * sizes["patch_size"]
-    for width, heads in (("vit_dim", "vit_heads"), ("text_hidden", "text_heads")):
-        if sizes.get(width, 1) % HEAD_SIZE == 0:
-            sizes[heads] = sizes[width] // HEAD_SIZE
-    return {name: size for name, size in sizes.items() if size or name == "merge_from"}
-
-
-def _layers(state: Mapping[str, Any], pattern: str) -> int:
-    return max((int(match[1]) + 1 for key in state if (match := re.match(pattern, key))), default=0)
-
-
-def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Path | str) -> NlvrConfig:
+def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Path | str) -> Config:
     """The configuration of `state`: inferred sizes, overridden by the fields in `given`."""
-    task = given.get("task") or infer_task(state)
-    if task != "nlvr" or infer_task(state) not in ("nlvr", ""):
-        known = infer_task(state) or "no known"
+    found = infer_task(state)
+    task = given.get("task") or found
+    if task not in CONFIGS or found not in (task, ""):
+        what = f"a {found} checkpoint" if found else "of no known task"
         raise CheckpointError(
-            f"'{path}' is {'a' if infer_task(state) else 'of'} {known} {'checkpoint' if infer_task(state) else 'task'}"
-            + (f", but the configuration says '{task}'" if task and task != infer_task(state) else ""),
-            f"This version deploys nlvr; the first keys are {_listing(sorted(map(str, state))[:LISTED])}.",
-            "Give the checkpoint of a BLIP-NLVR model that was trained with MADTP.",
+            f"'{path}' is {what}" + (f", but the configuration says '{task}'" if task and task != found else ""),
+            f"The tasks are {', '.join(CONFIGS)}; the first keys are {_listing(sorted(map(str, state))[:LISTED])}.",
+            "Give the checkpoint of a model of one of these tasks that was trained with MADTP.",
         )
-    values = {**infer_sizes(state), **given}
-    required = [field.name for field in fields(NlvrConfig) if field.default is field.default_factory]  # neither is set
+    values = {**infer_sizes(state, task), **given}
+    known = fields(CONFIGS[task])
+    required = [field.name for field in known if field.default is field.default_factory]  # neither is set
     missing = [name for name in required if name not in values]
     heads = [name for name in missing if name.endswith("heads")]
     if missing != heads:
-        sources = {name: key for name, (key, _) in SIZE_SOURCES.items()} | {
-            "vit_depth": "visual_encoder.blocks.*",
-            "text_layers": "text_encoder.encoder.layer.*",
-            "image_size": POSITIONS,
-        }
+        tensors = sorted({SOURCES[task].tensor_of(name) for name in missing if name not in heads})
         raise CheckpointError(
             f"the sizes {', '.join(missing)} of '{path}' are unknown",
-            "These tensors, which tell them, are missing or empty: "
-            + ", ".join(sorted({sources[name] for name in missing if name not in heads}))
-            + ".",
+            f"These tensors, which tell them, are missing or empty: {', '.join(tensors)}.",
             "Check that the checkpoint is complete, and of a MADTP model.",
         )
     if missing:
@@ -226,7 +171,14 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
             f"The width is no multiple of the usual head size {HEAD_SIZE}.",
             f"State them in --config, e.g. {{{', '.join(f'{chr(34)}{name}{chr(34)}: 12' for name in missing)}}}.",
         )
-    return NlvrConfig(**values)
+    foreign = sorted(values.keys() - {field.name for field in known})
+    if foreign:
+        raise ConfigError(
+            f"a {task} model has no {', '.join(foreign)}",
+            "The configuration is of another task.",
+            "Remove these fields from --config.",
+        )
+    return CONFIGS[task](**values)
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Any], path: Path | str) -> None:

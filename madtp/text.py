@@ -1,4 +1,4 @@
-"""NLVR's BERT with twin cross-attention (one branch an image), pruning its word tokens. Module names are checkpoint keys."""
+"""NLVR's BERT: twin cross-attention, one branch an image; prunes its words. Module names are checkpoint keys."""
 
 import torch
 from torch import Tensor, nn
