@@ -118,8 +118,8 @@ def rerank(sim: Tensor, k_test: int, match: Callable[[Tensor, Tensor], Tensor]) 
 def image_tokens(tokens: Sequence[Tensor], wanted: Tensor) -> Tensor:
     """Tokens [K, n, C] of the images `wanted` [K], n being the longest of *all* of `tokens` ([n_i, C] each).
 
-    Images of different batches keep different numbers of tokens. In the recorded evaluation a shorter one is filled up with copies
-    of its own class token, and a text attends to the copies as to any other token.
+    Images of different batches keep different numbers of tokens. In the recorded evaluation a shorter one is filled up
+    with copies of its own class token, and a text attends to the copies as to any other token.
     """
     longest = max(map(len, tokens))
     filled = {
