@@ -23,16 +23,20 @@ def _stream(seed: int, name: str) -> np.random.Generator:
 def generated_tensor(name: str, shape: tuple[int, ...], seed: int) -> NDArray[np.float32]:
     """The float32 weight called `name`."""
     x = _stream(seed, name).standard_normal(shape, dtype=np.float32)
+    if name.endswith(("class_embedding", "token_embedding.weight")):
+        return x
+    if name in ("visual.proj", "text_projection"):  # used as x @ P: columns are outputs
+        return x * np.float32(1 / math.sqrt(shape[0]))
     if len(shape) == 1:
         return np.float32(1) + np.float32(0.1) * x if name.endswith(".weight") else np.float32(0.02) * x
-    if name.endswith(("pos_embed", "position_embeddings.weight")):
+    if name.endswith(("pos_embed", "position_embeddings.weight", "positional_embedding")):
         return np.float32(0.3) * x
     if name.endswith(("cls_token", "word_embeddings.weight")):
         return x
     if name.endswith("space_dict"):
         return x * np.float32(1 / math.sqrt(shape[1]))
     x = x * np.float32(1 / math.sqrt(math.prod(shape[1:])))
-    if name.endswith("attn.qkv.weight"):
+    if name.endswith(("attn.qkv.weight", "in_proj_weight")):
         x[: 2 * shape[0] // 3] *= np.float32(QUERY_KEY_GAIN)
     elif name.endswith((".query.weight", ".key.weight")):
         x *= np.float32(QUERY_KEY_GAIN)
