@@ -41,7 +41,7 @@ def cli() -> None:
 def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
     check_writable(output)
-    model = madtp.load(ckpt, config)
+    model = madtp.load_nlvr(ckpt, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
         raise InputError(

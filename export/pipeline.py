@@ -65,7 +65,7 @@ class Prepared:
 
     def load_model(self) -> NlvrModel:
         """The model, anew: nobody holds its weights while the engine is built, when memory is shortest."""
-        return madtp.load(self.options.checkpoint, self.options.config)
+        return madtp.load_nlvr(self.options.checkpoint, self.options.config)
 
 
 @dataclass
@@ -87,7 +87,7 @@ def prepare(options: ExportOptions) -> Prepared:
     """
     _check_outputs(options)
     backend = choose_backend(options.backend, options.engine.suffix)
-    model = madtp.load(options.checkpoint, options.config)
+    model = madtp.load_nlvr(options.checkpoint, options.config)
     text = options.text or Range(*(min(size, model.config.max_position) for size in DEFAULT_TEXT))
     if text.max > model.config.max_position:
         raise OptionError(

@@ -35,7 +35,7 @@ def validate_artifact(
     progress.stage("reading manifest and checkpoint")
     manifest = read_manifest(manifest_path(artifact))
     check_artifact(manifest, artifact, checkpoint)
-    model = madtp.load(checkpoint, config)
+    model = madtp.load_nlvr(checkpoint, config)
     part = manifest["parts"][0]
     batch, text = (Range(*(shape[dim] for shape in part["profile"]["input_ids"])) for dim in (0, 1))
     if synthetic:

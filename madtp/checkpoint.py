@@ -13,12 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madtp.caption import CaptionModel
+from madtp.clip import ClipModel, round_like_official_loader
 from madtp.config import CONFIGS, HEAD_SIZE, BlipConfig, ClipConfig, check_fields, read_config
 from madtp.errors import CheckpointError, ConfigError
 from madtp.nlvr import NlvrModel
+from madtp.retrieval import RetrievalModel
 from madtp.sizes import SOURCES, infer_sizes, infer_task
+from madtp.vqa import VqaModel
 
 Config = BlipConfig | ClipConfig
+Model = NlvrModel | VqaModel | CaptionModel | RetrievalModel | ClipModel
+MODELS: dict[str, Any] = {model.task: model for model in (NlvrModel, VqaModel, CaptionModel, RetrievalModel, ClipModel)}
 
 _logger = logging.getLogger(__name__)
 
@@ -33,7 +39,8 @@ LISTED = 8  # keys named in an error before it says "and N more"
 MAX_TEMPERATURE = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
-def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None) -> NlvrModel:
+
+def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None) -> Model:
     """Load an official MADTP checkpoint (`{"model": state_dict, "epoch": int, "temperature": float}`).
 
     Args:
@@ -60,9 +67,25 @@ def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None)
     own = check_fields({} if recorded is None else recorded, f"the config entry of '{path}'")
     model_config = build_config(state, own | overrides, path)
     with torch.device("meta"):
-        model = NlvrModel(model_config, _temperature(content, path))
-    load_state(model, state, path)
+        model: Model = MODELS[model_config.task](model_config, _temperature(content, path))
+    load_state(model, round_like_official_loader(state) if model_config.task == "clip" else state, path)
     return model.eval()
+
+
+def load_nlvr(path: Path | str, config: Mapping[str, Any] | Path | str | None = None) -> NlvrModel:
+    """`load` for what handles NLVR models only, as the exporter does so far.
+
+    Raises:
+        CheckpointError: also where the checkpoint is of another task.
+    """
+    model = load(path, config)
+    if not isinstance(model, NlvrModel):
+        raise CheckpointError(
+            f"'{path}' is a {model.task} checkpoint",
+            "This version exports nlvr; models of other tasks run in PyTorch only (madtp.load).",
+            "Give the checkpoint of a BLIP-NLVR model that was trained with MADTP.",
+        )
+    return model
 
 
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
@@ -162,7 +185,8 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
         tensors = sorted({SOURCES[task].tensor_of(name) for name in missing if name not in heads})
         raise CheckpointError(
             f"the sizes {', '.join(missing)} of '{path}' are unknown",
-            f"These tensors, which tell them, are missing or empty: {', '.join(tensors)}.",
+            f"It is taken for a {task} checkpoint, and these tensors, which tell them, are missing or empty: "
+            f"{', '.join(tensors)}.",
             "Check that the checkpoint is complete, and of a MADTP model.",
         )
     if missing:

@@ -69,9 +69,10 @@ class ModelConfig:
 class BlipConfig(ModelConfig):
     """Sizes that all BLIP models with MADTP have. Lengths are in tokens or pixels; the defaults are BLIP's."""
 
-    WIDTHS = (("vit_dim", "vit_heads"), ("text_hidden", "text_heads"))
-    LAYERS = ("vit_depth", "text_layers")
-    IDS = ("pad_token_id", "sep_token_id", "enc_token_id")
+    WIDTHS: ClassVar[tuple[tuple[str, str], ...]] = (("vit_dim", "vit_heads"), ("text_hidden", "text_heads"))
+    LAYERS: ClassVar[tuple[str, ...]] = ("vit_depth", "text_layers")
+    IDS: ClassVar[tuple[str, ...]] = ("pad_token_id", "sep_token_id", "enc_token_id")
+    PRUNES_TEXT: ClassVar[bool] = True  # words are aligned with space_dict too, so that widths have to agree
 
     image_size: int
     patch_size: int
@@ -102,6 +103,12 @@ class BlipConfig(ModelConfig):
         return (self.image_size // self.patch_size) ** 2 + 1
 
     def _check_widths(self) -> None:
+        if self.PRUNES_TEXT and not self.vit_dim == self.text_hidden == self.sd_dim:
+            raise ConfigError(
+                f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
+                f"Both encoders of a {self.task} model are aligned with one space_dict, so the three are one width.",
+                "Correct them in --config.",
+            )
         if self.vit_dim != self.sd_dim:
             raise ConfigError(
                 f"vit_dim {self.vit_dim} and sd_dim {self.sd_dim} differ",
@@ -117,18 +124,12 @@ class NlvrConfig(BlipConfig):
     merge_from: int = 6  # first text layer whose cross-attention concatenates the two branches instead of averaging
     task: str = "nlvr"
 
-    def _check_widths(self) -> None:
-        if not self.vit_dim == self.text_hidden == self.sd_dim:
-            raise ConfigError(
-                f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
-                "Both encoders of an NLVR model are aligned with one space_dict, so the three are one width.",
-                "Correct them in --config.",
-            )
-
 
 @dataclass(frozen=True)
 class RetrievalConfig(BlipConfig):
     """Sizes of a BLIP retrieval model with MADTP: `embed_dim` is the width of the shared embedding."""
+
+    IDS = ("pad_token_id", "cls_token_id", "sep_token_id", "enc_token_id")
 
     embed_dim: int = 256
     task: str = "retrieval"
@@ -138,6 +139,8 @@ class RetrievalConfig(BlipConfig):
 class VqaConfig(BlipConfig):
     """Sizes of a BLIP-VQA model with MADTP."""
 
+    IDS = ("pad_token_id", "sep_token_id", "bos_token_id", "enc_token_id")
+
     task: str = "vqa"
 
 
@@ -146,6 +149,7 @@ class CaptionConfig(BlipConfig):
     """Sizes of a BLIP captioning model with MADTP."""
 
     IDS = ("pad_token_id", "sep_token_id", "bos_token_id")
+    PRUNES_TEXT = False
 
     task: str = "caption"
 

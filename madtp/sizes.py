@@ -48,9 +48,7 @@ def _blip(text: str, **extra: tuple[str, int]) -> SizeSources:
         **extra,
     }
     layers = {"vit_depth": "visual_encoder.blocks.", "text_layers": f"{text}encoder.layer."}
-    return SizeSources(
-        dims, layers, "visual_encoder.pos_embed", {"vit_dim": "vit_heads", "text_hidden": "text_heads"}
-    )
+    return SizeSources(dims, layers, "visual_encoder.pos_embed", {"vit_dim": "vit_heads", "text_hidden": "text_heads"})
 
 
 SOURCES = {

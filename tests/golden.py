@@ -242,7 +242,9 @@ def check_folder(folder: Path, onnx: bool, scratch: Path) -> Iterator[tuple[str,
     task = json.loads((folder / "config.json").read_text()).get("task", "nlvr")
     if task in OTHER_TASKS:
         if onnx:
-            raise InputError(f"'{folder}' holds cases of {task}", "This version exports nlvr only.", "Leave --onnx out.")
+            raise InputError(
+                f"'{folder}' holds cases of {task}", "This version exports nlvr only.", "Leave --onnx out."
+            )
         yield from importlib.import_module(OTHER_TASKS[task]).check_folder(folder)
         return
     if task != "nlvr":

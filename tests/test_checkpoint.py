@@ -221,9 +221,9 @@ CONTENTS: dict[str, tuple[Damage, tuple[str, ...]]] = {
         architecture(
             "itm_head.weight", "text_encoder.encoder.layer.0.crossattention.self.key.bias", "visual_encoder_m.x"
         ),
-        ("a retrieval checkpoint", "deploys nlvr", "itm_head.weight"),
+        ("a retrieval checkpoint", "missing or empty"),
     ),
-    "vqa": (architecture("text_encoder.a", "text_decoder.bert.b", DICT), ("a vqa checkpoint", "text_decoder.bert.b")),
+    "vqa": (architecture("text_encoder.a", "text_decoder.bert.b", DICT), ("a vqa checkpoint", "missing or empty")),
     "caption": (architecture("visual_encoder.a", "text_decoder.bert.b"), ("a caption checkpoint",)),
     "clip": (architecture("visual.conv1.weight", "token_embedding.weight"), ("a clip checkpoint",)),
     "another model": (architecture("conv1.weight", "layer1.0.bn1.weight"), ("no known task", "layer1.0.bn1.weight")),
