@@ -533,8 +533,8 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "no json": (lambda artifact: manifest_path(artifact).write_text("{"), ("cannot read the manifest",)),
     "no text": (lambda artifact: manifest_path(artifact).write_bytes(b"\xff"), ("cannot read the manifest",)),
-    "list": (lambda artifact: manifest_path(artifact).write_text("[1]"), ("is of schema None", "reads schema 1")),
-    "later schema": (edited(lambda manifest: manifest.update(schema=2)), ("is of schema 2", "reads schema 1")),
+    "list": (lambda artifact: manifest_path(artifact).write_text("[1]"), ("is of schema None", "reads schema 2")),
+    "later schema": (edited(lambda manifest: manifest.update(schema=3)), ("is of schema 3", "reads schema 2")),
     "field missing": (
         edited(lambda manifest: manifest.pop("temperature")),
         ("malformed", "'temperature' is a required"),

@@ -127,6 +127,9 @@ def test_an_expression_builder_that_fails_is_not_followed(case: Case) -> None:
     answers = [plugin.output_shapes(case.sizes(), case.counts[1], fails_from=call).outputs for call in range(7)]
     needed = 5 if case.spec is TOKEN_COMPACT else 4
     assert [answer is None for answer in answers] == [call < needed for call in range(7)]
+    messages = case.library.messages()
+    assert len(messages) == needed
+    assert all("TensorRT made no expression" in message and "Free memory" in message for message in messages)
 
 
 @pytest.mark.parametrize(
