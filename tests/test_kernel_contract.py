@@ -69,10 +69,37 @@ def test_sizes_and_pointers_outside_the_contract_are_refused(kernels: Kernels, o
         shape = kind(*good[:index], value, *good[index + 1 :])
         assert call(shape, pointers) == INVALID_VALUE, (index, value)
         assert getattr(kernels.library, f"madtp_{op}_workspace")(ctypes.byref(shape)) == 0
-    scalars = () if attention else (6, 7, 11)
+    wide = (0, 2, 5) if attention else (0, 7, 8, 11, 12)  # read 8 or 16 bytes at a time
     for index in range(len(pointers)):
         assert call(kind(*good), [*pointers[:index], None, *pointers[index + 1 :]]) == INVALID_VALUE
-        if index not in scalars:
-            shifted = [*pointers[:index], pointers[index] + 4, *pointers[index + 1 :]]
-            assert call(kind(*good), shifted) == INVALID_VALUE
+        shifted = [*pointers[:index], pointers[index] + (4 if index in wide else 2), *pointers[index + 1 :]]
+        assert call(kind(*good), shifted) == INVALID_VALUE
     assert (memory == 0x5A).all()
+
+
+def test_scores_and_masks_may_lie_on_any_boundary_of_their_type(kernels: Kernels) -> None:
+    """As slices of larger tensors do."""
+
+    def sliced(tensor: torch.Tensor) -> torch.Tensor:
+        room = torch.empty(tensor.numel() + 1, dtype=tensor.dtype, device=tensor.device)
+        room[1:] = tensor.flatten()
+        view = room[1:].reshape(tensor.shape)
+        assert view.data_ptr() % 16 != 0
+        return view
+
+    generator = torch.Generator().manual_seed(0)
+    qkv = torch.randn(2, 33, 96, generator=generator).to(kernels.device)
+    mask = torch.zeros(2, 33, device=kernels.device)
+    context, column, class_score = kernels.aligned_attention(qkv, mask, 0, 2)
+    again = kernels.aligned_attention(qkv, sliced(mask), 0, 2)
+    assert all(map(torch.equal, (context, column, class_score), again))
+
+    ids = torch.arange(33, dtype=torch.int32, device=kernels.device).expand(2, -1).contiguous()
+    alignment = torch.randn(2, 32, 5, generator=generator).to(kernels.device)
+    scalars = (torch.tensor(0.5, device=kernels.device), torch.tensor(1, device=kernels.device))
+    small = (mask, ids, column, class_score, alignment)
+    aligned = kernels.token_compact(context, *small, *scalars, 3)
+    shifted = kernels.token_compact(context, *map(sliced, small), *scalars, 3)
+    assert aligned.count == shifted.count < 33
+    assert torch.equal(aligned.tokens, shifted.tokens)
+    assert torch.equal(aligned.ids, shifted.ids)

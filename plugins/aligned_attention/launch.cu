@@ -37,8 +37,6 @@ bool valid(MadtpAttentionShape const& shape) {
         divide_up(shape.length, kTile) <= MADTP_MAX_BATCH;
 }
 
-bool aligned(void const* pointer) { return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
 // Major compute capability of the current device. Asks the driver's cache: no synchronisation.
 cudaError_t read_capability(int& major) {
 #ifdef MADTP_SIMT
@@ -82,8 +80,11 @@ extern "C" cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape,
     void* context, float* column_score, float* class_score, void* workspace, cudaStream_t stream) noexcept {
     using namespace madtp::attention;
     if (shape == nullptr || !valid(*shape)) return cudaErrorInvalidValue;
-    if (!aligned(qkv) || !aligned(key_mask) || !aligned(context) || !aligned(workspace)) return cudaErrorInvalidValue;
-    if (shape->length > 1 && (!aligned(column_score) || !aligned(class_score))) return cudaErrorInvalidValue;
+    for (void const* const vectors : {qkv, const_cast<void const*>(context), const_cast<void const*>(workspace)})
+        if (!madtp::is_aligned(vectors, madtp::kVectorBytes)) return cudaErrorInvalidValue;
+    if (!madtp::is_aligned(key_mask, sizeof(float))) return cudaErrorInvalidValue;
+    for (float const* const score : {column_score, class_score})
+        if (shape->length > 1 && !madtp::is_aligned(score, sizeof(float))) return cudaErrorInvalidValue;
 
     Arguments a{};
     a.qkv = qkv;

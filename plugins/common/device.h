@@ -18,6 +18,12 @@ constexpr unsigned kFullWarp = 0xffffffffu;
 constexpr float kEpsilon = 1e-8f;  // of every normalisation, as in madtp/ops.py
 constexpr float kInfinity = __builtin_huge_valf();
 
+// Whether a pointer may be read or written `bytes` at a time. TensorRT may hand over a slice of a larger tensor.
+inline bool is_aligned(void const* pointer, size_t bytes) {
+    return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % bytes == 0;
+}
+constexpr size_t kVectorBytes = 16;
+
 // Rounded up. `value` may be anything from zero to the largest int.
 inline int divide_up(int value, int divisor) { return value / divisor + (value % divisor != 0 ? 1 : 0); }
 

@@ -9,7 +9,7 @@ namespace {
 
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / kWarpSize;
-constexpr int kVector = 16;           // bytes of one memory access
+constexpr int kVector = kVectorBytes;  // bytes of one memory access
 constexpr int kCopiesEach = 4;        // of a thread of the write kernel
 constexpr int kMergeGroups = kWarps;  // dropped tokens are added up in so many interleaved sums
 
@@ -391,13 +391,14 @@ bool valid(MadtpCompactShape const& shape) {
         shape.dtype <= MADTP_BFLOAT16;
 }
 
-bool aligned(void const* pointer) { return pointer != nullptr && reinterpret_cast<uintptr_t>(pointer) % 16 == 0; }
-
-// Every pointer but those of scalars is read or written 16 bytes at a time, or may be one day.
 bool aligned(MadtpCompactInputs const& in, MadtpCompactOutputs const& out) {
-    return aligned(in.tokens) && aligned(in.key_mask) && aligned(in.source_ids) && aligned(in.column_score) &&
-        aligned(in.class_score) && aligned(in.alignment) && in.temperature != nullptr && in.min_keep != nullptr &&
-        aligned(out.compacted) && aligned(out.compacted_mask) && aligned(out.compacted_ids) && out.count != nullptr;
+    for (void const* const vectors : {in.tokens, const_cast<void const*>(out.compacted)})
+        if (!is_aligned(vectors, kVectorBytes)) return false;
+    void const* const words[] = {in.key_mask, in.source_ids, in.column_score, in.class_score, in.alignment, in.temperature,
+        out.compacted_mask, out.compacted_ids};
+    for (void const* const word : words)
+        if (!is_aligned(word, sizeof(float))) return false;
+    return is_aligned(in.min_keep, sizeof(int64_t)) && is_aligned(out.count, sizeof(int64_t));
 }
 
 // Hands out pieces of the workspace, each on a 16-byte boundary; with no base it only adds up.
@@ -480,7 +481,7 @@ extern "C" cudaError_t madtp_token_compact(MadtpCompactShape const* shape, Madtp
     MadtpCompactOutputs const* outputs, void* workspace, cudaStream_t stream) noexcept {
     using namespace madtp::compact;
     if (shape == nullptr || inputs == nullptr || outputs == nullptr || !valid(*shape)) return cudaErrorInvalidValue;
-    if (!aligned(*inputs, *outputs) || !aligned(workspace)) return cudaErrorInvalidValue;
+    if (!aligned(*inputs, *outputs) || !madtp::is_aligned(workspace, madtp::kVectorBytes)) return cudaErrorInvalidValue;
     Arguments a = arguments_of(*shape);
     a.in = *inputs;
     a.out = *outputs;

@@ -43,7 +43,7 @@ size_t madtp_aligned_attention_workspace(MadtpAttentionShape const* shape) MADTP
 
 /* qkv [B, L, 3C], key_mask [B, L] float32 (added to the scores of that key)
  *   -> context [B, L, C], column_score [B, N] and class_score [B, N] float32.
- * Every pointer is a device pointer on a 16-byte boundary.
+ * Every pointer is a device pointer; qkv, context and workspace on a 16-byte boundary, the others on one of 4 bytes.
  * Errors: cudaErrorInvalidValue (a size, dtype or pointer outside the above), cudaErrorNotSupported (bfloat16 before
  * compute capability 8.0), or whatever the launch returns. */
 cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape, void const* qkv, float const* key_mask,
@@ -63,7 +63,7 @@ typedef struct MadtpCompactShape {
 /* Bytes of workspace: O(B * (L + T)). Zero for sizes that are not allowed. */
 size_t madtp_token_compact_workspace(MadtpCompactShape const* shape) MADTP_NOEXCEPT;
 
-/* The inputs of TokenCompact, all on the device. */
+/* The inputs of TokenCompact, all on the device; tokens on a 16-byte boundary, the others on one of their type. */
 typedef struct MadtpCompactInputs {
     void const* tokens;        /* [B, L, C] */
     float const* key_mask;     /* [B, L] */
@@ -76,7 +76,8 @@ typedef struct MadtpCompactInputs {
 } MadtpCompactInputs;
 
 /* Its outputs: n rows a sample, densely packed. n is known on the device alone, so the buffers hold
- * min(L, max_tokens) rows a sample; what lies behind the n-th row of the last sample is not written. */
+ * min(L, max_tokens) rows a sample; what lies behind the n-th row of the last sample is not written. `compacted` and the
+ * workspace lie on a 16-byte boundary, the others on one of their type. */
 typedef struct MadtpCompactOutputs {
     void* compacted;        /* [B, n, C] */
     float* compacted_mask;  /* [B, n] */
