@@ -1,7 +1,6 @@
 """`python -m calibration`: what is learned from data before an export."""
 
 import hashlib
-import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -16,14 +15,13 @@ from torch import Tensor
 import madtp
 from calibration.tokens import Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE
+from madtp.command import output_console, run
 from madtp.config import NlvrConfig
-from madtp.errors import InputError, MadtpError
+from madtp.errors import InputError
 from madtp.files import check_writable, sha256
 from madtp.preprocess import TextProcessor
 from madtp.samples import INDEX, collate, prepare_sample, read_index, read_sample, sample_vocabulary
 
-WRONG_INPUT = 2
-WIDTH = 118  # of tables where there is no terminal to ask
 _PATH = click.Path(path_type=Path)
 
 
@@ -55,7 +53,7 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
     requests = [partial(_inputs, data, number, entry, text, model.config) for number, entry in enumerate(entries)]
     statistics = _collect(model, requests, source, output)
-    _output().print(statistics_table(statistics))
+    output_console().print(statistics_table(statistics))
     click.echo(f"wrote {output}")
 
 
@@ -111,31 +109,9 @@ def statistics_table(statistics: TokenStatistics) -> Table:
     return table
 
 
-def _output() -> Console:
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(width=WIDTH, markup=False)
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the command line; returns the exit status."""
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        status = cli.main(standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return WRONG_INPUT
-    except MadtpError as error:
-        click.echo(f"error: {error}", err=True)
-        return WRONG_INPUT
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: what was counted is kept beside the output; run the same command to go on", err=True)
-        return WRONG_INPUT
+    return run(cli, "interrupted: what was counted is kept beside the output; run the same command to go on")
 
 
 if __name__ == "__main__":

@@ -3,41 +3,16 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from calibration.tokens import Source, TokenStatistics, collect
 from export.engine import TokenSizes
-from export.options import Range
 from madtp.config import NlvrConfig
 from madtp.errors import TokensError
-from madtp.nlvr import NlvrModel
-from madtp.samples import SampleSet, collate
+from madtp.samples import collate
 
-
-class Export(Protocol):
-    """What is read of `export.pipeline.Prepared`."""
-
-    @property
-    def config(self) -> NlvrConfig: ...
-    @property
-    def batch(self) -> Range: ...
-    @property
-    def text(self) -> Range: ...
-    @property
-    def temperature(self) -> float: ...
-    @property
-    def samples(self) -> SampleSet: ...
-    @property
-    def checkpoint(self) -> Mapping[str, Any]: ...
-    @property
-    def tokens(self) -> TokenStatistics | None: ...
-    def load_model(self) -> NlvrModel: ...
-
-
-class Details(Protocol):
-    """What is used of `export.pipeline.Progress`."""
-
-    def detail(self, text: str) -> None: ...
+if TYPE_CHECKING:
+    from export.pipeline import Prepared, Progress
 
 
 @dataclass(frozen=True)
@@ -82,19 +57,21 @@ def check_encoders(statistics: TokenStatistics, config: NlvrConfig, path: Path) 
         )
 
 
-def token_plan(prepared: Export, progress: Details) -> TokenPlan:
+def token_plan(prepared: "Prepared", progress: "Progress") -> TokenPlan:
     """Token sizes for an export: of its file of statistics, else measured on its samples.
 
     The largest size of a layer is that of the dense model: an engine takes a temperature of zero at any time.
     """
-    largest = {"vision": (prepared.config.image_size // prepared.config.patch_size) ** 2 + 1, "text": prepared.text.max}
+    largest = {"vision": prepared.config.vision_tokens, "text": prepared.text.max}
     statistics, source = prepared.tokens, "file"
     if statistics is None:
         samples = prepared.samples
         source = "guessed" if samples.vocabulary_sha256 is None else "measured"
         if prepared.temperature > 0:
             progress.detail("measuring token counts")
-            here = Source(prepared.checkpoint["sha256"], "nlvr", prepared.temperature, samples.origin, None)
+            here = Source(
+                prepared.checkpoint["sha256"], prepared.config.task, prepared.temperature, samples.origin, None
+            )
             inputs = (collate([request], prepared.config) for request in samples.requests)
             statistics = collect(prepared.load_model(), inputs, here)
     if statistics is None:  # a dense default: every layer keeps everything

@@ -40,15 +40,7 @@ class CaptionModel(nn.Module):
         self.config = config
         self.temperature = temperature
         self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
-        self.visual_encoder = VisionTransformer(
-            config.image_size,
-            config.patch_size,
-            config.vit_dim,
-            config.vit_depth,
-            config.vit_heads,
-            config.vit_mlp,
-            config.vit_layer_norm_eps,
-        )
+        self.visual_encoder = VisionTransformer(config)
         self.text_decoder = TextDecoder(config, config.vit_dim)
 
     def forward(self, image: Tensor, temperature: Tensor | float | None = None) -> CaptionOutput:

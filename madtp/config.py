@@ -26,6 +26,10 @@ class ModelConfig:
     LAYERS: ClassVar[tuple[str, ...]]
     IDS: ClassVar[tuple[str, ...]]
 
+    image_size: int
+    patch_size: int
+    vocab_size: int
+
     def __post_init__(self) -> None:
         """Raise ConfigError where the sizes contradict each other."""
         for field in fields(self):  # type: ignore[arg-type]
@@ -47,19 +51,24 @@ class ModelConfig:
                     f"{width} = {getattr(self, width)} cannot be split into {heads} = {getattr(self, heads)} heads",
                     fix=f"Set '{heads}' to a divisor of '{width}' in --config.",
                 )
-        image_size, patch_size = getattr(self, "image_size"), getattr(self, "patch_size")  # noqa: B009
-        if image_size % patch_size:
+        if self.image_size % self.patch_size:
             raise ConfigError(
-                f"image_size {image_size} is not a multiple of patch_size {patch_size}", fix="Correct both in --config."
+                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+                fix="Correct both in --config.",
             )
         self._check_widths()
         for name in self.IDS:
-            if getattr(self, name) >= getattr(self, "vocab_size"):  # noqa: B009
+            if getattr(self, name) >= self.vocab_size:
                 raise ConfigError(
-                    f"{name} is {getattr(self, name)}, but the vocabulary has {getattr(self, 'vocab_size')} entries",  # noqa: B009
+                    f"{name} is {getattr(self, name)}, but the vocabulary has {self.vocab_size} entries",
                     "Every id has to be smaller than vocab_size; the defaults are those of the published models.",
                     f"Set '{name}' in --config.",
                 )
+
+    @property
+    def vision_tokens(self) -> int:
+        """Tokens of one image before any pruning, class token included."""
+        return (self.image_size // self.patch_size) ** 2 + 1
 
     def _check_widths(self) -> None:
         """Widths that have to agree; none by default."""
@@ -96,11 +105,6 @@ class BlipConfig(ModelConfig):
     bos_token_id: int = 30522  # [DEC]
     enc_token_id: int = 30523
     task: str = ""
-
-    @property
-    def vision_tokens(self) -> int:
-        """Tokens of one image before any pruning, class token included."""
-        return (self.image_size // self.patch_size) ** 2 + 1
 
     def _check_widths(self) -> None:
         if self.PRUNES_TEXT and not self.vit_dim == self.text_hidden == self.sd_dim:
@@ -179,11 +183,6 @@ class ClipConfig(ModelConfig):
     sot_token_id: int = 49406
     eot_token_id: int = 49407
     task: str = "clip"
-
-    @property
-    def vision_tokens(self) -> int:
-        """Tokens of one image before any pruning, class token included."""
-        return (self.image_size // self.patch_size) ** 2 + 1
 
 
 CONFIGS: dict[str, type[BlipConfig] | type[ClipConfig]] = {

@@ -39,15 +39,7 @@ class NlvrModel(nn.Module):
         self.config = config
         self.temperature = temperature
         self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
-        self.visual_encoder = VisionTransformer(
-            config.image_size,
-            config.patch_size,
-            config.vit_dim,
-            config.vit_depth,
-            config.vit_heads,
-            config.vit_mlp,
-            config.vit_layer_norm_eps,
-        )
+        self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextEncoder(config)
         self.cls_head = nn.Sequential(
             nn.Linear(config.text_hidden, config.text_hidden), nn.ReLU(), nn.Linear(config.text_hidden, 2)

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from madtp.config import BlipConfig
 from madtp.ops import merge_heads, split_heads
 from madtp.pruning import PruningState, align, compact
 
@@ -74,15 +75,16 @@ class VisionTransformer(nn.Module):
         grid: patches along one side of the image.
     """
 
-    def __init__(
-        self, image_size: int, patch_size: int, width: int, depth: int, heads: int, mlp: int, eps: float
-    ) -> None:
+    def __init__(self, config: BlipConfig) -> None:
         super().__init__()
-        self.grid = image_size // patch_size
-        self.patch_embed = PatchEmbed(width, patch_size)
+        width, eps = config.vit_dim, config.vit_layer_norm_eps
+        self.grid = config.image_size // config.patch_size
+        self.patch_embed = PatchEmbed(width, config.patch_size)
         self.cls_token = nn.Parameter(torch.zeros(1, 1, width))
         self.pos_embed = nn.Parameter(torch.zeros(1, self.grid**2 + 1, width))
-        self.blocks = nn.ModuleList(Block(width, heads, mlp, eps) for _ in range(depth))
+        self.blocks = nn.ModuleList(
+            Block(width, config.vit_heads, config.vit_mlp, eps) for _ in range(config.vit_depth)
+        )
         self.norm = nn.LayerNorm(width, eps=eps)
 
     def forward(

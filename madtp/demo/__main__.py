@@ -1,7 +1,6 @@
 """`python -m madtp.demo`: train the demonstration's model and show what pruning costs and saves."""
 
 import shutil
-import signal
 import sys
 import time
 from pathlib import Path
@@ -12,15 +11,14 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from madtp.command import output_console, run
 from madtp.demo import vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
 from madtp.demo.output import staged, write_samples
 from madtp.demo.train import Recipe, save, train
-from madtp.errors import MadtpError
 
 MISSED = 1  # the result is not as good as promised
-WRONG_INPUT = 2
 THREADS = 2  # another number adds up in another order, and so trains other weights
 EVALUATED = 1000  # held-out samples
 EVALUATED_SHORT = 16
@@ -28,7 +26,6 @@ SAMPLES = 16  # written for `python -m export --samples`
 LEAST_ACCURACY = 0.90
 LEAST_PRUNED = 0.40  # of the dense model's GFLOPs
 MOST_LOST = 0.02  # accuracy, against the dense model
-WIDTH = 118  # of the table where there is no terminal to ask
 
 
 class Reporter:
@@ -83,10 +80,7 @@ def cli(context: click.Context, out: Path, steps: int | None) -> None:
         save(model, stage / "nlvr-digits.pt")
         shutil.copyfile(vocab_path(), stage / "vocab.txt")
         write_samples(samples[:SAMPLES], stage / "samples")
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=WIDTH)
-    console.print(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
+    output_console().print(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
     click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / 'nlvr-digits.pt'}, vocab.txt and samples/")
     problems = missed_promises(dense, pruned) if steps is None else []
     for problem in problems:
@@ -126,26 +120,9 @@ def missed_promises(dense: Evaluation, pruned: Evaluation) -> list[str]:
     return problems
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def main() -> int:
     """Run the command line; returns the exit status."""
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _interrupt)
-    try:
-        status = cli.main(standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        error.show()
-        return WRONG_INPUT
-    except MadtpError as error:
-        click.echo(f"error: {error}", err=True)
-        return WRONG_INPUT
-    except (click.Abort, KeyboardInterrupt):
-        click.echo("interrupted: nothing was written, earlier outputs are as they were", err=True)
-        return WRONG_INPUT
+    return run(cli, "interrupted: nothing was written, earlier outputs are as they were")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,44 @@
+"""What the command lines of this package's tools share: where results go, and how a run ends."""
+
+import signal
+
+import click
+from rich.console import Console
+
+from madtp.errors import MadtpError
+
+WRONG_INPUT = 2  # the user's input or machine
+WIDTH = 118  # of tables where there is no terminal to ask
+
+
+def output_console() -> Console:
+    """Standard output for tables; paths in them may hold brackets, so there is no markup."""
+    console = Console(markup=False)
+    return console if console.is_terminal else Console(width=WIDTH, markup=False)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def run(command: click.Command, interrupted: str) -> int:
+    """Run a command line; returns its exit status: the command's own, or 2 with a message for what a user can cause.
+
+    Args:
+        command: what to run on `sys.argv`.
+        interrupted: the message after Ctrl-C or SIGTERM.
+    """
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        status = command.main(standalone_mode=False)
+        return status if isinstance(status, int) else 0
+    except click.ClickException as error:
+        error.show()
+        return WRONG_INPUT
+    except MadtpError as error:
+        click.echo(f"error: {error}", err=True)
+        return WRONG_INPUT
+    except (click.Abort, KeyboardInterrupt):
+        click.echo(interrupted, err=True)
+        return WRONG_INPUT
