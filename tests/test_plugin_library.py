@@ -160,9 +160,10 @@ def test_words_of_a_failing_compiler_reach_the_user(tmp_path: Path, monkeypatch:
 
 
 def test_no_file_is_taken_for_a_library_that_is_none(tmp_path: Path) -> None:
+    mark = b'madtp-plugins {"version": "1", "source": "x", "sm": "80"}\0'
     for name, content in (
         ("empty", b""),
-        ("text", b'madtp-plugins {"version": "1"}\0'),
+        ("text", mark),
         ("elf", b"\x7fELF" + bytes(64)),
     ):
         path = tmp_path / name
