@@ -1,4 +1,4 @@
-"""From the torch model to one ONNX file with the custom ops as nodes, their bodies as functions."""
+"""From a part of a torch model to an ONNX file with the custom ops as nodes, their bodies as functions."""
 
 import gc
 import logging
@@ -12,44 +12,40 @@ import onnxscript
 import torch
 from onnx import checker
 from onnxscript import ir, optimizer
+from torch import Tensor
 from torch.export import Dim
 
 from export.functions import OPSET, functions, op_schema
-from madtp.nlvr import NlvrModel
 from madtp.opspec import DOMAIN, OPS, VERSION, OpSpec
+from madtp.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part, TensorSpec
 
-TRACE_BATCH = 2  # any number but 0 and 1, which torch.export would take for constants
-TRACE_TEXT = 8
+# Any numbers but 0 and 1, which torch.export would take for constants, and all different.
+TRACED_SIZES = {BATCH: 2, TEXT: 8, SOURCE: 7, TEXTS: 3, NEW: 4, PAST: 5}
 MIN_TEXT = 3  # for the tracer alone; the graph itself runs with two tokens, [ENC] and [SEP]
 EXTERNAL_DATA_LIMIT = 2_000_000_000  # bytes of weights; a protobuf file holds at most 2 GiB
 
 
-def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
-    """The model as an ONNX program: batch and text length dynamic, temperature an input, custom ops kept as nodes.
+def trace_part(part: Part) -> torch.onnx.ONNXProgram:
+    """A part as an ONNX program: what varies is dynamic, temperature an input, custom ops kept as nodes.
 
     Args:
-        model: in eval mode.
+        part: its module in eval mode.
 
     Returns:
         A program whose weights still share the model's memory; see `save_onnx`.
     """
-    config = model.config
-    batch, text = Dim("batch"), Dim("text", min=MIN_TEXT, max=config.max_position)
-    # Four tensors and not two: torch.export takes arguments that are one object for one input.
-    images = [torch.zeros(TRACE_BATCH, 3, config.image_size, config.image_size) for _ in range(2)]
-    words = [torch.ones(TRACE_BATCH, TRACE_TEXT, dtype=torch.int64) for _ in range(2)]
+    dims = {name: Dim(name, min=MIN_TEXT if name == TEXT else None, max=part.limits.get(name)) for name in TRACED_SIZES}
+    # A tensor each: torch.export takes arguments that are one object for one input.
+    examples = tuple(_example(spec) for spec in part.inputs)
     dynamic_shapes = {
-        "image0": {0: batch},
-        "image1": {0: batch},
-        "input_ids": {0: batch, 1: text},
-        "attention_mask": {0: batch, 1: text},
-        "temperature": {},
+        spec.name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
+        for spec in part.inputs
     }
     with torch.no_grad(), warnings.catch_warnings(), _Quiet("torch.onnx"), _no_garbage_collection():
         warnings.simplefilter("ignore")  # torch's remarks about its own internals
         program = torch.export.export(
-            model,
-            (*images, *words, torch.tensor(1.0)),
+            part.module,
+            examples,
             dynamic_shapes=dynamic_shapes,
         )
         traced = torch.onnx.export(
@@ -60,8 +56,8 @@ def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
             optimize=False,  # its rewriting takes a fifth of the time and finds nothing here but constants to fold
             custom_translation_table=_translations(),
             dynamic_shapes=dynamic_shapes,  # again, to name the dimensions
-            input_names=list(model.input_names),
-            output_names=list(model.output_names),
+            input_names=[spec.name for spec in part.inputs],
+            output_names=list(part.outputs),
             verbose=False,
         )
     assert traced is not None
@@ -69,6 +65,11 @@ def trace_model(model: NlvrModel) -> torch.onnx.ONNXProgram:
     optimizer.remove_unused_nodes(traced.model)
     _attach_functions(traced.model)
     return traced
+
+
+def _example(spec: TensorSpec) -> Tensor:
+    """An input to trace with; ones are ids, mask and temperature alike, and pixels."""
+    return torch.ones(spec.sized(TRACED_SIZES), dtype=spec.dtype)
 
 
 def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from madtp.config import CaptionConfig
-from madtp.decoder import DecoderSession, TextDecoder
+from madtp.decoder import DecoderSession, DecoderStep, TextDecoder
 from madtp.generation import Limits, beam_search, greedy_search
 from madtp.pruning import resolve_temperature
 from madtp.vision import VisionTransformer
@@ -55,28 +55,41 @@ class CaptionModel(nn.Module):
         states, vision = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
         return CaptionOutput(states, vision.token_counts())
 
-    def limits(self, max_length: int, min_length: int) -> Limits:
-        """Lengths, prompt included, with this model's ids."""
-        return Limits(max_length, min_length, self.config.sep_token_id, self.config.pad_token_id)
-
     @torch.no_grad()
     def generate(
         self, image_states: Tensor, prompt_ids: Tensor, *, beams: int = 3, max_length: int = 20, min_length: int = 5
     ) -> Tensor:
-        """Captions of encoded images.
+        """Captions of encoded images [B, S, C], from `forward`; see `write_captions`."""
+        source = self.text_decoder.source_cache(image_states)
+        lengths = {"max_length": max_length, "min_length": min_length}
+        return write_captions(self.text_decoder.step, source, prompt_ids, self.config, beams=beams, **lengths)
 
-        Args:
-            image_states: [B, S, C], from `forward`.
-            prompt_ids: [B, P] int64, [DEC] first, without [SEP].
-            beams: 1 is greedy search.
-            max_length, min_length: see `Limits`; the prompt counts.
 
-        Returns:
-            [B, length] int64, prompt included, padding behind [SEP].
-        """
-        limits = self.limits(max_length, min_length)
-        limits.check(prompt_ids, self.config.max_position)
-        session = DecoderSession(self.text_decoder, image_states, beams)
-        if beams == 1:
-            return greedy_search(session, prompt_ids, limits)
-        return beam_search(session, prompt_ids, limits, beams)
+def write_captions(
+    step: DecoderStep,
+    source: Tensor,
+    prompt_ids: Tensor,
+    config: CaptionConfig,
+    *,
+    beams: int = 3,
+    max_length: int = 20,
+    min_length: int = 5,
+) -> Tensor:
+    """Captions of encoded images.
+
+    Args:
+        step: the decoder, in torch or an engine.
+        source: what its `source_cache` gave for the image states.
+        prompt_ids: [B, P] int64, [DEC] first, without [SEP].
+        beams: 1 is greedy search.
+        max_length, min_length: see `Limits`; the prompt counts.
+
+    Returns:
+        [B, length] int64, prompt included, padding behind [SEP].
+    """
+    limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
+    limits.check(prompt_ids, config.max_position)
+    session = DecoderSession(step, source, beams)
+    if beams == 1:
+        return greedy_search(session, prompt_ids, limits)
+    return beam_search(session, prompt_ids, limits, beams)

@@ -8,7 +8,7 @@ sample share the latter, so nothing is copied n times. Module names are the chec
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -176,22 +176,9 @@ class TextDecoder(nn.Module):
             caches.append(layer.crossattention.cache(states))
         return torch.stack(caches)
 
-    def empty_cache(self, source: Tensor, texts: int) -> Tensor:
-        """The cache before the first step, [layers, 2, B, n, H, 0, D], for `texts` = n and what `source_cache` gave."""
-        layers, pair, batch, heads, _, size = source.shape
-        return source.new_empty(layers, pair, batch, texts, heads, 0, size)
-
-    def step(self, input_ids: Tensor, past: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits of the id after the given ones, and the cache for the next step.
-
-        Args:
-            input_ids: [B, n, L] int64: the prompt where P = 0, then the newest id. None is padding that is masked.
-            past: [layers, 2, B, n, H, P, D]; see `empty_cache` and `select_rows`.
-            source: [layers, 2, B, H, S, D], what `source_cache` gave.
-
-        Returns:
-            Logits [B, n, V] float32; cache [layers, 2, B, n, H, P + L, D].
-        """
+    def step(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the id after the given ones, and the cache for the next step. See `DecoderStep`."""
+        past = past.flatten(2, 3).index_select(2, rows.flatten()).unflatten(2, input_ids.shape[:2])
         mask = self._causal_mask(input_ids.shape[-1], past.shape[-2], past)
         hidden, present = self._layers(input_ids, mask, past, source)
         return self.cls.predictions(hidden[:, :, -1]).to(torch.float32), present
@@ -243,28 +230,48 @@ def _tie_loaded(module: TextDecoder, _: Any) -> None:
     module.tie()
 
 
-def select_rows(past: Tensor, rows: Tensor) -> Tensor:
-    """The cache [layers, 2, B, n, H, P, D] in which text i continues text `rows[i]`; rows [B * n] int64."""
-    return past.flatten(2, 3).index_select(2, rows).unflatten(2, past.shape[2:4])
+class DecoderStep(Protocol):
+    """One step of a decoder: `TextDecoder.step`, or an engine made of it."""
+
+    def __call__(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of the id after the given ones, and the cache for the next step.
+
+        Args:
+            input_ids: [B, n, L] int64: the prompt where P = 0, then the newest id. None is padding that is masked.
+            rows: [B, n] int64, which text (b * n + i) of the step before each text continues.
+            past: [layers, 2, B, n, H, P, D]; see `empty_cache`.
+            source: [layers, 2, B, H, S, D], what `TextDecoder.source_cache` gave.
+
+        Returns:
+            Logits [B, n, V] float32; cache [layers, 2, B, n, H, P + L, D].
+        """
+        ...
+
+
+def empty_cache(source: Tensor, texts: int) -> Tensor:
+    """The cache before the first step, [layers, 2, B, n, H, 0, D], for `texts` = n and what `source_cache` gave."""
+    layers, pair, batch, heads, _, size = source.shape
+    return source.new_empty(layers, pair, batch, texts, heads, 0, size)
 
 
 class DecoderSession:
-    """The decoder over the states of one request, as a `madtp.generation.Step`: it keeps the caches.
+    """A decoder over the states of one request, as a `madtp.generation.Step`: it keeps the cache.
 
     Args:
-        decoder: the decoder.
-        states: [B, S, C'], the encoder states.
+        step: the decoder.
+        source: [layers, 2, B, H, S, D], what its `source_cache` gave for the states.
         texts: n, texts that are written for each sample at once.
     """
 
-    def __init__(self, decoder: TextDecoder, states: Tensor, texts: int) -> None:
-        self.decoder = decoder
-        self.source = decoder.source_cache(states)
-        self.past = decoder.empty_cache(self.source, texts)
+    def __init__(self, step: DecoderStep, source: Tensor, texts: int) -> None:
+        self.step = step
+        self.source = source
+        self.past = empty_cache(source, texts)
+        self.everyone = torch.arange(source.shape[2] * texts, device=source.device)
 
     def __call__(self, input_ids: Tensor, rows: Tensor | None) -> Tensor:
         """[B * n, L] new ids, and which text each continues (None: itself) -> logits [B * n, V]."""
-        if rows is not None:
-            self.past = select_rows(self.past, rows)
-        logits, self.past = self.decoder.step(input_ids.unflatten(0, self.past.shape[2:4]), self.past, self.source)
+        shape = self.past.shape[2:4]
+        rows = self.everyone if rows is None else rows
+        logits, self.past = self.step(input_ids.unflatten(0, shape), rows.unflatten(0, shape), self.past, self.source)
         return logits.flatten(0, 1)

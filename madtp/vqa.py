@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from madtp.bert import TextEncoder
 from madtp.config import VqaConfig
-from madtp.decoder import DecoderSession, TextDecoder
+from madtp.decoder import DecoderSession, DecoderStep, TextDecoder
 from madtp.errors import InputError
 from madtp.generation import Limits, beam_search, greedy_search
 from madtp.pruning import resolve_temperature
@@ -85,92 +85,118 @@ class VqaModel(nn.Module):
         words, text = self.text_encoder(input_ids, attention_mask, states, self.space_dict, tau)
         return VqaOutput(words, vision.token_counts(), text.token_counts())
 
-    def start_logits(self, question_states: Tensor) -> Tensor:
-        """Question states [B, S, C] -> logits [B, V] float32 of an answer's first word."""
-        session = DecoderSession(self.text_decoder, question_states, 1)
-        return session(self._prompt(question_states), None)
-
     @torch.no_grad()
     def rank(self, question_states: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int) -> Ranking:
-        """Choose an answer from a list for each question.
-
-        Args:
-            question_states: [B, S, C], from `forward`.
-            answer_ids, answer_mask: [A, L] int64, [DEC] first and [SEP] last; the mask is 1 for words, 0 for padding.
-            k: answers, likeliest first words first, that are read to the end.
-
-        Raises:
-            InputError: the list is empty or has no words, k is not 1 to A, or an answer does not start with [DEC].
-        """
-        self._check_answers(answer_ids, answer_mask, k)
-        first = self.start_logits(question_states).softmax(dim=1).index_select(1, answer_ids[:, 1])
-        # Answers that begin with one word are equally likely: which of them come first is left to topk, as published.
-        prob, index = first.topk(k, dim=1)
+        """Choose an answer from a list for each of the questions [B, S, C], from `forward`; see `rank_answers`."""
         source = self.text_decoder.source_cache(question_states)
-        scores = []
-        for number, chosen in enumerate(index):  # one question at a time: logits are [k, L, V]
-            ids, mask = answer_ids[chosen], answer_mask[chosen]
-            logits = self.text_decoder(ids[None, :, :-1], mask[None, :, :-1], source[:, :, number : number + 1])[0]
-            target = ids[:, 1:].masked_fill(ids[:, 1:] == self.config.pad_token_id, IGNORED)
-            loss = F.cross_entropy(
-                logits.flatten(0, 1),
-                target.flatten(),
-                ignore_index=IGNORED,
-                reduction="none",
-                label_smoothing=LABEL_SMOOTHING,
-            )
-            scores.append(-loss.view(target.shape).sum(dim=1))
-        log_prob_sum = torch.stack(scores)
-        best = index.gather(1, log_prob_sum.argmax(dim=1, keepdim=True))[:, 0]
-        return Ranking(prob, index, log_prob_sum, best)
-
-    def limits(self, max_length: int, min_length: int) -> Limits:
-        """Lengths, [DEC] included, with this model's ids."""
-        return Limits(max_length, min_length, self.config.sep_token_id, self.config.pad_token_id)
+        return rank_answers(self.text_decoder.step, source, answer_ids, answer_mask, k, self.config)
 
     @torch.no_grad()
     def generate(self, question_states: Tensor, *, beams: int = 3, max_length: int = 10, min_length: int = 1) -> Tensor:
-        """Write an answer to each question.
+        """Write an answer to each of the questions [B, S, C], from `forward`; see `write_answers`."""
+        source = self.text_decoder.source_cache(question_states)
+        lengths = {"max_length": max_length, "min_length": min_length}
+        return write_answers(self.text_decoder.step, source, self.config, beams=beams, **lengths)
 
-        Args:
-            question_states: [B, S, C], from `forward`.
-            beams: 1 is greedy search.
-            max_length, min_length: see `Limits`; [DEC] counts.
 
-        Returns:
-            [B, length] int64, [DEC] first, padding behind [SEP].
-        """
-        prompt, limits = self._prompt(question_states), self.limits(max_length, min_length)
-        limits.check(prompt, self.config.max_position)
-        session = DecoderSession(self.text_decoder, question_states, beams)
-        if beams == 1:
-            return greedy_search(session, prompt, limits)
-        return beam_search(session, prompt, limits, beams)
+def start_logits(step: DecoderStep, source: Tensor, config: VqaConfig) -> Tensor:
+    """Logits [B, V] float32 of an answer's first word; arguments as those of `rank_answers`."""
+    return DecoderSession(step, source, 1)(_prompt(source, config), None)
 
-    def _prompt(self, question_states: Tensor) -> Tensor:
-        shape = (question_states.shape[0], 1)
-        return torch.full(shape, self.config.bos_token_id, dtype=torch.int64, device=question_states.device)
 
-    def _check_answers(self, answer_ids: Tensor, answer_mask: Tensor, k: int) -> None:
-        if answer_ids.dim() != 2 or answer_ids.shape[1] < 2 or answer_ids.shape != answer_mask.shape:
-            raise InputError(
-                f"the answers are of shape {list(answer_ids.shape)}, their mask of shape {list(answer_mask.shape)}",
-                "Both are [answers, ids], with two ids at least: [DEC] and the first word.",
-            )
-        if answer_ids.shape[1] > self.config.max_position:
-            raise InputError(
-                f"the answers are {answer_ids.shape[1]} ids long",
-                f"The decoder has positions for {self.config.max_position}.",
-                "Shorten the longest answer.",
-            )
-        if not 1 <= k <= len(answer_ids):
-            raise InputError(
-                f"the {k} likeliest of {len(answer_ids)} answers were asked for",
-                fix="Set k to 1 or more, no more than them.",
-            )
-        if (answer_ids[:, 0] != self.config.bos_token_id).any():
-            raise InputError(
-                f"an answer does not start with [DEC], id {self.config.bos_token_id}",
-                "The decoder was trained to begin with it.",
-                "Replace the first id of every answer.",
-            )
+def rank_answers(
+    step: DecoderStep, source: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaConfig
+) -> Ranking:
+    """Choose an answer from a list for each question.
+
+    Args:
+        step: the decoder, in torch or an engine.
+        source: what its `source_cache` gave for the question states.
+        answer_ids, answer_mask: [A, L] int64, [DEC] first and [SEP] last; the mask is 1 for words, 0 for padding.
+        k: answers, likeliest first words first, that are read to the end.
+
+    Raises:
+        InputError: the list is empty or has no words, k is not 1 to A, or an answer does not start with [DEC].
+    """
+    _check_answers(answer_ids, answer_mask, k, config)
+    start = start_logits(step, source, config)
+    # Answers that begin with one word are equally likely: which of them come first is left to topk, as published.
+    prob, index = start.softmax(dim=1).index_select(1, answer_ids[:, 1]).topk(k, dim=1)
+    scores = []
+    for number, chosen in enumerate(index):  # one question at a time: logits are [k, V] at every word
+        ids = answer_ids[chosen].masked_fill(answer_mask[chosen] == 0, IGNORED)
+        session = DecoderSession(step, source[:, :, number : number + 1].contiguous(), k)
+        score = -_smoothed_loss(start[number].expand(k, -1), ids[:, 1])
+        for word in range(2, ids.shape[1]):
+            newest = ids[:, :2] if word == 2 else ids[:, word - 1 : word]
+            # What follows the end of a shorter answer is ignored, so any id will do there.
+            logits = session(newest.masked_fill(newest == IGNORED, config.pad_token_id), None)
+            score -= _smoothed_loss(logits, ids[:, word])
+        scores.append(score)
+    log_prob_sum = torch.stack(scores)
+    best = index.gather(1, log_prob_sum.argmax(dim=1, keepdim=True))[:, 0]
+    return Ranking(prob, index, log_prob_sum, best)
+
+
+def _smoothed_loss(logits: Tensor, target: Tensor) -> Tensor:
+    """[k]: label-smoothed loss of the ids `target` [k] under `logits` [k, V]; 0 where they are ignored."""
+    return F.cross_entropy(
+        logits, target, ignore_index=IGNORED, reduction="none", label_smoothing=LABEL_SMOOTHING
+    )
+
+
+def write_answers(
+    step: DecoderStep,
+    source: Tensor,
+    config: VqaConfig,
+    *,
+    beams: int = 3,
+    max_length: int = 10,
+    min_length: int = 1,
+) -> Tensor:
+    """Write an answer to each question.
+
+    Args:
+        step, source: as those of `rank_answers`.
+        beams: 1 is greedy search.
+        max_length, min_length: see `Limits`; [DEC] counts.
+
+    Returns:
+        [B, length] int64, [DEC] first, padding behind [SEP].
+    """
+    prompt, limits = _prompt(source, config), Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
+    limits.check(prompt, config.max_position)
+    session = DecoderSession(step, source, beams)
+    if beams == 1:
+        return greedy_search(session, prompt, limits)
+    return beam_search(session, prompt, limits, beams)
+
+
+def _prompt(source: Tensor, config: VqaConfig) -> Tensor:
+    """[DEC] for each of the B questions of `source`."""
+    return torch.full((source.shape[2], 1), config.bos_token_id, dtype=torch.int64, device=source.device)
+
+
+def _check_answers(answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaConfig) -> None:
+    if answer_ids.dim() != 2 or answer_ids.shape[1] < 2 or answer_ids.shape != answer_mask.shape:
+        raise InputError(
+            f"the answers are of shape {list(answer_ids.shape)}, their mask of shape {list(answer_mask.shape)}",
+            "Both are [answers, ids], with two ids at least: [DEC] and the first word.",
+        )
+    if answer_ids.shape[1] > config.max_position:
+        raise InputError(
+            f"the answers are {answer_ids.shape[1]} ids long",
+            f"The decoder has positions for {config.max_position}.",
+            "Shorten the longest answer.",
+        )
+    if not 1 <= k <= len(answer_ids):
+        raise InputError(
+            f"the {k} likeliest of {len(answer_ids)} answers were asked for",
+            fix="Set k to 1 or more, no more than them.",
+        )
+    if (answer_ids[:, 0] != config.bos_token_id).any():
+        raise InputError(
+            f"an answer does not start with [DEC], id {config.bos_token_id}",
+            "The decoder was trained to begin with it.",
+            "Replace the first id of every answer.",
+        )
