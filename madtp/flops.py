@@ -1,10 +1,10 @@
-"""GFLOPs of one forward pass as it really runs, token counts included.
+"""GFLOPs of a model, or of a part of one, as it really runs, token counts included.
 
 Underneath is `torch.utils.flop_counter`. The convention is that of fvcore and so of the paper: a multiply-add counts
 as one, layer norms count, softmax, GELU, selection and gathers do not.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ LAYER_NORM_FLOPS = 5  # per element, as fvcore counts an affine layer norm
 
 @dataclass(frozen=True)
 class Flops:
-    """Multiply-adds of one forward pass.
+    """Multiply-adds of one call.
 
     Attributes:
         total: all of them.
@@ -33,7 +33,7 @@ class Flops:
         return self.total / 1e9
 
 
-# torch counts 2 for a multiply-add, so the formulas below do too; `count_flops` halves the sum.
+# torch counts 2 for a multiply-add, so the formulas below do too; `count_call` halves the sum.
 
 
 def _layer_norm(x: Sequence[int], *_: Any, **__: Any) -> int:
@@ -65,6 +65,19 @@ _FORMULAS = {
 }
 
 
+def count_call(call: Callable[[], object]) -> Flops:
+    """Run `call` once, without gradients, and count: a part of a model, say, or several of them.
+
+    Tensors may be on the meta device where nothing is pruned: shapes are all that dense counts need.
+    Tensors made beforehand have to be made without gradients too.
+    """
+    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
+    with torch.no_grad(), counter:
+        call()
+    by_operator = {str(op): count // 2 for op, count in counter.get_flop_counts()["Global"].items()}
+    return Flops(sum(by_operator.values()), by_operator)
+
+
 def count_flops(model: nn.Module, inputs: Mapping[str, Tensor], temperature: float) -> Flops:
     """Run `model` once and count.
 
@@ -74,8 +87,4 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Tensor], temperature: flo
             count requests one at a time to learn what each of them costs.
         temperature: zero or less counts the dense model, which has neither statistics nor alignment.
     """
-    counter = FlopCounterMode(display=False, custom_mapping=_FORMULAS)
-    with torch.no_grad(), counter:
-        model(**inputs, temperature=temperature)
-    by_operator = {str(op): count // 2 for op, count in counter.get_flop_counts()["Global"].items()}
-    return Flops(sum(by_operator.values()), by_operator)
+    return count_call(lambda: model(**inputs, temperature=temperature))

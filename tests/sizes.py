@@ -1,25 +1,45 @@
 """Sizes of the published models, and models of those sizes with generated weights."""
 
+from typing import Any
+
 import torch
 
-from madtp.config import NlvrConfig
+from madtp.config import CaptionConfig, ClipConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from madtp.nlvr import NlvrModel
 from tests.generate import generated_state
 
 TEMPERATURE = 0.4
-BASE = NlvrConfig(
-    image_size=384,
-    patch_size=16,
-    vit_dim=768,
-    vit_depth=12,
-    vit_heads=12,
-    vit_mlp=3072,
-    text_hidden=768,
-    text_layers=12,
+_BLIP: dict[str, Any] = {
+    "patch_size": 16,
+    "vit_dim": 768,
+    "vit_depth": 12,
+    "vit_heads": 12,
+    "vit_mlp": 3072,
+    "text_hidden": 768,
+    "text_layers": 12,
+    "text_heads": 12,
+    "text_inter": 3072,
+    "vocab_size": 30524,
+    "max_position": 512,
+    "sd_num": 100,
+    "sd_dim": 768,
+}
+BASE = NlvrConfig(image_size=384, **_BLIP)
+VQA = VqaConfig(image_size=480, **_BLIP)
+CAPTION = CaptionConfig(image_size=384, **_BLIP)
+RETRIEVAL = RetrievalConfig(image_size=384, **_BLIP)
+CLIP = ClipConfig(
+    embed_dim=768,
+    image_size=336,
+    patch_size=14,
+    vision_layers=24,
+    vision_width=1024,
+    vision_heads=16,
+    context_length=77,
+    vocab_size=49408,
+    text_width=768,
     text_heads=12,
-    text_inter=3072,
-    vocab_size=30524,
-    max_position=512,
+    text_layers=12,
     sd_num=100,
     sd_dim=768,
 )
