@@ -13,14 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import TokensError
 from madtp.files import write_errors
+from madtp.parts import Part
+from madtp.tasks import count_tokens, torch_runners
 
 SCHEMA_VERSION = 1
-COUNTS_SUFFIX = "_token_counts"  # of the model's outputs
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 SAVE_EVERY = 25  # samples, where collecting can be resumed
 
@@ -59,9 +60,9 @@ class TokenStatistics:
     layers: dict[str, list[Counter[int]]] = field(default_factory=dict)
 
     def add(self, outputs: Mapping[str, Tensor]) -> None:
-        """Count one request. `outputs` are the model's `*_token_counts`, [sequences, layers] int32, batch 1."""
+        """Count one request: counts by encoder, [sequences, layers] int32, batch 1."""
         for name, counts in outputs.items():
-            histograms = self.layers.setdefault(name.removesuffix(COUNTS_SUFFIX), [Counter() for _ in counts[0]])
+            histograms = self.layers.setdefault(name, [Counter() for _ in counts[0]])
             for histogram, count in zip(histograms, counts.amax(dim=0).tolist(), strict=True):
                 histogram[count] += 1
         self.samples += 1
@@ -193,29 +194,31 @@ def check_source(found: Source, wanted: Source, path: Path) -> None:
         )
 
 
-@torch.no_grad()
-def count_request(model: nn.Module, inputs: Mapping[str, Tensor], temperature: float) -> dict[str, Tensor]:
-    """The `*_token_counts` outputs of one request, batch 1."""
-    outputs = model(**inputs, temperature=temperature)._asdict()
-    return {name: counts for name, counts in outputs.items() if name.endswith(COUNTS_SUFFIX)}
+def count_request(
+    config: BlipConfig | ClipConfig, parts: Mapping[str, Part], inputs: Mapping[str, Tensor], temperature: float
+) -> dict[str, Tensor]:
+    """The token counts of one request, batch 1, by encoder."""
+    return count_tokens(config, torch_runners(parts), inputs, temperature)
 
 
 def collect(
-    model: nn.Module,
+    config: BlipConfig | ClipConfig,
+    parts: Mapping[str, Part],
     requests: Iterable[Mapping[str, Tensor]],
     source: Source,
     on_sample: Callable[[], None] = lambda: None,
 ) -> TokenStatistics:
-    """Statistics of `requests` (model inputs, batch 1 each) at the source's temperature."""
+    """Statistics of `requests` (inputs of `run_request`, batch 1 each) at the source's temperature."""
     statistics = TokenStatistics(source)
     for inputs in requests:
-        statistics.add(count_request(model, inputs, source.temperature))
+        statistics.add(count_request(config, parts, inputs, source.temperature))
         on_sample()
     return statistics
 
 
 def collect_resumable(
-    model: nn.Module,
+    config: BlipConfig | ClipConfig,
+    parts: Mapping[str, Part],
     requests: Sequence[Callable[[], Mapping[str, Tensor]]],
     source: Source,
     path: Path,
@@ -237,7 +240,7 @@ def collect_resumable(
     on_sample(statistics.samples)
     try:
         while statistics.samples < len(requests):
-            statistics.add(count_request(model, requests[statistics.samples](), source.temperature))
+            statistics.add(count_request(config, parts, requests[statistics.samples](), source.temperature))
             on_sample(statistics.samples)
             if statistics.samples % SAVE_EVERY == 0:
                 write_tokens(statistics, partial)

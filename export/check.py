@@ -1,8 +1,9 @@
 """The check after a build: parity at the default temperature and dense, GFLOPs and latency of both."""
 
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ import torch
 from export.latency import Latency, interleave
 from export.options import Range
 from export.parity import ParityResult, compare
-from export.runner import Runner, TorchRunner
-from madtp.flops import count_flops
-from madtp.nlvr import NlvrModel
+from madtp.config import BlipConfig, ClipConfig
+from madtp.flops import count_call
+from madtp.parts import Part
 from madtp.samples import SampleSet, collate
+from madtp.tasks import Runners, run_request, torch_runners
 
 LATENCY_SECONDS = 6.0
 FLOP_SAMPLES = 8
@@ -54,49 +56,58 @@ class Validation:
         }
 
 
-def validate_runner(
-    model: NlvrModel,
-    runner: Runner,
+def validate_runners(
+    config: BlipConfig | ClipConfig,
+    parts: Mapping[str, Part],
+    candidate: Runners,
     samples: SampleSet,
     temperature: float,
     batch: Range,
     on_detail: Callable[[str], None],
 ) -> Validation:
-    """Compare `runner` with `model` on all samples, and time both.
+    """Compare `candidate` with the model on all samples, and time both.
 
     Args:
+        config: of the model.
+        parts: of the torch model.
+        candidate: runs the artifact's parts.
+        samples: prepared requests.
         temperature: the default one; the dense model (zero) is always checked too.
+        batch: of the artifact's profile.
         on_detail: told what is being done.
     """
     parity = []
     for tau in sorted({temperature, 0.0}, reverse=True):
         on_detail(f"comparing {len(samples)} samples at temperature {tau:g}")
-        parity.append(compare(model, runner, samples, tau, batch))
+        parity.append(compare(config, parts, candidate, samples, tau, batch))
     on_detail("counting GFLOPs")
-    gflops = {"dense": mean_gflops(model, samples, 0.0), "pruned": mean_gflops(model, samples, temperature)}
+    gflops = {
+        "dense": mean_gflops(config, parts, samples, 0.0),
+        "pruned": mean_gflops(config, parts, samples, temperature),
+    }
     on_detail("timing")
-    inputs = collate(samples.requests[: batch.min], model.config)
-    torch_runner = TorchRunner(model)
+    inputs = collate(samples.requests[: batch.min], config)
+    reference = torch_runners(parts)
     latency = interleave(
         {
-            "torch dense": lambda: torch_runner.run(inputs, 0.0),
-            "artifact dense": lambda: runner.run(inputs, 0.0),
-            "torch pruned": lambda: torch_runner.run(inputs, temperature),
-            "artifact pruned": lambda: runner.run(inputs, temperature),
+            "torch dense": lambda: run_request(config, reference, inputs, 0.0),
+            "artifact dense": lambda: run_request(config, candidate, inputs, 0.0),
+            "torch pruned": lambda: run_request(config, reference, inputs, temperature),
+            "artifact pruned": lambda: run_request(config, candidate, inputs, temperature),
         },
         seconds=LATENCY_SECONDS,
     )
     return Validation(samples.origin, parity, gflops, latency)
 
 
-def mean_gflops(model: NlvrModel, samples: SampleSet, temperature: float) -> float:
-    """Mean GFLOPs of single requests; dense ones depend on the text length alone and are counted once a length."""
-    known: dict[int, float] = {}
-    total = 0.0
+def mean_gflops(
+    config: BlipConfig | ClipConfig, parts: Mapping[str, Part], samples: SampleSet, temperature: float
+) -> float:
+    """Mean GFLOPs of single requests; of a text that is written, as long as it became."""
+    runners = torch_runners(parts)
     requests = samples.requests[:FLOP_SAMPLES]
+    total = 0.0
     for request in requests:
-        length = len(request.ids)
-        if temperature > 0 or length not in known:
-            known[length] = count_flops(model, collate([request], model.config), temperature).giga
-        total += known[length]
+        inputs = collate([request], config)
+        total += count_call(partial(run_request, config, runners, inputs, temperature)).giga
     return total / len(requests)

@@ -21,8 +21,6 @@ import onnx.inliner
 
 from export.backends import Backend
 from export.errors import BackendError
-from export.options import Range
-from madtp.config import NlvrConfig
 from madtp.files import write_errors
 from madtp.opspec import DOMAIN, TOKEN_COMPACT
 
@@ -60,15 +58,6 @@ class BuildResult:
     layers: int
     plugin_layers: dict[str, int]
     timing_cache_reused: bool
-
-
-def input_profile(config: NlvrConfig, batch: Range, text: Range) -> dict[str, list[list[int]]]:
-    """Minimum, optimum and maximum shape of every input that has a dynamic dimension."""
-    image = [3, config.image_size, config.image_size]
-    images = [[size, *image] for size in (batch.min, batch.opt, batch.max)]
-    pairs = ((batch.min, text.min), (batch.opt, text.opt), (batch.max, text.max))
-    words = [[size, length] for size, length in pairs]
-    return {"image0": images, "image1": images, "input_ids": words, "attention_mask": words}
 
 
 def inline_functions(source: Path, target: Path) -> None:

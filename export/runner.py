@@ -1,11 +1,11 @@
-"""Running an artifact or the torch model on the same inputs, behind one call."""
+"""Running the parts of an artifact: an ONNX file or a plan behind the call that `madtp.tasks.Runner` describes."""
 
 import importlib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +15,8 @@ from torch import Tensor
 from export.backends import Backend
 from export.errors import PluginError
 from madtp.errors import InputError
-from madtp.nlvr import NlvrModel
 from madtp.opspec import DOMAIN, OPS, VERSION
-
-Outputs = dict[str, NDArray[Any]]
+from madtp.tasks import Outputs, Runner
 
 
 @dataclass(frozen=True)
@@ -28,26 +26,6 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
-
-
-class Runner(Protocol):
-    """Something that answers requests: the torch model, an ONNX file or a plan."""
-
-    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        """Outputs by name. `inputs` are the tensors of the goldens' names, without `temperature`."""
-        ...
-
-
-class TorchRunner:
-    """The torch model; a temperature of zero runs it dense, without statistics."""
-
-    def __init__(self, model: NlvrModel) -> None:
-        self.model = model
-
-    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        with torch.no_grad():
-            output = self.model(**inputs, temperature=temperature)
-        return {name: tensor.numpy() for name, tensor in output._asdict().items()}
 
 
 class OnnxRunner:
@@ -61,11 +39,12 @@ class OnnxRunner:
         if threads is not None:
             options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self.input_names = {value.name for value in self.session.get_inputs()}
         self.output_names = [output.name for output in self.session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        values = self.session.run(self.output_names, feed(inputs, temperature))
-        return dict(zip(self.output_names, values, strict=True))
+        values = self.session.run(self.output_names, feed(inputs, temperature, self.input_names))
+        return {name: torch.from_numpy(value) for name, value in zip(self.output_names, values, strict=True)}
 
 
 class PlanRunner:
@@ -93,9 +72,11 @@ class PlanRunner:
         runtime.engine_host_code_allowed = allow_host_code
         self._runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path)), runtime=runtime))
         self._runner.activate()
+        self._input_names = set(self._runner.get_input_metadata())
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        return {name: np.array(value) for name, value in self._runner.infer(feed(inputs, temperature)).items()}
+        values = self._runner.infer(feed(inputs, temperature, self._input_names))
+        return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
     def close(self) -> None:
         """Free the engine and its device memory."""
@@ -120,7 +101,7 @@ def register_plugins(trt: Any, library: Path) -> None:
 
 
 class CheckedRunner:
-    """A runner that refuses inputs outside the profile that its artifact was built for."""
+    """A runner that refuses inputs outside the profile that its part was built for."""
 
     def __init__(self, runner: Runner, inputs: list[TensorInfo], profile: Mapping[str, list[list[int]]]) -> None:
         self._runner, self._inputs, self._profile = runner, inputs, profile
@@ -130,10 +111,12 @@ class CheckedRunner:
         return self._runner.run(inputs, temperature)
 
 
-def feed(inputs: Mapping[str, Tensor], temperature: float) -> dict[str, NDArray[Any]]:
-    """numpy inputs of an artifact, the temperature among them."""
+def feed(inputs: Mapping[str, Tensor], temperature: float, names: Set[str]) -> dict[str, NDArray[Any]]:
+    """numpy inputs of a part; the temperature is among them where it is one of `names`."""
     arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
-    return {**arrays, "temperature": np.array(temperature, dtype=np.float32)}
+    if "temperature" in names:
+        arrays["temperature"] = np.array(temperature, dtype=np.float32)
+    return arrays
 
 
 def check_inputs(
@@ -143,7 +126,7 @@ def check_inputs(
 
     Args:
         inputs: by name, without `temperature`.
-        expected: the artifact's inputs, from its manifest.
+        expected: the part's inputs, from its manifest.
         profile: minimum, optimum and maximum shape by input name, from its manifest.
 
     Raises:

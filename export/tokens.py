@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.tokens import Source, TokenStatistics, collect
 from export.engine import TokenSizes
-from madtp.config import NlvrConfig
+from export.parity import encoder_layers
+from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import TokensError
+from madtp.parts import Part
 from madtp.samples import collate
 
 if TYPE_CHECKING:
@@ -31,51 +33,54 @@ class TokenPlan:
     origin: str
     samples: int
 
-    def to_manifest(self) -> dict[str, Any]:
-        """The manifest's `tokens` entry."""
-        sizes = {name: [[size.opt, size.max] for size in layers] for name, layers in self.sizes.items()}
+    def to_manifest(self, part: Part) -> dict[str, Any]:
+        """The manifest's `tokens` entry of one part."""
+        sizes = {name: [[size.opt, size.max] for size in self.sizes[name]] for name in part.encoders}
         return {"source": self.source, "origin": self.origin, "samples": self.samples, "opt_max": sizes}
 
 
-def encoder_layers(config: NlvrConfig) -> dict[str, int]:
-    """The pruned encoders in the order in which they run, and their layers."""
-    return {"vision": config.vit_depth, "text": config.text_layers}
+def depths(parts: Mapping[str, Part]) -> dict[str, int]:
+    """The pruned encoders of all parts in the order in which they run, and their layers."""
+    return {encoder: layer + 1 for encoder, layer in encoder_layers(parts)}
 
 
-def check_encoders(statistics: TokenStatistics, config: NlvrConfig, path: Path) -> None:
+def largest_tokens(config: BlipConfig | ClipConfig, longest_text: int, encoder: str) -> int:
+    """Tokens of an encoder that prunes nothing: an engine takes a temperature of zero at any time."""
+    if encoder == "vision":
+        return config.vision_tokens
+    return config.context_length if isinstance(config, ClipConfig) else longest_text
+
+
+def check_encoders(statistics: TokenStatistics, parts: Mapping[str, Part], path: Path) -> None:
     """Refuse statistics that do not cover the model's layers.
 
     Raises:
         TokensError: naming the file.
     """
     found = {name: len(layers) for name, layers in statistics.layers.items()}
-    if found != encoder_layers(config) or statistics.samples < 1:
+    if found != depths(parts) or statistics.samples < 1:
         raise TokensError(
             f"the token statistics '{path}' do not cover the model",
-            f"They have {found} layers of {statistics.samples} samples, the model has {encoder_layers(config)}.",
+            f"They have {found} layers of {statistics.samples} samples, the model has {depths(parts)}.",
             "Make them again: python -m calibration tokens.",
         )
 
 
-def token_plan(prepared: "Prepared", progress: "Progress") -> TokenPlan:
-    """Token sizes for an export: of its file of statistics, else measured on its samples.
-
-    The largest size of a layer is that of the dense model: an engine takes a temperature of zero at any time.
-    """
-    largest = {"vision": prepared.config.vision_tokens, "text": prepared.text.max}
+def token_plan(prepared: "Prepared", parts: Mapping[str, Part], progress: "Progress") -> TokenPlan:
+    """Token sizes for an export: of its file of statistics, else measured on its samples."""
+    config = prepared.config
+    largest = {name: largest_tokens(config, prepared.text.max, name) for name in depths(parts)}
     statistics, source = prepared.tokens, "file"
     if statistics is None:
         samples = prepared.samples
-        source = "guessed" if samples.vocabulary_sha256 is None else "measured"
+        source = "measured" if samples.fits else "guessed"
         if prepared.temperature > 0:
             progress.detail("measuring token counts")
-            here = Source(
-                prepared.checkpoint["sha256"], prepared.config.task, prepared.temperature, samples.origin, None
-            )
-            inputs = (collate([request], prepared.config) for request in samples.requests)
-            statistics = collect(prepared.load_model(), inputs, here)
+            here = Source(prepared.checkpoint["sha256"], config.task, prepared.temperature, samples.origin, None)
+            inputs = (collate([request], config) for request in samples.requests)
+            statistics = collect(config, parts, inputs, here)
     if statistics is None:  # a dense default: every layer keeps everything
-        dense = {name: [largest[name]] * layers for name, layers in encoder_layers(prepared.config).items()}
+        dense = {name: [largest[name]] * layers for name, layers in depths(parts).items()}
         return _plan(dense, largest, "measured", "temperature 0 prunes nothing", 0)
     usual = {name: statistics.usual_tokens(name, prepared.batch.opt) for name in largest}
     return _plan(usual, largest, source, statistics.source.data, statistics.samples)

@@ -106,6 +106,23 @@ def run_request(
     return _REQUESTS[config.task](config, runners, inputs, temperature)
 
 
+def token_counts(outputs: Outputs) -> Outputs:
+    """The token counts among outputs, by encoder: [sequences, layers] int32."""
+    return {
+        name.removesuffix(COUNTS_SUFFIX): value for name, value in outputs.items() if name.endswith(COUNTS_SUFFIX)
+    }
+
+
+def count_tokens(
+    config: BlipConfig | ClipConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float
+) -> Outputs:
+    """The token counts of a batch of requests by encoder; as `run_request`, but nothing is written."""
+    if "decoder" in runners:
+        asked = {name: tensor for name, tensor in inputs.items() if name != "prompt_ids"}
+        return token_counts(runners["encoder"].run(asked, temperature))
+    return token_counts(run_request(config, runners, inputs, temperature))
+
+
 def _nlvr(config: BlipConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
     return runners["model"].run(inputs, temperature)
 
