@@ -1,6 +1,5 @@
 """Samples to run a model on: a folder of the user's, or the demo's."""
 
-import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -9,52 +8,80 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
+import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.config import NlvrConfig
+from madtp.config import BlipConfig, ClipConfig
 from madtp.demo.data import held_out_samples
+from madtp.demo.photos import photo_samples
 from madtp.errors import InputError
-from madtp.preprocess import NlvrSample, TextProcessor, image_tensor, normalize_sentence, pad_ids
+from madtp.images import read_image
+from madtp.preprocess import Sample, image_tensor
+from madtp.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
 
 MIN_SAMPLES = 8
 INDEX = "samples.json"
 VOCABULARY = "vocab.txt"
-MAX_PIXELS = 64_000_000  # of one image; more is an accident or an attack
 FIRST_WORD_ID = 200  # below it are special tokens and single characters, in every vocabulary of this family
+CAPTION_PROMPT = "a picture of "  # that the published captioning models were trained to go on from
+HASHED_PROMPT = "a picture of"
+# The text of an entry in samples.json, by task; captioning has none. NLVR2's own annotation says "sentence".
+TEXT_FIELDS = {"nlvr": "sentence", "vqa": "question", "caption": None, "retrieval": "caption", "clip": "caption"}
+
+Config = BlipConfig | ClipConfig
+Processor = TextProcessor | ClipTextProcessor
 
 
 @dataclass(frozen=True)
 class Request:
-    """One prepared request: images [3, S, S] float32, token ids, and the known answer (1 true, 0 false) if any."""
+    """One prepared request: images [3, S, S] float32 (two for NLVR), token ids (of captioning the prompt's), and the
+    known answer (1 true, 0 false) if any."""
 
-    image0: Tensor
-    image1: Tensor
+    images: tuple[Tensor, ...]
     ids: list[int]
-    label: int | None
+    label: int | None = None
 
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Prepared requests, where they come from in words, and the sha256 of the vocabulary that made their ids."""
+    """Prepared requests, where they come from in words, and the vocabulary file that made their ids.
+
+    Attributes:
+        fits: the ids are the words' own; otherwise they are stable but mean nothing to the model.
+        vocabulary: the file, None without one (CLIP needs none).
+        vocabulary_sha256: of what made the ids, None where they do not fit.
+    """
 
     requests: list[Request]
     origin: str
-    vocabulary_sha256: str | None
+    fits: bool
+    vocabulary: Path | None = None
+    vocabulary_sha256: str | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
 
 
-def collate(requests: Sequence[Request], config: NlvrConfig) -> dict[str, Tensor]:
-    """Model inputs by name for a batch of requests, sentences padded to the longest."""
-    ids, mask = pad_ids([request.ids for request in requests], config)
-    return {
-        "image0": torch.stack([request.image0 for request in requests]),
-        "image1": torch.stack([request.image1 for request in requests]),
-        "input_ids": ids,
-        "attention_mask": mask,
-    }
+def collate(requests: Sequence[Request], config: Config) -> dict[str, Tensor]:
+    """Inputs of `madtp.tasks.run_request` for a batch of requests, texts padded to the longest or as the task wants.
+
+    nlvr: image0, image1, input_ids, attention_mask. vqa, retrieval: image, input_ids, attention_mask. clip: image,
+    input_ids [B, context_length]. caption: image, prompt_ids.
+    """
+    names = ("image0", "image1") if config.task == "nlvr" else ("image",)
+    batch = {name: torch.stack([request.images[index] for request in requests]) for index, name in enumerate(names)}
+    rows = [request.ids for request in requests]
+    if isinstance(config, ClipConfig):
+        return batch | {"input_ids": torch.stack([_filled(row, config.context_length) for row in rows])}
+    if config.task == "caption":
+        return batch | {"prompt_ids": torch.tensor(rows)}
+    reader = READERS[config.task]
+    ids, mask = pad_ids(rows, config, (reader.max_ids or 0) if reader.padded else 0)
+    return batch | {"input_ids": ids, "attention_mask": mask}
+
+
+def _filled(ids: list[int], length: int) -> Tensor:
+    return F.pad(torch.tensor(ids, dtype=torch.int64), (0, length - len(ids)))
 
 
 def find_vocabulary(checkpoint: Path, folder: Path | None = None) -> Path | None:
@@ -65,20 +92,20 @@ def find_vocabulary(checkpoint: Path, folder: Path | None = None) -> Path | None
     return None
 
 
-def sample_vocabulary(checkpoint: Path, folder: Path) -> Path:
-    """The vocabulary for a folder of samples.
+def sample_processor(checkpoint: Path, folder: Path, config: Config) -> Processor:
+    """What turns the texts of a folder of samples into ids.
 
     Raises:
-        InputError: there is none.
+        InputError: there is no vocabulary, or another model's.
     """
     vocabulary = find_vocabulary(checkpoint, folder)
-    if vocabulary is None:
+    if vocabulary is None and not isinstance(config, ClipConfig):
         raise InputError(
             f"there is no {VOCABULARY} in '{folder}' or beside '{checkpoint}'",
             "Without the checkpoint's vocabulary the sentences cannot be turned into token ids.",
             f"Copy it to '{folder / VOCABULARY}'.",
         )
-    return vocabulary
+    return text_processor(config, vocabulary)
 
 
 def _is_folder(path: Path) -> bool:
@@ -88,11 +115,12 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def load_samples(folder: Path | None, checkpoint: Path, config: NlvrConfig) -> SampleSet:
+def load_samples(folder: Path | None, checkpoint: Path, config: Config) -> SampleSet:
     """At least MIN_SAMPLES samples: of `folder`, or without one the demo's.
 
-    A folder holds `samples.json`, a list of {"sentence", "images": [left, right], "label": "True" | "False"} as NLVR2
-    annotates, the image files that it names, and `vocab.txt` unless that lies beside the checkpoint.
+    A folder holds `samples.json`, the image files that it names, and `vocab.txt` unless that lies beside the
+    checkpoint. Entries are {"sentence", "images": [left, right], "label": "True" | "False"} for nlvr, as NLVR2
+    annotates; {"question", "image"} for vqa; {"image"} for caption; {"caption", "image"} for retrieval and clip.
 
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
@@ -104,51 +132,71 @@ def load_samples(folder: Path | None, checkpoint: Path, config: NlvrConfig) -> S
             f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
         )
     if folder is not None:
-        vocabulary: Path | None = sample_vocabulary(checkpoint, folder)
-        samples = read_samples(folder)
-        return _prepare(samples, f"{len(samples)} samples of '{folder}'", vocabulary, config)
-    vocabulary = find_vocabulary(checkpoint)
-    samples = held_out_samples(2 * MIN_SAMPLES)
+        processor = sample_processor(checkpoint, folder, config)
+        samples = read_samples(folder, config.task)
+        vocabulary = None if isinstance(config, ClipConfig) else find_vocabulary(checkpoint, folder)
+        return _prepare(samples, f"{len(samples)} samples of '{folder}'", processor, vocabulary, config)
+    count = 2 * MIN_SAMPLES
+    samples = held_out_samples(count) if config.task == "nlvr" else photo_samples(count, config.task)
     origin = f"{len(samples)} of the demo's samples (--samples names others)"
+    vocabulary = None if isinstance(config, ClipConfig) else find_vocabulary(checkpoint)
     try:
-        if vocabulary is not None:
-            return _prepare(samples, origin, vocabulary, config)
+        if vocabulary is not None or isinstance(config, ClipConfig):
+            return _prepare(samples, origin, text_processor(config, vocabulary), vocabulary, config)
     except InputError:
         pass  # a vocabulary lies beside the checkpoint, but it is another model's
     # Another model's words: any ids do for comparing two runs of one model, as long as the user knows.
-    return _prepare(samples, f"{origin}; words hashed to ids, because no {VOCABULARY} fits", None, config)
+    lacking = f"because no {VOCABULARY} fits" if isinstance(config, BlipConfig) else "because CLIP's does not fit"
+    return _prepare(samples, f"{origin}; words hashed to ids, {lacking}", None, None, config)
 
 
-def _prepare(samples: Sequence[NlvrSample], origin: str, vocabulary: Path | None, config: NlvrConfig) -> SampleSet:
-    text = TextProcessor(vocabulary, config) if vocabulary is not None else None
-    digest = hashlib.sha256(vocabulary.read_bytes()).hexdigest() if vocabulary is not None else None
-    return SampleSet([prepare_sample(sample, text, config) for sample in samples], origin, digest)
+def _prepare(
+    samples: Sequence[Sample], origin: str, processor: Processor | None, vocabulary: Path | None, config: Config
+) -> SampleSet:
+    digest = None if processor is None else processor.sha256
+    requests = [prepare_sample(sample, processor, config) for sample in samples]
+    return SampleSet(requests, origin, processor is not None, vocabulary, digest)
 
 
-def prepare_sample(sample: NlvrSample, text: TextProcessor | None, config: NlvrConfig) -> Request:
-    """A sample as the model takes it; without a text processor its words become stable ids of no meaning."""
-    return Request(
-        image_tensor(sample.image0, config.image_size),
-        image_tensor(sample.image1, config.image_size),
-        text.ids(sample.sentence) if text is not None else hashed_ids(sample.sentence, config),
-        None if sample.label is None else int(sample.label),
-    )
+def prepare_sample(sample: Sample, processor: Processor | None, config: Config) -> Request:
+    """A sample as the model takes it; without a processor its words become stable ids of no meaning."""
+    images = tuple(image_tensor(image, config.image_size) for image in sample.images)
+    if processor is None:
+        ids = hashed_ids(sample.text or "", config)
+    elif isinstance(processor, TextProcessor) and config.task == "caption":
+        ids = processor.prompt_ids(CAPTION_PROMPT)
+    else:
+        ids = processor.ids(sample.text or "")
+    return Request(images, ids, None if sample.label is None else int(sample.label))
 
 
-def hashed_ids(sentence: str, config: NlvrConfig) -> list[int]:
-    """Ids of a sentence without a vocabulary: [ENC], one stable id a word, [SEP]."""
-    first = min(FIRST_WORD_ID, config.vocab_size // 2)
-    span = max(config.vocab_size - 2 - first, 1)
-    words = normalize_sentence(sentence).split()[: config.max_position - 2]
-    return [config.enc_token_id, *(first + zlib.crc32(word.encode()) % span for word in words), config.sep_token_id]
+def hashed_ids(text: str, config: Config) -> list[int]:
+    """Ids of a text without a vocabulary: the task's first id, one stable id a word, its last id."""
+    first, last, longest = edge_ids(config)
+    words = (HASHED_PROMPT if config.task == "caption" else normalize(text, READERS[config.task])).split()
+    words = words[: longest - (1 if last is None else 2)]
+    least = min(FIRST_WORD_ID, config.vocab_size // 2)
+    span = max(config.vocab_size - 2 - least, 1)
+    ids = [first, *(least + zlib.crc32(word.encode()) % span for word in words)]
+    return ids if last is None else [*ids, last]
 
 
-def read_samples(folder: Path) -> list[NlvrSample]:
+def edge_ids(config: Config) -> tuple[int, int | None, int]:
+    """First and last id of a request's text (a caption's prompt has no last), and the most ids that it can have."""
+    if isinstance(config, ClipConfig):
+        return config.sot_token_id, config.eot_token_id, config.context_length
+    if config.task == "caption":
+        return config.bos_token_id, None, config.max_position
+    longest = min(config.max_position, READERS[config.task].max_ids or config.max_position)
+    return (config.cls_token_id if config.task == "retrieval" else config.enc_token_id), config.sep_token_id, longest
+
+
+def read_samples(folder: Path, task: str) -> list[Sample]:
     """The samples that `folder` lists, images decoded."""
-    return [read_sample(folder, number, entry) for number, entry in enumerate(read_index(folder))]
+    return [read_sample(folder, number, entry, task) for number, entry in enumerate(read_index(folder, task))]
 
 
-def read_index(folder: Path) -> list[Any]:
+def read_index(folder: Path, task: str) -> list[Any]:
     """The entries of the folder's `samples.json`, not looked into yet.
 
     Raises:
@@ -165,9 +213,7 @@ def read_index(folder: Path) -> list[Any]:
         entries = json.loads(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
-            f"cannot read '{index}'",
-            str(error),
-            'It has to be a JSON list of {"sentence": ..., "images": [left, right], "label": "True"}.',
+            f"cannot read '{index}'", str(error), f"It has to be a JSON list of {_entry_form(task)}."
         ) from error
     if not isinstance(entries, list) or len(entries) < MIN_SAMPLES:
         count = len(entries) if isinstance(entries, list) else "no"
@@ -177,46 +223,34 @@ def read_index(folder: Path) -> list[Any]:
     return entries
 
 
-def read_sample(folder: Path, number: int, entry: Any) -> NlvrSample:
+def _entry_form(task: str) -> str:
+    """What an entry looks like, for messages."""
+    if task == "nlvr":
+        return '{"sentence": ..., "images": [left, right], "label": "True"}'
+    field = TEXT_FIELDS[task]
+    return '{"image": ...}' if field is None else f'{{"{field}": ..., "image": ...}}'
+
+
+def read_sample(folder: Path, number: int, entry: Any, task: str) -> Sample:
     """Entry `number` of the folder's index, images decoded.
 
     Raises:
         InputError: the entry or an image cannot be used.
     """
     where = f"entry {number} of '{folder / INDEX}'"
-    if not isinstance(entry, dict) or not isinstance(entry.get("sentence"), str):
-        raise InputError(f"{where} has no sentence", 'It has to have a "sentence" that is a string.')
-    images = entry.get("images")
-    if not isinstance(images, list) or len(images) != 2 or not all(isinstance(name, str) for name in images):
-        raise InputError(f"{where} does not name two images", 'It has to have "images": [left, right].')
-    label = {"true": True, "false": False}.get(str(entry.get("label", "")).lower())
-    first, second = (read_image(folder / name) for name in images)
-    return NlvrSample(first, second, entry["sentence"], label)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file completely.
-
-    Raises:
-        InputError: missing, no image, truncated, too large to be meant, or of more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"the image '{path}' has {image.width} x {image.height} pixels",
-                    f"More than {MAX_PIXELS // 10**6} million are not decoded.",
-                    "Scale it down.",
-                )
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"the image '{path}' has more than 8 bits a channel (mode {image.mode})",
-                    "Its values would be cut off at 255, which shows another picture.",
-                    "Convert it to 8 bits, scaling the values.",
-                )
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
+    field = TEXT_FIELDS[task]
+    text = entry.get(field) if isinstance(entry, dict) and field else None
+    if not isinstance(entry, dict) or (field is not None and not isinstance(text, str)):
         raise InputError(
-            f"cannot read the image '{path}'", str(error), "Replace it with a complete image file (PNG, JPEG, ...)."
-        ) from error
+            f"{where} has no {field or 'image'}", f"It has to be {_entry_form(task)}.", "Correct the entry."
+        )
+    if task == "nlvr":
+        names = entry.get("images")
+        if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
+            raise InputError(f"{where} does not name two images", 'It has to have "images": [left, right].')
+    else:
+        names = [entry.get("image")]
+        if not isinstance(names[0], str):
+            raise InputError(f"{where} does not name an image", f"It has to be {_entry_form(task)}.")
+    label = {"true": True, "false": False}.get(str(entry.get("label", "")).lower())
+    return Sample(tuple(read_image(folder / name) for name in names), text, label)
