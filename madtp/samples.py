@@ -15,7 +15,8 @@ from torch import Tensor
 from madtp.config import NlvrConfig
 from madtp.demo.data import held_out_samples
 from madtp.errors import InputError
-from madtp.preprocess import NlvrSample, TextProcessor, image_tensor, normalize_sentence, pad_ids
+from madtp.preprocess import NlvrSample, image_tensor
+from madtp.tokenize import READERS, TextProcessor, normalize, pad_ids
 
 MIN_SAMPLES = 8
 INDEX = "samples.json"
@@ -139,7 +140,7 @@ def hashed_ids(sentence: str, config: NlvrConfig) -> list[int]:
     """Ids of a sentence without a vocabulary: [ENC], one stable id a word, [SEP]."""
     first = min(FIRST_WORD_ID, config.vocab_size // 2)
     span = max(config.vocab_size - 2 - first, 1)
-    words = normalize_sentence(sentence).split()[: config.max_position - 2]
+    words = normalize(sentence, READERS["nlvr"]).split()[: config.max_position - 2]
     return [config.enc_token_id, *(first + zlib.crc32(word.encode()) % span for word in words), config.sep_token_id]
 
 
