@@ -19,8 +19,8 @@ from madtp.command import output_console, run
 from madtp.config import NlvrConfig
 from madtp.errors import InputError
 from madtp.files import check_writable, sha256
-from madtp.preprocess import TextProcessor
 from madtp.samples import INDEX, collate, prepare_sample, read_index, read_sample, sample_vocabulary
+from madtp.tokenize import TextProcessor
 
 _PATH = click.Path(path_type=Path)
 

@@ -29,8 +29,9 @@ from madtp.config import NlvrConfig
 from madtp.errors import InputError, OutputError
 from madtp.files import Staging, check_writable, sha256, write_errors
 from madtp.nlvr import NlvrModel
-from madtp.preprocess import DROPPED_PUNCTUATION, IMAGE_MEAN, IMAGE_STD
+from madtp.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.samples import INDEX, SampleSet, load_samples
+from madtp.tokenize import DROPPED_PUNCTUATION
 
 DEFAULT_BATCH = Range(1, 1, 8)
 DEFAULT_TEXT = (2, 24, 64)  # tokens of an NLVR2 sentence: 40 words at most in the official reader

@@ -5,6 +5,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 CARRIED = ROOT / "tests" / "data" / "nlvr"
+CARRIED_TEXTS = ROOT / "tests" / "data" / "tokenizer"
 RECORDINGS = Path(os.environ.get("MADTP_GOLDEN", ROOT.parent / "shared" / "golden")) / "nlvr"
 
 

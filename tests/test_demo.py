@@ -31,7 +31,8 @@ from madtp.demo.data import (
 from madtp.demo.evaluate import Evaluation, evaluate, model_inputs
 from madtp.demo.output import staged
 from madtp.demo.train import Recipe, temperature_at
-from madtp.preprocess import TextProcessor, image_tensor
+from madtp.preprocess import image_tensor
+from madtp.tokenize import TextProcessor
 from tests.paths import ROOT
 
 MEGABYTES = 5

@@ -10,7 +10,8 @@ from torch import Tensor
 from madtp.config import NlvrConfig
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
-from madtp.preprocess import NlvrSample, TextProcessor, image_tensor
+from madtp.preprocess import NlvrSample, image_tensor
+from madtp.tokenize import TextProcessor
 
 FLOPS_SAMPLES = 64  # GFLOPs are the mean over the first so many
 

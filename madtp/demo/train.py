@@ -13,7 +13,7 @@ from madtp.config import NlvrConfig
 from madtp.demo import vocab_path
 from madtp.demo.data import CANVAS, WORDS, Scenes, image_batch, load_split, statements, vocabulary
 from madtp.nlvr import NlvrModel
-from madtp.preprocess import ADDED_TOKENS, TextProcessor
+from madtp.tokenize import ADDED_TOKENS, TextProcessor
 from madtp.training import NlvrBatch, initialize, nlvr_loss
 
 Progress = Callable[[str], None]  # called after every step with a few words about it
