@@ -9,18 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from madtp.config import NlvrConfig
 from madtp.demo.data import held_out_samples
 from madtp.errors import InputError
+from madtp.images import read_image
 from madtp.preprocess import NlvrSample, TextProcessor, image_tensor, normalize_sentence, pad_ids
 
 MIN_SAMPLES = 8
 INDEX = "samples.json"
 VOCABULARY = "vocab.txt"
-MAX_PIXELS = 64_000_000  # of one image; more is an accident or an attack
 FIRST_WORD_ID = 200  # below it are special tokens and single characters, in every vocabulary of this family
 
 
@@ -192,31 +191,3 @@ def read_sample(folder: Path, number: int, entry: Any) -> NlvrSample:
     label = {"true": True, "false": False}.get(str(entry.get("label", "")).lower())
     first, second = (read_image(folder / name) for name in images)
     return NlvrSample(first, second, entry["sentence"], label)
-
-
-def read_image(path: Path) -> Image.Image:
-    """Decode an image file completely.
-
-    Raises:
-        InputError: missing, no image, truncated, too large to be meant, or of more than 8 bits a channel.
-    """
-    try:
-        with Image.open(path) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise InputError(
-                    f"the image '{path}' has {image.width} x {image.height} pixels",
-                    f"More than {MAX_PIXELS // 10**6} million are not decoded.",
-                    "Scale it down.",
-                )
-            if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"the image '{path}' has more than 8 bits a channel (mode {image.mode})",
-                    "Its values would be cut off at 255, which shows another picture.",
-                    "Convert it to 8 bits, scaling the values.",
-                )
-            image.load()
-            return image.copy()
-    except (OSError, SyntaxError, ValueError, EOFError, RuntimeError, Image.DecompressionBombError) as error:
-        raise InputError(
-            f"cannot read the image '{path}'", str(error), "Replace it with a complete image file (PNG, JPEG, ...)."
-        ) from error
