@@ -31,8 +31,8 @@ from export.runner import CheckedRunner, OnnxRunner, TensorInfo, TorchRunner
 from export.synthetic import synthetic_samples
 from madtp.errors import InputError, MadtpError, OutputError
 from madtp.files import Staging, sha256
+from madtp.images import read_image
 from madtp.preprocess import image_tensor
-from madtp.samples import read_image
 from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, write_samples
 
 Run = Callable[..., Ran]

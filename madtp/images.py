@@ -1,0 +1,93 @@
+"""Image files and image objects of users: decoded completely, or refused with a reason."""
+
+import struct
+from pathlib import Path
+
+from PIL import ExifTags, Image, ImageOps
+
+from madtp.errors import InputError
+
+MAX_PIXELS = 64_000_000  # of one image; more is an accident or an attack
+UPRIGHT = 1  # EXIF orientation; 2 to 8 ask for a turn or a mirror image
+# What Pillow raises for broken files; damaged EXIF data ends in the last four.
+DECODING_ERRORS = (
+    *(OSError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError),
+    *(ValueError, TypeError, LookupError, struct.error),
+)
+
+
+def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
+    """Decode an image file completely. Its mode stays; preprocessing converts every mode to RGB.
+
+    Args:
+        path: of a PNG, JPEG or any other file that Pillow reads.
+        rotate: follow the EXIF orientation. The published readers ignore it, so a photo can lie on its side: by default
+            here too, and `exif_rotated` tells.
+
+    Raises:
+        InputError: missing, no image, truncated, too large to be meant, animated, or of more than 8 bits a channel.
+    """
+    try:
+        with Image.open(path) as image:
+            _check(image, f"the image '{path}'")
+            image.load()
+            return ImageOps.exif_transpose(image) if rotate and exif_rotated(image) else image.copy()
+    except DECODING_ERRORS as error:
+        raise InputError(
+            f"cannot read the image '{path}'", str(error), "Replace it with a complete image file (PNG, JPEG, ...)."
+        ) from error
+
+
+def check_image(image: object, name: str = "the image") -> Image.Image:
+    """An image handed over in memory, held to the rules of `read_image` and decoded if it was not yet.
+
+    Args:
+        image: what should be a PIL image.
+        name: of the image in messages.
+
+    Raises:
+        InputError: not a PIL image, or one that `read_image` would refuse.
+    """
+    if not isinstance(image, Image.Image):
+        raise InputError(
+            f"{name} is no PIL image", f"It is of type {type(image).__name__}.", "Open it with PIL.Image.open."
+        )
+    try:
+        _check(image, name)
+        image.load()
+    except DECODING_ERRORS as error:
+        raise InputError(f"cannot decode {name}", str(error), "Open a complete image file.") from error
+    return image
+
+
+def exif_rotated(image: Image.Image) -> bool:
+    """Whether the image's EXIF data asks for a turn or a mirror image that its pixels have not undergone."""
+    try:
+        return image.getexif().get(ExifTags.Base.Orientation, UPRIGHT) in range(UPRIGHT + 1, 9)
+    except DECODING_ERRORS:  # damaged EXIF data says nothing, and the pixels may be fine
+        return False
+
+
+def _check(image: Image.Image, name: str) -> None:
+    pixels = image.width * image.height
+    if pixels == 0:
+        raise InputError(f"{name} has no pixels", f"It is {image.width} x {image.height}.", "Use another image.")
+    if pixels > MAX_PIXELS:
+        raise InputError(
+            f"{name} has {image.width} x {image.height} pixels",
+            f"More than {MAX_PIXELS // 10**6} million are not decoded.",
+            "Scale it down.",
+        )
+    if image.mode.startswith(("I", "F")):
+        raise InputError(
+            f"{name} has more than 8 bits a channel (mode {image.mode})",
+            "Its values would be cut off at 255, which shows another picture.",
+            "Convert it to 8 bits, scaling the values.",
+        )
+    frames = getattr(image, "n_frames", 1)
+    if frames > 1 and image.format != "MPO":  # a camera's JPEG with previews, the photo first
+        raise InputError(
+            f"{name} has {frames} frames",
+            "The model sees one picture, and the first may show something else than the rest.",
+            "Save the frame that is meant as a PNG or JPEG file.",
+        )
