@@ -14,13 +14,21 @@ from torch import Tensor
 
 import madtp
 from calibration.tokens import Source, TokenStatistics, collect_resumable
-from madtp.checkpoint import MAX_TEMPERATURE
+from madtp.checkpoint import MAX_TEMPERATURE, Model
 from madtp.command import output_console, run
-from madtp.config import NlvrConfig
 from madtp.errors import InputError
 from madtp.files import check_writable, sha256
-from madtp.samples import INDEX, collate, prepare_sample, read_index, read_sample, sample_vocabulary
-from madtp.tokenize import TextProcessor
+from madtp.parts import parts_of
+from madtp.samples import (
+    INDEX,
+    Config,
+    Processor,
+    collate,
+    prepare_sample,
+    read_index,
+    read_sample,
+    sample_processor,
+)
 
 _PATH = click.Path(path_type=Path)
 
@@ -39,7 +47,7 @@ def cli() -> None:
 def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
     check_writable(output)
-    model = madtp.load_nlvr(ckpt, config)
+    model = madtp.load(ckpt, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
         raise InputError(
@@ -47,29 +55,26 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
             "At zero nothing is pruned, so there is nothing to count.",
             f"Give --temperature between 0 and {MAX_TEMPERATURE:g}.",
         )
-    entries = read_index(data)
-    text = TextProcessor(sample_vocabulary(ckpt, data), model.config)
+    entries = read_index(data, model.task)
+    processor = sample_processor(ckpt, data, model.config)
     index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
-    requests = [partial(_inputs, data, number, entry, text, model.config) for number, entry in enumerate(entries)]
+    requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
     statistics = _collect(model, requests, source, output)
     output_console().print(statistics_table(statistics))
     click.echo(f"wrote {output}")
 
 
-def _inputs(folder: Path, number: int, entry: object, text: TextProcessor, config: NlvrConfig) -> Mapping[str, Tensor]:
-    request = prepare_sample(read_sample(folder, number, entry), text, config)
-    if len(request.ids) > config.max_position:
-        raise InputError(
-            f"a sentence has {len(request.ids)} tokens",
-            f"The model has {config.max_position} positions. It is entry {number} of '{folder / INDEX}'.",
-            "Shorten the sentence.",
-        )
-    return collate([request], config)
+def _inputs(folder: Path, number: int, entry: object, processor: Processor, config: Config) -> Mapping[str, Tensor]:
+    sample = read_sample(folder, number, entry, config.task)
+    try:
+        return collate([prepare_sample(sample, processor, config)], config)
+    except InputError as error:
+        raise InputError(error.what, f"{error.why} It is entry {number} of '{folder / INDEX}'.", error.fix) from error
 
 
 def _collect(
-    model: madtp.NlvrModel, requests: Sequence[Callable[[], Mapping[str, Tensor]]], source: Source, output: Path
+    model: Model, requests: Sequence[Callable[[], Mapping[str, Tensor]]], source: Source, output: Path
 ) -> TokenStatistics:
     """Collect behind a bar on a terminal, a line for every tenth elsewhere."""
     console = Console(stderr=True)
@@ -92,7 +97,7 @@ def _collect(
                 told = 10 * done // total
                 console.print(f"{10 * told:3d} %  {done} of {total} samples", highlight=False)
 
-        return collect_resumable(model, requests, source, output, on_sample)
+        return collect_resumable(model.config, parts_of(model), requests, source, output, on_sample)
 
 
 def statistics_table(statistics: TokenStatistics) -> Table:

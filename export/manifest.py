@@ -15,7 +15,14 @@ from export.errors import ManifestError
 from export.runner import TensorInfo
 from madtp.files import sha256
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
+PART_NAMES = {  # see madtp/parts.py
+    "nlvr": ("model",),
+    "vqa": ("encoder", "decoder"),
+    "caption": ("encoder", "decoder"),
+    "retrieval": ("image", "text", "match"),
+    "clip": ("image", "text"),
+}
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 
 
@@ -73,45 +80,91 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 def _check_profile(part: Mapping[str, Any], path: Path) -> None:
     """What the schema cannot say: every input but the temperature has shapes of its rank."""
-    ranks = {entry["name"]: len(entry["shape"]) for entry in part["inputs"] if entry["name"] != "temperature"}
+    varying = {
+        entry["name"]: len(entry["shape"])
+        for entry in part["inputs"]
+        if any(isinstance(dim, str) for dim in entry["shape"])
+    }
     profile = part["profile"]
-    fits = profile.keys() == ranks.keys() and ranks.get("input_ids") == 2
-    if not fits or any(len(shape) != ranks[name] for name in ranks for shape in profile[name]):
+    fits = profile.keys() == varying.keys() and bool(varying)
+    if not fits or any(len(shape) != varying[name] for name in varying for shape in profile[name]):
         raise ManifestError(
             f"the manifest '{path}' is malformed", f"Part '{part['name']}': profile and inputs differ.", "Export again."
         )
 
 
+def check_files(manifest: Mapping[str, Any], folder: Path) -> None:
+    """Refuse an artifact of which any file is missing or another than the manifest describes.
+
+    Args:
+        manifest: read from `folder`.
+        folder: where its files lie.
+
+    Raises:
+        ManifestError: naming the file; also for parts that are not those of the task, or of several checkpoints.
+    """
+    names = [part["name"] for part in manifest["parts"]]
+    if sorted(names) != sorted(PART_NAMES[manifest["task"]]):
+        raise ManifestError(
+            f"the manifest lists the parts {', '.join(names)}",
+            f"A {manifest['task']} model has {', '.join(PART_NAMES[manifest['task']])}.",
+            "Export again.",
+        )
+    checkpoint = manifest["checkpoint"]["sha256"]
+    foreign = [part["name"] for part in manifest["parts"] if part["checkpoint_sha256"] != checkpoint]
+    if foreign:
+        raise ManifestError(
+            f"the part '{foreign[0]}' was made from another checkpoint than the manifest's",
+            "Parts of different models give answers, but wrong ones.",
+            "Export again, all parts at once.",
+        )
+    files: dict[str, str] = {}
+    for part in manifest["parts"]:
+        files[part["artifact"]] = part["sha256"]
+        if part["external_data"] is not None:
+            files[part["external_data"]["file"]] = part["external_data"]["sha256"]
+    library = manifest["plugins"]["library"]
+    if library is not None and not library["embedded"]:
+        files[library["file"]] = library["sha256"]
+    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
+    if vocabulary is not None and vocabulary["file"] is not None:
+        files[vocabulary["file"]] = vocabulary["sha256"]
+    for name, digest in files.items():
+        _check_file(folder / name, digest, manifest["artifact"])
+
+
 def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path) -> None:
     """Refuse an artifact or checkpoint that the manifest does not describe.
 
+    Args:
+        manifest: the one beside `artifact`.
+        artifact: what --engine named at the export; with several parts there is no file of that name.
+        checkpoint: the .pt or .pth file.
+
     Raises:
-        ManifestError: the artifact is missing or its hash, or the checkpoint's, is another.
+        ManifestError: a file is missing or its hash, or the checkpoint's, is another.
     """
-    recorded = {part["artifact"]: part for part in manifest["parts"]}.get(artifact.name)
-    if recorded is None or not artifact.is_file():
+    if artifact.name != manifest["artifact"] or (len(manifest["parts"]) == 1 and not artifact.is_file()):
         raise ManifestError(
             f"there is no artifact '{artifact}' of this manifest",
             "The file is missing or was renamed.",
             "Keep artifact and manifest together under the names that the export gave them.",
         )
-    files = {artifact: recorded["sha256"], checkpoint: manifest["checkpoint"]["sha256"]}
-    if recorded["external_data"] is not None:
-        files[artifact.parent / recorded["external_data"]["file"]] = recorded["external_data"]["sha256"]
-    library = manifest["plugins"]["library"]
-    if library is not None and not library["embedded"]:
-        files[artifact.parent / library["file"]] = library["sha256"]
-    for path, digest in files.items():
-        try:
-            why = "" if sha256(path) == digest else "Its sha256 is another."
-        except OSError as error:
-            why = f"It cannot be read: {error.strerror}."
-        if why:
-            raise ManifestError(
-                f"'{path}' is not the file that the manifest of '{artifact}' describes",
-                why,
-                "Use the files of one export, or export again.",
-            )
+    check_files(manifest, artifact.parent)
+    _check_file(checkpoint, manifest["checkpoint"]["sha256"], str(artifact))
+
+
+def _check_file(path: Path, digest: str, artifact: str) -> None:
+    try:
+        why = "" if sha256(path) == digest else "Its sha256 is another."
+    except OSError as error:
+        why = f"It cannot be read: {error.strerror}."
+    if why:
+        raise ManifestError(
+            f"'{path}' is not the file that the manifest of '{artifact}' describes",
+            why,
+            "Use the files of one export, or export again.",
+        )
 
 
 def tensor_infos(entries: list[dict[str, Any]]) -> list[TensorInfo]:

@@ -1,40 +1,36 @@
 """The main job: checkpoint -> ONNX -> engine -> check -> artifact and manifest. Stages are named for what they make."""
 
-import datetime
 import gc
 import os
 import shutil
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
 
-import onnx
-from onnx import ModelProto
+from torch import nn
 
 import madtp
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
 from export.backends import Backend, choose_backend
-from export.check import Validation, validate_runner
-from export.engine import build_plan, custom_nodes, inline_functions, input_profile, set_token_sizes
+from export.check import Validation, validate_runners
+from export.describe import artifact_name, describe_export, describe_files, describe_part
+from export.engine import build_plan, inline_functions, set_token_sizes
 from export.errors import OptionError
-from export.manifest import SCHEMA_VERSION, dump_manifest, manifest_path, tensor_infos, tool_versions
+from export.manifest import dump_manifest, manifest_path, tensor_infos
 from export.options import ExportOptions, Range
-from export.plugin_library import check_tools, library_entry, plugin_library, read_library
-from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
-from export.tokens import check_encoders, token_plan
-from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_model
-from madtp.checkpoint import read_checkpoint
-from madtp.config import NlvrConfig
+from export.plugin_library import PluginLibrary, check_tools, library_entry, plugin_library, read_library
+from export.profile import DEFAULT_BATCH, input_profile, part_sizes, text_range
+from export.runner import CheckedRunner, OnnxRunner, PlanRunner
+from export.tokens import TokenPlan, check_encoders, depths, token_plan
+from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
+from madtp.checkpoint import Model, read_checkpoint
 from madtp.errors import InputError, OutputError
 from madtp.files import Staging, check_writable, sha256, write_errors
-from madtp.nlvr import NlvrModel
-from madtp.preprocess import IMAGE_MEAN, IMAGE_STD
-from madtp.samples import INDEX, SampleSet, load_samples
-from madtp.tokenize import DROPPED_PUNCTUATION
-
-DEFAULT_BATCH = Range(1, 1, 8)
-DEFAULT_TEXT = (2, 24, 64)  # tokens of an NLVR2 sentence: 40 words at most in the official reader
+from madtp.parts import Part, parts_of
+from madtp.samples import INDEX, Config, SampleSet, load_samples
+from madtp.tasks import Runner
 
 
 class Progress(Protocol):
@@ -54,7 +50,7 @@ class Prepared:
     """Everything an export needs, read and checked; nothing written yet."""
 
     options: ExportOptions
-    config: NlvrConfig
+    config: Config
     backend: Backend
     batch: Range
     text: Range
@@ -63,10 +59,12 @@ class Prepared:
     weight_bytes: int
     checkpoint: dict[str, Any]  # the manifest's entry
     tokens: TokenStatistics | None  # of --tokens
+    parts: tuple[str, ...]
+    encoders: dict[str, int]  # that are pruned, and their layers
 
-    def load_model(self) -> NlvrModel:
-        """The model, anew: nobody holds its weights while the engine is built, when memory is shortest."""
-        return madtp.load_nlvr(self.options.checkpoint, self.options.config)
+    def load_parts(self) -> dict[str, Part]:
+        """The model's parts, anew: nobody holds its weights while an engine is built, when memory is shortest."""
+        return parts_of(madtp.load(self.options.checkpoint, self.options.config))
 
 
 @dataclass
@@ -88,18 +86,9 @@ def prepare(options: ExportOptions) -> Prepared:
     """
     _check_outputs(options)
     backend = choose_backend(options.backend, options.engine.suffix)
-    model = madtp.load_nlvr(options.checkpoint, options.config)
-    text = options.text or Range(*(min(size, model.config.max_position) for size in DEFAULT_TEXT))
-    if text.max > model.config.max_position:
-        raise OptionError(
-            f"--text {text} allows {text.max} tokens",
-            f"The model has {model.config.max_position} positions.",
-            f"Use at most {model.config.max_position}.",
-        )
-    if text.min < 2:
-        raise OptionError(
-            f"--text {text} allows one token", "A sentence has at least [ENC] and [SEP].", "Use 2 or more."
-        )
+    model: Model = madtp.load(options.checkpoint, options.config)
+    parts = parts_of(model)
+    text = text_range(model.config, options.text)
     batch = options.batch or DEFAULT_BATCH
     samples = load_samples(options.samples, options.checkpoint, model.config)
     check_samples(samples, model.config, batch, text)
@@ -112,12 +101,25 @@ def prepare(options: ExportOptions) -> Prepared:
         tokens = read_tokens(options.tokens)
         here = Source(checkpoint["sha256"], model.task, temperature, "", None)
         check_source(tokens.source, here, options.tokens)
-        check_encoders(tokens, model.config, options.tokens)
+        check_encoders(tokens, parts, options.tokens)
     if options.plugins not in ("auto", "none"):
         read_library(Path(options.plugins))
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
-    return Prepared(options, model.config, backend, batch, text, temperature, samples, weight_bytes, checkpoint, tokens)
+    return Prepared(
+        options,
+        model.config,
+        backend,
+        batch,
+        text,
+        temperature,
+        samples,
+        weight_bytes,
+        checkpoint,
+        tokens,
+        tuple(parts),
+        depths(parts),
+    )
 
 
 def _checkpoint_entry(path: Path) -> dict[str, Any]:
@@ -150,17 +152,18 @@ def _needed_bytes(options: ExportOptions, weight_bytes: int) -> int:
     return weight_bytes * (2 if options.engine.suffix == ".plan" else 1)
 
 
-def check_samples(samples: SampleSet, config: NlvrConfig, batch: Range, text: Range) -> None:
+def check_samples(samples: SampleSet, config: Config, batch: Range, text: Range) -> None:
     """Samples that the profile would refuse are an error now, not after the build."""
     longest = max(len(request.ids) for request in samples.requests)
     shortest = min(len(request.ids) for request in samples.requests)
-    if longest > config.max_position:
+    positions = getattr(config, "max_position", longest)
+    if longest > positions:
         raise InputError(
             f"a sentence has {longest} tokens",
-            f"The model has {config.max_position} positions. It is in {samples.origin}.",
+            f"The model has {positions} positions. It is in {samples.origin}.",
             "Shorten the sentence; it is not cut silently because that would ask another question.",
         )
-    if longest > text.max or shortest < text.min:
+    if text.max > 1 and (longest > text.max or shortest < text.min):
         raise OptionError(
             f"sentences of {shortest} to {longest} tokens do not fit the text length {text}",
             f"They are in {samples.origin}.",
@@ -178,44 +181,94 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
     """Build the artifact, check it, and put it and its manifest in place if the check passes.
 
     Raises:
-        MadtpError: the output could not be written or the engine could not be built; earlier outputs are untouched.
+        MadtpError: the output could not be written or an engine could not be built; earlier outputs are untouched.
     """
     options, backend = prepared.options, prepared.backend
     target = options.engine
     clock = _Stages(progress)
     with Staging(target, _needed_bytes(options, prepared.weight_bytes)) as staging:
         clock.start("tracing the model to ONNX")
-        source = staging.folder / (target.name if target.suffix == ".onnx" else f"{target.stem}.onnx")
-        single_file = target.suffix == ".onnx" and prepared.weight_bytes <= EXTERNAL_DATA_LIMIT
-        with write_errors(target):
-            save_onnx(trace_model(prepared.load_model()), source, external_data=not single_file)
-            gc.collect()  # the traced program holds reference cycles and, through them, the weights
-        files = [source.name] + ([] if single_file else [f"{source.name}.data"])
-        part = _onnx_part(source, files, prepared)
+        traced = _trace(prepared, staging.folder, progress)
+        gc.collect()  # traced programs hold reference cycles and, through them, the weights
+        files = {name: part.files for name, part in traced.items()}
+        library: dict[str, Any] | None = None
         can_run = True
         if target.suffix == ".plan":
             clock.start(f"building the engine with {backend.name} {backend.version}")
-            files = _build(prepared, source, staging, part, progress)
+            library = _build(prepared, traced, staging, progress)
+            files = {name: part.files for name, part in traced.items()}
             can_run = backend.can_run
         clock.start("checking answers, tokens and latency")
-        runner: Runner = OnnxRunner(source)
-        if target.suffix == ".plan" and can_run:
-            library = part["plugins"]
-            beside = None if library is None or library["embedded"] else staging.folder / library["file"]
-            runner = PlanRunner(staging.folder / target.name, backend, beside, options.embed_plugins)
-        checked = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
-        validation = validate_runner(
-            prepared.load_model(), checked, prepared.samples, prepared.temperature, prepared.batch, progress.detail
+        beside = None if library is None or library["embedded"] else staging.folder / library["file"]
+        runners: dict[str, Runner] = {}
+        for name, part in traced.items():
+            runs_plan = target.suffix == ".plan" and can_run
+            runner: Runner = (
+                PlanRunner(staging.folder / part.files[0], backend, beside, options.embed_plugins)
+                if runs_plan
+                else OnnxRunner(part.source)
+            )
+            runners[name] = CheckedRunner(runner, tensor_infos(part.entry["inputs"]), part.entry["profile"])
+        validation = validate_runners(
+            prepared.config,
+            prepared.load_parts(),
+            runners,
+            prepared.samples,
+            prepared.temperature,
+            prepared.batch,
+            progress.detail,
         )
         validation.validated = "artifact" if can_run else "onnx"
         result = ExportResult(validation, backend, target, seconds=clock.stop())
         if validation.passed:
-            part |= _identity(staging.folder, files)
-            result.manifest = _manifest(prepared, part, result)
             with write_errors(target):
+                vocabulary = _ship_vocabulary(prepared.samples, target, staging.folder)
+                entries = [part.entry | describe_files(staging.folder, files[name]) for name, part in traced.items()]
+                result.manifest = describe_export(prepared, entries, library, vocabulary, result)
                 (staging.folder / manifest_path(target).name).write_text(dump_manifest(result.manifest))
-            staging.commit([*reversed(files), manifest_path(target).name])
+            shipped = [name for names in files.values() for name in reversed(names)]
+            beside_it = [name for name in (vocabulary, beside and beside.name) if name is not None]
+            staging.commit([*dict.fromkeys([*beside_it, *shipped]), manifest_path(target).name])
     return result
+
+
+@dataclass
+class _Traced:
+    """A part on its way: its ONNX file, the manifest's entry, the files that will be shipped (the artifact first)."""
+
+    part: Part
+    source: Path
+    entry: dict[str, Any]
+    files: list[str]
+
+
+def _trace(prepared: Prepared, folder: Path, progress: Progress) -> dict[str, _Traced]:
+    """Every part as an ONNX file in `folder`."""
+    target = prepared.options.engine
+    parts = prepared.load_parts()
+    single_file = target.suffix == ".onnx" and prepared.weight_bytes <= EXTERNAL_DATA_LIMIT
+    traced = {}
+    for name, part in parts.items():
+        progress.detail(name)
+        source = folder / Path(artifact_name(target, name, len(parts))).with_suffix(".onnx")
+        with write_errors(target):
+            save_onnx(trace_part(part), source, external_data=not single_file)
+        sizes = part_sizes(prepared.config.task, part, prepared.batch, prepared.text, None)
+        profile = input_profile(part, sizes)
+        entry = describe_part(name, source, profile, prepared.checkpoint["sha256"])
+        files = [source.name] + ([] if single_file else [f"{source.name}.data"])
+        # The module is let go of: with it, every weight of the model would stay in memory while engines are built.
+        traced[name] = _Traced(replace(part, module=nn.Module()), source, entry, files)
+    return traced
+
+
+def _ship_vocabulary(samples: SampleSet, target: Path, folder: Path) -> str | None:
+    """Put the vocabulary beside the artifact, so that the manifest alone is enough to ask; its name, None without."""
+    if samples.vocabulary is None:
+        return None
+    name = f"{target.stem}.vocab.txt"
+    shutil.copyfile(samples.vocabulary, folder / name)
+    return name
 
 
 class _Stages:
@@ -236,125 +289,65 @@ class _Stages:
         return self._seconds
 
 
-def _build(prepared: Prepared, source: Path, staging: Staging, part: dict[str, Any], progress: Progress) -> list[str]:
-    """Build the plan into the staging folder; returns its files, the plan first. Completes `part`."""
+def _build(
+    prepared: Prepared, traced: Mapping[str, _Traced], staging: Staging, progress: Progress
+) -> dict[str, Any] | None:
+    """Build a plan of every part into the staging folder; completes their entries and files.
+
+    Returns:
+        The manifest's entry of the plugin library, None without one.
+    """
     target, options = prepared.options.engine, prepared.options
-    cache = Path(f"{target.stem}.timing")
     library = plugin_library(options.plugins, progress.detail)
-    network = source.with_name(f"network-{source.name}")
     shipped = staging.folder / f"{target.stem}.plugins.so"  # a name of its own: another plan here may need another one
+    cache = Path(f"{target.stem}.timing")
+    tokens = None
     with write_errors(target):
-        if library is None:
-            inline_functions(source, network)
-        else:
-            tokens = token_plan(prepared, progress)
-            part["tokens"] = tokens.to_manifest()
-            part["plugins"] = library_entry(library, None if options.embed_plugins else shipped.name)
-            set_token_sizes(source, network, tokens.sizes)
+        if library is not None:
+            tokens = token_plan(prepared, prepared.load_parts(), progress)
             if not options.embed_plugins:
                 shutil.copyfile(library.path, shipped)
         if (earlier := target.parent / cache).is_file():
             (staging.folder / cache).write_bytes(earlier.read_bytes())
+    for name, part in traced.items():
+        part.files = [artifact_name(target, name, len(traced))]
+        _build_part(prepared, part, library, tokens, staging.folder / cache, progress)
+    return None if library is None else library_entry(library, None if options.embed_plugins else shipped.name)
+
+
+def _build_part(
+    prepared: Prepared,
+    part: _Traced,
+    library: PluginLibrary | None,
+    tokens: TokenPlan | None,
+    cache: Path,
+    progress: Progress,
+) -> None:
+    target, options, entry = prepared.options.engine, prepared.options, part.entry
+    network = part.source.with_name(f"network-{part.source.name}")
+    needs_plugins = library is not None and bool(entry["custom_nodes"])
     with write_errors(target):
+        if tokens is not None:
+            entry["tokens"] = tokens.to_manifest(part.part)
+            usual = tokens.usual_left(part.part)
+            sizes = part_sizes(prepared.config.task, part.part, prepared.batch, prepared.text, usual)
+            entry["profile"] = input_profile(part.part, sizes)
+        if tokens is not None and needs_plugins:
+            set_token_sizes(part.source, network, {name: tokens.sizes[name] for name in part.part.encoders})
+        else:
+            inline_functions(part.source, network)
         result = build_plan(
             prepared.backend,
             network,
-            staging.folder / target.name,
-            staging.folder / cache,
-            part["profile"],
+            part.source.with_name(part.files[0]),
+            cache,
+            entry["profile"],
             progress.detail,
-            None if library is None else library.path,
-            options.embed_plugins,
+            library.path if library is not None and needs_plugins else None,
+            options.embed_plugins and needs_plugins,
         )
-    part["layers"] = result.layers
-    part["plugin_layers"] = result.plugin_layers
-    files = [target.name]
-    if library is not None and not options.embed_plugins:
-        files.append(shipped.name)
-    if (staging.folder / cache).is_file():
-        part["timing_cache"] = {"file": cache.name, "reused": result.timing_cache_reused}
-        files.append(cache.name)
-    return files
-
-
-def _onnx_part(source: Path, files: list[str], prepared: Prepared) -> dict[str, Any]:
-    """What the manifest says of the model, as far as the ONNX file tells."""
-    graph: ModelProto = onnx.load(str(source), load_external_data=False)
-    profile = input_profile(prepared.config, prepared.batch, prepared.text)
-    return {
-        "name": "model",
-        "onnx_sha256": sha256(source),
-        "inputs": [_tensor_entry(value) for value in graph.graph.input],
-        "outputs": [_tensor_entry(value) for value in graph.graph.output],
-        "profile": profile,
-        "timing_cache": None,
-        "custom_nodes": custom_nodes(source),
-        "layers": None,
-        "plugin_layers": {},
-        "plugins": None,
-        "tokens": None,
-    }
-
-
-def _tensor_entry(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    tensor = value.type.tensor_type
-    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
-    shape = [dim.dim_param if dim.HasField("dim_param") else dim.dim_value for dim in tensor.shape.dim]
-    return {"name": value.name, "dtype": dtype, "shape": shape}
-
-
-def _identity(folder: Path, files: list[str]) -> dict[str, Any]:
-    """Name, hash and size of the artifact, and of its external weights."""
-    artifact = folder / files[0]
-    external = next((name for name in files if name.endswith(".data")), None)
-    return {
-        "artifact": artifact.name,
-        "sha256": sha256(artifact),
-        "bytes": artifact.stat().st_size,
-        "external_data": None if external is None else {"file": external, "sha256": sha256(folder / external)},
-    }
-
-
-def _manifest(prepared: Prepared, part: dict[str, Any], result: ExportResult) -> dict[str, Any]:
-    config, options = prepared.config, prepared.options
-    return {
-        "schema": SCHEMA_VERSION,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "task": config.task,
-        "config": asdict(config),
-        "checkpoint": prepared.checkpoint,
-        "temperature": prepared.temperature,
-        "layout": options.layout,
-        "batching": "reference",
-        "precision": options.precision,
-        "backend": {
-            "name": prepared.backend.name,
-            "version": prepared.backend.version,
-            "reason": prepared.backend.reason,
-        },
-        "tools": tool_versions(),
-        "plugins": {"mode": "none" if part["plugins"] is None else "library", "library": part.pop("plugins")},
-        "parts": [part],
-        "preprocessing": {
-            "image": {
-                "size": config.image_size,
-                "mode": "RGB",
-                "resize": "bicubic (Pillow) to size x size, aspect ratio not kept",
-                "scale": 1 / 255,
-                "mean": list(IMAGE_MEAN),
-                "std": list(IMAGE_STD),
-            },
-            "text": {
-                "tokenizer": "bert-wordpiece",
-                "lowercase": True,
-                "dropped": DROPPED_PUNCTUATION.pattern,
-                "first_id": config.enc_token_id,
-                "last_id": config.sep_token_id,
-                "pad_id": config.pad_token_id,
-                "max_tokens": prepared.text.max,
-                "vocabulary_sha256": prepared.samples.vocabulary_sha256,
-            },
-        },
-        "seconds": result.seconds,
-        "validation": result.validation.to_manifest(),
-    }
+    entry["layers"] = result.layers
+    entry["plugin_layers"] = result.plugin_layers
+    if cache.is_file():
+        entry["timing_cache"] = {"file": cache.name, "reused": result.timing_cache_reused}
+        part.files.append(cache.name)

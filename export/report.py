@@ -1,7 +1,8 @@
 """What a person sees: stages while an export runs, the table at its end."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any
 
@@ -10,6 +11,8 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from rich.table import Table
 
 from export.check import Validation
+from export.describe import artifact_name
+from export.manifest import manifest_path
 from export.parity import ParityResult
 from export.pipeline import ExportResult, Prepared
 
@@ -67,14 +70,16 @@ def preflight_table(prepared: Prepared) -> Table:
     table = Table(title="Preflight: everything an export needs is there; nothing was written", show_header=False)
     table.add_row("checkpoint", f"{options.checkpoint} ({prepared.weight_bytes / 1e6:.1f} MB of weights)")
     table.add_row("task", config.task)
-    table.add_row(
-        "model", f"{config.vit_depth} vision x {config.vit_dim}, {config.text_layers} text x {config.text_hidden}"
-    )
+    table.add_row("pruned layers", ", ".join(f"{layers} {name}" for name, layers in prepared.encoders.items()))
+    table.add_row("image", f"{config.image_size} x {config.image_size} pixels, {config.vision_tokens} tokens")
     table.add_row("temperature", f"{prepared.temperature:g}")
-    table.add_row("output", str(options.engine))
+    names = [artifact_name(options.engine, part, len(prepared.parts)) for part in prepared.parts]
+    table.add_row("output", ", ".join(str(options.engine.parent / name) for name in names))
     table.add_row("backend", f"{prepared.backend.name} {prepared.backend.version}: {prepared.backend.reason}")
     table.add_row("runs here", "yes" if prepared.backend.can_run else "no: the plan would be built, not run")
-    table.add_row("batch, text", f"{prepared.batch}, {prepared.text}")
+    table.add_row("batch", str(prepared.batch))
+    if prepared.text.max > 1:
+        table.add_row("tokens of a text", str(prepared.text))
     table.add_row("samples", prepared.samples.origin)
     return table
 
@@ -87,15 +92,15 @@ def validation_table(validation: Validation, title: str) -> Table:
     table.add_column("dense (temperature 0)", justify="right")
     table.add_column(f"pruned (temperature {pruned.temperature:g})", justify="right")
     table.add_column("dense / pruned", justify="right")
-    for label, cell in (
-        ("worst |difference| of logits", lambda r: f"{r.worst_logit:.1e} (allowed {r.tolerance:.0e})"),
+    rows: list[tuple[str, Callable[[ParityResult], str]]] = [
+        ("worst |difference|", lambda r: f"{r.worst_output} {r.worst:.1e} (allowed {r.tolerance:.0e})".strip()),
         ("decisions equal", lambda r: f"{r.decisions_equal}/{r.requests - r.explained}"),
         ("token counts equal, layers", lambda r: f"{r.layers_equal}/{r.layers}"),
         ("left out: rounding decides a token", lambda r: str(r.explained)),
-        ("vision tokens after the last layer", lambda r: f"{r.mean_tokens['vision'][-1]:.1f}"),
-        ("text tokens after the last layer", lambda r: f"{r.mean_tokens['text'][-1]:.1f}"),
+        *((f"{encoder} tokens after the last layer", partial(_last_tokens, encoder)) for encoder in pruned.mean_tokens),
         ("parity", _verdict),
-    ):
+    ]
+    for label, cell in rows:
         table.add_row(label, cell(dense), cell(pruned), "")
     gflops = validation.gflops
     table.add_row(
@@ -114,6 +119,10 @@ def validation_table(validation: Validation, title: str) -> Table:
             _ratio(slow.median_ms, fast.median_ms),
         )
     return table
+
+
+def _last_tokens(encoder: str, result: ParityResult) -> str:
+    return f"{result.mean_tokens[encoder][-1]:.1f}"
 
 
 def _verdict(result: ParityResult) -> str:
@@ -137,19 +146,21 @@ def closing_lines(result: ExportResult) -> list[str]:
             "the plan was built, not run: no GPU here can execute it; the ONNX it was built from was validated"
         )
     lines.extend(plugin_lines(result.manifest))
-    lines.append(f"wrote {result.artifact} and {result.artifact.with_suffix('.json')}")
+    folder = result.artifact.parent
+    artifacts = ", ".join(str(folder / part["artifact"]) for part in result.manifest["parts"])
+    lines.append(f"wrote {artifacts} and {manifest_path(result.artifact)}")
     return lines
 
 
 def plugin_lines(manifest: Mapping[str, Any]) -> list[str]:
     """One line each on the plugin library and on what the token sizes rest on; none for a plan without plugins."""
-    library, part = manifest["plugins"]["library"], manifest["parts"][0]
+    library, parts = manifest["plugins"]["library"], manifest["parts"]
     if library is None:
         return []
-    count = sum(part["plugin_layers"].values())
+    count = sum(layers for part in parts for layers in part["plugin_layers"].values())
     place = "in the plan; its loader has to allow host code" if library["embedded"] else f"{library['file']} beside it"
     architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library["sm"])
-    tokens = part["tokens"]
+    tokens = parts[0]["tokens"]
     basis = {"file": "from the file of", "measured": "measured on", "guessed": "GUESSED from"}[tokens["source"]]
     return [
         f"plugins: {count} layers; library {place} (for compute capability {architectures})",

@@ -10,7 +10,7 @@ from export.engine import TokenSizes
 from export.parity import encoder_layers
 from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import TokensError
-from madtp.parts import Part
+from madtp.parts import SOURCE, Part
 from madtp.samples import collate
 
 if TYPE_CHECKING:
@@ -32,6 +32,13 @@ class TokenPlan:
     source: str
     origin: str
     samples: int
+
+    def usual_left(self, part: Part) -> int | None:
+        """Tokens that usually reach a part whose input is what the last encoder before it left; None: its own do."""
+        if not any(SOURCE in spec.shape for spec in part.inputs):
+            return None
+        before = [name for name in self.sizes if name not in part.encoders]
+        return self.sizes["vision" if "match" in self.sizes else before[-1]][-1].opt
 
     def to_manifest(self, part: Part) -> dict[str, Any]:
         """The manifest's `tokens` entry of one part."""

@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import madtp
-from export.backends import Backend, choose_backend
-from export.check import Validation, validate_runner
-from export.errors import BackendError, PluginError
+from export.artifact import open_parts, runtime
+from export.check import Validation, validate_runners
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos
-from export.options import Range, check_suffix
+from export.options import check_suffix
 from export.pipeline import Progress, check_samples
-from export.runner import CheckedRunner, OnnxRunner, PlanRunner, Runner
+from export.profile import batch_and_text
+from export.runner import CheckedRunner, OnnxRunner
 from export.synthetic import synthetic_samples
-from export.trace import save_onnx, trace_model
+from export.trace import save_onnx, trace_part
 from madtp.files import write_errors
+from madtp.parts import Part, parts_of
 from madtp.samples import load_samples
+from madtp.tasks import Runner
 
 
 def validate_artifact(
@@ -35,52 +37,38 @@ def validate_artifact(
     progress.stage("reading manifest and checkpoint")
     manifest = read_manifest(manifest_path(artifact))
     check_artifact(manifest, artifact, checkpoint)
-    model = madtp.load_nlvr(checkpoint, config)
-    part = manifest["parts"][0]
-    batch, text = (Range(*(shape[dim] for shape in part["profile"]["input_ids"])) for dim in (0, 1))
+    model = madtp.load(checkpoint, config)
+    parts = parts_of(model)
+    batch, text = batch_and_text(manifest["parts"])
     if synthetic:
         sample_set = synthetic_samples(model.config, batch, text)
     else:
         sample_set = load_samples(samples, checkpoint, model.config)
     check_samples(sample_set, model.config, batch, text)
-    backend = _runtime(manifest, artifact)
+    backend = runtime(manifest)
     with tempfile.TemporaryDirectory() as scratch:
-        runner: Runner
         if backend.can_run:
-            runner = _load(artifact, backend, manifest)
+            runners = open_parts(manifest, artifact.parent, backend)
         else:
             progress.stage("tracing: no GPU here can run the plan")
-            source = Path(scratch) / "model.onnx"
-            with write_errors(source):
-                save_onnx(trace_model(model), source, external_data=True)
-            runner = OnnxRunner(source)
+            runners = _traced_parts(parts, manifest, Path(scratch), progress)
         progress.stage("checking answers, tokens and latency")
-        checked = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
-        result = validate_runner(model, checked, sample_set, manifest["temperature"], batch, progress.detail)
+        result = validate_runners(
+            model.config, parts, runners, sample_set, manifest["temperature"], batch, progress.detail
+        )
     result.validated = "artifact" if backend.can_run else "onnx"
     return result
 
 
-def _runtime(manifest: Mapping[str, Any], artifact: Path) -> Backend:
-    """The backend that the artifact was made with; where it is not installed or has no GPU, one that cannot run."""
-    made = manifest["backend"]
-    try:
-        return choose_backend(made["name"] if artifact.suffix == ".plan" else "auto", artifact.suffix)
-    except BackendError as error:
-        return Backend(made["name"], made["version"], error.what, can_run=False)
-
-
-def _load(artifact: Path, backend: Backend, manifest: Mapping[str, Any]) -> Runner:
-    library = manifest["plugins"]["library"]
-    embedded = library is not None and library["embedded"]
-    beside = None if library is None or embedded else artifact.parent / library["file"]
-    try:
-        return PlanRunner(artifact, backend, beside, embedded) if artifact.suffix == ".plan" else OnnxRunner(artifact)
-    except PluginError:
-        raise
-    except Exception as error:  # the runtimes have no common type for a file that they refuse
-        raise BackendError(
-            f"{backend.name} {backend.version} cannot load '{artifact}'",
-            (str(error).strip().splitlines() or [type(error).__name__])[0],
-            "It was made with another version or for another GPU; export again on this machine.",
-        ) from error
+def _traced_parts(
+    parts: Mapping[str, Part], manifest: Mapping[str, Any], scratch: Path, progress: Progress
+) -> dict[str, Runner]:
+    """The parts, traced anew, in ONNX Runtime."""
+    runners: dict[str, Runner] = {}
+    for entry in manifest["parts"]:
+        progress.detail(entry["name"])
+        source = scratch / f"{entry['name']}.onnx"
+        with write_errors(source):
+            save_onnx(trace_part(parts[entry["name"]]), source, external_data=True)
+        runners[entry["name"]] = CheckedRunner(OnnxRunner(source), tensor_infos(entry["inputs"]), entry["profile"])
+    return runners

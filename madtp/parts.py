@@ -208,7 +208,7 @@ class ClipTextPart(nn.Module):
 
 
 def parts_of(model: Any) -> dict[str, Part]:
-    """The parts of a model by name, in the order in which they first run; `model` is one of `madtp.checkpoint.Model`."""
+    """The parts of a model (`madtp.checkpoint.Model`) by name, in the order in which they first run."""
     parts = _PARTS[model.task](model)
     return {part.name: part for part in parts}
 
@@ -234,9 +234,7 @@ def _vqa(model: VqaModel) -> tuple[Part, ...]:
     inputs = (_image(config), *_TEXT, _TEMPERATURE)
     encoders = {"vision": config.vit_depth, "text": config.text_layers}
     return (
-        Part(
-            "encoder", QuestionEncoder(model), inputs, EncodedQuestion._fields, encoders, {TEXT: config.max_position}
-        ),
+        Part("encoder", QuestionEncoder(model), inputs, EncodedQuestion._fields, encoders, {TEXT: config.max_position}),
         _decoder(model.text_decoder, config, config.max_position),
     )
 

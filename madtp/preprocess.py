@@ -1,5 +1,6 @@
 """From images to model inputs, as the official evaluation does it (docs/semantics.md, section 8)."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,18 +13,20 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True)
-class NlvrSample:
-    """One request: two images and a sentence; `label` says whether it is true of them, where that is known."""
+class Sample:
+    """What a request is made of: images (two for NLVR), a text where the task has one, and whether the text is true of
+    them, where that is known."""
 
-    image0: Image.Image
-    image1: Image.Image
-    sentence: str
+    images: tuple[Image.Image, ...]
+    text: str | None
     label: bool | None = None
 
 
-def image_tensor(image: Image.Image, size: int) -> Tensor:
-    """[3, size, size] float32: RGB, bicubic resize to a square (aspect ratio not kept), CLIP's mean and deviation."""
+def image_tensor(
+    image: Image.Image, size: int, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD
+) -> Tensor:
+    """[3, size, size] float32: RGB, bicubic resize to a square (aspect ratio not kept), mean and deviation (CLIP's)."""
     resized = image.convert("RGB").resize((size, size), Image.Resampling.BICUBIC)
     pixels = np.asarray(resized, dtype=np.float32) / 255
-    normalized = (pixels - np.array(IMAGE_MEAN, np.float32)) / np.array(IMAGE_STD, np.float32)
+    normalized = (pixels - np.array(mean, np.float32)) / np.array(std, np.float32)
     return torch.from_numpy(normalized.transpose(2, 0, 1).copy())

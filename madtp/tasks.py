@@ -108,9 +108,7 @@ def run_request(
 
 def token_counts(outputs: Outputs) -> Outputs:
     """The token counts among outputs, by encoder: [sequences, layers] int32."""
-    return {
-        name.removesuffix(COUNTS_SUFFIX): value for name, value in outputs.items() if name.endswith(COUNTS_SUFFIX)
-    }
+    return {name.removesuffix(COUNTS_SUFFIX): value for name, value in outputs.items() if name.endswith(COUNTS_SUFFIX)}
 
 
 def count_tokens(

@@ -140,9 +140,7 @@ def rank_answers(
 
 def _smoothed_loss(logits: Tensor, target: Tensor) -> Tensor:
     """[k]: label-smoothed loss of the ids `target` [k] under `logits` [k, V]; 0 where they are ignored."""
-    return F.cross_entropy(
-        logits, target, ignore_index=IGNORED, reduction="none", label_smoothing=LABEL_SMOOTHING
-    )
+    return F.cross_entropy(logits, target, ignore_index=IGNORED, reduction="none", label_smoothing=LABEL_SMOOTHING)
 
 
 def write_answers(

@@ -116,11 +116,11 @@ def test_vocabulary() -> None:
 
 def test_held_out_samples() -> None:
     samples, again = held_out_samples(8), held_out_samples(8)
-    assert [sample.sentence for sample in samples] == [sample.sentence for sample in again]
-    assert all(a.image0.tobytes() == b.image0.tobytes() for a, b in zip(samples, again, strict=True))
+    assert [sample.text for sample in samples] == [sample.text for sample in again]
+    assert all(a.images[0].tobytes() == b.images[0].tobytes() for a, b in zip(samples, again, strict=True))
     assert sum(bool(sample.label) for sample in samples) == 4
-    assert samples[0].image1.size == (CANVAS, CANVAS)
-    assert samples[0].image1.tobytes() != held_out_samples(8, seed=1)[0].image1.tobytes()
+    assert samples[0].images[1].size == (CANVAS, CANVAS)
+    assert samples[0].images[1].tobytes() != held_out_samples(8, seed=1)[0].images[1].tobytes()
 
 
 def test_temperature_rises_from_dense() -> None:
@@ -185,9 +185,9 @@ def check_samples(folder: Path, model: madtp.NlvrModel) -> None:
     assert len(entries) == command.SAMPLES
     text = TextProcessor(folder / "vocab.txt", model.config)
     for entry, sample in zip(entries, samples, strict=True):
-        assert entry["sentence"] == sample.sentence
+        assert entry["sentence"] == sample.text
         assert entry["label"] == str(sample.label)
-        for name, image in zip(entry["images"], (sample.image0, sample.image1), strict=True):
+        for name, image in zip(entry["images"], sample.images, strict=True):
             with Image.open(folder / name) as written:
                 assert written.tobytes() == image.tobytes()
         assert model_inputs(sample, text, model.config)["input_ids"][0, 0] == model.config.enc_token_id

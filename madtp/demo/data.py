@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from madtp.preprocess import IMAGE_MEAN, IMAGE_STD, NlvrSample
+from madtp.preprocess import IMAGE_MEAN, IMAGE_STD, Sample
 
 CANVAS = 48  # pixels along one side of an image
 CELL = 24  # pixels along one side of the square that holds a digit
@@ -197,13 +197,12 @@ def image_batch(images: Bytes) -> Tensor:
     return torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())
 
 
-def held_out_samples(count: int, seed: int = HELD_OUT_SEED) -> list[NlvrSample]:
+def held_out_samples(count: int, seed: int = HELD_OUT_SEED) -> list[Sample]:
     """`count` labelled requests over scans that were never trained on; the same ones for the same arguments."""
     batch = _held_out_scenes().batch(np.random.default_rng(seed), count)
     return [
-        NlvrSample(
-            Image.fromarray(batch.images[0, index]),
-            Image.fromarray(batch.images[1, index]),
+        Sample(
+            (Image.fromarray(batch.images[0, index]), Image.fromarray(batch.images[1, index])),
             statements()[batch.statements[index, 0]].sentence,
             bool(batch.labels[index, 0]),
         )

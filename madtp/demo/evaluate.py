@@ -10,7 +10,7 @@ from torch import Tensor
 from madtp.config import NlvrConfig
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
-from madtp.preprocess import NlvrSample, image_tensor
+from madtp.preprocess import Sample, image_tensor
 from madtp.tokenize import TextProcessor
 
 FLOPS_SAMPLES = 64  # GFLOPs are the mean over the first so many
@@ -32,12 +32,12 @@ class Evaluation:
     text_tokens: tuple[float, ...]
 
 
-def model_inputs(sample: NlvrSample, text: TextProcessor, model_config: NlvrConfig) -> dict[str, Tensor]:
+def model_inputs(sample: Sample, text: TextProcessor, model_config: NlvrConfig) -> dict[str, Tensor]:
     """The model's inputs for one sample, batch 1."""
-    ids, mask = text.batch([sample.sentence])
+    ids, mask = text.batch([sample.text or ""])
     return {
-        "image0": image_tensor(sample.image0, model_config.image_size)[None],
-        "image1": image_tensor(sample.image1, model_config.image_size)[None],
+        "image0": image_tensor(sample.images[0], model_config.image_size)[None],
+        "image1": image_tensor(sample.images[1], model_config.image_size)[None],
         "input_ids": ids,
         "attention_mask": mask,
     }
@@ -47,7 +47,7 @@ def model_inputs(sample: NlvrSample, text: TextProcessor, model_config: NlvrConf
 def evaluate(
     model: NlvrModel,
     vocab: Path,
-    samples: Sequence[NlvrSample],
+    samples: Sequence[Sample],
     temperature: float,
     progress: Callable[[], None] = lambda: None,
 ) -> Evaluation:

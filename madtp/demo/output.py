@@ -10,7 +10,7 @@ from pathlib import Path
 
 from madtp.demo import vocab_path
 from madtp.errors import OutputError
-from madtp.preprocess import NlvrSample
+from madtp.preprocess import Sample
 
 
 @contextmanager
@@ -41,14 +41,14 @@ def staged(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def write_samples(samples: Sequence[NlvrSample], folder: Path) -> None:
+def write_samples(samples: Sequence[Sample], folder: Path) -> None:
     """Write `samples` as `python -m export --samples` reads them: samples.json, PNG files and vocab.txt."""
     folder.mkdir()
     entries = []
     for number, sample in enumerate(samples):
         names = [f"{number}-left.png", f"{number}-right.png"]
-        for name, image in zip(names, (sample.image0, sample.image1), strict=True):
+        for name, image in zip(names, sample.images, strict=True):
             image.save(folder / name)
-        entries.append({"sentence": sample.sentence, "label": str(sample.label), "images": names})
+        entries.append({"sentence": sample.text, "label": str(sample.label), "images": names})
     (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
     shutil.copyfile(vocab_path(), folder / "vocab.txt")

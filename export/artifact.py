@@ -1,0 +1,58 @@
+"""Opening what an export wrote: every part of an artifact behind a runner."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from export.backends import Backend, choose_backend
+from export.errors import BackendError, PluginError
+from export.manifest import tensor_infos
+from export.runner import CheckedRunner, OnnxRunner, PlanRunner
+from madtp.tasks import Runner
+
+
+def runtime(manifest: Mapping[str, Any]) -> Backend:
+    """The backend that the artifact was made with; where it is not installed or has no GPU, one that cannot run."""
+    made = manifest["backend"]
+    suffix = Path(manifest["artifact"]).suffix
+    try:
+        return choose_backend(made["name"] if suffix == ".plan" else "auto", suffix)
+    except BackendError as error:
+        return Backend(made["name"], made["version"], error.what, can_run=False)
+
+
+def open_parts(
+    manifest: Mapping[str, Any], folder: Path, backend: Backend, threads: int | None = None
+) -> dict[str, Runner]:
+    """A runner for every part, by name; each refuses inputs that its part was not built for.
+
+    Args:
+        manifest: its files were checked (`export.manifest.check_files`).
+        folder: where they lie.
+        backend: from `runtime`; it can run.
+        threads: of ONNX Runtime; None is its own choice.
+
+    Raises:
+        PluginError: TensorRT cannot load the plugin library.
+        BackendError: the runtime refuses a file.
+    """
+    library = manifest["plugins"]["library"]
+    embedded = library is not None and library["embedded"]
+    beside = None if library is None or embedded else folder / library["file"]
+    runners: dict[str, Runner] = {}
+    for part in manifest["parts"]:
+        path = folder / part["artifact"]
+        try:
+            runner: Runner = (
+                PlanRunner(path, backend, beside, embedded) if path.suffix == ".plan" else OnnxRunner(path, threads)
+            )
+        except PluginError:
+            raise
+        except Exception as error:  # the runtimes have no common type for a file that they refuse
+            raise BackendError(
+                f"{backend.name} {backend.version} cannot load '{path}'",
+                (str(error).strip().splitlines() or [type(error).__name__])[0],
+                "It was made with another version or for another GPU; export again on this machine.",
+            ) from error
+        runners[part["name"]] = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
+    return runners

@@ -1,0 +1,18 @@
+"""`python -m export check`: the preflight of an export."""
+
+from typing import Any
+
+import click
+
+from export.commands.common import export_options, output_console, parse_options, raise_interrupts
+
+
+@click.command()
+@export_options
+def command(**given: Any) -> None:
+    """Preflight of an export: read and check everything, write nothing."""
+    from export.pipeline import prepare
+    from export.report import preflight_table
+
+    raise_interrupts()
+    output_console().print(preflight_table(prepare(parse_options(given))))

@@ -1,0 +1,77 @@
+"""What the commands share: options of an export, where output goes, how an interrupt is taken."""
+
+import signal
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from export.options import BACKENDS, LAYOUTS, PRECISIONS, ExportOptions, Range
+from madtp.command import output_console
+
+FAILED = 1  # a check failed
+PATH = click.Path(path_type=Path)
+
+
+def export_options(command: Any) -> Any:
+    """The options that an export and its preflight share."""
+    for option in reversed(
+        (
+            click.option("--ckpt", type=PATH, help="Trained MADTP checkpoint (.pt, .pth)."),
+            click.option("--engine", type=PATH, help="Output: out.plan (TensorRT) or out.onnx (ONNX Runtime)."),
+            click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones."),
+            click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
+            click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
+            click.option("--layout", type=click.Choice(LAYOUTS), default="dynamic", show_default=True),
+            click.option("--batch", metavar="MIN:OPT:MAX", help="Requests a call; default 1:1:8."),
+            click.option("--text", metavar="MIN:OPT:MAX", help="Tokens a sentence; default 2:24:64."),
+            click.option("--temperature", type=float, help="Default pruning temperature; the checkpoint's."),
+            click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True),
+            click.option("--embed-plugins", is_flag=True, help="Put the plugin library into the plan."),
+            click.option("--tokens", type=PATH, metavar="JSON", help="Of python -m calibration tokens."),
+            click.option("--calib", type=PATH, metavar="DIR", help="Calibration data for int8 and fp8."),
+            click.option("--samples", type=PATH, metavar="DIR", help="Samples to check the result on; the demo's."),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+def parse_options(given: dict[str, Any]) -> ExportOptions:
+    """Options of the command line, ranges parsed; missing required ones are usage errors."""
+    for name in ("ckpt", "engine"):
+        if given[name] is None:
+            raise click.UsageError(f"Missing option '--{name}'.")
+    ranges = {
+        name: None if given[name] is None else Range.parse(given[name], f"--{name}") for name in ("batch", "text")
+    }
+    renamed = {"checkpoint": given["ckpt"], **{key: value for key, value in given.items() if key != "ckpt"}}
+    return ExportOptions(**{**renamed, **ranges})
+
+
+def errors_console() -> Console:
+    """Standard error, for progress."""
+    return Console(stderr=True)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def raise_interrupts() -> None:
+    """From here on, Ctrl-C and SIGTERM unwind what was begun; until then `export/__main__.py` answers them."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, _interrupt)
+
+
+__all__ = [
+    "FAILED",
+    "PATH",
+    "errors_console",
+    "export_options",
+    "output_console",
+    "parse_options",
+    "raise_interrupts",
+]
