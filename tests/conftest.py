@@ -20,8 +20,9 @@ import export.check
 import export.pipeline
 import export.validate
 from export import cli
-from export.trace import trace_model
+from export.trace import trace_part
 from madtp import NlvrConfig, NlvrModel
+from madtp.parts import parts_of
 from tests.generate import generated_state
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -174,7 +175,7 @@ def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
     """The tiny model, traced once."""
     model = NlvrModel(NlvrConfig(**TINY))
     model.load_state_dict(tiny_state)
-    return trace_model(model.eval())
+    return trace_part(parts_of(model.eval())["model"])
 
 
 @contextmanager
@@ -183,7 +184,7 @@ def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
         for module in (export.pipeline, export.validate):
-            patch.setattr(module, "trace_model", lambda model: program)
+            patch.setattr(module, "trace_part", lambda part: program)
         yield patch
 
 

@@ -27,12 +27,14 @@ from export.engine import BuildResult
 from export.manifest import manifest_path, read_manifest
 from export.options import Range
 from export.parity import compare
-from export.runner import CheckedRunner, OnnxRunner, TensorInfo, TorchRunner
+from export.runner import CheckedRunner, OnnxRunner, TensorInfo
 from export.synthetic import synthetic_samples
 from madtp.errors import InputError, MadtpError, OutputError
 from madtp.files import Staging, sha256
 from madtp.images import read_image
+from madtp.parts import parts_of
 from madtp.preprocess import image_tensor
+from madtp.tasks import torch_runners
 from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, write_samples
 
 Run = Callable[..., Ran]
@@ -719,7 +721,7 @@ def test_a_model_that_answers_nan_fails(tiny_checkpoint: Write) -> None:
         tiny_checkpoint(state={"cls_head.0.weight": torch.full((16, 16), 3e38), "cls_head.2.weight": last})
     )
     samples = synthetic_samples(model.config, Range(1, 1, 2), Range(2, 8, 16))
-    result = compare(model, TorchRunner(model), samples, 1.0, Range(1, 1, 2))
+    result = compare(model.config, parts_of(model), torch_runners(parts_of(model)), samples, 1.0, Range(1, 1, 2))
     assert not result.passed
     assert "logits differ by nan" in result.failures[0]
 
@@ -753,5 +755,5 @@ def test_a_good_export_replaces_earlier_outputs(
     assert (outputs / "out.plan").read_bytes() == outputs.earlier["out.plan"]
     manifest = read_manifest(outputs / "out.json")
     assert manifest["parts"][0]["sha256"] == sha256(outputs / "out.onnx")
-    assert manifest["preprocessing"]["text"]["vocabulary_sha256"] == sha256(samples_folder / "vocab.txt")
+    assert manifest["preprocessing"]["text"]["vocabulary"]["sha256"] == sha256(samples_folder / "vocab.txt")
     assert set(WORDS) <= set((samples_folder / "vocab.txt").read_text().split())
