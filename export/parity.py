@@ -138,6 +138,11 @@ def _judge_counts(
     name: str,
     requests: int,
 ) -> None:
+    if not records:
+        result.failures.append(
+            f"{name}: token counts differ first at {layer[0]} layer {layer[1]}, where torch prunes nothing"
+        )
+        return
     margin = records[index].margin
     if margin < THRESHOLD_MARGIN:
         result.explained += requests
