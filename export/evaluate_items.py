@@ -17,8 +17,8 @@ from madtp.images import read_image
 
 RANKED_ANSWERS = 128  # answers of the list that are read to the end, in the published evaluation
 # How the published evaluations write.
-ANSWER_LIMITS = {"beams": 3, "max_length": 10, "min_length": 1}
-CAPTION_LIMITS = {"beams": 3, "max_length": 20, "min_length": 5}
+ANSWER_LIMITS: dict[str, Any] = {"beams": 3, "max_length": 10, "min_length": 1}
+CAPTION_LIMITS: dict[str, Any] = {"beams": 3, "max_length": 20, "min_length": 5}
 COCO_ID = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_|coco_)?([0-9]+)")
 
 
@@ -97,7 +97,7 @@ class _VqaWork(_ItemWork):
 
     def _ask(self, batch: Sequence[VqaItem]) -> tuple[list[Any], list[Tokens]]:
         images, questions = [read_image(item.image) for item in batch], [item.question for item in batch]
-        how: dict[str, Any] = dict(ANSWER_LIMITS)
+        how = ANSWER_LIMITS
         if self.candidates is not None:
             how = {"candidates": self.candidates, "k": self.ranked}
         answered = self.session.answer(images, questions, temperature=self.temperature, cut=True, **how)
