@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 
 import export.check
@@ -245,18 +246,28 @@ def exported(tiny_artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
 
 
 @pytest.fixture(scope="session")
-def task_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+def task_artifacts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Path]:
     """By task (all but nlvr) a folder with tiny.pt, vocab.txt and what was exported from it; not to be changed."""
-    folders = {task: tmp_path_factory.mktemp(task) for task in TASK_SIZES}
+    # Tracing takes most of a minute in all: workers share the artifacts, and begin at opposite ends.
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
+    tasks = sorted(TASK_SIZES, reverse=worker_id == "gw1")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
-        for task, folder in folders.items():
-            write_vocabulary(folder / "vocab.txt")
-            checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
-            arguments = ["--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")]
-            patch.setattr(sys, "argv", ["export", *arguments])
-            assert cli.main() == 0, task
-    return folders
+        for task in tasks:
+            folder = root / f"artifact-{task}"
+            with FileLock(f"{folder}.lock"):
+                if not (folder / "out.json").is_file():
+                    _export_task(task, folder, patch)
+    return {task: root / f"artifact-{task}" for task in TASK_SIZES}
+
+
+def _export_task(task: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    folder.mkdir()
+    write_vocabulary(folder / "vocab.txt")
+    checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
+    patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
+    assert cli.main() == 0, task
 
 
 def write_task_checkpoint(task: str, path: Path, seed: int = 0) -> Path:
