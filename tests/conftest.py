@@ -19,12 +19,14 @@ from PIL import Image
 import export.check
 import export.pipeline
 import export.validate
+import madtp.samples
 from export import cli
-from export.trace import trace_model
+from export.trace import trace_part
 from madtp import NlvrConfig, NlvrModel
 from madtp.checkpoint import MODELS
 from madtp.config import CONFIGS
 from madtp.decoder import TextDecoder
+from madtp.parts import parts_of
 from tests.generate import generated_state
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -205,7 +207,7 @@ def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
     """The tiny model, traced once."""
     model = NlvrModel(NlvrConfig(**TINY))
     model.load_state_dict(tiny_state)
-    return trace_model(model.eval())
+    return trace_part(parts_of(model.eval())["model"])
 
 
 @contextmanager
@@ -214,7 +216,7 @@ def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
         for module in (export.pipeline, export.validate):
-            patch.setattr(module, "trace_model", lambda model: program)
+            patch.setattr(module, "trace_part", lambda part: program)
         yield patch
 
 
@@ -243,19 +245,30 @@ def exported(tiny_artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
     return folder / "out.onnx", folder / "tiny.pt"
 
 
+class TaskArtifacts(dict[str, Path]):
+    """By task (all but nlvr) a folder with tiny.pt, vocab.txt and what was exported from it, once it is asked for."""
+
+    def __init__(self, factory: pytest.TempPathFactory) -> None:
+        super().__init__()
+        self._factory = factory
+
+    def __missing__(self, task: str) -> Path:
+        folder = self._factory.mktemp(task)
+        write_vocabulary(folder / "vocab.txt")
+        checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
+            patch.setattr(madtp.samples, "MIN_SAMPLES", 2)  # tracing takes long enough
+            patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
+            assert cli.main() == 0
+        self[task] = folder
+        return folder
+
+
 @pytest.fixture(scope="session")
-def task_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """By task (all but nlvr) a folder with tiny.pt, vocab.txt and what was exported from it; not to be changed."""
-    folders = {task: tmp_path_factory.mktemp(task) for task in TASK_SIZES}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
-        for task, folder in folders.items():
-            write_vocabulary(folder / "vocab.txt")
-            checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
-            arguments = ["--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")]
-            patch.setattr(sys, "argv", ["export", *arguments])
-            assert cli.main() == 0, task
-    return folders
+def task_artifacts(tmp_path_factory: pytest.TempPathFactory) -> TaskArtifacts:
+    """Artifacts of the other tasks; not to be changed."""
+    return TaskArtifacts(tmp_path_factory)
 
 
 def write_task_checkpoint(task: str, path: Path, seed: int = 0) -> Path:
