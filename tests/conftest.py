@@ -20,6 +20,7 @@ from PIL import Image
 import export.check
 import export.pipeline
 import export.validate
+import madtp.samples
 from export import cli
 from export.trace import trace_part
 from madtp import NlvrConfig, NlvrModel
@@ -245,29 +246,41 @@ def exported(tiny_artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
     return folder / "out.onnx", folder / "tiny.pt"
 
 
-@pytest.fixture(scope="session")
-def task_artifacts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> dict[str, Path]:
-    """By task (all but nlvr) a folder with tiny.pt, vocab.txt and what was exported from it; not to be changed."""
-    # Tracing takes most of a minute in all: workers share the artifacts, and begin at opposite ends.
-    base = tmp_path_factory.getbasetemp()
-    root = base if worker_id == "master" else base.parent
-    tasks = sorted(TASK_SIZES, reverse=worker_id == "gw1")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
-        for task in tasks:
-            folder = root / f"artifact-{task}"
-            with FileLock(f"{folder}.lock"):
-                if not (folder / "out.json").is_file():
-                    _export_task(task, folder, patch)
-    return {task: root / f"artifact-{task}" for task in TASK_SIZES}
+class TaskArtifacts(dict[str, Path]):
+    """By task (all but nlvr) a folder with tiny.pt, vocab.txt and what was exported from it, once it is asked for.
+
+    Tracing takes most of a minute in all, so the workers of a test run share the folders.
+    """
+
+    def __init__(self, root: Path) -> None:
+        super().__init__()
+        self._root = root
+
+    def __missing__(self, task: str) -> Path:
+        folder = self._root / f"artifact-{task}"
+        with FileLock(f"{folder}.lock"):
+            if not (folder / "out.json").is_file():
+                _export_task(task, folder)
+        self[task] = folder
+        return folder
 
 
-def _export_task(task: str, folder: Path, patch: pytest.MonkeyPatch) -> None:
+def _export_task(task: str, folder: Path) -> None:
     folder.mkdir()
     write_vocabulary(folder / "vocab.txt")
     checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
-    patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
-    assert cli.main() == 0, task
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
+        patch.setattr(madtp.samples, "MIN_SAMPLES", 2)  # tracing takes long enough
+        patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
+        assert cli.main() == 0
+
+
+@pytest.fixture(scope="session")
+def task_artifacts(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> TaskArtifacts:
+    """Artifacts of the other tasks; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    return TaskArtifacts(base if worker_id == "master" else base.parent)
 
 
 def write_task_checkpoint(task: str, path: Path, seed: int = 0) -> Path:

@@ -5,7 +5,8 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from madtp.preprocess import image_tensor
 from madtp.ranking import rank
 from madtp.retrieval import RetrievalModel
 from madtp.tokenize import text_processor
-from tests.conftest import TAU, TaskArtifacts, write_vocabulary
+from tests.conftest import TAU, Ran, TaskArtifacts, write_vocabulary
 
 RNG = np.random.default_rng(3)
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(10)]
@@ -156,6 +157,50 @@ def test_clip_is_the_torch_models_similarity(sessions: dict[str, Session], task_
     assert torch.equal(ranking.score_t2i, ranking.sim.mT)
     assert ranking.tokens["vision"].tolist() == expected.vision_token_counts.tolist()
     assert ranking.tokens["text"].tolist() == expected.text_token_counts.tolist()
+
+
+@pytest.mark.parametrize(
+    ("task", "given", "shown"),
+    [
+        ("vqa", ("--text", "a digit", "--text", "one"), ["a digit: ", "(generated)", "one: ", "tokens vision"]),
+        ("vqa", ("--text", "one", "--candidates", "answers.txt", "--top", 1), ["(ranked)", "tokens vision"]),
+        ("caption", ("--beams", 1, "--prompt", "the "), ["tokens vision"]),
+        ("retrieval", ("--text", "a [digit]", "--text", "one", "--k-test", 1), ["a [digit]", "x.png", " - "]),
+        ("clip", ("--text", "a [digit]", "--text", "one", "--top", 1), ["a [digit]", "x.png", "images of each text"]),
+    ],
+)
+def test_the_command_prints_what_the_session_returns(
+    task: str,
+    given: tuple[object, ...],
+    shown: list[str],
+    task_artifacts: TaskArtifacts,
+    sessions: dict[str, Session],
+    run_cli: Callable[..., Ran],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    IMAGES[0].save("x.png")
+    Path("answers.txt").write_text("left\nright\n\n")
+    arguments = ("run", task_artifacts[task] / "out.json", "--image", "x.png", *given)
+    ran = run_cli(*arguments)
+    assert ran.status == 0, ran
+    assert all(part in ran.out for part in shown), ran.out
+    printed = json.loads(run_cli(*arguments, "--json").out)
+    texts = [str(value) for option, value in pairwise(given) if option == "--text"]
+    if task in ("retrieval", "clip"):
+        ranking = sessions[task].rank(IMAGES[:1], texts, k_test=1 if task == "retrieval" else None)
+        assert printed["ranking"]["score_i2t"] == ranking.score_i2t.tolist()
+        assert printed["ranking"]["tokens"] == {name: counts.tolist() for name, counts in ranking.tokens.items()}
+        assert len(printed["ranking"]["texts_of_images"][0]) == 1  # of two
+    elif task == "vqa":
+        candidates = ["left", "right"] if "--candidates" in given else None
+        products = sessions["vqa"].answer(IMAGES[:1] * len(texts), texts, candidates=candidates)
+        assert [entry["ids"] for entry in printed["products"]] == [product.ids for product in products]
+        assert [len(entry["top"]) for entry in printed["products"]] == [1 if candidates else 0] * len(texts)
+    else:
+        (product,) = sessions["caption"].caption(IMAGES[:1], beams=1, prompt="the ")
+        assert printed["products"][0] == json.loads(json.dumps(product.__dict__))
 
 
 def test_more_requests_than_a_batch_are_cut(sessions: dict[str, Session]) -> None:
