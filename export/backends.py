@@ -8,7 +8,9 @@ import pynvml
 
 from export.errors import BackendError
 
-RTX_CAPABILITIES = {(7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}  # GPUs that TensorRT for RTX 1.x runs on
+# GPUs that a plan of TensorRT for RTX runs on. It knows 7.5 too, but only plans that were built for nothing else:
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
+RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
 
 
 @dataclass(frozen=True)
