@@ -188,7 +188,7 @@ def test_tolerances_tell_precisions_apart(precision: str, passes: bool, model: M
 # Bisecting.
 
 
-def node_of(graph: onnx.GraphProto, op: str, index: int = 0) -> onnx.NodeProto:
+def node_of(graph: onnx.GraphProto | onnx.FunctionProto, op: str, index: int = 0) -> onnx.NodeProto:
     return [node for node in graph.node if node.op_type == op][index]
 
 
@@ -278,6 +278,17 @@ def test_bisecting_names_exactly_the_node_that_was_changed(
     assert (culprit.node, culprit.op) == (node.name, node.op_type)
     assert culprit.why
     assert culprit.nodes == (2 if mutate is insert_node else 1)
+
+
+def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model, reference: OnnxFile) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(reference.model)
+    (body,) = (function for function in changed.functions if function.name == "AlignedAttention")
+    node_of(body, "Softmax").op_type = "LogSoftmax"
+    culprit = bisect(model, reference, OnnxFile(changed, reference.folder))
+    assert culprit is not None
+    assert culprit.node == node_of(changed.graph, "AlignedAttention").name
+    assert culprit.why == ["its function body is another"]
 
 
 def test_bisecting_an_artifact_that_is_right_names_nothing(model: Model, reference: OnnxFile) -> None:
