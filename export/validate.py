@@ -2,73 +2,179 @@
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 import madtp
 from export.artifact import open_parts, runtime
-from export.check import Validation, validate_runners
-from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos
+from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
 from export.options import check_suffix
 from export.pipeline import Progress, check_samples
-from export.profile import batch_and_text
+from export.profile import batch_and_text, text_range
 from export.runner import CheckedRunner, OnnxRunner
-from export.synthetic import synthetic_samples
 from export.trace import save_onnx, trace_part
+from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
+from export.validation.contestants import RuntimeContestant, TorchContestant
+from export.validation.data import DataOptions, choose_samples
+from export.validation.graph import OnnxFile
+from export.validation.invariance import measure_dependence
+from export.validation.pairs import Comparison, compare_samples
+from export.validation.tolerances import Bounds, tolerance_of
+from export.validation.verdict import Verdict, update_manifest
+from madtp.config import ClipConfig
 from madtp.files import write_errors
-from madtp.parts import Part, parts_of
-from madtp.samples import load_samples
+from madtp.parts import Part
 from madtp.tasks import Runner
 
+STAGES = 5
 
-def validate_artifact(
-    artifact: Path, checkpoint: Path, config: Path | None, samples: Path | None, synthetic: bool, progress: Progress
-) -> Validation:
-    """Compare an artifact with torch, on the samples of a folder, the demo's, or generated ones.
 
-    A plan that no GPU of this machine can execute is not run; the ONNX traced from the checkpoint is compared instead
-    and `Validation.validated` says so.
+@dataclass(frozen=True)
+class ValidateOptions:
+    """One validation.
+
+    Attributes:
+        engine: what --engine of the export named.
+        checkpoint: that it was made from.
+        config: JSON of sizes that win over the checkpoint's.
+        data: what to compare on.
+        tolerances: output -> largest |error|, in place of the rule's.
+        repro: folder for the node at fault and its inputs.
+    """
+
+    engine: Path
+    checkpoint: Path
+    config: Path | None = None
+    data: DataOptions = field(default_factory=DataOptions)
+    tolerances: Mapping[str, float] = field(default_factory=dict)
+    repro: Path | None = None
+
+
+def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Verdict, str]:
+    """Compare torch, ONNX and (where a GPU can run it) the plan, and put the verdict into the manifest.
+
+    Returns:
+        The verdict, and why the manifest was not updated (empty where it was).
 
     Raises:
         ManifestError: artifact, manifest and checkpoint do not belong together.
-        MadtpError: unusable checkpoint, configuration or samples.
+        MadtpError: unusable checkpoint, configuration, samples or options.
     """
-    check_suffix(artifact)
-    progress.stage("reading manifest and checkpoint")
+    artifact = options.engine
+    suffix = check_suffix(artifact)
+    progress.stage("reading manifest, checkpoint and samples")
     manifest = read_manifest(manifest_path(artifact))
-    check_artifact(manifest, artifact, checkpoint)
-    model = madtp.load(checkpoint, config)
-    parts = parts_of(model)
+    check_artifact(manifest, artifact, options.checkpoint)
+    bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
+    model = madtp.load(options.checkpoint, options.config)
+    config = model.config
     batch, text = batch_and_text(manifest["parts"])
-    if synthetic:
-        sample_set = synthetic_samples(model.config, batch, text)
-    else:
-        sample_set = load_samples(samples, checkpoint, model.config)
-    check_samples(sample_set, model.config, batch, text)
+    if isinstance(config, ClipConfig):
+        text = text_range(config, None)  # its texts are filled up to one length, whatever theirs is
+    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
+    beside = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
+    chosen = choose_samples(options.data, options.checkpoint, beside, config, batch, text)
+    check_samples(chosen.samples, config, batch, text)
     backend = runtime(manifest)
+    reference = TorchContestant("torch", model, bounds.tolerance.dtype)
+    yardstick = TorchContestant("torch in float64", model, torch.float64)
     with tempfile.TemporaryDirectory() as scratch:
-        if backend.can_run:
-            runners = open_parts(manifest, artifact.parent, backend)
+        if suffix == ".plan":
+            progress.stage("tracing the checkpoint to ONNX")
+            files = _trace(reference.parts, Path(scratch), progress)
+            runners = _open(manifest, files)
         else:
-            progress.stage("tracing: no GPU here can run the plan")
-            runners = _traced_parts(parts, manifest, Path(scratch), progress)
-        progress.stage("checking answers, tokens and latency")
-        result = validate_runners(
-            model.config, parts, runners, sample_set, manifest["temperature"], batch, progress.detail
+            progress.stage("opening the artifact")
+            files = {part["name"]: artifact.parent / part["artifact"] for part in manifest["parts"]}
+            runners = open_parts(manifest, artifact.parent, backend)
+        others = [RuntimeContestant("onnx", config, reference.parts, runners, files)]
+        if suffix == ".plan" and backend.can_run:
+            plan = open_parts(manifest, artifact.parent, backend)
+            others.append(RuntimeContestant("plan", config, reference.parts, plan))
+        comparison = Comparison(reference, yardstick, others, bounds)
+        progress.stage("checking answers and tokens")
+        temperatures = sorted({manifest["temperature"], 0.0}, reverse=True)
+        counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
+        progress.stage("checking batch mates")
+        dependences = measure_dependence(
+            comparison, config, chosen.samples, temperatures[0], batch, text, progress.detail
         )
-    result.validated = "artifact" if backend.can_run else "onnx"
-    return result
+        verdict = Verdict(
+            artifact=artifact.name,
+            task=config.task,
+            precision=manifest["precision"],
+            layout=manifest["layout"],
+            samples=chosen.to_json(),
+            bounds=bounds,
+            results=list(comparison.results.values()),
+            token_counts=counts,
+            dependences=dependences,
+            runs_plan=backend.can_run if suffix == ".plan" else None,
+        )
+        if not verdict.passed:
+            progress.stage("looking for the node at fault")
+            _bisect(verdict, options, manifest, reference, files, Path(scratch), progress)
+    return verdict, update_manifest(verdict, artifact, manifest)
 
 
-def _traced_parts(
-    parts: Mapping[str, Part], manifest: Mapping[str, Any], scratch: Path, progress: Progress
-) -> dict[str, Runner]:
-    """The parts, traced anew, in ONNX Runtime."""
-    runners: dict[str, Runner] = {}
-    for entry in manifest["parts"]:
-        progress.detail(entry["name"])
-        source = scratch / f"{entry['name']}.onnx"
-        with write_errors(source):
-            save_onnx(trace_part(parts[entry["name"]]), source, external_data=True)
-        runners[entry["name"]] = CheckedRunner(OnnxRunner(source), tensor_infos(entry["inputs"]), entry["profile"])
-    return runners
+def _trace(parts: Mapping[str, Part], folder: Path, progress: Progress) -> dict[str, Path]:
+    """Every part, traced anew, as an ONNX file in `folder`."""
+    files = {}
+    for name, part in parts.items():
+        progress.detail(name)
+        files[name] = folder / f"{name}.onnx"
+        with write_errors(files[name]):
+            save_onnx(trace_part(part), files[name], external_data=True)
+    return files
+
+
+def _open(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
+    """ONNX files in ONNX Runtime, held to the profile of the artifact."""
+    return {
+        entry["name"]: CheckedRunner(OnnxRunner(files[entry["name"]]), tensor_infos(entry["inputs"]), entry["profile"])
+        for entry in manifest["parts"]
+    }
+
+
+def _bisect(
+    verdict: Verdict,
+    options: ValidateOptions,
+    manifest: Mapping[str, Any],
+    reference: TorchContestant,
+    files: Mapping[str, Path],
+    scratch: Path,
+    progress: Progress,
+) -> None:
+    """Name the node at fault in the verdict, as far as that can be told."""
+    failures = [failure for result in verdict.results for failure in result.failures if result.pair == "torch/onnx"]
+    if options.engine.suffix == ".plan":
+        verdict.bisected = (
+            "the ONNX traced from the checkpoint differs from torch: a defect of the export, please report it"
+            if failures
+            else "the ONNX agrees with torch, so the fault is in the plan, into which bisecting does not look"
+        )
+        return
+    if not failures:
+        return
+    failure, tolerance = failures[0], verdict.bounds.tolerance.node
+    references = {part: OnnxFile.read(path) for part, path in _trace(reference.parts, scratch, progress).items()}
+    artifacts = {part: OnnxFile.read(path) for part, path in files.items()}
+    calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
+    culprit = find_culprit(calls, references, artifacts, tolerance, progress.detail)
+    verdict.culprit = culprit
+    verdict.bisected = str(culprit or "no single node differs from the checkpoint's given identical inputs")
+    versions = {name: (manifest["tools"].get(name), here) for name, here in tool_versions().items()}
+    others = [f"{name} {made}, not {here}" for name, (made, here) in versions.items() if made != here]
+    if culprit is not None and others:
+        verdict.bisected += f" (the artifact was made with {', '.join(others)}: nodes may have other names)"
+    if culprit is not None:
+        verdict.repro = _repro(culprit, options, tolerance)
+
+
+def _repro(culprit: Culprit, options: ValidateOptions, tolerance: float) -> str:
+    if options.repro is None:
+        return "with --repro DIR the node and its inputs are saved, and a command that shows the difference is printed"
+    return save_repro(culprit, options.repro, tolerance)

@@ -23,6 +23,8 @@ class CompactRecord:
         pruned: whether tokens were dropped.
         tokens_out: tokens after the layer, class token included.
         source_ids: [B, tokens_out] int32.
+        entering_ids: [B, 1 + N] int32, source ids before the step.
+        min_keep: least K that prunes.
     """
 
     layer: int
@@ -33,6 +35,8 @@ class CompactRecord:
     pruned: bool
     tokens_out: int
     source_ids: Tensor
+    entering_ids: Tensor
+    min_keep: int
 
     @property
     def margin(self) -> float:
@@ -76,7 +80,7 @@ class PruningRecorder(TorchDispatchMode):
 
 
 def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:
-    tokens, _, _, column_score, class_score, alignment, temperature, _, layer = args
+    tokens, _, entering_ids, column_score, class_score, alignment, temperature, min_keep, layer = args
     importance = token_importance(column_score, class_score, alignment)
     threshold = importance.new_full((tokens.shape[0],), -torch.inf)
     counts = torch.full((tokens.shape[0],), importance.shape[1])
@@ -93,4 +97,6 @@ def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:
         pruned=tokens_out != tokens.shape[1],
         tokens_out=tokens_out,
         source_ids=output[2],
+        entering_ids=entering_ids,
+        min_keep=int(min_keep),
     )

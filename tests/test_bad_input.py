@@ -137,9 +137,9 @@ USAGE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("options go after the command",),
     ),
     "validate without checkpoint": (("validate", "--engine", "x.onnx"), ("Missing option '--ckpt'",)),
-    "validate on a data set": (
-        ("validate", "--engine", "x.onnx", "--ckpt", "x.pt", "--data", "x"),
-        ("--data is not available", "--samples DIR"),
+    "validate on a folder and a data set": (
+        ("validate", "--engine", "x.onnx", "--ckpt", "x.pt", "--samples", "x", "--data", "x"),
+        ("--samples and --data exclude each other",),
     ),
     "validate on both": (
         ("validate", "--engine", "x.onnx", "--ckpt", "x.pt", "--samples", "x", "--synthetic"),

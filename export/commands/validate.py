@@ -1,11 +1,11 @@
 """`python -m export validate`: hold an artifact to its checkpoint."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
 from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
-from export.errors import OptionError
 
 
 @click.command()
@@ -13,33 +13,41 @@ from export.errors import OptionError
 @click.option("--ckpt", type=PATH, required=True, help="The checkpoint that it was made from.")
 @click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to compare on; the demo's.")
-@click.option("--data", type=PATH, metavar="DIR", help="A data set; not read by this version.")
+@click.option("--data", type=PATH, metavar="DIR", help="Compare on a data set with its annotation file.")
+@click.option("--split", help="Of the data set; test where it is there, else val.")
 @click.option("--synthetic", is_flag=True, help="Compare on random pixels and ids instead of real data.")
+@click.option("--limit", type=int, default=32, show_default=True, help="Most samples, evenly spread.")
+@click.option("--tolerance", multiple=True, metavar="OUTPUT=VALUE", help="Largest |error| of an output. Repeatable.")
+@click.option("--junit", type=PATH, metavar="FILE", help="Write the checks as JUnit XML.")
+@click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the whole verdict as JSON.")
+@click.option("--repro", type=PATH, metavar="DIR", help="On failure, save the node at fault and its inputs.")
 @click.pass_context
-def command(
-    context: click.Context,
-    engine: Path,
-    ckpt: Path,
-    config: Path | None,
-    samples: Path | None,
-    data: Path | None,
-    synthetic: bool,
-) -> None:
-    """Hold an artifact to its checkpoint: answers, tokens, latency. Exit 1 where they differ."""
-    from export.report import ConsoleProgress, validation_table
-    from export.validate import validate_artifact
+def command(context: click.Context, /, **given: Any) -> None:
+    """Hold an artifact to its checkpoint: outputs, answers, kept tokens. Exit 1 where they differ."""
+    from export.report import ConsoleProgress
+    from export.validate import STAGES, ValidateOptions, validate_artifact
+    from export.validation.data import DataOptions
+    from export.validation.table import verdict_lines, verdict_table
+    from export.validation.tolerances import parse_tolerances
+    from export.validation.verdict import write_json, write_junit
+    from madtp.files import check_writable
 
     raise_interrupts()
-    if data is not None:
-        raise OptionError("--data is not available", "This version reads no data sets.", "Use --samples DIR.")
-    if samples is not None and synthetic:
-        raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
-    with ConsoleProgress(errors_console(), stages=3) as progress:
-        result = validate_artifact(engine, ckpt, config, samples, synthetic, progress)
+    data = DataOptions(given["samples"], given["data"], given["synthetic"], given["split"], given["limit"])
+    tolerances = parse_tolerances(given["tolerance"])
+    options = ValidateOptions(given["engine"], given["ckpt"], given["config"], data, tolerances, given["repro"])
+    reports: list[tuple[Path | None, Any]] = [(given["json_file"], write_json), (given["junit"], write_junit)]
+    for path, _ in reports:
+        if path is not None:
+            check_writable(path)
+    with ConsoleProgress(errors_console(), stages=STAGES) as progress:
+        verdict, unwritten = validate_artifact(options, progress)
+    for path, write in reports:
+        if path is not None:
+            write(verdict, path)
     output = output_console()
-    output.print(validation_table(result, f"{engine} against {ckpt}"))
-    for failure in (failure for parity in result.parity for failure in parity.failures):
-        output.print(failure)
-    if result.validated == "onnx":
-        output.print("the plan was not run: no GPU here can execute it; ONNX traced from the checkpoint was compared")
-    context.exit(0 if result.passed else FAILED)
+    output.print(verdict_table(verdict, f"{options.engine} against {options.checkpoint}"))
+    for line in (*verdict_lines(verdict), unwritten):
+        if line:
+            output.print(line, soft_wrap=True)
+    context.exit(0 if verdict.passed else FAILED)

@@ -1,0 +1,1 @@
+"""Proof of parity: what `python -m export validate` compares, and how it judges (docs/validation.md)."""

@@ -1,0 +1,215 @@
+"""Which node is it? Every node of the artifact's graph on its own, given the inputs that the reference has there.
+
+Works on ONNX files; into a plan there is no looking without a GPU's debug tensors. A node is run only where it, its
+weights or its function body are unlike the reference's: what is the same gives the same in the same runtime.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+
+from export.runner import feed
+from export.validation.contestants import Inputs
+from export.validation.graph import Arrays, OnnxFile, cut, producers, run_graph, with_outputs
+from madtp.files import write_errors
+from madtp.samples import Config
+from madtp.tasks import Outputs, Runner, Runners, run_request
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a part."""
+
+    part: str
+    inputs: Inputs
+    temperature: float
+
+
+@dataclass(frozen=True)
+class Culprit:
+    """The first node whose output leaves tolerance though its inputs are the reference's.
+
+    Attributes:
+        part, node, op: whose, its name and op type; `output`: the value that differs.
+        difference: largest, relative to the output's largest |value|; infinite for another shape or other whole
+            numbers, NaN where a value is.
+        why: what is unlike the reference's node, in words; empty where nothing visible is.
+        nodes: that were cut out together; 1 unless the graph around it has other value names than the reference.
+    """
+
+    part: str
+    node: str
+    op: str
+    output: str
+    difference: float
+    why: list[str]
+    nodes: int
+    piece: OnnxFile = field(repr=False, compare=False)
+    inputs: Arrays = field(repr=False, compare=False)
+    expected: Arrays = field(repr=False, compare=False)
+
+    def __str__(self) -> str:
+        why = f": {'; '.join(self.why)}" if self.why else ""
+        return (
+            f"first node that differs given identical inputs: {self.op} '{self.node}' of part {self.part}, output "
+            f"'{self.output}' by {self.difference:.1e} (relative){why}"
+        )
+
+
+class NotedRunner:
+    """A runner that keeps the calls of its part: the first and the latest."""
+
+    def __init__(self, part: str, runner: Runner) -> None:
+        self._part, self._runner = part, runner
+        self.calls: list[Call] = []
+
+    def run(self, inputs: Inputs, temperature: float) -> Outputs:
+        self.calls = [*self.calls[:1], Call(self._part, inputs, temperature)]
+        return self._runner.run(inputs, temperature)
+
+
+def calls_of(config: Config, runners: Runners, inputs: Inputs, temperature: float) -> list[Call]:
+    """The calls of all parts that a batch of requests comes to, of each part the first and the last."""
+    noted = {name: NotedRunner(name, runner) for name, runner in runners.items()}
+    run_request(config, noted, inputs, temperature)
+    return [call for runner in noted.values() for call in runner.calls]
+
+
+def find_culprit(
+    calls: list[Call],
+    references: Mapping[str, OnnxFile],
+    artifacts: Mapping[str, OnnxFile],
+    tolerance: float,
+    on_detail: Callable[[str], None],
+) -> Culprit | None:
+    """The first node, in the order of the artifact's graphs, that differs given identical inputs.
+
+    Args:
+        calls: of parts in torch, in the order in which the parts run.
+        references: ONNX traced from the checkpoint, by part.
+        artifacts: by part.
+        tolerance: relative to an output's largest |value|.
+        on_detail: told what is being done.
+
+    Returns:
+        None where every node does what the reference's does: then no single node is at fault.
+    """
+    for call in calls:
+        on_detail(f"bisecting {call.part}")
+        for culprit in _culprits(call, references[call.part], artifacts[call.part], tolerance):
+            return culprit
+    return None
+
+
+def _culprits(call: Call, reference: OnnxFile, artifact: OnnxFile, tolerance: float) -> Iterator[Culprit]:
+    names = {value.name for value in reference.model.graph.input}
+    known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, names)
+    values = list(producers(reference))
+    known |= run_graph(with_outputs(reference, values), known, values)
+    originals = producers(reference)
+    for node in artifact.model.graph.node:
+        outputs = [name for name in node.output if name in originals]
+        if not outputs:
+            continue  # a node of its own; what it feeds is cut out together with it
+        why = differences(artifact, node, reference, originals[outputs[0]])
+        piece = cut(artifact, node, known)
+        if not why and len(piece.model.graph.node) == 1:
+            continue  # the same node with the same weights, in the same runtime: nothing to run
+        inputs = {value.name: known[value.name] for value in piece.model.graph.input}
+        expected = {name: known[name] for name in outputs}
+        count = len(piece.model.graph.node)
+        try:
+            actual = run_graph(piece, inputs, outputs)
+        except Exception as error:  # ONNX Runtime has no common type for a graph that it refuses
+            why.append(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}")
+            yield Culprit(call.part, node.name, node.op_type, outputs[0], np.inf, why, count, piece, inputs, expected)
+            continue
+        for name in outputs:
+            worst = relative_difference(expected[name], actual[name])
+            if not worst <= tolerance:
+                yield Culprit(call.part, node.name, node.op_type, name, worst, why, count, piece, inputs, expected)
+                break
+
+
+def relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
+    """Largest |difference| over the largest finite |value|; 0 where both are the same infinity or NaN."""
+    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+        return np.inf
+    if not np.issubdtype(expected.dtype, np.floating):
+        return 0.0 if np.array_equal(expected, actual) else np.inf
+    left, right = expected.astype(np.float64), actual.astype(np.float64)
+    same = (left == right) | (np.isnan(left) & np.isnan(right))
+    with np.errstate(invalid="ignore"):
+        difference = np.where(same, 0.0, np.abs(left - right))
+    finite = np.abs(left[np.isfinite(left)])
+    return float(difference.max(initial=0.0) / max(finite.max(initial=0.0), 1e-30))
+
+
+def differences(file: OnnxFile, node: onnx.NodeProto, reference: OnnxFile, original: onnx.NodeProto) -> list[str]:
+    """What is unlike between two nodes that make the same value, in words."""
+    found = []
+    if (node.domain, node.op_type) != (original.domain, original.op_type):
+        found.append(f"it is a {node.op_type}, the checkpoint gives a {original.op_type}")
+    if list(node.input) != list(original.input):
+        found.append(f"its inputs are {', '.join(node.input)}, not {', '.join(original.input)}")
+    ours = {attribute.name: attribute for attribute in node.attribute}
+    theirs = {attribute.name: attribute for attribute in original.attribute}
+    for name in sorted(ours.keys() | theirs.keys()):
+        if ours.get(name) != theirs.get(name):
+            found.append(f"attribute {name} is {_shown(ours.get(name))}, not {_shown(theirs.get(name))}")
+    bodies = [
+        [body for body in holder.model.functions if (body.domain, body.name) == (node.domain, node.op_type)]
+        for holder in (file, reference)
+    ]
+    if bodies[0] != bodies[1]:
+        found.append("its function body is another")
+    if list(file.model.opset_import) != list(reference.model.opset_import):
+        found.append("the graph is of another opset")
+    weights = {tensor.name: tensor for tensor in file.model.graph.initializer}
+    originals = {tensor.name: tensor for tensor in reference.model.graph.initializer}
+    for name in node.input:
+        if name in weights and name in originals:
+            left, right = (
+                onnx.numpy_helper.to_array(holder.weight(tensor))
+                for holder, tensor in ((file, weights[name]), (reference, originals[name]))
+            )
+            if left.shape != right.shape or not np.array_equal(left, right, equal_nan=left.dtype.kind == "f"):
+                found.append(f"weight '{name}' differs by {relative_difference(right, left):.1e} (relative)")
+    return found
+
+
+def _shown(attribute: onnx.AttributeProto | None) -> str:
+    if attribute is None:
+        return "absent"
+    value = onnx.helper.get_attribute_value(attribute)
+    return "a tensor" if isinstance(value, onnx.TensorProto) else str(value)
+
+
+def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
+    """Save the node with its inputs and expected outputs; returns the command that shows the difference.
+
+    Writes node.onnx, inputs.json and expected.json as Polygraphy reads them.
+
+    Raises:
+        OutputError: the folder cannot be written.
+    """
+    from polygraphy.comparator import IterationResult, RunResults
+    from polygraphy.json import save_json
+
+    results = RunResults()
+    results.append(("torch's ONNX", [IterationResult(dict(culprit.expected), runner_name="torch's ONNX")]))
+    scale = max((float(np.abs(value).max(initial=0)) for value in culprit.expected.values()), default=1.0)
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        onnx.save(culprit.piece.model, str(folder / "node.onnx"))
+        save_json([culprit.inputs], str(folder / "inputs.json"))
+        results.save(str(folder / "expected.json"))
+    return (
+        f"polygraphy run {folder / 'node.onnx'} --onnxrt --load-inputs {folder / 'inputs.json'} "
+        f"--load-outputs {folder / 'expected.json'} --rtol 0 --atol {tolerance * scale:.1e}"
+    )

@@ -1,0 +1,144 @@
+"""What is compared: the torch model and the runtimes of its artifact, behind one call that also tells what was kept."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from export.parity import encoder_layers
+from export.validation.graph import WatchedRunner
+from madtp.checkpoint import Model
+from madtp.parts import Part, parts_of
+from madtp.recorder import CompactRecord, PruningRecorder
+from madtp.samples import Config
+from madtp.tasks import Outputs, Runners, TorchRunner, count_tokens, run_request, token_counts
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """What one pruned layer did.
+
+    Attributes:
+        encoder, index: which one.
+        tokens: after it, class token included.
+        source_ids: [sequences, tokens] int32; None where they cannot be seen, or at temperature zero.
+        record: scores and threshold; torch alone has them.
+    """
+
+    encoder: str
+    index: int
+    tokens: int
+    source_ids: Tensor | None = None
+    record: CompactRecord | None = None
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a batch of requests came to: outputs by name, and every layer in the order in which they run."""
+
+    outputs: Outputs
+    layers: list[Layer]
+
+
+class Contestant(Protocol):
+    """Torch, ONNX Runtime or TensorRT with all parts of a model."""
+
+    name: str
+
+    def answer(self, inputs: Inputs, temperature: float) -> Answer:
+        """Run a batch of requests (`madtp.samples.collate`)."""
+        ...
+
+
+class CastRunner(TorchRunner):
+    """A part in torch whose floating-point inputs are turned into the type of its weights."""
+
+    def __init__(self, part: Part, dtype: torch.dtype) -> None:
+        super().__init__(part)
+        self._dtype = dtype
+
+    def run(self, inputs: Inputs, temperature: float) -> Outputs:
+        cast = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        return super().run(cast, temperature)
+
+
+class TorchContestant:
+    """The model in torch, in one floating-point type; a temperature of zero runs it dense.
+
+    Args:
+        name: "torch", or another for a yardstick.
+        model: stays as it is; other types than its own are a copy's.
+        dtype: of weights and images.
+    """
+
+    def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:
+        self.name = name
+        self.config: Config = model.config
+        held = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
+        self.parts = parts_of(held)
+        self._layers = encoder_layers(self.parts)
+        self.runners = {part: CastRunner(self.parts[part], dtype) for part in self.parts}
+
+    def answer(self, inputs: Inputs, temperature: float) -> Answer:
+        with PruningRecorder() as recorder:
+            outputs = run_request(self.config, self.runners, inputs, temperature)
+        if not recorder.records:
+            return Answer(outputs, counted_layers(self._layers, outputs))
+        layers = [
+            Layer(encoder, index, record.tokens_out, record.source_ids, record)
+            for (encoder, index), record in zip(self._layers, recorder.records, strict=True)
+        ]
+        return Answer(outputs, layers)
+
+
+class RuntimeContestant:
+    """The artifact, or ONNX traced from its checkpoint.
+
+    Args:
+        name: "onnx" or "plan".
+        config: of the model.
+        parts: of the model.
+        runners: of the parts, as they are shipped.
+        files: ONNX file of each part, in which kept tokens are looked up; None for plans, which show none.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        parts: Mapping[str, Part],
+        runners: Runners,
+        files: Mapping[str, Path] | None = None,
+    ) -> None:
+        self.name = name
+        self._config, self._runners = config, runners
+        self._layers = encoder_layers(parts)
+        self._pruning = [name for name, part in parts.items() if part.encoders]
+        self._watched = {part: WatchedRunner(path) for part, path in (files or {}).items() if part in self._pruning}
+
+    def answer(self, inputs: Inputs, temperature: float) -> Answer:
+        outputs = run_request(self._config, self._runners, inputs, temperature)
+        layers = counted_layers(self._layers, outputs)
+        if not self._watched or temperature <= 0:
+            return Answer(outputs, layers)
+        # The shipped file gives the outputs, a copy with more outputs the ids: the copy could be optimised differently.
+        count_tokens(self._config, {**self._runners, **self._watched}, inputs, temperature)
+        ids = [value for part in self._pruning for value in self._watched[part].ids]
+        if any(layer.tokens != value.shape[1] for layer, value in zip(layers, ids, strict=True)):
+            return Answer(outputs, layers)  # at a threshold, the copy rounded the other way
+        return Answer(
+            outputs,
+            [Layer(layer.encoder, layer.index, layer.tokens, value) for layer, value in zip(layers, ids, strict=True)],
+        )
+
+
+def counted_layers(names: list[tuple[str, int]], outputs: Outputs) -> list[Layer]:
+    """The layers as far as the token counts tell; one K serves the whole batch, so row 0 stands for all."""
+    counts = [int(count) for encoder in token_counts(outputs).values() for count in encoder[0]]
+    return [Layer(encoder, index, count) for (encoder, index), count in zip(names, counts, strict=True)]

@@ -1,0 +1,274 @@
+"""`python -m export validate`, end to end: verdicts, reports, what it refuses."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from PIL import Image
+
+import export.backends
+from export.manifest import manifest_path, read_manifest
+from export.validation.contestants import RuntimeContestant
+from madtp.files import sha256
+from madtp.tasks import Outputs
+from tests.conftest import Ran, write_samples
+
+Run = Callable[..., Ran]
+FEW = ("--limit", 2)
+
+
+@pytest.fixture
+def validate(exported: tuple[Path, Path], run_cli: Run, quick: pytest.MonkeyPatch) -> Run:
+    """Validate the tiny artifact on a few samples."""
+    artifact, checkpoint = exported
+    return lambda *arguments: run_cli("validate", "--engine", artifact, "--ckpt", checkpoint, *arguments)
+
+
+def rehash(artifact: Path, change: Callable[[onnx.ModelProto], None]) -> None:
+    """Change the artifact and let the manifest say so, as a defective export would."""
+    model = onnx.load(str(artifact))
+    change(model)
+    onnx.save(model, str(artifact))
+    edit(artifact, lambda manifest: manifest["parts"][0].update(sha256=sha256(artifact)))
+
+
+def edit(artifact: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    path = manifest_path(artifact)
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def change_weight(model: onnx.ModelProto, name: str = "cls_head.2.bias", by: float = 0.01) -> None:
+    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+    values = onnx.numpy_helper.to_array(tensor) + np.float32(by)
+    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
+
+
+def test_a_verdict_goes_into_the_manifest_and_both_reports(
+    validate: Run, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    artifact, _ = exported
+    before = read_manifest(manifest_path(artifact))
+    ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
+    assert ran.status == 0, ran
+    assert "validation passed" in ran.out
+    assert "the words were only hashed to ids" in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert (verdict["passed"], verdict["status"]) == (True, "passed")
+    assert verdict["samples"] | {"origin": ""} == {"kind": "demo", "origin": "", "count": 2, "words": "hashed"}
+    assert [(pair["pair"], pair["temperature"]) for pair in verdict["pairs"]] == [("torch/onnx", 2), ("torch/onnx", 0)]
+    for pair in verdict["pairs"]:
+        (logits,) = pair["outputs"]
+        assert logits["error"] <= logits["allowed"] < 2e-4 * max(1, logits["worst"] * 1e9)
+        assert logits["decided"] == logits["decisions"] == pair["requests"]
+        assert pair["yardstick"] == pair["requests"]
+        assert logits["cosine"] > 0.999999
+    pruned, dense = verdict["pairs"]
+    assert {layer["jaccard_min"] for layer in pruned["selection"]["layers"]} == {1.0}
+    assert {layer["jaccard_min"] for layer in dense["selection"]["layers"]} == {None}
+    assert {encoder: np.shape(rows) for encoder, rows in verdict["token_counts"].items()} == {
+        "vision": (2, 1),
+        "text": (2, 2),
+    }
+    assert {(entry["contestant"], entry["mates"]) for entry in verdict["batch_mates"]} == {
+        (contestant, mates) for contestant in ("torch", "onnx") for mates in ("ordinary", "hostile")
+    }
+    assert any(entry["answers"] for entry in verdict["batch_mates"]), "hostile mates change answers, and it is said"
+    suites = ElementTree.parse(tmp_path / "v.xml").getroot()
+    assert [suite.get("failures") for suite in suites] == ["0", "0"]
+    after = read_manifest(manifest_path(artifact))
+    assert after["validation"].pop("verdict")["pairs"][0]["layers_equal"] == 3
+    assert after == before
+
+
+def test_a_changed_weight_fails_and_is_named(validate: Run, exported: tuple[Path, Path], tmp_path: Path) -> None:
+    artifact, _ = exported
+    rehash(artifact, change_weight)
+    ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml", "--repro", tmp_path / "repro")
+    assert ran.status == 1, ran
+    assert "logits differ by 1.00e-02" in ran.out
+    assert "weight 'cls_head.2.bias' differs" in ran.out
+    assert f"polygraphy run {tmp_path / 'repro' / 'node.onnx'}" in ran.out
+    assert (tmp_path / "repro" / "inputs.json").is_file()
+    assert "validation FAILED" in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["bisected"].startswith("first node that differs given identical inputs")
+    failures = [case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if len(case)]
+    assert len(failures) == 2  # both temperatures
+    assert "logits differ" in failures[0][0].get("message", "")
+    entry = read_manifest(manifest_path(artifact))["validation"]
+    assert entry["artifact"] == entry["verdict"]["status"] == "failed"
+    assert validate(*FEW, "--tolerance", "logits=0.02").status == 0
+    assert read_manifest(manifest_path(artifact))["validation"]["artifact"] == "passed"
+
+
+def test_other_kept_tokens_are_found(validate: Run, exported: tuple[Path, Path], tmp_path: Path) -> None:
+    """The token space that scores and threshold come from."""
+    artifact, _ = exported
+    graph = onnx.load(str(artifact)).graph
+    alignment = next(node for node in graph.node if node.op_type == "TokenCompact").input[5]
+    name = next(node for node in graph.node if alignment in node.output).input[1]
+
+    def shuffle(model: onnx.ModelProto) -> None:
+        (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        values = onnx.numpy_helper.to_array(tensor)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(np.ascontiguousarray(values[::-1]), name))
+
+    rehash(artifact, shuffle)
+    ran = validate("--json", tmp_path / "v.json")
+    assert ran.status == 1, ran
+    assert "differ first at" in ran.out
+    assert f"weight '{name}' differs" in ran.out
+    pruned, dense = json.loads((tmp_path / "v.json").read_text())["pairs"]
+    assert dense["passed"]
+    assert not pruned["passed"]
+    assert pruned["selection"]["differences"]
+    assert not all(token["explained"] for token in pruned["selection"]["listed"])
+    assert min(layer["jaccard_min"] for layer in pruned["selection"]["layers"]) < 1
+
+
+def test_an_artifact_that_gives_nan_fails(validate: Run, exported: tuple[Path, Path], tmp_path: Path) -> None:
+    artifact, _ = exported
+    rehash(artifact, lambda model: change_weight(model, by=float("nan")))
+    ran = validate(*FEW, "--json", tmp_path / "v.json")
+    assert ran.status == 1, ran
+    assert "logits differ by nan" in ran.out
+    assert json.loads((tmp_path / "v.json").read_text())["pairs"][0]["outputs"][0]["worst"] is None
+
+
+def test_an_artifact_that_depends_on_its_slot_fails(validate: Run, quick: pytest.MonkeyPatch) -> None:
+    """Torch's answer does not depend on the place in the batch; an artifact's that does is caught by its batch."""
+    run = RuntimeContestant.answer
+
+    def slotted(self: RuntimeContestant, inputs: Any, temperature: float) -> Any:
+        answer = run(self, inputs, temperature)
+        outputs: Outputs = dict(answer.outputs)
+        outputs["logits"] = outputs["logits"] + 0.01 * torch.arange(len(outputs["logits"]))[:, None]
+        return type(answer)(outputs, answer.layers)
+
+    quick.setattr(RuntimeContestant, "answer", slotted)
+    ran = validate("--limit", 1)
+    assert ran.status == 1, ran
+    assert "samples [0]" not in ran.out
+    assert "slot 1 among ordinary mates: logits differ by 3.00e-02" in ran.out
+    assert "no single node differs" in ran.out
+
+
+def test_a_single_sample_is_enough_and_none_is_not(validate: Run, tmp_path: Path) -> None:
+    folder = write_samples(tmp_path / "one", modes=("RGB",))
+    ran = validate("--samples", folder)
+    assert ran.status == 0, ran
+    assert "1 samples of" in ran.out
+    assert "hashed" not in ran.out
+    (folder / "samples.json").write_text("[]")
+    validate("--samples", folder).refused("lists 0 samples")
+
+
+@pytest.fixture
+def data_set(tmp_path: Path) -> Path:
+    """NLVR2 annotations of five sentences, their images, the tiny model's vocabulary."""
+    folder = write_samples(tmp_path / "nlvr2", modes=("RGB",) * 5)
+    entries = [
+        {
+            "sentence": entry["sentence"],
+            "images": entry["images"],
+            "label": entry["label"],
+        }
+        for entry in json.loads((folder / "samples.json").read_text())
+    ]
+    (folder / "nlvr_test.json").write_text(json.dumps(entries))
+    (folder / "samples.json").unlink()
+    return folder
+
+
+def test_a_data_set(validate: Run, data_set: Path, tmp_path: Path) -> None:
+    ran = validate("--data", data_set, "--limit", 3, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    samples = json.loads((tmp_path / "v.json").read_text())["samples"]
+    assert (samples["kind"], samples["count"], samples["words"]) == ("data set", 3, "read")
+    assert samples["origin"] == f"3 of 5 items of '{data_set / 'nlvr_test.json'}' (test)"
+    (data_set / "nlvr_test.json").write_text("[]")
+    validate("--data", data_set).refused("nlvr_test.json")
+
+
+def test_a_data_set_with_an_image_that_is_none(validate: Run, data_set: Path) -> None:
+    path = data_set / json.loads((data_set / "nlvr_test.json").read_text())[0]["images"][0]
+    path.write_bytes(b"no image")
+    validate("--data", data_set).refused("cannot read the image", path.name)
+    Image.new("RGB", (8, 8)).save(path)
+    assert validate("--data", data_set, "--limit", 1).status == 0
+
+
+REFUSED = {
+    "an unknown output": (("--tolerance", "logit=1"), ("names the output 'logit'", "The model's are logits")),
+    "no number": (("--tolerance", "logits=much"), ("--tolerance is 'logits=much'",)),
+    "no samples": (("--limit", 0), ("--limit is 0",)),
+    "a split of nothing": (("--split", "val"), ("--split is given without --data",)),
+    "two sources": (("--data", "x", "--synthetic"), ("--data and --synthetic exclude each other",)),
+    "no data set": (("--data", "missing"), ("there is no folder 'missing'",)),
+    "a report in no folder": (("--json", "missing/v.json"), ("cannot write into 'missing'",)),
+    "a report that is a folder": (("--junit", "/"), ("cannot write '/'",)),
+}
+
+
+@pytest.mark.parametrize(("arguments", "parts"), REFUSED.values(), ids=REFUSED)
+def test_refused(
+    arguments: tuple[object, ...], parts: tuple[str, ...], validate: Run, exported: tuple[Path, Path]
+) -> None:
+    before = {path: path.read_bytes() for path in exported[0].parent.iterdir()}
+    validate(*arguments).refused(*parts)
+    assert {path: path.read_bytes() for path in exported[0].parent.iterdir()} == before
+
+
+def test_a_plan_that_cannot_be_run_is_not_run_in_every_report(
+    validate: Run, exported: tuple[Path, Path], run_cli: Run, quick: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    quick.setattr(export.backends, "find_gpus", list)
+    artifact, checkpoint = exported
+    plan = artifact.rename(artifact.with_suffix(".plan"))
+
+    def as_plan(manifest: dict[str, Any]) -> None:
+        manifest["artifact"] = manifest["parts"][0]["artifact"] = plan.name
+        manifest["backend"]["name"] = "tensorrt"
+
+    edit(plan, as_plan)
+    reports = ("--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
+    ran = run_cli("validate", "--engine", plan, "--ckpt", checkpoint, *FEW, *reports)
+    assert ran.status == 0, ran
+    assert "the plan was not run" in ran.out
+    assert "the plan: not run" in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["status"] == "not run"
+    assert [check["group"] for check in verdict["checks"] if check["status"] == "not run"] == [
+        "torch/plan",
+        "onnx/plan",
+    ]
+    skipped = [
+        case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if case.find("skipped") is not None
+    ]
+    assert len(skipped) == 2
+    assert read_manifest(manifest_path(plan))["validation"]["artifact"] == "not run"
+
+
+def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
+    validate: Run, exported: tuple[Path, Path], quick: pytest.MonkeyPatch
+) -> None:
+    artifact, _ = exported
+    run = RuntimeContestant.answer
+
+    def replacing(self: RuntimeContestant, inputs: Any, temperature: float) -> Any:
+        edit(artifact, lambda manifest: manifest["parts"][0].update(bytes=1))
+        return run(self, inputs, temperature)
+
+    quick.setattr(RuntimeContestant, "answer", replacing)
+    ran = validate(*FEW)
+    assert ran.status == 0, ran
+    assert "was replaced meanwhile" in ran.out
+    assert "verdict" not in read_manifest(manifest_path(artifact))["validation"]
