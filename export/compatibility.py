@@ -122,7 +122,7 @@ def _gpu_obstacles(gpu: Gpu, backend: str, plugin_sm: Collection[int] | None, ma
     lacking = []
     if backend == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
         known = ", ".join(f"{a}.{b}" for a, b in sorted(RTX_CAPABILITIES))
-        lacking.append(f"plans of TensorRT for RTX run on compute capability {known} and {gpu.name} has {major}.{minor}")
+        lacking.append(f"plans of TensorRT for RTX need compute capability {known} and {gpu.name} has {major}.{minor}")
     if plugin_sm is not None and not has_code(plugin_sm, gpu.capability):
         lacking.append(f"the plugin library has no code for compute capability {major}.{minor} of {gpu.name}")
     branch = gpu.driver.split(".")[0]
