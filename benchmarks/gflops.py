@@ -23,6 +23,7 @@ from madtp import command
 from madtp.caption import CaptionModel
 from madtp.clip import ClipModel
 from madtp.config import ModelConfig
+from madtp.decoder import empty_cache
 from madtp.files import Staging, check_writable
 from madtp.flops import count_call
 from madtp.nlvr import NlvrModel
@@ -174,9 +175,10 @@ def clip() -> list[Row]:
 def decoder_rows(task: str, model: VqaModel | CaptionModel, length: int, width: int) -> list[Row]:
     """What a request and what an id costs in the decoder, one text on `length` states of `width`."""
     decoder, source, newest = model.text_decoder, states(length, width), ids(1, 1, 1)
+    itself = torch.zeros(1, 1, dtype=torch.int64, device=source.device)  # the only row
     with torch.no_grad():
         cache = decoder.source_cache(source)
-        _, past = decoder.step(ids(1, 1, PAST), decoder.empty_cache(cache, texts=1), cache)
+        _, past = decoder.step(ids(1, 1, PAST), itself, empty_cache(cache, texts=1), cache)
     return [
         Row(
             task,
@@ -188,7 +190,7 @@ def decoder_rows(task: str, model: VqaModel | CaptionModel, length: int, width: 
             task,
             "decoder step",
             f"1 text, 1 new id after {PAST}, {length} states",
-            giga(lambda: decoder.step(newest, past, cache)),
+            giga(lambda: decoder.step(newest, itself, past, cache)),
         ),
     ]
 

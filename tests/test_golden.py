@@ -19,11 +19,13 @@ Carried = tuple[Callable[[golden.GoldenCase], golden.Replay], list[golden.Golden
 @pytest.mark.parametrize("folder", golden_folders(), ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_recorded_cases_are_reproduced(folder: Path, tmp_path: Path) -> None:
     runs = {"torch": 0, "torch-dense": 0, "onnx": 0}
-    for name, runtime, verdict in golden.check_folder(folder, onnx=True, scratch=tmp_path):
+    onnx = folder != CARRIED or len(golden_folders("nlvr")) == 1  # the same model is there in full otherwise
+    for name, runtime, verdict in golden.check_folder(folder, onnx=onnx, scratch=tmp_path):
         assert not verdict.mismatches, f"{name} in {runtime}: {verdict.mismatches}"
         runs[runtime] += 1
     cases = json.loads((folder / "cases.json").read_text())
-    assert runs["torch"] == runs["onnx"] == len(cases)
+    assert runs["torch"] == len(cases)
+    assert runs["onnx"] == onnx * len(cases)
     assert runs["torch-dense"] == sum(case["temperature"] <= 0 for case in cases)
 
 
