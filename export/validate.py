@@ -13,7 +13,7 @@ from export.artifact import open_parts, runtime
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
 from export.options import check_suffix
 from export.pipeline import Progress, check_samples
-from export.profile import batch_and_text, text_range
+from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
 from export.trace import save_onnx, trace_part
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
@@ -24,7 +24,6 @@ from export.validation.invariance import measure_dependence
 from export.validation.pairs import Comparison, compare_samples
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
-from madtp.config import ClipConfig
 from madtp.files import write_errors
 from madtp.parts import Part
 from madtp.tasks import Runner
@@ -72,8 +71,6 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     model = madtp.load(options.checkpoint, options.config)
     config = model.config
     batch, text = batch_and_text(manifest["parts"])
-    if isinstance(config, ClipConfig):
-        text = text_range(config, None)  # its texts are filled up to one length, whatever theirs is
     vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
     beside = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
     chosen = choose_samples(options.data, options.checkpoint, beside, config, batch, text)

@@ -1,6 +1,7 @@
 """`python -m export validate`, end to end: verdicts, reports, what it refuses."""
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -272,3 +273,13 @@ def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
     assert ran.status == 0, ran
     assert "was replaced meanwhile" in ran.out
     assert "verdict" not in read_manifest(manifest_path(artifact))["validation"]
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption", "retrieval", "clip"])
+def test_artifacts_of_several_parts_are_validated(
+    task: str, task_artifacts: dict[str, Path], tmp_path: Path, run_cli: Run
+) -> None:
+    folder = shutil.copytree(task_artifacts[task], tmp_path / task)
+    ran = run_cli("validate", "--engine", folder / "out.onnx", "--ckpt", folder / "tiny.pt", "--limit", 2)
+    assert ran.status == 0, ran
+    assert read_manifest(folder / "out.json")["validation"]["artifact"] == "passed"
