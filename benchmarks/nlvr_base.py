@@ -31,10 +31,12 @@ from rich.console import Console
 from rich.table import Table
 
 from export.latency import Latency, interleave
-from export.runner import OnnxRunner, TorchRunner
-from export.trace import save_onnx, trace_model
+from export.runner import OnnxRunner
+from export.trace import save_onnx, trace_part
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
+from madtp.parts import parts_of
+from madtp.tasks import TorchRunner
 from tests.generate import generated_images
 from tests.sizes import BASE, generated_model
 
@@ -91,8 +93,9 @@ def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
 def measure_latency(model: NlvrModel, folder: Path, seconds: float) -> list[dict[str, Any]]:
     """Latency and GFLOPs at temperature zero and TEMPERATURES, ONNX Runtime beside torch."""
     path = folder / "base.onnx"
-    save_onnx(trace_model(model), path, external_data=True)
-    onnx_runner, torch_runner = OnnxRunner(path), TorchRunner(model)
+    part = parts_of(model)["model"]
+    save_onnx(trace_part(part), path, external_data=True)
+    onnx_runner, torch_runner = OnnxRunner(path), TorchRunner(part)
     images = generated_images(2, BASE.image_size, seed=100)
     words = torch.randint(1000, 30000, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
     words[0, 0], words[0, -1] = BASE.enc_token_id, BASE.sep_token_id

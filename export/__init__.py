@@ -1,1 +1,20 @@
-"""The pipeline from a trained MADTP checkpoint to a validated engine; `python -m export` is its command line."""
+"""The pipeline from a trained MADTP checkpoint to a validated engine; `python -m export` is its command line.
+
+`from export import Session` asks an artifact.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from export.session import Session
+
+__all__ = ["Session"]
+
+
+def __getattr__(name: str) -> Any:
+    """Import `Session` when it is asked for: torch and the runtimes take seconds."""
+    if name == "Session":
+        from export.session import Session
+
+        return Session
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,6 +5,7 @@ The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); 
 
 import json
 from collections.abc import Mapping
+from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
 from typing import Any
@@ -36,15 +37,16 @@ def tool_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-def _schema() -> dict[str, Any]:
+@cache
+def _validator() -> jsonschema.Draft202012Validator:
+    """Of the schema; that the schema itself is one, a test checks once."""
     text = resources.files("export").joinpath("manifest.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
+    return jsonschema.Draft202012Validator(json.loads(text))
 
 
 def dump_manifest(manifest: Mapping[str, Any]) -> str:
     """The manifest's text, checked against the schema first."""
-    jsonschema.validate(manifest, _schema())
+    _validator().validate(manifest)
     return json.dumps(manifest, indent=2) + "\n"
 
 
@@ -68,7 +70,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
             "Export again, or use the version that wrote it.",
         )
     try:
-        jsonschema.validate(manifest, _schema())
+        _validator().validate(manifest)
     except jsonschema.ValidationError as error:
         raise ManifestError(
             f"the manifest '{path}' is malformed", f"At {error.json_path}: {error.message}.", "Export again."

@@ -102,7 +102,7 @@ def compare(
         equal_layers &= equal
         name = f"temperature {temperature:g}, samples {indices}"
         if not equal.all():
-            first = int(equal.to(torch.uint8).argmin())
+            first = int((~equal).nonzero()[0])
             _judge_counts(result, recorder.records, first, layers[first], name, len(indices))
             continue
         _judge_outputs(result, reference, answer, name, len(indices))
@@ -138,6 +138,11 @@ def _judge_counts(
     name: str,
     requests: int,
 ) -> None:
+    if not records:
+        result.failures.append(
+            f"{name}: token counts differ first at {layer[0]} layer {layer[1]}, where torch prunes nothing"
+        )
+        return
     margin = records[index].margin
     if margin < THRESHOLD_MARGIN:
         result.explained += requests

@@ -70,7 +70,7 @@ def preflight_table(prepared: Prepared) -> Table:
     table = Table(title="Preflight: everything an export needs is there; nothing was written", show_header=False)
     table.add_row("checkpoint", f"{options.checkpoint} ({prepared.weight_bytes / 1e6:.1f} MB of weights)")
     table.add_row("task", config.task)
-    table.add_row("pruned layers", ", ".join(f"{layers} {name}" for name, layers in prepared.encoders.items()))
+    table.add_row("layers", ", ".join(f"{layers} {name}" for name, layers in prepared.encoders.items()))
     table.add_row("image", f"{config.image_size} x {config.image_size} pixels, {config.vision_tokens} tokens")
     table.add_row("temperature", f"{prepared.temperature:g}")
     names = [artifact_name(options.engine, part, len(prepared.parts)) for part in prepared.parts]
@@ -79,7 +79,7 @@ def preflight_table(prepared: Prepared) -> Table:
     table.add_row("runs here", "yes" if prepared.backend.can_run else "no: the plan would be built, not run")
     table.add_row("batch", str(prepared.batch))
     if prepared.text.max > 1:
-        table.add_row("tokens of a text", str(prepared.text))
+        table.add_row("text tokens", str(prepared.text))
     table.add_row("samples", prepared.samples.origin)
     return table
 

@@ -110,6 +110,11 @@ class CheckedRunner:
         check_inputs(inputs, self._inputs, self._profile)
         return self._runner.run(inputs, temperature)
 
+    def close(self) -> None:
+        """Free what a plan holds on the GPU; it cannot be run any more."""
+        if isinstance(self._runner, PlanRunner):
+            self._runner.close()
+
 
 def feed(inputs: Mapping[str, Tensor], temperature: float, names: Set[str]) -> dict[str, NDArray[Any]]:
     """numpy inputs of a part; the temperature is among them where it is one of `names`."""

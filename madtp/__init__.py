@@ -1,6 +1,6 @@
 """MADTP vision-language models in PyTorch: encoders with dynamic token pruning, checkpoints, training, FLOPs."""
 
-from madtp.checkpoint import load, load_nlvr
+from madtp.checkpoint import load
 from madtp.config import NlvrConfig
 from madtp.errors import CheckpointError, ConfigError, InputError, MadtpError
 from madtp.nlvr import NlvrModel, NlvrOutput
@@ -14,5 +14,4 @@ __all__ = [
     "NlvrModel",
     "NlvrOutput",
     "load",
-    "load_nlvr",
 ]

@@ -72,22 +72,6 @@ def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None)
     return model.eval()
 
 
-def load_nlvr(path: Path | str, config: Mapping[str, Any] | Path | str | None = None) -> NlvrModel:
-    """`load` for what handles NLVR models only, as the exporter does so far.
-
-    Raises:
-        CheckpointError: also where the checkpoint is of another task.
-    """
-    model = load(path, config)
-    if not isinstance(model, NlvrModel):
-        raise CheckpointError(
-            f"'{path}' is a {model.task} checkpoint",
-            "This version exports nlvr; models of other tasks run in PyTorch only (madtp.load).",
-            "Give the checkpoint of a BLIP-NLVR model that was trained with MADTP.",
-        )
-    return model
-
-
 def read_checkpoint(path: Path | str) -> dict[str, Any]:
     """The content of a checkpoint file, tensors memory-mapped where the format allows it."""
     path = Path(path)

@@ -52,13 +52,14 @@ def rank(
     *,
     k_test: int,
     text_batch: int = TEXT_BATCH,
+    match_batch: int | None = None,
     temperature: Tensor | float | None = None,
 ) -> Ranking:
     """Rank texts for every image and images for every text, as the published evaluation does.
 
     The best `k_test` of each row by similarity are matched, in one batch a row; their score is the matching logit plus
-    the similarity. How many tokens stay depends on the batch, so `images`, `text_batch` and `k_test` are part of the
-    result.
+    the similarity. How many tokens stay depends on the batch, so `images`, `text_batch`, `k_test` and `match_batch` are
+    part of the result.
 
     Args:
         model: the parts.
@@ -66,13 +67,16 @@ def rank(
         input_ids: [T, L] int64, first id [CLS]; attention_mask: [T, L], 1 for words and 0 for padding.
         k_test: candidates of each row; all of them where there are fewer.
         text_batch: texts that are embedded together.
+        match_batch: pairs of a row that are matched together; None is all of them, as published. Smaller batches may
+            keep other tokens, and so give other scores.
         temperature: as for the parts; None is the model's own.
 
     Raises:
         InputError: no images or no texts, images of another size, ids that do not start with [CLS], a mask of another
-            shape, `k_test` or `text_batch` below 1.
+            shape, `k_test`, `text_batch` or `match_batch` below 1.
     """
-    _check(model.config, input_ids, attention_mask, {"k_test": k_test, "text_batch": text_batch})
+    sizes = {"k_test": k_test, "text_batch": text_batch, "match_batch": 1 if match_batch is None else match_batch}
+    _check(model.config, input_ids, attention_mask, sizes)
     text_embed = torch.cat(
         [
             model.encode_text(ids, mask, temperature).text_embed
@@ -92,8 +96,12 @@ def rank(
 
     def matched(texts: Tensor, pictures: Tensor) -> Tensor:
         """[K]: the matching logit of each pair of a text and an image, both [K] indices."""
-        pairs = model.match(pair_ids[texts], attention_mask[texts], image_tokens(tokens, pictures), temperature)
-        return pairs.itm_logits[:, 1]
+        size = match_batch or len(texts)
+        logits = [
+            model.match(pair_ids[words], attention_mask[words], image_tokens(tokens, shown), temperature).itm_logits
+            for words, shown in zip(texts.split(size), pictures.split(size), strict=True)
+        ]
+        return torch.cat(logits)[:, 1]
 
     score_i2t = rerank(sim, k_test, lambda pictures, texts: matched(texts, pictures))
     score_t2i = rerank(sim.mT, k_test, matched)

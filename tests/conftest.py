@@ -20,8 +20,12 @@ import export.check
 import export.pipeline
 import export.validate
 from export import cli
-from export.trace import trace_model
+from export.trace import trace_part
 from madtp import NlvrConfig, NlvrModel
+from madtp.checkpoint import MODELS
+from madtp.config import CONFIGS
+from madtp.decoder import TextDecoder
+from madtp.parts import parts_of
 from tests.generate import generated_state
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
@@ -48,6 +52,28 @@ TINY = {
     "sep_token_id": 3,
     "bos_token_id": 298,
     "enc_token_id": 299,
+}
+# The other tasks: one layer an encoder, and 17 image tokens. CLIP has the vocabulary of its tokenizer, or no texts.
+BLIP = {name: size for name, size in TINY.items() if name != "merge_from"} | {"patch_size": 8, "text_layers": 1}
+TASK_SIZES = {
+    "vqa": BLIP,
+    "caption": BLIP,
+    "retrieval": BLIP | {"embed_dim": 8},
+    "clip": {
+        "embed_dim": 8,
+        "image_size": 32,
+        "patch_size": 8,
+        "vision_layers": 1,
+        "vision_width": 16,
+        "vision_heads": 2,
+        "context_length": 20,
+        "vocab_size": 49408,
+        "text_width": 16,
+        "text_heads": 2,
+        "text_layers": 1,
+        "sd_num": 8,
+        "sd_dim": 16,
+    },
 }
 TAU = 2.0
 WORDS = ("the", "left", "right", "image", "shows", "a", "digit", "same", "both", "images", "show", "one")
@@ -98,10 +124,16 @@ def write_samples(folder: Path, modes: tuple[str, ...] = MODES) -> Path:
         sentence = " ".join(words.choices(WORDS, k=3 + index))
         entries.append({"sentence": sentence, "images": names, "label": "True" if index % 2 else "False"})
     (folder / "samples.json").write_text(json.dumps(entries))
+    write_vocabulary(folder / "vocab.txt")
+    return folder
+
+
+def write_vocabulary(path: Path) -> Path:
+    """The vocabulary of the tiny models: special tokens, WORDS, and entries that no text has."""
     pieces = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *WORDS]
     pieces += [f"[unused{index}]" for index in range(TINY["vocab_size"] - 2 - len(pieces))]
-    (folder / "vocab.txt").write_text("\n".join(pieces) + "\n")
-    return folder
+    path.write_text("\n".join(pieces) + "\n")
+    return path
 
 
 @pytest.fixture(scope="session")
@@ -174,7 +206,7 @@ def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
     """The tiny model, traced once."""
     model = NlvrModel(NlvrConfig(**TINY))
     model.load_state_dict(tiny_state)
-    return trace_model(model.eval())
+    return trace_part(parts_of(model.eval())["model"])
 
 
 @contextmanager
@@ -183,7 +215,7 @@ def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatc
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
         for module in (export.pipeline, export.validate):
-            patch.setattr(module, "trace_model", lambda model: program)
+            patch.setattr(module, "trace_part", lambda part: program)
         yield patch
 
 
@@ -210,3 +242,30 @@ def exported(tiny_artifact: Path, tmp_path: Path) -> tuple[Path, Path]:
     """An artifact with its manifest, and the checkpoint that it was made from; copies, to be damaged."""
     folder = shutil.copytree(tiny_artifact, tmp_path / "exported")
     return folder / "out.onnx", folder / "tiny.pt"
+
+
+@pytest.fixture(scope="session")
+def task_artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """By task (all but nlvr) a folder with tiny.pt, vocab.txt and what was exported from it; not to be changed."""
+    folders = {task: tmp_path_factory.mktemp(task) for task in TASK_SIZES}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
+        for task, folder in folders.items():
+            write_vocabulary(folder / "vocab.txt")
+            checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
+            arguments = ["--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")]
+            patch.setattr(sys, "argv", ["export", *arguments])
+            assert cli.main() == 0, task
+    return folders
+
+
+def write_task_checkpoint(task: str, path: Path, seed: int = 0) -> Path:
+    """A tiny checkpoint of a task, with generated weights."""
+    with torch.device("meta"):
+        model = MODELS[task](CONFIGS[task](**TASK_SIZES[task]))
+    state = generated_state(model, seed)
+    for copy, original in TextDecoder.TIED:
+        if f"text_decoder.{copy}" in state:
+            state[f"text_decoder.{copy}"] = state[f"text_decoder.{original}"]
+    torch.save({"model": state, "epoch": 3, "temperature": TAU, "config": TASK_SIZES[task]}, path)
+    return path

@@ -15,8 +15,8 @@ from typing import Any
 from madtp.config import CONFIGS, BlipConfig, ClipConfig
 from madtp.errors import InputError
 from madtp.tokenize import ClipTextProcessor, TextProcessor, text_processor
-from tests.golden import Verdict
 from tests.sizes import BASE
+from tests.verdict import Verdict
 
 TASKS = {  # pipeline -> task
     "nlvr": "nlvr",

@@ -9,7 +9,11 @@ CARRIED_TEXTS = ROOT / "tests" / "data" / "tokenizer"
 RECORDINGS = Path(os.environ.get("MADTP_GOLDEN", ROOT.parent / "shared" / "golden")) / "nlvr"
 
 
-def golden_folders() -> list[Path]:
-    """Every folder of recorded NLVR cases on this machine."""
-    full = [RECORDINGS / name for name in ("tiny", "base")]
-    return [CARRIED, *(folder for folder in full if (folder / "cases.json").is_file())]
+TASKS = ("nlvr", "vqa", "caption", "retrieval", "clip")
+
+
+def golden_folders(*tasks: str) -> list[Path]:
+    """Every folder of recorded cases on this machine; of some tasks, if named."""
+    full = [RECORDINGS.parent / task / name for task in tasks or TASKS for name in ("tiny", "base")]
+    carried = [CARRIED] if "nlvr" in (tasks or TASKS) else []
+    return [*carried, *(folder for folder in full if (folder / "cases.json").is_file())]

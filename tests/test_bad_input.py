@@ -27,12 +27,14 @@ from export.engine import BuildResult
 from export.manifest import manifest_path, read_manifest
 from export.options import Range
 from export.parity import compare
-from export.runner import CheckedRunner, OnnxRunner, TensorInfo, TorchRunner
+from export.runner import CheckedRunner, OnnxRunner, TensorInfo
 from export.synthetic import synthetic_samples
 from madtp.errors import InputError, MadtpError, OutputError
 from madtp.files import Staging, sha256
 from madtp.images import read_image
+from madtp.parts import parts_of
 from madtp.preprocess import image_tensor
+from madtp.tasks import torch_runners
 from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, write_samples
 
 Run = Callable[..., Ran]
@@ -62,7 +64,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "batch too large": ("--batch=1:1:2147483648", ("<= 2147483647",)),
     "more than samples": ("--batch=17:17:18", ("needs 17 samples", "There are 16")),
     "descending text": ("--text=9:8:7", ("--text: 9:8:7",)),
-    "text of one token": ("--text=1:8:16", ("allows one token", "[ENC] and [SEP]")),
+    "text of one token": ("--text=1:8:16", ("allows one token", "first id and [SEP]")),
     "text over the positions": ("--text=2:8:41", ("allows 41 tokens", "40 positions", "at most 40")),
     "text under the samples": ("--text=2:3:4", ("do not fit the text length 2:3:4", "Use --text 2:3:9")),
     "text over the samples": ("--text=20:20:40", ("do not fit the text length 20:20:40", "Use --text 7:20:40")),
@@ -485,7 +487,7 @@ def test_bad_request(request_: dict[str, torch.Tensor], parts: tuple[str, ...]) 
     ran = []
 
     class Recorder:
-        def run(self, inputs: object, temperature: float) -> dict[str, np.ndarray]:
+        def run(self, inputs: object, temperature: float) -> dict[str, torch.Tensor]:
             ran.append(inputs)
             return {}
 
@@ -533,8 +535,8 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "no json": (lambda artifact: manifest_path(artifact).write_text("{"), ("cannot read the manifest",)),
     "no text": (lambda artifact: manifest_path(artifact).write_bytes(b"\xff"), ("cannot read the manifest",)),
-    "list": (lambda artifact: manifest_path(artifact).write_text("[1]"), ("is of schema None", "reads schema 2")),
-    "later schema": (edited(lambda manifest: manifest.update(schema=3)), ("is of schema 3", "reads schema 2")),
+    "list": (lambda artifact: manifest_path(artifact).write_text("[1]"), ("is of schema None", "reads schema 3")),
+    "later schema": (edited(lambda manifest: manifest.update(schema=4)), ("is of schema 4", "reads schema 3")),
     "field missing": (
         edited(lambda manifest: manifest.pop("temperature")),
         ("malformed", "'temperature' is a required"),
@@ -550,13 +552,25 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("malformed", "profile and inputs differ"),
     ),
     "profile of another rank": (resize("input_ids", 0, [1]), ("malformed", "profile and inputs differ")),
-    "profile descends": (resize("input_ids", 0, [9, 2]), ("9:1:8",)),
+    "profile descends": (resize("image0", 0, [9, 3, 32, 32]), ("9:1:8",)),
     "artifact changed": (append("out.onnx"), ("out.onnx' is not the file", "sha256 is another", "export again")),
     "checkpoint changed": (append("tiny.pt"), ("tiny.pt' is not the file", "sha256 is another")),
     "artifact missing": (Path.unlink, ("there is no artifact", "missing or was renamed")),
     "artifact of another name": (
         edited(lambda manifest: manifest["parts"][0].update(artifact="other.onnx")),
+        ("other.onnx' is not the file", "No such file"),
+    ),
+    "manifest of another name": (
+        edited(lambda manifest: manifest.update(artifact="other.onnx")),
         ("there is no artifact", "Keep artifact and manifest together"),
+    ),
+    "part missing": (
+        edited(lambda manifest: manifest["parts"][0].update(name="encoder")),
+        ("lists the parts encoder", "A nlvr model has model"),
+    ),
+    "part of another checkpoint": (
+        edited(lambda manifest: manifest["parts"][0].update(checkpoint_sha256="0" * 64)),
+        ("the part 'model' was made from another checkpoint",),
     ),
     "weights missing": (
         edited(lambda manifest: manifest["parts"][0].update(external_data={"file": "w.data", "sha256": "0" * 64})),
@@ -568,7 +582,7 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         ("sentences of 7 to 9 tokens do not fit the text length 2:4:5",),
     ),
     "fewer samples than the artifact's batch": (
-        edited(lambda manifest: manifest["parts"][0]["profile"].update(input_ids=[[20, 2], [20, 24], [20, 40]])),
+        edited(lambda manifest: manifest["parts"][0]["profile"].update(image0=[[20, 3, 32, 32]] * 3)),
         ("needs 20 samples at once", "There are 16"),
     ),
 }
@@ -627,7 +641,7 @@ def test_validate_a_plan_where_its_runtime_is_missing(
 
     def as_plan(manifest: dict[str, Any]) -> None:
         manifest["backend"]["name"] = "tensorrt"
-        manifest["parts"][0]["artifact"] = plan.name
+        manifest["artifact"] = manifest["parts"][0]["artifact"] = plan.name
 
     edit(manifest_path(plan), as_plan)
     ran = run_cli("validate", "--engine", plan, "--ckpt", checkpoint)
@@ -638,15 +652,15 @@ def test_validate_a_plan_where_its_runtime_is_missing(
 # Parity.
 
 
-def shifted(name: str, difference: float) -> Callable[[dict[str, np.ndarray]], object]:
-    return lambda answer: answer.update({name: answer[name] + np.array(difference, answer[name].dtype)})
+def shifted(name: str, difference: float) -> Callable[[dict[str, torch.Tensor]], object]:
+    return lambda answer: answer.update({name: answer[name] + torch.tensor(difference, dtype=answer[name].dtype)})
 
 
-def swapped(answer: dict[str, np.ndarray]) -> None:
-    answer["logits"] = answer["logits"][:, ::-1]
+def swapped(answer: dict[str, torch.Tensor]) -> None:
+    answer["logits"] = answer["logits"].flip(1)
 
 
-DIFFERENCES: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], tuple[str, ...]]] = {
+DIFFERENCES: dict[str, tuple[Callable[[dict[str, torch.Tensor]], object], tuple[str, ...]]] = {
     "logits": (shifted("logits", 1.0), ("logits differ by 1.00e+00",)),
     "logits, slightly": (shifted("logits", 1e-3), ("logits differ by 1.0", "allowed")),
     "nan": (shifted("logits", np.nan), ("logits differ by nan",)),
@@ -658,13 +672,13 @@ DIFFERENCES: dict[str, tuple[Callable[[dict[str, np.ndarray]], object], tuple[st
 
 
 @pytest.fixture
-def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, np.ndarray]], object]], None]:
+def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, torch.Tensor]], object]], None]:
     """Make artifacts give other answers than they do."""
 
-    def change(alter: Callable[[dict[str, np.ndarray]], object]) -> None:
+    def change(alter: Callable[[dict[str, torch.Tensor]], object]) -> None:
         run = OnnxRunner.run
 
-        def altered(self: OnnxRunner, inputs: Any, temperature: float) -> dict[str, np.ndarray]:
+        def altered(self: OnnxRunner, inputs: Any, temperature: float) -> dict[str, torch.Tensor]:
             answer = run(self, inputs, temperature)
             alter(answer)
             return answer
@@ -676,7 +690,7 @@ def answers(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[dict[str, np
 
 @pytest.mark.parametrize(("alter", "parts"), DIFFERENCES.values(), ids=DIFFERENCES)
 def test_an_artifact_that_answers_otherwise_is_not_written(
-    alter: Callable[[dict[str, np.ndarray]], object],
+    alter: Callable[[dict[str, torch.Tensor]], object],
     parts: tuple[str, ...],
     answers: Callable[..., None],
     tiny_checkpoint: Write,
@@ -719,7 +733,7 @@ def test_a_model_that_answers_nan_fails(tiny_checkpoint: Write) -> None:
         tiny_checkpoint(state={"cls_head.0.weight": torch.full((16, 16), 3e38), "cls_head.2.weight": last})
     )
     samples = synthetic_samples(model.config, Range(1, 1, 2), Range(2, 8, 16))
-    result = compare(model, TorchRunner(model), samples, 1.0, Range(1, 1, 2))
+    result = compare(model.config, parts_of(model), torch_runners(parts_of(model)), samples, 1.0, Range(1, 1, 2))
     assert not result.passed
     assert "logits differ by nan" in result.failures[0]
 
@@ -749,9 +763,14 @@ def test_a_good_export_replaces_earlier_outputs(
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx", "--samples", samples_folder)
     assert ran.status == 0, ran
     assert f"wrote {outputs / 'out.onnx'}" in ran.out
-    assert sorted(path.name for path in outputs.folder.iterdir()) == ["out.json", "out.onnx", "out.plan"]
+    assert sorted(path.name for path in outputs.folder.iterdir()) == [
+        "out.json",
+        "out.onnx",
+        "out.plan",
+        "out.vocab.txt",
+    ]
     assert (outputs / "out.plan").read_bytes() == outputs.earlier["out.plan"]
     manifest = read_manifest(outputs / "out.json")
     assert manifest["parts"][0]["sha256"] == sha256(outputs / "out.onnx")
-    assert manifest["preprocessing"]["text"]["vocabulary_sha256"] == sha256(samples_folder / "vocab.txt")
+    assert manifest["preprocessing"]["text"]["vocabulary"]["sha256"] == sha256(samples_folder / "vocab.txt")
     assert set(WORDS) <= set((samples_folder / "vocab.txt").read_text().split())

@@ -19,6 +19,7 @@ from calibration import __main__ as command
 from calibration.tokens import Source, TokenStatistics, collect_resumable, partial_path, read_tokens, write_tokens
 from madtp.errors import TokensError
 from madtp.files import sha256
+from madtp.parts import parts_of
 from madtp.samples import collate, load_samples
 from tests.conftest import TAU, Ran
 
@@ -44,9 +45,7 @@ def statistics_of(*requests: tuple[list[int], list[int]]) -> TokenStatistics:
     """Of requests given as tokens after each vision and text layer."""
     statistics = TokenStatistics(SOURCE)
     for vision, text in requests:
-        statistics.add(
-            {"vision_token_counts": torch.tensor([vision, vision]), "text_token_counts": torch.tensor([text])}
-        )
+        statistics.add({"vision": torch.tensor([vision, vision]), "text": torch.tensor([text])})
     return statistics
 
 
@@ -115,12 +114,18 @@ def test_an_interrupted_run_goes_on_and_counts_nothing_twice(
         return make
 
     with pytest.raises(KeyboardInterrupt):
-        collect_resumable(model, [request(n, 5) for n in range(8)], source, output, lambda _: None)
+        collect_resumable(
+            model.config, parts_of(model), [request(n, 5) for n in range(8)], source, output, lambda _: None
+        )
     assert not output.exists()
     assert read_tokens(partial_path(output)).samples == 5
-    resumed = collect_resumable(model, [request(n) for n in range(8)], source, output, lambda _: None)
+    resumed = collect_resumable(
+        model.config, parts_of(model), [request(n) for n in range(8)], source, output, lambda _: None
+    )
     assert read == list(range(8))
-    whole = collect_resumable(model, [request(n) for n in range(8)], source, tmp_path / "whole.json", lambda _: None)
+    whole = collect_resumable(
+        model.config, parts_of(model), [request(n) for n in range(8)], source, tmp_path / "whole.json", lambda _: None
+    )
     assert resumed == whole == read_tokens(output)
     assert not partial_path(output).exists()
 

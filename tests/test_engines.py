@@ -5,15 +5,18 @@ from typing import Any
 
 import onnx
 import pytest
+import torch
 
 import madtp
 from export.backends import choose_backend
-from export.engine import BuildResult, TokenSizes, build_plan, input_profile, set_token_sizes
+from export.engine import BuildResult, TokenSizes, build_plan, set_token_sizes
 from export.options import Range
 from export.plugin_library import build_library
-from export.trace import save_onnx, trace_model
+from export.profile import input_profile, part_sizes
+from export.trace import save_onnx, trace_part
 from madtp.nlvr import NlvrModel
 from madtp.opspec import OPS
+from madtp.parts import parts_of
 from tests.precisions import TYPES, retype
 from tests.sizes import generated_model
 
@@ -24,7 +27,7 @@ TEXT = Range(2, 8, 16)
 def float16_graph(model: NlvrModel, folder: Path) -> Path:
     """The model traced in float16, weights in the file."""
     path = folder / "fp16.onnx"
-    save_onnx(trace_model(model.half()), path, external_data=False)
+    save_onnx(trace_part(parts_of(model.half())["model"]), path, external_data=False)
     return path
 
 
@@ -41,7 +44,9 @@ def built(traced: Path, model_config: Any, precision: str, folder: Path) -> tupl
     }
     set_token_sizes(network, network, sizes)
     plan = folder / "out.plan"
-    profile = input_profile(model_config, Range(1, 1, 8), TEXT)
+    with torch.device("meta"):
+        part = parts_of(NlvrModel(model_config))["model"]
+    profile = input_profile(part, part_sizes("nlvr", part, Range(1, 1, 8), TEXT, None))
     backend = choose_backend("auto", ".plan")
     library = build_library().path
     return build_plan(backend, network, plan, folder / "timing", profile, lambda _: None, library), plan

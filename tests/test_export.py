@@ -89,7 +89,7 @@ def test_check_compared_real_samples_at_both_temperatures(suffix: str, exported:
     for entry in validation["parity"]:
         assert entry["requests"] >= 16 + 16  # alone, and in batches of the largest size
         assert entry["decisions_equal"] == entry["requests"] - entry["explained"]
-        assert entry["worst_logit"] <= entry["tolerance"]
+        assert entry["worst"] <= entry["tolerance"]
         assert not entry["failures"]
     pruned, dense = validation["parity"]
     assert dense["mean_tokens"]["vision"] == [37.0] * 5

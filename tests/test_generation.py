@@ -15,12 +15,13 @@ from torch import Tensor
 from madtp.caption import CaptionModel
 from madtp.checkpoint import load_state
 from madtp.config import CaptionConfig, VqaConfig
-from madtp.decoder import DecoderSession, TextDecoder, select_rows
+from madtp.decoder import DecoderSession, TextDecoder, empty_cache
 from madtp.errors import CheckpointError, InputError
 from madtp.generation import Limits, _Candidate, _Sample, beam_search, greedy_search
-from madtp.vqa import VqaModel
-from tests import golden_generation
-from tests.golden import LayerTrace
+from madtp.vqa import VqaModel, start_logits
+from tests import golden
+from tests.golden_requests import RecordedStep
+from tests.golden_runtimes import LayerTrace
 from tests.paths import RECORDINGS
 
 FOLDERS = [
@@ -57,37 +58,24 @@ def caption() -> CaptionModel:
 
 
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
-def test_recorded_cases_are_reproduced(folder: Path) -> None:
-    runs = []
-    for name, runtime, verdict in golden_generation.check_folder(folder):
-        assert not verdict.mismatches, f"{name} in {runtime}: {verdict.mismatches}"
-        runs.append((name, runtime))
-    cases = json.loads((folder / "cases.json").read_text())
-    assert sorted(runs) == sorted(
-        [(case["name"], "torch") for case in cases]
-        + [(case["name"], "torch-dense") for case in cases if case["temperature"] <= 0]
-    )
-
-
-@pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: folder.parent.name)
 def test_differences_from_a_recording_are_noticed(folder: Path) -> None:
-    runtime = golden_generation.TorchRuntime(golden_generation.load_model(folder))
-    case = next(case for case in golden_generation.load_cases(folder) if case.name == "b1_prune")
-    replay = runtime.run(case)
+    model = golden.load_model(folder)
+    case = next(case for case in golden.load_cases(folder, model.config.image_size) if case.name == "b1_prune")
+    replay = golden.replay(model.config, golden.TorchRuntime(model), case)
     for name, tensor in replay.outputs.items():
         correct = tensor.clone()
         tensor.view(-1)[-1] += 1 if tensor.dtype == torch.int64 else 2e-4
-        (mismatch,) = golden_generation.compare(case, replay).mismatches
+        (mismatch,) = golden.compare(case, replay).mismatches
         assert mismatch.startswith(name)
         tensor.copy_(correct)
     removed = replay.outputs.popitem()
-    assert golden_generation.compare(case, replay).mismatches == [f"{removed[0]} is missing"]
+    assert golden.compare(case, replay).mismatches == [f"{removed[0]} is missing"]
     replay.outputs[removed[0]] = removed[1]
     first = replay.towers["vision"][0]
     replay.towers["vision"][0] = LayerTrace(first.tokens_out, first.keep - 1, first.source_ids)
-    assert len(golden_generation.compare(case, replay).mismatches) == 1
+    assert len(golden.compare(case, replay).mismatches) == 1
     del replay.towers["vision"]
-    assert golden_generation.compare(case, replay).mismatches[0].startswith("vision has 0 layers")
+    assert golden.compare(case, replay).mismatches[0].startswith("vision has 0 layers")
 
 
 FULL = {"image_size": 384, "patch_size": 16, "vit_dim": 768, "vit_depth": 12, "vit_heads": 12, "vit_mlp": 3072}
@@ -119,9 +107,9 @@ def test_steps_with_a_cache_give_what_whole_texts_give(vqa: VqaModel) -> None:
     source = decoder.source_cache(torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2)))
     whole = decoder(ids, torch.ones_like(ids), source)
     assert whole.shape == (2, 3, 7, 40)
-    past = decoder.empty_cache(source, 3)
+    past, rows = empty_cache(source, 3), torch.arange(6).view(2, 3)
     for start, end in ((0, 3), (3, 4), (4, 5), (5, 7)):
-        logits, past = decoder.step(ids[:, :, start:end], past, source)
+        logits, past = decoder.step(ids[:, :, start:end], rows, past, source)
         assert past.shape == (3, 2, 2, 3, 2, end, 8)
         torch.testing.assert_close(logits, whole[:, :, end - 1], rtol=0, atol=1e-5)
 
@@ -152,11 +140,11 @@ def test_selected_rows_continue_other_texts(vqa: VqaModel) -> None:
     ids = torch.randint(1, 40, (4, 3), generator=torch.Generator().manual_seed(1))
     states = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(2)).expand(2, -1, -1)
     rows = torch.tensor([3, 0, 0, 2])
-    session, direct = DecoderSession(decoder, states, 2), DecoderSession(decoder, states, 2)
+    source = decoder.source_cache(states)
+    session, direct = DecoderSession(decoder.step, source, 2), DecoderSession(decoder.step, source, 2)
     session(ids, None)
     logits = session(ids[:, :1], rows)
     torch.testing.assert_close(logits, direct(torch.cat([ids[rows], ids[:, :1]], dim=1), None), rtol=0, atol=1e-5)
-    assert torch.equal(select_rows(session.past, torch.arange(4)), session.past)
 
 
 def test_loading_ties_the_copies_and_refuses_different_ones() -> None:
@@ -200,7 +188,8 @@ def test_models_run_in_half_precision(vqa: VqaModel, caption: CaptionModel, dtyp
     asked = copy.deepcopy(vqa).to(dtype)
     states = asked(image, ids, (ids != 0).long(), 0.5).question_states
     assert states.dtype == dtype
-    assert asked.start_logits(states).dtype == torch.float32
+    decoder = asked.text_decoder
+    assert start_logits(decoder.step, decoder.source_cache(states), asked.config).dtype == torch.float32
     ranking = asked.rank(states, answers, torch.ones_like(answers), 2)
     assert ranking.topk_log_prob_sum.dtype == torch.float32
     assert ranking.topk_log_prob_sum.isfinite().all()
@@ -349,7 +338,7 @@ def test_texts_keep_their_limits_and_do_not_depend_on_the_batch(
 def test_rows_of_a_finished_sample_go_on_with_padding_from_row_0() -> None:
     tables = toy_tables(0, 2, 9, -1e4)
     tables[1, ..., END] = 50.0
-    step = golden_generation.RecordedStep(Toy(tables))
+    step = RecordedStep(Toy(tables))
     found = beam_search(step, toy_prompt(2), Limits(8, 0, END, PAD), 2)
     assert found[1].tolist() == [2, 3, END, PAD, PAD, PAD, PAD, PAD]
     for before, after in itertools.pairwise(step.ids[2:]):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,8 @@ from click.testing import CliRunner
 
 from tests import golden
 from tests.paths import CARRIED, RECORDINGS, golden_folders
+
+Carried = tuple[Callable[[golden.GoldenCase], golden.Replay], list[golden.GoldenCase]]
 
 
 @pytest.mark.parametrize("folder", golden_folders(), ids=lambda folder: f"{folder.parent.name}-{folder.name}")
@@ -24,33 +28,34 @@ def test_recorded_cases_are_reproduced(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def carried() -> tuple[golden.TorchRuntime, list[golden.GoldenCase]]:
+def carried() -> Carried:
     model = golden.load_model(CARRIED)
-    return golden.TorchRuntime(model), list(golden.load_cases(CARRIED, model.config.image_size))
+    runtime = golden.TorchRuntime(model)
+    return partial(golden.replay, model.config, runtime), list(golden.load_cases(CARRIED, model.config.image_size))
 
 
-def test_wrong_outputs_are_noticed(carried: tuple[golden.TorchRuntime, list[golden.GoldenCase]]) -> None:
-    runtime, cases = carried
-    replay = runtime.run(cases[1])
+def test_wrong_outputs_are_noticed(carried: Carried) -> None:
+    replay_case, cases = carried
+    replay = replay_case(cases[1])
     replay.outputs["logits"][0, 0] += 2e-4
     assert any("logits off by" in mismatch for mismatch in golden.compare(cases[1], replay).mismatches)
     replay.outputs["logits"][0, 0] = torch.nan
     assert golden.compare(cases[1], replay).mismatches
 
 
-def test_another_kept_set_is_noticed(carried: tuple[golden.TorchRuntime, list[golden.GoldenCase]]) -> None:
-    runtime, cases = carried
+def test_another_kept_set_is_noticed(carried: Carried) -> None:
+    replay_case, cases = carried
     case = next(case for case in cases if case.name == "b3_pad_prune")
-    replay = runtime.run(case)
+    replay = replay_case(case)
     layer = replay.towers["vision"][0]
     dropped = next(i for i in range(1, 37) if i not in layer.source_ids[0])
     layer.source_ids[0, 1] = dropped
     assert golden.compare(case, replay).mismatches == ["vision layer 0: kept set differs"]
 
 
-def test_other_counts_are_noticed(carried: tuple[golden.TorchRuntime, list[golden.GoldenCase]]) -> None:
-    runtime, cases = carried
-    replay = runtime.run(cases[1])
+def test_other_counts_are_noticed(carried: Carried) -> None:
+    replay_case, cases = carried
+    replay = replay_case(cases[1])
     first = replay.towers["text"][0]
     replay.towers["text"][0] = golden.LayerTrace(first.tokens_out + 1, first.keep - 1, first.source_ids)
     mismatches = golden.compare(cases[1], replay).mismatches

@@ -26,7 +26,7 @@ WITHOUT_TRACE = """
 import runpy, shutil, sys
 import export.pipeline
 source = sys.argv.pop(1)
-export.pipeline.trace_model = lambda model: None
+export.pipeline.trace_part = lambda part: None
 export.pipeline.save_onnx = lambda program, path, external_data: shutil.copy(source, path)
 runpy.run_module("export", run_name="__main__")
 """

@@ -75,7 +75,7 @@ def _bits(tensor: Tensor) -> Tensor:
 
 
 def _replays() -> Iterator[Any]:
-    for folder in golden_folders():
+    for folder in golden_folders("nlvr"):
         if folder.name == "tiny":  # what the project carries, again
             continue
         # On the host the other full-size cases would take minutes.

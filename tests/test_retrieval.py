@@ -14,10 +14,10 @@ from madtp.errors import InputError
 from madtp.ranking import NOT_MATCHED, image_tokens, rank
 from madtp.recorder import PruningRecorder
 from madtp.retrieval import RetrievalModel
-from tests import golden_retrieval
+from tests import golden
 from tests.conftest import TINY
 from tests.generate import generated_images, generated_state
-from tests.golden import LayerTrace
+from tests.golden_runtimes import LayerTrace
 from tests.paths import RECORDINGS
 
 RECORDED = RECORDINGS.parent / "retrieval"
@@ -67,15 +67,6 @@ def ranked(
 
 
 @needs_recordings
-def test_recorded_cases_are_reproduced() -> None:
-    runs = {"torch": 0, "torch-dense": 0}
-    for name, runtime, verdict in golden_retrieval.check_folder(RECORDED / "tiny"):
-        assert not verdict.mismatches, f"{name} in {runtime}: {verdict.mismatches}"
-        runs[runtime] += 1
-    assert runs == {"torch": 7, "torch-dense": 2}
-
-
-@needs_recordings
 def test_full_size_model_has_exactly_the_official_keys() -> None:
     official = json.loads((RECORDED / "keys.json").read_text())
     values = json.loads((RECORDED / "tiny" / "config.json").read_text())
@@ -89,22 +80,22 @@ def test_full_size_model_has_exactly_the_official_keys() -> None:
 
 @needs_recordings
 def test_another_selection_is_noticed() -> None:
-    model = golden_retrieval.load_model(RECORDED / "tiny")
-    case = next(case for case in golden_retrieval.load_cases(RECORDED / "tiny") if case.evaluation is not None)
-    replay = golden_retrieval.TorchRuntime(model).run(case)
-    assert not golden_retrieval.judge(case, replay).mismatches
+    model = golden.load_model(RECORDED / "tiny")
+    case = next(case for case in golden.load_cases(RECORDED / "tiny", model.config.image_size) if case.evaluates)
+    replay = golden.replay(model.config, golden.TorchRuntime(model), case)
+    assert not golden.compare(case, replay).mismatches
     first = replay.towers["text_11"][0]
     assert first.keep is not None
     replay.towers["text_11"][0] = LayerTrace(first.tokens_out, first.keep + 1, first.source_ids)
-    assert golden_retrieval.judge(case, replay).mismatches == ["text_11 layer 0: K = 20, recorded 19"]
+    assert golden.compare(case, replay).mismatches == ["text_11 layer 0: K = 20, recorded 19"]
     dropped = next(i for i in range(1, 35) if i not in first.source_ids[0])
     first.source_ids[0, 1] = dropped
-    assert "text_11 layer 0: kept set differs" in golden_retrieval.judge(case, replay).mismatches
+    assert "text_11 layer 0: kept set differs" in golden.compare(case, replay).mismatches
     del replay.towers["vision_2"]
-    assert "encoder calls" in golden_retrieval.judge(case, replay).mismatches[0]
-    other_batches = golden_retrieval.Evaluation(image_batch=5, k_test=3)
-    replay = golden_retrieval.TorchRuntime(model).run(replace(case, evaluation=other_batches))
-    assert golden_retrieval.judge(case, replay).mismatches
+    assert "encoder calls" in golden.compare(case, replay).mismatches[0]
+    other_batches = replace(case, entry={**case.entry, "image_batch": 5, "k_test": 3})
+    replay = golden.replay(model.config, golden.TorchRuntime(model), other_batches)
+    assert golden.compare(case, replay).mismatches
 
 
 # The three parts.

@@ -1,5 +1,6 @@
 """Checkpoints of every task: recognised by their keys, sizes inferred, loaded whole; what only NLVR can do so far."""
 
+import json
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -102,16 +103,29 @@ def test_task_and_sizes_are_told_by_the_tensors(task: str, tmp_path: Path) -> No
     assert all(torch.equal(loaded[key], state[key].half().float()) for key in rounded)
 
 
-@pytest.mark.parametrize("task", [task for task in CONFIGS if task != "nlvr"])
-@pytest.mark.parametrize("command", [(), ("check",)], ids=["export", "check"])
-def test_what_is_not_exported_yet_is_refused(
-    command: tuple[str, ...], task: str, outputs: Any, run_cli: Callable[..., Any]
+@pytest.mark.parametrize(
+    ("task", "files", "layers"),
+    [
+        ("nlvr", ("out.onnx",), ("vision", "text")),
+        ("vqa", ("out.encoder.onnx", "out.decoder.onnx"), ("vision", "text")),
+        ("caption", ("out.encoder.onnx", "out.decoder.onnx"), ("vision",)),
+        ("retrieval", ("out.image.onnx", "out.text.onnx", "out.match.onnx"), ("vision", "text", "match")),
+        ("clip", ("out.image.onnx", "out.text.onnx"), ("vision", "text")),
+    ],
+)
+def test_the_preflight_says_what_an_export_would_write(
+    task: str, files: tuple[str, ...], layers: tuple[str, ...], outputs: Any, run_cli: Callable[..., Any]
 ) -> None:
     path, _ = save(task, outputs.folder.parent)
     config = outputs.folder.parent / "config.json"
-    config.write_text(str({name: value for name, value in SIZES[task].items() if name in IDS}).replace("'", '"'))
-    ran = run_cli(*command, "--ckpt", path, "--engine", outputs / "out.onnx", "--config", config)
-    ran.refused(f"is a {task} checkpoint", "This version exports nlvr")
+    config.write_text(json.dumps({name: value for name, value in SIZES[task].items() if name in IDS}))
+    ran = run_cli("check", "--ckpt", path, "--engine", outputs / "out.onnx", "--config", config)
+    assert ran.status == 0, ran
+    shown = "".join(line.strip(" \u2502").split("\u2502")[-1].strip() for line in ran.out.splitlines())
+    assert all(file in shown for file in files)
+    depth = SIZES[task].get("vit_depth", SIZES[task].get("vision_layers"))
+    assert all(name in ran.out for name in layers)
+    assert f"{depth} vision" in ran.out
     outputs.untouched()
 
 

@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import export.trace
-from export.trace import save_onnx, trace_model
+from export.trace import save_onnx, trace_part
 from madtp.nlvr import NlvrModel
 from madtp.opspec import DOMAIN
+from madtp.parts import parts_of
 from tests import golden
 from tests.paths import CARRIED, ROOT
 
@@ -24,7 +25,7 @@ def model() -> NlvrModel:
 
 @pytest.fixture(scope="module")
 def program(model: NlvrModel) -> torch.onnx.ONNXProgram:
-    return trace_model(model)
+    return trace_part(parts_of(model)["model"])
 
 
 @pytest.fixture(scope="module")

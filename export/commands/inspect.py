@@ -1,0 +1,29 @@
+"""`python -m export inspect`: what a file is, whether it is whole, and whether it runs here."""
+
+from pathlib import Path
+
+import click
+
+from export.commands.common import FAILED, PATH, output_console, raise_interrupts
+
+
+@click.command()
+@click.argument("file", type=PATH)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+@click.pass_context
+def command(context: click.Context, file: Path, as_json: bool) -> None:
+    """Show what FILE is (out.plan, out.onnx, out.json, ...), whether it is whole, and whether it runs here.
+
+    Nothing in the file is run. Exit 1 where the artifact is damaged.
+    """
+    from export.compatibility import this_machine
+    from export.inspection import inspect_file
+    from export.inspection_report import inspection_json, inspection_table
+
+    raise_interrupts()
+    found = inspect_file(file, this_machine())
+    if as_json:
+        click.echo(inspection_json(found))
+    else:
+        output_console().print(inspection_table(found))
+    context.exit(FAILED if found.damage else 0)

@@ -1,0 +1,123 @@
+"""What the evaluations of all tasks share: options, steps and their entries, batches, token counts."""
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from export.errors import OptionError
+from export.journal import Entry
+from export.session import Session, batch_sizes
+from madtp.checkpoint import MAX_TEMPERATURE
+
+Report = Callable[[str, int, int], None]  # stage, done, total
+Tokens = Mapping[str, Sequence[int]]  # by encoder, after each layer
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What a user may choose. None means the default.
+
+    Attributes:
+        batch: requests (retrieval, clip: images) that run together; the artifact's usual number.
+        temperature: the manifest's.
+        generate: vqa writes answers instead of choosing from the data set's list.
+        k_test: retrieval matches so many candidates of each image and each text; 256, or all where there are fewer.
+        limit: only so many items, the first ones; all.
+    """
+
+    batch: int | None = None
+    temperature: float | None = None
+    generate: bool = False
+    k_test: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "k_test", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name.replace('_', '-')} is {value}", "", "Use 1 or more.")
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise OptionError(
+                f"--temperature is {self.temperature}",
+                "It has to be a finite number, zero or more.",
+                "Use 0 for the dense model.",
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all steps come to.
+
+    Attributes:
+        metrics: in percent, None where there are none.
+        answers: of every item.
+        unscored: why there are no metrics.
+        scorable: they could be had, with a package more: the answers are kept so that another run only scores them.
+    """
+
+    metrics: Mapping[str, float] | None
+    answers: Any
+    unscored: str | None = None
+    scorable: bool = False
+
+
+class Work(Protocol):
+    """An evaluation as steps; each is done or not, and gives an entry: `tokens`, `cut`, and what its outcome needs."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was chosen, and the answers depend on."""
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+
+    def run(self, step: int, report: Report) -> Entry:
+        """Do one; those before it are done, by this run or an earlier one."""
+
+    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+        """Score the entries of all."""
+
+
+def add_tokens(requests: Sequence[Tokens]) -> Entry:
+    """Token counts of several requests as an entry keeps them: by encoder the requests, and sums after each layer."""
+    names = dict.fromkeys(name for tokens in requests for name in tokens)
+    counts = {name: [tokens[name] for tokens in requests if name in tokens] for name in names}
+    return {
+        name: {"requests": len(rows), "sums": [sum(layer) for layer in zip(*rows, strict=True)]}
+        for name, rows in counts.items()
+    }
+
+
+def mean_tokens(entries: Sequence[Entry]) -> dict[str, list[float]]:
+    """By encoder, the mean number of tokens after each layer."""
+    means = {}
+    for name in dict.fromkeys(name for entry in entries for name in entry["tokens"]):
+        parts = [entry["tokens"][name] for entry in entries if name in entry["tokens"]]
+        requests = sum(part["requests"] for part in parts)
+        means[name] = [round(sum(sums) / requests, 3) for sums in zip(*(part["sums"] for part in parts), strict=True)]
+    return means
+
+
+def batches(session: Session, options: EvaluateOptions, items: int) -> tuple[int, list[tuple[int, int]]]:
+    """How many of `items` run together, and begin and end of each batch in their order.
+
+    Raises:
+        OptionError: the artifact was not built for so many at once.
+        InputError: they cannot be cut into batches that it takes.
+    """
+    built, size = session.batch, options.batch or session.batch.opt
+    if not built.min <= size <= built.max:
+        raise OptionError(
+            f"--batch is {size}, and the artifact was built for batches of {built.min} to {built.max}",
+            "",
+            f"Choose another --batch, or export with --batch {min(size, built.min)}:{size}:{max(size, built.max)}.",
+        )
+    return size, spans(items, built.min, size, "items")
+
+
+def spans(count: int, least: int, most: int, what: str) -> list[tuple[int, int]]:
+    """Begin and end of batches of `least` to `most`; InputError where `count` cannot be cut so."""
+    ends = list(itertools.accumulate(batch_sizes(count, least, most, what)))
+    return list(itertools.pairwise([0, *ends]))

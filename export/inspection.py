@@ -1,0 +1,396 @@
+"""What a file is, told without running anything of it: artifacts, manifests, ONNX files, plans, libraries, checkpoints.
+
+Files may be foreign, cut short or wrong: whatever can be read of them is kept, and what is wrong is said beside it.
+"""
+
+import json
+import math
+import struct
+import zipfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from export.compatibility import Machine, Verdict, has_code, onnx_verdict, plan_verdict
+from export.errors import ManifestError, PluginError
+from export.manifest import PART_NAMES, SCHEMA_VERSION, manifest_path, read_manifest
+from export.onnx_file import OnnxFile, read_onnx
+from export.plugin_library import read_library
+from madtp.errors import InputError
+from madtp.files import sha256
+
+VERIFIED = "verified"
+PLAN_SUFFIXES = {".plan", ".engine", ".trt"}
+CHECKPOINT_SUFFIXES = {".pt", ".pth"}
+LONGEST_MANIFEST = 16_000_000  # bytes; real ones have some 10 kB
+
+# Not documented: what plans of TensorRT for RTX 1.7 begin with. Magic, layout, total bytes, version.
+_PLAN_HEADER = struct.Struct("<8sQQ4B")
+_PLAN_MAGIC, _PLAN_LAYOUT = b"vtrt\0\0\0\0", 2
+_LEGACY_CHECKPOINT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6: a pickle of its magic number
+
+
+@dataclass
+class Inspection:
+    """What was found out.
+
+    Attributes:
+        file: as given.
+        kind: "artifact" (of a manifest), "manifest" (one that cannot be read), "onnx", "plan", "plugin library",
+            "checkpoint" or "other".
+        bytes: size of the file.
+        machine: that it was inspected on.
+        sha256: of the file; None for artifacts, whose files are listed with theirs.
+        damage: what is wrong with it or with the files that belong to it; empty where nothing is.
+        notes: what else is to be known.
+        details: what plans, libraries and checkpoints say, name -> value.
+        manifest: see `_Artifact.summary`.
+        onnx: of a foreign ONNX file.
+        verdict: whether it runs here; None for what is not run.
+    """
+
+    file: str
+    kind: str
+    bytes: int
+    machine: Machine
+    sha256: str | None = None
+    damage: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    details: dict[str, str] = field(default_factory=dict)
+    manifest: dict[str, Any] | None = None
+    onnx: OnnxFile | None = None
+    verdict: Verdict | None = None
+
+
+def inspect_file(path: Path, machine: Machine) -> Inspection:
+    """Find out what `path` is, and whether `machine` runs it.
+
+    Raises:
+        InputError: the file cannot be read at all.
+    """
+    try:
+        if not path.is_file():
+            why = (
+                "It is a folder." if path.is_dir() else "It is no regular file." if path.exists() else "There is none."
+            )
+            raise InputError(f"cannot read '{path}'", why, "Name an artifact, its manifest, or another file.")
+        with path.open("rb") as file:
+            start = file.read(64)
+        found = Inspection(str(path), "other", path.stat().st_size, machine)
+        _fill(found, path, start)
+    except OSError as error:
+        raise InputError(
+            f"cannot read '{path}'", f"{error.strerror or error}.", "Check the path and its permissions."
+        ) from error
+    return found
+
+
+def _fill(found: Inspection, path: Path, start: bytes) -> None:
+    if path.suffix == ".json":
+        _inspect_json(found, path)
+        return
+    is_library = path.suffix == ".so" or start.startswith(b"\x7fELF")
+    beside = None if is_library or path.suffix in CHECKPOINT_SUFFIXES else _manifest_of(path, found)
+    if beside is not None:
+        _inspect_artifact(found, *beside)
+        return
+    found.sha256 = sha256(path)
+    if not found.bytes:
+        found.damage.append("the file is empty")
+    elif is_library:
+        _inspect_library(found, path)
+    elif path.suffix == ".onnx":
+        _inspect_onnx(found, path)
+    elif path.suffix in PLAN_SUFFIXES or start.startswith(_PLAN_MAGIC):
+        _inspect_plan(found, start)
+    elif path.suffix in CHECKPOINT_SUFFIXES:
+        _inspect_checkpoint(found, path, start)
+    else:
+        found.notes.append("not something that this tool makes")
+
+
+def _read_json(path: Path) -> Any:
+    """Raises ValueError or RecursionError; numbers that JSON does not know become text."""
+
+    def finite(text: str) -> float | str:
+        return float(text) if math.isfinite(float(text)) else text
+
+    if path.stat().st_size > LONGEST_MANIFEST:
+        raise ValueError("it is far too long for a manifest")
+    return json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=str)
+
+
+def _manifest_of(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] | None:
+    """The manifest beside `path` that names it: `out.json` of `out.plan`, `out.encoder.plan` or `out.onnx.data`."""
+    stem = path.name
+    while "." in stem.lstrip("."):
+        stem = stem.rpartition(".")[0]
+        beside = path.with_name(f"{stem}.json")
+        if not beside.is_file():
+            continue
+        try:
+            content = _read_json(beside)
+        except (OSError, ValueError, RecursionError) as error:
+            found.damage.append(f"the manifest beside it, '{beside.name}', cannot be read: {_first_line(error)}")
+            continue
+        if path.name in _named_files(content):
+            return beside, content
+        if _looks_like_manifest(content):
+            of = _at(content, "artifact")
+            found.notes.append(f"'{beside.name}' beside it is the manifest of '{of}' and does not name this file")
+    return None
+
+
+def _named_files(content: Any) -> set[Any]:
+    parts = _dicts(_at(content, "parts"))
+    names = [_at(part, *keys) for part in parts for keys in (("artifact",), ("external_data", "file"))]
+    names += [_at(part, "timing_cache", "file") for part in parts]
+    names += [_at(content, "plugins", "library", "file"), _at(content, *_VOCABULARY, "file")]
+    return {name for name in names if isinstance(name, str)}
+
+
+_VOCABULARY = ("preprocessing", "text", "vocabulary")
+
+
+def _looks_like_manifest(content: Any) -> bool:
+    return isinstance(content, dict) and "schema" in content and ("parts" in content or "artifact" in content)
+
+
+def _inspect_json(found: Inspection, path: Path) -> None:
+    try:
+        content = _read_json(path)
+    except (ValueError, RecursionError) as error:
+        found.kind, found.sha256 = "manifest", sha256(path)
+        found.damage.append(f"it is no complete JSON: {_first_line(error)}")
+        return
+    if _looks_like_manifest(content):
+        _inspect_artifact(found, path, content)
+    else:
+        found.sha256 = sha256(path)
+        found.notes.append("not something that this tool makes: JSON, and no manifest")
+
+
+def _inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> None:
+    found.kind = "artifact"
+    schema = content.get("schema")
+    try:
+        read_manifest(path)
+        valid = True
+    except ManifestError as error:
+        valid = False
+        said = f"{error.what}: {_first_line(error.why)}"
+        other_version = isinstance(schema, int) and schema != SCHEMA_VERSION
+        (found.notes if other_version else found.damage).append(said)
+    artifact = _Artifact(content, path, found)
+    found.manifest = {"file": str(path), "schema": schema, "valid": valid, **artifact.summary()}
+    found.verdict = artifact.verdict()
+
+
+class _Artifact:
+    """A manifest, well-formed or not, and the files beside it."""
+
+    def __init__(self, content: dict[str, Any], path: Path, found: Inspection) -> None:
+        self._content, self._folder, self._found = content, path.parent, found
+        self._onnx: list[OnnxFile] = []
+
+    def summary(self) -> dict[str, Any]:
+        """Everything worth showing; what the manifest lacks is None. Files come with their `state`."""
+        content = self._content
+        parts = [self._part(part) for part in _dicts(content.get("parts"))]
+        self._check_parts([part["name"] for part in parts])
+        library = _at(content, "plugins", "library")
+        if isinstance(library, dict):
+            library = {key: library.get(key) for key in ("file", "embedded", "version", "sha256", "sm")}
+            library["state"] = "in the plan" if library["embedded"] is True else self._state(library)
+        vocabulary = _at(content, *_VOCABULARY)
+        if isinstance(vocabulary, dict):
+            carried = vocabulary.get("file") is None
+            state = "in the tokenizer's package" if carried else self._state(vocabulary)
+            vocabulary = {"file": vocabulary.get("file"), "sha256": vocabulary.get("sha256"), "state": state}
+        keys = (
+            "created",
+            "task",
+            "artifact",
+            "checkpoint",
+            "temperature",
+            "layout",
+            "batching",
+            "precision",
+            "backend",
+        )
+        return {
+            **{key: content.get(key) for key in keys},
+            "plugins": _at(content, "plugins", "mode"),
+            "library": library,
+            "vocabulary": vocabulary,
+            "parts": parts,
+            "validation": self._validation(),
+        }
+
+    def _part(self, part: dict[str, Any]) -> dict[str, Any]:
+        digest, checkpoint = part.get("checkpoint_sha256"), _at(self._content, "checkpoint", "sha256")
+        if digest != checkpoint and digest is not None:
+            self._found.damage.append(f"the part '{part.get('name')}' was made from another checkpoint")
+        state = self._state({"file": part.get("artifact"), "sha256": part.get("sha256")})
+        external = part.get("external_data")
+        if isinstance(external, dict):
+            external = {**external, "state": self._state(external)}
+        path = _inside(self._folder, part.get("artifact"))
+        file = None
+        if path is not None and path.suffix == ".onnx" and path.is_file():
+            try:
+                file = read_onnx(path)
+                self._onnx.append(file)
+            except (ManifestError, OSError) as error:
+                self._found.damage.append(_first_line(error))
+        keys = ("name", "artifact", "sha256", "bytes", "inputs", "outputs", "profile", "custom_nodes")
+        more = ("layers", "plugin_layers", "tokens")
+        return {
+            **{key: part.get(key) for key in (*keys, *more)},
+            "state": state,
+            "external_data": external,
+            "opsets": None if file is None else file.opsets,
+            "functions": None if file is None else file.functions,
+        }
+
+    def _check_parts(self, names: list[Any]) -> None:
+        task = self._content.get("task")
+        wanted = PART_NAMES.get(task) if isinstance(task, str) else None
+        if wanted is not None and sorted(map(str, names)) != sorted(wanted):
+            listed = ", ".join(map(str, names)) or "none"
+            self._found.damage.append(f"its parts are {listed}; a {task} model has {', '.join(wanted)}")
+
+    def _state(self, entry: Mapping[str, Any]) -> str:
+        """Whether the file of a manifest's entry {"file", "sha256"} is there and the same; damage is noted."""
+        path = _inside(self._folder, entry.get("file"))
+        if path is None:
+            state = "not a name of a file beside the manifest"
+        else:
+            try:
+                state = VERIFIED if sha256(path) == entry.get("sha256") else "DIFFERENT: its sha256 is another"
+            except FileNotFoundError:
+                state = "MISSING"
+            except OSError as error:
+                state = f"cannot be read: {error.strerror}"
+        if state != VERIFIED:
+            self._found.damage.append(f"'{entry.get('file')}': {state}")
+        return state
+
+    def _validation(self) -> dict[str, Any] | None:
+        validation = self._content.get("validation")
+        if not isinstance(validation, dict):
+            return None
+        keys = ("temperature", "requests", "worst", "worst_output", "tolerance", "decisions_equal", "explained")
+        parity = [{key: entry.get(key) for key in keys} for entry in _dicts(validation.get("parity"))]
+        return {key: validation.get(key) for key in ("artifact", "validated", "samples", "gflops")} | {"parity": parity}
+
+    def verdict(self) -> Verdict:
+        """Whether it runs here; after `summary`."""
+        name, version = _at(self._content, "backend", "name"), _at(self._content, "backend", "version")
+        damage = ["files or manifest are damaged"] if self._found.damage else []
+        machine = self._found.machine
+        if name == "onnxruntime" and isinstance(version, str):
+            return onnx_verdict(self._onnx, version, damage, machine)
+        if name not in ("tensorrt", "tensorrt-rtx") or not isinstance(version, str):
+            return Verdict(None, ("the manifest names no backend that this version knows",))
+        library = _at(self._content, "plugins", "library")
+        sm = None
+        if isinstance(library, dict):
+            listed = library.get("sm")
+            sm = [number for number in listed if isinstance(number, int)] if isinstance(listed, list) else []
+        return plan_verdict(name, version, sm, damage, machine)
+
+
+def _inspect_library(found: Inspection, path: Path) -> None:
+    try:
+        library = read_library(path)
+    except PluginError as error:
+        found.notes.append(f"a shared library, not of this project: {error.why}")
+        return
+    found.kind = "plugin library"
+    found.details = {
+        "version": library.version,
+        "source sha256": library.source_sha256,
+        "compute capability": capabilities(library.sm),
+    }
+    gpus = found.machine.gpus
+    if gpus and not any(has_code(library.sm, gpu.capability) for gpu in gpus):
+        found.notes.append("it has no code for the GPUs of this machine")
+
+
+def capabilities(sm: Any) -> str:
+    """[75, 90] as "7.5, 9.0"."""
+    numbers = [number for number in sm if isinstance(number, int)] if isinstance(sm, list | tuple) else []
+    return ", ".join(f"{number // 10}.{number % 10}" for number in numbers)
+
+
+def _inspect_onnx(found: Inspection, path: Path) -> None:
+    found.kind = "onnx"
+    found.notes.append(f"no manifest beside it ('{manifest_path(path).name}')")
+    try:
+        found.onnx = read_onnx(path)
+    except ManifestError as error:
+        found.damage.append(_first_line(error) + f" ({error.why})")
+        return
+    damage = [f"'{name}', which holds weights: {state}" for name, state in found.onnx.external.items()]
+    found.damage.extend(text for text in damage if not text.endswith(": found"))
+    reasons = ["weights are missing"] if found.damage else []
+    found.verdict = onnx_verdict([found.onnx], None, reasons, found.machine)
+
+
+def _inspect_plan(found: Inspection, start: bytes) -> None:
+    found.kind = "plan"
+    found.notes.append("no manifest beside it: what it takes, gives and needs is not known")
+    found.verdict = Verdict(None, ("no manifest beside it",))
+    if len(start) >= _PLAN_HEADER.size and start.startswith(_PLAN_MAGIC):
+        _, layout, size, *version = _PLAN_HEADER.unpack(start[: _PLAN_HEADER.size])
+        if layout == _PLAN_LAYOUT:
+            text = ".".join(map(str, version))
+            found.details["header"] = f"as of TensorRT for RTX, version {text} (seen in its plans, not documented)"
+            if size != found.bytes:
+                found.damage.append(f"its header gives {size} bytes and the file has {found.bytes}")
+            return
+    found.details["header"] = f"not known; it begins with {start[:8].hex(' ')}"
+
+
+def _inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
+    found.kind = "checkpoint"
+    found.notes.append(f"a checkpoint, not an artifact; export it: python -m export --ckpt {path} --engine out.plan")
+    if start.startswith(_LEGACY_CHECKPOINT):
+        found.details["format"] = "of torch.save before 1.6"
+    elif start.startswith(b"PK\3\4"):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                entries = archive.namelist()
+        except (zipfile.BadZipFile, NotImplementedError) as error:
+            found.damage.append(f"it is truncated ({error})")
+            return
+        if any(name.endswith("/data.pkl") for name in entries):
+            found.details["format"] = "of torch.save"
+        else:
+            found.damage.append("it is a zip file that torch.save did not write")
+    else:
+        found.damage.append("torch.save did not write it, or its beginning is lost")
+
+
+def _at(value: Any, *keys: str) -> Any:
+    """The value under nested keys, None where there is none."""
+    for key in keys:
+        value = value.get(key) if isinstance(value, dict) else None
+    return value
+
+
+def _dicts(value: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(value, list):
+        yield from (entry for entry in value if isinstance(entry, dict))
+
+
+def _inside(folder: Path, name: Any) -> Path | None:
+    """The file of that name in `folder`; None for what is no plain file name, which a manifest never has."""
+    plain = isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
+    return folder / name if plain else None
+
+
+def _first_line(text: object) -> str:
+    return (str(text).strip().splitlines() or [""])[0][:200]

@@ -1,0 +1,170 @@
+"""What is asked of the opened parts of an artifact, one batch of prepared tensors at a time.
+
+`export.session.Session` asks with images and texts; recorded tensors are replayed through the same functions.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from export.products import Ranking, Tokens
+from madtp.caption import write_captions
+from madtp.config import CaptionConfig, RetrievalConfig, VqaConfig
+from madtp.errors import InputError
+from madtp.ranking import rank
+from madtp.tasks import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
+from madtp.vqa import Ranking as RankedAnswers
+from madtp.vqa import rank_answers, write_answers
+
+
+def judge(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+    """Logits [B, 2] (false, true) of sentences about two images, and the tokens of each request.
+
+    Args:
+        runners: of the parts of an nlvr model.
+        inputs: image0, image1, input_ids, attention_mask.
+        temperature: zero is the dense model.
+    """
+    outputs = runners["model"].run(inputs, temperature)
+    logits = outputs["logits"]
+    return logits, _tokens(outputs, len(logits))
+
+
+def choose_answers(
+    config: VqaConfig,
+    runners: Runners,
+    inputs: Mapping[str, Tensor],
+    answers: tuple[Tensor, Tensor],
+    k: int,
+    temperature: float,
+) -> tuple[RankedAnswers, list[Tokens]]:
+    """Rank answers to questions, see `madtp.vqa.rank_answers`; and the tokens of each request.
+
+    Args:
+        config, runners: of a vqa model.
+        inputs: image, input_ids, attention_mask.
+        answers: ids and mask [A, L] of the candidates.
+        k: of them that are read to the end.
+        temperature: zero is the dense model.
+    """
+    source, tokens = _encode(runners, inputs, temperature)
+    return rank_answers(decoder_step(runners["decoder"]), source, *answers, k, config), tokens
+
+
+def generate_answers(
+    config: VqaConfig,
+    runners: Runners,
+    inputs: Mapping[str, Tensor],
+    temperature: float,
+    *,
+    beams: int,
+    max_length: int,
+    min_length: int,
+) -> tuple[Tensor, list[Tokens]]:
+    """Ids [B, length] of answers written freely, see `madtp.vqa.write_answers`; and the tokens of each request."""
+    source, tokens = _encode(runners, inputs, temperature)
+    lengths = {"max_length": max_length, "min_length": min_length}
+    return write_answers(decoder_step(runners["decoder"]), source, config, beams=beams, **lengths), tokens
+
+
+def generate_captions(
+    config: CaptionConfig,
+    runners: Runners,
+    inputs: Mapping[str, Tensor],
+    temperature: float,
+    *,
+    beams: int,
+    max_length: int,
+    min_length: int,
+) -> tuple[Tensor, list[Tokens]]:
+    """Ids [B, length] of captions, prompt included, see `madtp.caption.write_captions`; and the tokens of each request.
+
+    Args:
+        config, runners: of a caption model.
+        inputs: image, prompt_ids.
+        temperature: zero is the dense model.
+        beams, max_length, min_length: of the search.
+    """
+    source, tokens = _encode(runners, {"image": inputs["image"]}, temperature)
+    step, lengths = decoder_step(runners["decoder"]), {"max_length": max_length, "min_length": min_length}
+    return write_captions(step, source, inputs["prompt_ids"], config, beams=beams, **lengths), tokens
+
+
+def rank_pairs(
+    config: RetrievalConfig,
+    runners: Runners,
+    images: Iterable[Tensor],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    k_test: int,
+    text_batch: int,
+    match_batch: int | None,
+    temperature: float,
+) -> Ranking:
+    """Rank images and texts with a retrieval model, see `madtp.ranking.rank`."""
+    counted = {name: _Counted(runner) for name, runner in runners.items()}
+    result = rank(
+        RetrievalRunners(config, counted, temperature),
+        images,
+        input_ids,
+        attention_mask,
+        k_test=k_test,
+        text_batch=text_batch,
+        match_batch=match_batch,
+    )
+    tokens = {"vision": counted["image"], "text": counted["text"], "match": counted["match"]}
+    return Ranking(*result, tokens={name: runner.tokens() for name, runner in tokens.items()})
+
+
+def compare_embeddings(
+    runners: Runners, images: Iterable[Tensor], texts: Iterable[Tensor], temperature: float
+) -> Ranking:
+    """Rank images and texts with a clip model, by their embeddings.
+
+    Args:
+        runners: of the parts of a clip model.
+        images: batches [b, 3, S, S] float32, normalised.
+        texts: batches [b, context_length] int64.
+        temperature: zero is the dense model.
+
+    Raises:
+        InputError: no images, or no texts.
+    """
+    counted = {name: _Counted(runner) for name, runner in runners.items()}
+    pictures = [counted["image"].run({"image": batch}, temperature)["image_embed"] for batch in images]
+    words = [counted["text"].run({"input_ids": batch}, temperature)["text_embed"] for batch in texts]
+    if not pictures or not words:
+        raise InputError(f"there are no {'images' if not pictures else 'texts'} to rank", fix="Give at least one.")
+    sim = torch.cat(pictures) @ torch.cat(words).mT
+    return Ranking(sim, sim, sim.mT, {"vision": counted["image"].tokens(), "text": counted["text"].tokens()})
+
+
+class _Counted:
+    """A runner that notes the token counts of its calls."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._counts: list[Tensor] = []
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        outputs = self._runner.run(inputs, temperature)
+        self._counts += token_counts(outputs).values()  # a part of these tasks has one encoder
+        return outputs
+
+    def tokens(self) -> Tensor:
+        """[sequences, layers] int32, of all calls."""
+        return torch.cat(self._counts)
+
+
+def _encode(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+    """What the decoder looks at, and the tokens of each request."""
+    outputs = runners["encoder"].run(inputs, temperature)
+    source = outputs["source_cache"]
+    return source, _tokens(outputs, source.shape[2])
+
+
+def _tokens(outputs: Outputs, requests: int) -> list[Tokens]:
+    counts = token_counts(outputs)
+    return [{encoder: tuple(rows[request].tolist()) for encoder, rows in counts.items()} for request in range(requests)]
