@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.nlvr import NlvrModel
+from madtp.ranking import image_tokens
 from madtp.retrieval import RetrievalModel
 
 SIMILARITY_WEIGHT = 0.1  # of L_sim, as published
@@ -116,15 +117,24 @@ def retrieval_loss(
     temperature: Tensor | None,
     generator: torch.Generator,
     similarity_weight: float = SIMILARITY_WEIGHT,
+    images_at_once: int | None = None,
 ) -> Tensor:
     """L_task + `similarity_weight` * L_sim of a batch, []; L_task is BLIP's: contrast of embeddings, and matching.
 
     Args:
         temperature: as in `nlvr_loss`.
         generator: draws the wrong partners that pairs are matched with, likelier the more similar they are.
+        images_at_once: so many images does the vision encoder see together; None is all of them. The image that keeps
+            the most tokens decides for these, so a model that is deployed on few at once is trained on few, too.
+            Images with fewer tokens are filled up for the matching as in `rank`.
     """
     collect = temperature is not None
-    image, vision = model.visual_encoder(batch.image, model.space_dict, temperature, collect_aligned=collect)
+    vision = [
+        model.visual_encoder(images, model.space_dict, temperature, collect_aligned=collect)
+        for images in batch.image.split(images_at_once or len(batch.image))
+    ]
+    tokens = [image for encoded, _ in vision for image in encoded]
+    image = image_tokens(tokens, torch.arange(len(tokens)))
     words, text = model.text_encoder(
         batch.input_ids, batch.attention_mask, None, model.space_dict, temperature, collect_aligned=collect
     )
@@ -134,9 +144,10 @@ def retrieval_loss(
     same = batch.groups[:, None] == batch.groups
     contrast = (_contrast(similarity, same) + _contrast(similarity.mT, same)) / 2
     task = contrast + _matching_loss(model, batch, image, similarity.detach(), same, temperature, generator)
-    if not isinstance(vision.aligned, Tensor) or not isinstance(text.aligned, Tensor):
+    vision_aligned = [state.aligned for _, state in vision if isinstance(state.aligned, Tensor)]
+    if not vision_aligned or not isinstance(text.aligned, Tensor):
         return task
-    return task + similarity_weight * similarity_loss(vision.aligned, text.aligned)
+    return task + similarity_weight * similarity_loss(torch.cat(vision_aligned), text.aligned)
 
 
 def _contrast(similarity: Tensor, same: Tensor) -> Tensor:

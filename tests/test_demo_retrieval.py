@@ -14,13 +14,10 @@ import madtp
 from madtp.demo import __main__ as command
 from madtp.demo import retrieval
 from madtp.demo.retrieval.data import (
-    DESCRIPTIONS,
-    LIGHTS,
     PHOTOGRAPHS,
     SIZE,
     captions,
     draw_crop,
-    draw_descriptions,
     held_out,
     held_out_samples,
     photographs,
@@ -30,13 +27,14 @@ from madtp.demo.retrieval.data import (
 from madtp.demo.retrieval.evaluate import Evaluation, evaluate, missed_promises
 from madtp.demo.retrieval.train import Recipe, config, draw_batch, train, without_padding
 from madtp.errors import InputError
+from madtp.ranking import image_tokens
 from madtp.retrieval import RetrievalModel
 from madtp.samples import read_samples
 from madtp.tokenize import TextProcessor
 from madtp.training import RetrievalBatch, initialize, retrieval_loss
 
 MEGABYTES = 2.5
-SHORT = Recipe(steps=6, pairs=8, photographs=3)
+SHORT = Recipe(steps=4, pairs=6, images_at_once=3)
 TAU = torch.tensor(0.3)
 
 
@@ -73,15 +71,13 @@ def test_every_photograph_has_crops_of_both_kinds() -> None:
 
 
 def test_no_caption_is_both_trained_and_evaluated_on() -> None:
-    trained = [set(captions(description, False)) for description in range(DESCRIPTIONS)]
-    kept = [set(captions(description, True)) for description in range(DESCRIPTIONS)]
+    trained = [set(captions(photograph, False)) for photograph in range(len(PHOTOGRAPHS))]
+    kept = [set(captions(photograph, True)) for photograph in range(len(PHOTOGRAPHS))]
     everything = [text for texts in [*trained, *kept] for text in texts]
-    assert len(everything) == len(set(everything)) == 12 * DESCRIPTIONS
-    assert {len(texts) for texts in kept} == {3}
-    for description, texts in enumerate(kept):
-        number, light = divmod(description, len(LIGHTS))
-        assert all(LIGHTS[light].words in text for text in texts)
-        assert all(any(words in text for words in PHOTOGRAPHS[number].words) for text in texts)
+    assert len(everything) == len(set(everything)) == 24 * len(PHOTOGRAPHS)
+    assert {len(texts) for texts in kept} == {6}
+    for photograph, texts in zip(PHOTOGRAPHS, kept, strict=True):
+        assert all(any(words in text for words in photograph.words) for text in texts)
 
 
 def test_pictures_follow_from_the_generator() -> None:
@@ -89,35 +85,28 @@ def test_pictures_follow_from_the_generator() -> None:
     assert first.shape == (SIZE, SIZE, 3)
     assert np.array_equal(first, again)
     assert not np.array_equal(first, other)
-    red = picture(np.random.default_rng(0), 3 * len(LIGHTS) + 1, True).reshape(-1, 3).mean(axis=0)
-    assert red[0] > 2 * red[1:].max()
-
-
-def test_batches_hold_crops_and_lights_of_one_photograph() -> None:
-    drawn = draw_descriptions(np.random.default_rng(0), 40, 8)
-    assert len(set(drawn // len(LIGHTS))) == 8
-    assert len(set(drawn)) < 40
-    assert set(drawn % len(LIGHTS)) == set(range(len(LIGHTS)))
 
 
 def test_vocabulary() -> None:
     assert retrieval.vocab_path().read_text(encoding="utf-8").splitlines() == vocabulary()
     assert vocabulary()[:5] == ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
     text = TextProcessor(retrieval.vocab_path(), madtp.load(retrieval.checkpoint_path()).config)
-    ids, mask = text.batch([caption for d in range(DESCRIPTIONS) for caption in captions(d, True)])
+    ids, mask = text.batch([caption for p in range(len(PHOTOGRAPHS)) for caption in captions(p, True)])
     assert ids.shape[1] == mask.shape[1] == 35
     assert not (ids == vocabulary().index("[UNK]")).any()
 
 
-def test_held_out_pairs() -> None:
-    pairs, again = held_out(2 * DESCRIPTIONS), held_out(2 * DESCRIPTIONS)
-    assert np.array_equal(pairs.pictures, again.pictures)
-    assert pairs.captions == again.captions
-    assert len(set(pairs.captions)) == 2 * DESCRIPTIONS
-    assert all(text in captions(int(d), True) for text, d in zip(pairs.captions, pairs.descriptions, strict=True))
-    samples = held_out_samples(16)
-    assert len({sample.text for sample in samples}) == 16
-    assert samples[1].images[0].tobytes() == pairs.pictures[len(LIGHTS) + 1].tobytes()
+def test_held_out() -> None:
+    kept, again = held_out(2), held_out(2)
+    assert np.array_equal(kept.pictures, again.pictures)
+    assert kept.pictures.shape == (36, SIZE, SIZE, 3)
+    assert np.bincount(kept.shown).tolist() == [2] * len(PHOTOGRAPHS)
+    assert len(set(kept.captions)) == len(kept.captions) == 6 * len(PHOTOGRAPHS)
+    assert all(text in captions(int(p), True) for text, p in zip(kept.captions, kept.described, strict=True))
+    samples = held_out_samples(20)
+    assert [sample.text for sample in samples] == list(kept.captions[:20])
+    assert samples[19].images[0].tobytes() == kept.pictures[19].tobytes()
+    assert kept.shown[19] == kept.described[19] == 1
 
 
 def test_scikit_image_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -153,6 +142,32 @@ def test_padding_does_not_matter_without_pruning(batch: RetrievalBatch) -> None:
     torch.testing.assert_close(*losses)
 
 
+def test_few_images_at_once_are_encoded_and_filled_up_as_in_ranking(batch: RetrievalBatch) -> None:
+    """The loss, put together from the parts that `rank` calls with batches of two images."""
+    model = fresh_model()
+    encoded = [model.encode_image(images, TAU) for images in batch.image.split(2)]
+    tokens = [image for output in encoded for image in output.image_tokens]
+    assert len({len(image) for image in tokens}) > 1
+    texts = model.encode_text(batch.input_ids, batch.attention_mask, TAU)
+    similarity = torch.cat([output.image_embed for output in encoded]) @ texts.text_embed.mT / 0.1
+    same = batch.groups[:, None] == batch.groups
+    targets = same / same.sum(dim=1, keepdim=True)
+    contrast = (F.cross_entropy(similarity, targets) + F.cross_entropy(similarity.mT, targets)) / 2
+    generator = torch.Generator().manual_seed(0)
+    other_text, other_image = (
+        torch.multinomial(scores.masked_fill(same, -torch.inf).softmax(dim=1), 1, generator=generator)[:, 0]
+        for scores in (similarity, similarity.mT)
+    )
+    own = torch.arange(len(same))
+    shown, words = torch.cat([own, own, other_image]), torch.cat([own, other_text, own])
+    ids = batch.input_ids.clone()
+    ids[:, 0] = model.config.enc_token_id
+    logits = model.match(ids[words], batch.attention_mask[words], image_tokens(tokens, shown), TAU).itm_logits
+    expected = contrast + F.cross_entropy(logits, (torch.arange(len(shown)) < len(own)).long())
+    loss = retrieval_loss(model, batch, TAU, torch.Generator().manual_seed(0), 0.0, images_at_once=2)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_every_parameter_learns(batch: RetrievalBatch) -> None:
     model = fresh_model()
     retrieval_loss(model, batch, TAU, torch.Generator().manual_seed(0)).backward()
@@ -183,8 +198,8 @@ def test_committed_model_keeps_its_promises() -> None:
     assert isinstance(model, RetrievalModel)
     assert model.config == config()
     assert model.temperature == Recipe().deployed_temperature
-    pairs = held_out(retrieval.EVALUATED)
-    dense, pruned = (evaluate(model, retrieval.vocab_path(), pairs, tau) for tau in (0.0, model.temperature))
+    kept = held_out(retrieval.EVALUATED)
+    dense, pruned = (evaluate(model, retrieval.vocab_path(), kept, tau) for tau in (0.0, model.temperature))
     assert missed_promises(dense, pruned) == []
     assert dense.vision_tokens == (model.config.vision_tokens,) * model.config.vit_depth
     assert dense.text_tokens == dense.match_tokens == (35,) * model.config.text_layers

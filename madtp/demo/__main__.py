@@ -113,19 +113,19 @@ def run_nlvr(out: Path, steps: int | None) -> Result:
 def run_retrieval(out: Path, steps: int | None) -> Result:
     """Train, evaluate and write the model that finds captions; a run of `steps` steps promises nothing."""
     recipe = retrieval_train.Recipe() if steps is None else retrieval_train.Recipe().shortened(steps)
-    pairs = held_out(retrieval.EVALUATED if steps is None else EVALUATED_SHORT)
+    kept = held_out(retrieval.EVALUATED if steps is None else 1)
     vocabulary = retrieval.vocab_path()
-    total = recipe.steps + 2 * len(pairs.captions)
+    total = recipe.steps + 2 * len(kept.pictures)
     with staged(out) as stage, Reporter(Console(stderr=True), total) as reporter:
         model = retrieval_train.train(recipe, reporter.advance)
         dense, pruned = (
-            retrieval_evaluate.evaluate(model, vocabulary, pairs, temperature, lambda: reporter.advance("evaluating"))
+            retrieval_evaluate.evaluate(model, vocabulary, kept, temperature, lambda: reporter.advance("evaluating"))
             for temperature in (0.0, recipe.deployed_temperature)
         )
         save(model, stage / retrieval.CHECKPOINT)
         shutil.copyfile(vocabulary, stage / "vocab.txt")
         write_samples(held_out_pairs(SAMPLES), stage / "samples", vocabulary)
-    table = retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, len(pairs.captions))
+    table = retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, kept)
     missed = retrieval_evaluate.missed_promises(dense, pruned) if steps is None else []
     return Result(table, retrieval.CHECKPOINT, missed)
 

@@ -1,7 +1,6 @@
-"""The demonstration's pictures and captions: crops of photographs that packages ship, in four lights.
+"""The demonstration's pictures and captions: crops of photographs that packages ship, and sentences about them.
 
-What a picture shows, its description, is a photograph and a light. Crops of one description differ in place, size,
-brightness and direction, its captions in their words.
+Crops of one photograph differ in place, size, brightness and direction, its captions in their words.
 """
 
 from functools import cache
@@ -19,11 +18,20 @@ SHORT_SIDE = 160  # pixels of a photograph's shorter side before it is cut
 CROP = (0.5, 0.9)  # least and largest side of a crop, as a share of the shorter side
 BRIGHTNESS = (0.75, 1.15)
 CELLS = 8  # of the shorter side; a cell of crop centres is either trained or held out
-HELD_OUT_EVERY = 4  # every fourth cell, and every fourth combination of template, words and light
+HELD_OUT_EVERY = 4  # every fourth cell, and every fourth combination of template and words
 HELD_OUT_SEED = 1_000_003
 
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TEMPLATES = ("a photo of {} in {}", "{} seen in {}", "a picture in {1} shows {0}", "in {1} there is {0}")
+TEMPLATES = (
+    "a photo of {}",
+    "{} from near",
+    "the picture shows {}",
+    "here is {}",
+    "one can see {}",
+    "{} in a photograph",
+    "this is a part of a picture of {}",
+    "somebody took a photo of {}",
+)
 
 Bytes = NDArray[np.uint8]
 Ints = NDArray[np.int64]
@@ -58,37 +66,20 @@ PHOTOGRAPHS = (
 )
 
 
-class Light(NamedTuple):
-    """A light: its words, and the share of red, green and blue that it lets through."""
-
-    words: str
-    colour: tuple[float, float, float]
-
-
-LIGHTS = (
-    Light("daylight", (1.0, 1.0, 1.0)),
-    Light("red light", (1.0, 0.3, 0.3)),
-    Light("green light", (0.3, 1.0, 0.3)),
-    Light("blue light", (0.3, 0.3, 1.0)),
-)
-DESCRIPTIONS = len(PHOTOGRAPHS) * len(LIGHTS)  # number d is photograph d // 4 in light d % 4
-
-
 @cache
-def captions(description: int, held_out: bool) -> tuple[str, ...]:
-    """Captions of a description: those to train on, or those to evaluate on; none is both."""
-    number, light = divmod(description, len(LIGHTS))
+def captions(photograph: int, held_out: bool) -> tuple[str, ...]:
+    """Captions of a photograph: those to train on, or those to evaluate on; none is both."""
     return tuple(
-        template.format(words, LIGHTS[light].words)
+        template.format(words)
         for t, template in enumerate(TEMPLATES)
-        for w, words in enumerate(PHOTOGRAPHS[number].words)
-        if ((t + w + description) % HELD_OUT_EVERY == 0) == held_out
+        for w, words in enumerate(PHOTOGRAPHS[photograph].words)
+        if ((t + w + photograph) % HELD_OUT_EVERY == 0) == held_out
     )
 
 
 def vocabulary() -> list[str]:
     """Pieces of `vocab.txt`: the special ones, then every word of the captions."""
-    every = (text for d in range(DESCRIPTIONS) for held_out in (False, True) for text in captions(d, held_out))
+    every = (text for p in range(len(PHOTOGRAPHS)) for held_out in (False, True) for text in captions(p, held_out))
     return [*SPECIAL, *sorted({word for text in every for word in text.split()})]
 
 
@@ -147,53 +138,44 @@ def draw_crop(rng: np.random.Generator, size: tuple[int, int], held_out: bool) -
             return crop
 
 
-def picture(rng: np.random.Generator, description: int, held_out: bool) -> Bytes:
-    """[SIZE, SIZE, 3]: a random crop of the description's photograph in its light."""
-    number, light = divmod(description, len(LIGHTS))
-    photograph = photographs()[number]
-    crop = draw_crop(rng, photograph.size, held_out)
+def picture(rng: np.random.Generator, photograph: int, held_out: bool) -> Bytes:
+    """[SIZE, SIZE, 3]: a random crop of a photograph, brighter or darker, every second one mirrored."""
+    whole = photographs()[photograph]
+    crop = draw_crop(rng, whole.size, held_out)
     box = (crop.left, crop.top, crop.left + crop.side, crop.top + crop.side)
-    pixels = np.asarray(photograph.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
+    pixels = np.asarray(whole.resize((SIZE, SIZE), Image.Resampling.BICUBIC, box=box), dtype=np.float32)
     if rng.random() < 0.5:
         pixels = pixels[:, ::-1]
-    colour = np.array(LIGHTS[light].colour, dtype=np.float32) * np.float32(rng.uniform(*BRIGHTNESS))
-    return (pixels * colour).clip(0, 255).astype(np.uint8)
-
-
-def draw_descriptions(rng: np.random.Generator, count: int, different: int) -> Ints:
-    """[count] descriptions of `different` photographs, so that one batch has several lights and crops of each."""
-    chosen = rng.permutation(len(PHOTOGRAPHS))[:different]
-    return rng.choice(chosen, count) * len(LIGHTS) + rng.integers(len(LIGHTS), size=count)
+    return (pixels * np.float32(rng.uniform(*BRIGHTNESS))).clip(0, 255).astype(np.uint8)
 
 
 class HeldOut(NamedTuple):
-    """Pairs that were never trained on.
+    """Crops and captions that were never trained on.
 
     Attributes:
         pictures: [n, SIZE, SIZE, 3] uint8.
-        captions: one a picture.
-        descriptions: [n], what both are about.
+        shown: [n], the photograph of each.
+        captions: m texts.
+        described: [m], the photograph that each is about.
     """
 
     pictures: Bytes
+    shown: Ints
     captions: tuple[str, ...]
-    descriptions: Ints
+    described: Ints
 
 
-def held_out(count: int, seed: int = HELD_OUT_SEED) -> HeldOut:
-    """`count` pairs of held-out crops and captions, every description equally often; up to 216 captions differ."""
+def held_out(crops: int, seed: int = HELD_OUT_SEED) -> HeldOut:
+    """`crops` crops of every photograph, all photographs in turn, and all of the held-out captions likewise."""
     rng = np.random.default_rng(seed)
-    descriptions = np.arange(count) % DESCRIPTIONS
-    texts = tuple(
-        choices[index // DESCRIPTIONS % len(choices)]
-        for index, choices in enumerate(captions(int(description), True) for description in descriptions)
-    )
-    return HeldOut(np.stack([picture(rng, int(d), held_out=True) for d in descriptions]), texts, descriptions)
+    shown = np.tile(np.arange(len(PHOTOGRAPHS)), crops)
+    pictures = np.stack([picture(rng, int(photograph), held_out=True) for photograph in shown])
+    texts = [captions(photograph, True) for photograph in range(len(PHOTOGRAPHS))]
+    in_turn = tuple(text for row in zip(*texts, strict=True) for text in row)
+    return HeldOut(pictures, shown, in_turn, np.arange(len(in_turn)) % len(PHOTOGRAPHS))
 
 
 def held_out_samples(count: int) -> list[Sample]:
-    """The first `count` of the held-out pairs, for the exporter; neighbours show different photographs."""
-    step = len(LIGHTS) + 1  # comes by every description, because it shares no factor with their number
-    pairs = held_out(DESCRIPTIONS)
-    order = [index * step % DESCRIPTIONS for index in range(count)]
-    return [Sample((Image.fromarray(pairs.pictures[i]),), pairs.captions[i]) for i in order]
+    """`count` held-out crops with a caption that fits, one of every photograph first, for the exporter."""
+    pairs = held_out(-(-count // len(PHOTOGRAPHS)))
+    return [Sample((Image.fromarray(pairs.pictures[i]),), pairs.captions[i]) for i in range(count)]

@@ -1,9 +1,9 @@
-"""How good the retrieval demonstration's model is, measured as it is deployed."""
+"""How good the retrieval demonstration's model is, and what ranking with it costs."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from rich.table import Table
@@ -12,17 +12,17 @@ from torch import Tensor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval.data import HeldOut
 from madtp.flops import count_call
-from madtp.parts import parts_of
 from madtp.ranking import rank
-from madtp.retrieval import RetrievalModel
-from madtp.tasks import Outputs, run_request, token_counts, torch_runners
+from madtp.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
 from madtp.tokenize import TextProcessor
 
 CANDIDATES = 8  # of each picture and each caption that are matched
+COUNTED_EVERY = 8  # GFLOPs are the mean of every so many calls of a part, because counting takes time
 LEAST_FOUND = 0.80  # recall@1, both ways
 LEAST_PRUNED = 0.30  # of the dense model's GFLOPs
 MOST_LOST = 0.03  # recall@1, against the dense model
-REQUESTS = 72  # GFLOPs and tokens are the mean over the first so many pairs
+
+Output = TypeVar("Output", ImageOutput, TextOutput, MatchOutput)
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Evaluation:
     Attributes:
         texts_found: share of pictures whose best caption describes them: recall@1 from image to text.
         images_found: share of captions whose best picture is one that they describe: recall@1 from text to image.
-        gflops: mean of a request: one picture and one caption, embedded and matched.
+        gflops: mean of embedding a picture, embedding a caption and matching a pair, summed.
         vision_tokens, text_tokens, match_tokens: mean tokens after each layer, class token included.
     """
 
@@ -44,43 +44,94 @@ class Evaluation:
     match_tokens: tuple[float, ...]
 
 
+@dataclass
+class _Measure:
+    """Tokens and GFLOPs of the calls of one part."""
+
+    counts: list[Tensor] = field(default_factory=list)
+    gflops: list[float] = field(default_factory=list)  # of one picture, caption or pair
+
+    def call(self, part: Callable[[], Output]) -> Output:
+        outputs: list[Output] = []
+        if len(self.counts) % COUNTED_EVERY == 0:
+            total = count_call(lambda: outputs.append(part())).giga
+            self.gflops.append(total / len(outputs[0][-1]))
+        else:
+            outputs.append(part())
+        self.counts.append(outputs[0][-1])
+        return outputs[0]
+
+    @property
+    def mean_gflops(self) -> float:
+        """Of one picture, caption or pair."""
+        return sum(self.gflops) / len(self.gflops)
+
+    @property
+    def mean_tokens(self) -> tuple[float, ...]:
+        """After each layer."""
+        return tuple(torch.cat(self.counts).float().mean(dim=0).tolist())
+
+
+class _MeasuredModel:
+    """The parts of a model as `rank` calls them, each of them measured."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        self.config = model.config
+        self._model = model
+        self.vision, self.text, self.matching = _Measure(), _Measure(), _Measure()
+
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
+        return self.vision.call(lambda: self._model.encode_image(image, temperature))
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
+    ) -> TextOutput:
+        return self.text.call(lambda: self._model.encode_text(input_ids, attention_mask, temperature))
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_tokens: Tensor,
+        temperature: Tensor | float | None = None,
+    ) -> MatchOutput:
+        return self.matching.call(lambda: self._model.match(input_ids, attention_mask, image_tokens, temperature))
+
+
 @torch.no_grad()
 def evaluate(
     model: RetrievalModel,
     vocab: Path,
-    pairs: HeldOut,
+    held_out: HeldOut,
     temperature: float,
     progress: Callable[[], None] = lambda: None,
 ) -> Evaluation:
-    """Rank all of `pairs` at a temperature, zero being the dense model; `progress` is called once a pair.
+    """Rank all of `held_out` at a temperature, zero being the dense model; `progress` is called once a picture.
 
-    Pictures and captions are embedded one at a time, and the candidates of one query matched together, as `rank` does.
+    Pictures and captions are embedded one at a time, and the candidates of one query matched together, as published.
     """
-    images = image_batch(pairs.pictures)
-    ids, mask = TextProcessor(vocab, model.config).batch(pairs.captions)
-    runners = torch_runners(parts_of(model))
-    gflops: list[float] = []
-    counts: list[Outputs] = []
+    measured = _MeasuredModel(model)
 
-    def request(inputs: dict[str, Tensor]) -> None:
-        counts.append(token_counts(run_request(model.config, runners, inputs, temperature)))
-
-    for image, row, row_mask in zip(images[:REQUESTS], ids, mask, strict=False):
-        inputs = {"image": image[None], "input_ids": row[None], "attention_mask": row_mask[None]}
-        gflops.append(count_call(partial(request, inputs)).giga)
-
-    def singles() -> Iterator[Tensor]:
-        for image in images:
-            yield image[None]
+    def batches() -> Iterator[Tensor]:
+        for image in image_batch(held_out.pictures).split(1):
+            yield image
             progress()
 
-    ranking = rank(model, singles(), ids, mask, k_test=CANDIDATES, text_batch=1, temperature=temperature)
-    shown = torch.from_numpy(pairs.descriptions)
+    ranking = rank(
+        measured,
+        batches(),
+        *TextProcessor(vocab, model.config).batch(held_out.captions),
+        k_test=CANDIDATES,
+        text_batch=1,
+        temperature=temperature,
+    )
+    shown, described = torch.from_numpy(held_out.shown), torch.from_numpy(held_out.described)
+    parts = (measured.vision, measured.text, measured.matching)
     return Evaluation(
-        _share(shown[ranking.score_i2t.argmax(dim=1)] == shown),
-        _share(shown[ranking.score_t2i.argmax(dim=1)] == shown),
-        sum(gflops) / len(gflops),
-        *(_mean([row[name] for row in counts]) for name in ("vision", "text", "match")),
+        _share(described[ranking.score_i2t.argmax(dim=1)] == shown),
+        _share(shown[ranking.score_t2i.argmax(dim=1)] == described),
+        sum(part.mean_gflops for part in parts),
+        *(part.mean_tokens for part in parts),
     )
 
 
@@ -88,13 +139,10 @@ def _share(right: Tensor) -> float:
     return float(right.float().mean())
 
 
-def _mean(rows: list[Tensor]) -> tuple[float, ...]:
-    return tuple(torch.cat(rows).float().mean(dim=0).tolist())
-
-
-def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, pairs: int) -> Table:
+def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, held_out: HeldOut) -> Table:
     """Both evaluations side by side."""
-    table = Table(title=f"{pairs} held-out crops and captions, every crop against every caption")
+    counts = f"{len(held_out.pictures)} held-out crops and {len(held_out.captions)} held-out captions"
+    table = Table(title=f"{counts}, every crop against every caption")
     headings = ("", "recall@1 to text", "to image", "GFLOPs", "pruned", "tokens: image", "text", "matching")
     for heading in headings:
         table.add_column(heading, justify="right" if heading else "left")
