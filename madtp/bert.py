@@ -146,10 +146,12 @@ class TextEncoder(nn.Module):
         image: Tensor | None,
         space_dict: Tensor,
         temperature: Tensor | None,
+        *,
+        collect_aligned: bool = False,
     ) -> tuple[Tensor, PruningState]:
         """Args: input_ids, attention_mask [B, L] int64; image [B, S, C'] or None; temperature None runs dense."""
         x = self.embeddings(input_ids)
-        state = PruningState.start(key_mask(attention_mask), temperature)
+        state = PruningState.start(key_mask(attention_mask), temperature, collect_aligned=collect_aligned)
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, image, space_dict, state, index)
             if temperature is None:

@@ -7,6 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.nlvr import NlvrModel
+from madtp.ranking import image_tokens
+from madtp.retrieval import RetrievalModel
 
 SIMILARITY_WEIGHT = 0.1  # of L_sim, as published
 POSITION_STD = 0.2  # patches have to know where they are before they can be told apart
@@ -14,6 +16,7 @@ WORD_POSITION_STD = 0.05
 WORD_STD = 0.2
 CLASS_STD = 0.02
 SPACE_STD = 0.1
+CONTRAST = 0.1  # what similarities are divided by before they compete; BLIP learns it from 0.07
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class NlvrBatch:
         return len(self.labels) // len(self.image0)
 
 
-def initialize(model: NlvrModel, generator: torch.Generator) -> None:
+def initialize(model: NlvrModel | RetrievalModel, generator: torch.Generator) -> None:
     """Fill every parameter with values to start training from; they depend on nothing but `generator`."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -58,13 +61,13 @@ def initialize(model: NlvrModel, generator: torch.Generator) -> None:
 
 
 def similarity_loss(vision_aligned: Tensor, text_aligned: Tensor) -> Tensor:
-    """L_sim, [] in [0, 2]: one minus the mean cosine similarity of both images' aligned features with the sentence's.
+    """L_sim, [] in [0, 2]: one minus the mean cosine similarity of the images' aligned features with the text's.
 
     Args:
-        vision_aligned: [2B, T, C], all first images, then all second ones.
+        vision_aligned: [B, T, C], or of two images a text [2B, T, C], all first images, then all second ones.
         text_aligned: [B, T, C].
     """
-    pairs = vision_aligned.unflatten(0, (2, -1))
+    pairs = vision_aligned.unflatten(0, (-1, len(text_aligned)))
     return 1 - F.cosine_similarity(pairs, text_aligned[None], dim=-1).mean()
 
 
@@ -90,6 +93,90 @@ def nlvr_loss(
     if not isinstance(vision.aligned, Tensor) or not isinstance(text.aligned, Tensor):
         return task
     return task + similarity_weight * similarity_loss(_per_statement(vision.aligned, batch.statements), text.aligned)
+
+
+@dataclass(frozen=True)
+class RetrievalBatch:
+    """B pairs of an image and a text.
+
+    Attributes:
+        image: [B, 3, S, S] float32, normalised.
+        input_ids, attention_mask: [B, L] int64, first id [CLS].
+        groups: [B] int64; a text fits every image of its own group and no other. There are at least two groups.
+    """
+
+    image: Tensor
+    input_ids: Tensor
+    attention_mask: Tensor
+    groups: Tensor
+
+
+def retrieval_loss(
+    model: RetrievalModel,
+    batch: RetrievalBatch,
+    temperature: Tensor | None,
+    generator: torch.Generator,
+    similarity_weight: float = SIMILARITY_WEIGHT,
+    images_at_once: int | None = None,
+) -> Tensor:
+    """L_task + `similarity_weight` * L_sim of a batch, []; L_task is BLIP's: contrast of embeddings, and matching.
+
+    Args:
+        temperature: as in `nlvr_loss`.
+        generator: draws the wrong partners that pairs are matched with, likelier the more similar they are.
+        images_at_once: so many images does the vision encoder see together; None is all of them. The image that keeps
+            the most tokens decides for these, so a model that is deployed on few at once is trained on few, too.
+            Images with fewer tokens are filled up for the matching as in `rank`.
+    """
+    collect = temperature is not None
+    vision = [
+        model.visual_encoder(images, model.space_dict, temperature, collect_aligned=collect)
+        for images in batch.image.split(images_at_once or len(batch.image))
+    ]
+    tokens = [image for encoded, _ in vision for image in encoded]
+    image = image_tokens(tokens, torch.arange(len(tokens)))
+    words, text = model.text_encoder(
+        batch.input_ids, batch.attention_mask, None, model.space_dict, temperature, collect_aligned=collect
+    )
+    image_embed = F.normalize(model.vision_proj(image[:, 0]), dim=-1)
+    text_embed = F.normalize(model.text_proj(words[:, 0]), dim=-1)
+    similarity = image_embed @ text_embed.mT / CONTRAST
+    same = batch.groups[:, None] == batch.groups
+    contrast = (_contrast(similarity, same) + _contrast(similarity.mT, same)) / 2
+    task = contrast + _matching_loss(model, batch, image, similarity.detach(), same, temperature, generator)
+    vision_aligned = [state.aligned for _, state in vision if isinstance(state.aligned, Tensor)]
+    if not vision_aligned or not isinstance(text.aligned, Tensor):
+        return task
+    return task + similarity_weight * similarity_loss(torch.cat(vision_aligned), text.aligned)
+
+
+def _contrast(similarity: Tensor, same: Tensor) -> Tensor:
+    """Cross entropy of every row of `similarity` [B, B] with its right columns, `same`, each as likely."""
+    return F.cross_entropy(similarity, same / same.sum(dim=1, keepdim=True))
+
+
+def _matching_loss(
+    model: RetrievalModel,
+    batch: RetrievalBatch,
+    image: Tensor,
+    similarity: Tensor,
+    same: Tensor,
+    temperature: Tensor | None,
+    generator: torch.Generator,
+) -> Tensor:
+    """Cross entropy of 3B pairs: the right ones, every image with a wrong text, every text with a wrong image."""
+    own = torch.arange(len(same))
+    other_text, other_image = (
+        torch.multinomial(scores.masked_fill(same, -torch.inf).softmax(dim=1), 1, generator=generator)[:, 0]
+        for scores in (similarity, similarity.mT)
+    )
+    images, texts = torch.cat([own, own, other_image]), torch.cat([own, other_text, own])
+    ids = batch.input_ids[texts]
+    ids[:, 0] = model.config.enc_token_id
+    words, _ = model.text_encoder(ids, batch.attention_mask[texts], image[images], model.space_dict, temperature)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    labels[: len(own)] = 1
+    return F.cross_entropy(model.itm_head(words[:, 0]), labels)
 
 
 def _per_statement(x: Tensor, statements: int) -> Tensor:

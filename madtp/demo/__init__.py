@@ -1,13 +1,14 @@
-"""A small model trained on real images, to demonstrate on: statements about pairs of handwritten digits."""
+"""Small models trained on real images, to demonstrate on; here statements about pairs of handwritten digits."""
 
 from pathlib import Path
 
 FOLDER = Path(__file__).parent
+CHECKPOINT = "nlvr-digits.pt"
 
 
 def checkpoint_path() -> Path:
     """The trained model that comes with the package."""
-    return FOLDER / "nlvr-digits.pt"
+    return FOLDER / CHECKPOINT
 
 
 def vocab_path() -> Path:

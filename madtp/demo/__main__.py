@@ -1,9 +1,10 @@
-"""`python -m madtp.demo`: train the demonstration's model and show what pruning costs and saves."""
+"""`python -m madtp.demo`: train a demonstration's model and show what pruning costs and saves."""
 
 import shutil
 import sys
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 import click
 import torch
@@ -12,10 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from madtp.command import output_console, run
-from madtp.demo import vocab_path
+from madtp.demo import CHECKPOINT, retrieval, vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
 from madtp.demo.output import staged, write_samples
+from madtp.demo.retrieval import evaluate as retrieval_evaluate
+from madtp.demo.retrieval import train as retrieval_train
+from madtp.demo.retrieval.data import held_out
+from madtp.demo.retrieval.data import held_out_samples as held_out_pairs
 from madtp.demo.train import Recipe, save, train
 
 MISSED = 1  # the result is not as good as promised
@@ -58,17 +63,38 @@ class Reporter:
 
 
 @click.command()
+@click.option("--task", type=click.Choice(("nlvr", "retrieval")), default="nlvr", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), default=Path("out/demo"), show_default=True, metavar="DIR")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Only N steps a stage, to see that it runs.")
 @click.pass_context
-def cli(context: click.Context, out: Path, steps: int | None) -> None:
-    """Train a small BLIP-NLVR model with MADTP on pairs of handwritten digits.
+def cli(context: click.Context, task: str, out: Path, steps: int | None) -> None:
+    """Train a small BLIP model with MADTP on real images.
 
-    Writes nlvr-digits.pt, vocab.txt and samples/ (held-out samples for the exporter) into DIR. Exit 1 where the model
-    is less accurate, or prunes less, than it should.
+    nlvr judges statements about pairs of handwritten digits, retrieval finds captions of crops of photographs. Writes
+    the checkpoint, vocab.txt and samples/ (held-out samples for the exporter) into DIR. Exit 1 where the model is less
+    accurate, or prunes less, than it should.
     """
     started = time.monotonic()
     torch.set_num_threads(THREADS)
+    run_task = run_nlvr if task == "nlvr" else run_retrieval
+    table, checkpoint, problems = run_task(out, steps)
+    output_console().print(table)
+    click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / checkpoint}, vocab.txt and samples/")
+    for problem in problems:
+        click.echo(f"missed: {problem}")
+    context.exit(MISSED if problems else 0)
+
+
+class Result(NamedTuple):
+    """What a task has to show: its table, the file name of its checkpoint, and the promises that it missed."""
+
+    table: Table
+    checkpoint: str
+    missed: list[str]
+
+
+def run_nlvr(out: Path, steps: int | None) -> Result:
+    """Train, evaluate and write the model that judges statements; a run of `steps` steps a stage promises nothing."""
     recipe = Recipe() if steps is None else Recipe().shortened(steps)
     samples = held_out_samples(EVALUATED if steps is None else EVALUATED_SHORT)
     with staged(out) as stage, Reporter(Console(stderr=True), recipe.steps + 2 * len(samples)) as reporter:
@@ -77,15 +103,31 @@ def cli(context: click.Context, out: Path, steps: int | None) -> None:
             evaluate(model, vocab_path(), samples, temperature, lambda: reporter.advance("evaluating"))
             for temperature in (0.0, recipe.deployed_temperature)
         )
-        save(model, stage / "nlvr-digits.pt")
+        save(model, stage / CHECKPOINT)
         shutil.copyfile(vocab_path(), stage / "vocab.txt")
         write_samples(samples[:SAMPLES], stage / "samples")
-    output_console().print(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
-    click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / 'nlvr-digits.pt'}, vocab.txt and samples/")
-    problems = missed_promises(dense, pruned) if steps is None else []
-    for problem in problems:
-        click.echo(f"missed: {problem}")
-    context.exit(MISSED if problems else 0)
+    table = results_table(dense, pruned, recipe.deployed_temperature, len(samples))
+    return Result(table, CHECKPOINT, missed_promises(dense, pruned) if steps is None else [])
+
+
+def run_retrieval(out: Path, steps: int | None) -> Result:
+    """Train, evaluate and write the model that finds captions; a run of `steps` steps promises nothing."""
+    recipe = retrieval_train.Recipe() if steps is None else retrieval_train.Recipe().shortened(steps)
+    kept = held_out(retrieval.EVALUATED if steps is None else 1)
+    vocabulary = retrieval.vocab_path()
+    total = recipe.steps + 2 * len(kept.pictures)
+    with staged(out) as stage, Reporter(Console(stderr=True), total) as reporter:
+        model = retrieval_train.train(recipe, reporter.advance)
+        dense, pruned = (
+            retrieval_evaluate.evaluate(model, vocabulary, kept, temperature, lambda: reporter.advance("evaluating"))
+            for temperature in (0.0, recipe.deployed_temperature)
+        )
+        save(model, stage / retrieval.CHECKPOINT)
+        shutil.copyfile(vocabulary, stage / "vocab.txt")
+        write_samples(held_out_pairs(SAMPLES), stage / "samples", vocabulary)
+    table = retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, kept)
+    missed = retrieval_evaluate.missed_promises(dense, pruned) if steps is None else []
+    return Result(table, retrieval.CHECKPOINT, missed)
 
 
 def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, samples: int) -> Table:

@@ -41,14 +41,21 @@ def staged(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
-def write_samples(samples: Sequence[Sample], folder: Path) -> None:
-    """Write `samples` as `python -m export --samples` reads them: samples.json, PNG files and vocab.txt."""
+def write_samples(samples: Sequence[Sample], folder: Path, vocabulary: Path | None = None) -> None:
+    """Write `samples` as `python -m export --samples` reads them: samples.json, PNG files and vocab.txt.
+
+    A sample of two images is an entry of NLVR, one of a single image a caption's. `vocabulary` defaults to NLVR's.
+    """
     folder.mkdir()
-    entries = []
+    entries: list[dict[str, str | list[str] | None]] = []
     for number, sample in enumerate(samples):
-        names = [f"{number}-left.png", f"{number}-right.png"]
+        pair = len(sample.images) > 1
+        names = [f"{number}-left.png", f"{number}-right.png"] if pair else [f"{number}.png"]
         for name, image in zip(names, sample.images, strict=True):
             image.save(folder / name)
-        entries.append({"sentence": sample.text, "label": str(sample.label), "images": names})
+        if pair:
+            entries.append({"sentence": sample.text, "label": str(sample.label), "images": names})
+        else:
+            entries.append({"caption": sample.text, "image": names[0]})
     (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    shutil.copyfile(vocab_path(), folder / "vocab.txt")
+    shutil.copyfile(vocabulary or vocab_path(), folder / "vocab.txt")

@@ -13,6 +13,7 @@ from madtp.config import NlvrConfig
 from madtp.demo import vocab_path
 from madtp.demo.data import CANVAS, WORDS, Scenes, image_batch, load_split, statements, vocabulary
 from madtp.nlvr import NlvrModel
+from madtp.retrieval import RetrievalModel
 from madtp.tokenize import ADDED_TOKENS, TextProcessor
 from madtp.training import NlvrBatch, initialize, nlvr_loss
 
@@ -104,7 +105,7 @@ def _learn_names(
     pieces = vocabulary()
     words = torch.tensor([pieces.index(word) for word in WORDS])
     parameters = [*vision.parameters(), *text.parameters()]
-    for step in _optimise(parameters, recipe.naming):
+    for step in optimise(parameters, recipe.naming):
         digits = rng.integers(10, size=recipe.images)
         tokens, _ = vision(image_batch(scenes.render(rng, digits)), model.space_dict, None)
         names = text.LayerNorm(text.word_embeddings(words))
@@ -119,7 +120,7 @@ def _learn_statements(
 ) -> None:
     """Judge statements, L_task + 0.1 * L_sim."""
     ids, mask = TextProcessor(vocab_path(), model.config).batch([entry.sentence for entry in statements()])
-    for number, step in enumerate(_optimise(list(model.parameters()), recipe.judging)):
+    for number, step in enumerate(optimise(list(model.parameters()), recipe.judging)):
         drawn = scenes.batch(rng, recipe.pairs, recipe.questions)
         chosen = torch.from_numpy(drawn.statements.reshape(-1))
         labels = torch.from_numpy(drawn.labels.reshape(-1)).long()
@@ -133,11 +134,16 @@ def _learn_statements(
 
 def temperature_at(step: int, recipe: Recipe) -> float:
     """Temperature of a step of the second stage: zero, then rising linearly, then the final one."""
-    start, end = recipe.pruning
-    return recipe.temperature * min(max((step / recipe.judging.steps - start) / (end - start), 0.0), 1.0)
+    return recipe.temperature * ramp(step / recipe.judging.steps, recipe.pruning)
 
 
-def _optimise(parameters: list[nn.Parameter], stage: Stage) -> Iterator[Callable[[Tensor], None]]:
+def ramp(position: float, between: tuple[float, float]) -> float:
+    """Zero before the first of `between`, one after the second, and rising linearly from one to the other."""
+    start, end = between
+    return min(max((position - start) / (end - start), 0.0), 1.0)
+
+
+def optimise(parameters: list[nn.Parameter], stage: Stage) -> Iterator[Callable[[Tensor], None]]:
     """Yield, for every step of `stage`, the function that takes its loss and updates `parameters`."""
     optimizer = torch.optim.AdamW(
         parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True
@@ -157,7 +163,7 @@ def _optimise(parameters: list[nn.Parameter], stage: Stage) -> Iterator[Callable
         yield update
 
 
-def save(model: NlvrModel, path: Path) -> None:
+def save(model: NlvrModel | RetrievalModel, path: Path) -> None:
     """Write a checkpoint that `madtp.load` reads."""
     content = {
         "model": model.state_dict(),

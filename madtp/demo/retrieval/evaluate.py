@@ -1,0 +1,176 @@
+"""How good the retrieval demonstration's model is, and what ranking with it costs."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from rich.table import Table
+from torch import Tensor
+
+from madtp.demo.data import image_batch
+from madtp.demo.retrieval.data import HeldOut
+from madtp.flops import count_call
+from madtp.ranking import rank
+from madtp.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
+from madtp.tokenize import TextProcessor
+
+CANDIDATES = 8  # of each picture and each caption that are matched
+COUNTED_EVERY = 8  # GFLOPs are the mean of every so many calls of a part, because counting takes time
+LEAST_FOUND = 0.80  # recall@1, both ways
+LEAST_PRUNED = 0.30  # of the dense model's GFLOPs
+MOST_LOST = 0.03  # recall@1, against the dense model
+
+Output = TypeVar("Output", ImageOutput, TextOutput, MatchOutput)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Results at one temperature.
+
+    Attributes:
+        texts_found: share of pictures whose best caption describes them: recall@1 from image to text.
+        images_found: share of captions whose best picture is one that they describe: recall@1 from text to image.
+        gflops: mean of embedding a picture, embedding a caption and matching a pair, summed.
+        vision_tokens, text_tokens, match_tokens: mean tokens after each layer, class token included.
+    """
+
+    texts_found: float
+    images_found: float
+    gflops: float
+    vision_tokens: tuple[float, ...]
+    text_tokens: tuple[float, ...]
+    match_tokens: tuple[float, ...]
+
+
+@dataclass
+class _Measure:
+    """Tokens and GFLOPs of the calls of one part."""
+
+    counts: list[Tensor] = field(default_factory=list)
+    gflops: list[float] = field(default_factory=list)  # of one picture, caption or pair
+
+    def call(self, part: Callable[[], Output]) -> Output:
+        outputs: list[Output] = []
+        if len(self.counts) % COUNTED_EVERY == 0:
+            total = count_call(lambda: outputs.append(part())).giga
+            self.gflops.append(total / len(outputs[0][-1]))
+        else:
+            outputs.append(part())
+        self.counts.append(outputs[0][-1])
+        return outputs[0]
+
+    @property
+    def mean_gflops(self) -> float:
+        """Of one picture, caption or pair."""
+        return sum(self.gflops) / len(self.gflops)
+
+    @property
+    def mean_tokens(self) -> tuple[float, ...]:
+        """After each layer."""
+        return tuple(torch.cat(self.counts).float().mean(dim=0).tolist())
+
+
+class _MeasuredModel:
+    """The parts of a model as `rank` calls them, each of them measured."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        self.config = model.config
+        self._model = model
+        self.vision, self.text, self.matching = _Measure(), _Measure(), _Measure()
+
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
+        return self.vision.call(lambda: self._model.encode_image(image, temperature))
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
+    ) -> TextOutput:
+        return self.text.call(lambda: self._model.encode_text(input_ids, attention_mask, temperature))
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_tokens: Tensor,
+        temperature: Tensor | float | None = None,
+    ) -> MatchOutput:
+        return self.matching.call(lambda: self._model.match(input_ids, attention_mask, image_tokens, temperature))
+
+
+@torch.no_grad()
+def evaluate(
+    model: RetrievalModel,
+    vocab: Path,
+    held_out: HeldOut,
+    temperature: float,
+    progress: Callable[[], None] = lambda: None,
+) -> Evaluation:
+    """Rank all of `held_out` at a temperature, zero being the dense model; `progress` is called once a picture.
+
+    Pictures and captions are embedded one at a time, and the candidates of one query matched together, as published.
+    """
+    measured = _MeasuredModel(model)
+
+    def batches() -> Iterator[Tensor]:
+        for image in image_batch(held_out.pictures).split(1):
+            yield image
+            progress()
+
+    ranking = rank(
+        measured,
+        batches(),
+        *TextProcessor(vocab, model.config).batch(held_out.captions),
+        k_test=CANDIDATES,
+        text_batch=1,
+        temperature=temperature,
+    )
+    shown, described = torch.from_numpy(held_out.shown), torch.from_numpy(held_out.described)
+    parts = (measured.vision, measured.text, measured.matching)
+    return Evaluation(
+        _share(described[ranking.score_i2t.argmax(dim=1)] == shown),
+        _share(shown[ranking.score_t2i.argmax(dim=1)] == described),
+        sum(part.mean_gflops for part in parts),
+        *(part.mean_tokens for part in parts),
+    )
+
+
+def _share(right: Tensor) -> float:
+    return float(right.float().mean())
+
+
+def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, held_out: HeldOut) -> Table:
+    """Both evaluations side by side."""
+    counts = f"{len(held_out.pictures)} held-out crops and {len(held_out.captions)} held-out captions"
+    table = Table(title=f"{counts}, every crop against every caption")
+    headings = ("", "recall@1 to text", "to image", "GFLOPs", "pruned", "tokens: image", "text", "matching")
+    for heading in headings:
+        table.add_column(heading, justify="right" if heading else "left")
+    for name, result in (("dense", dense), (f"temperature {temperature:g}", pruned)):
+        tokens = (result.vision_tokens, result.text_tokens, result.match_tokens)
+        table.add_row(
+            name,
+            f"{result.texts_found:.1%}",
+            f"{result.images_found:.1%}",
+            f"{result.gflops:.4f}",
+            f"{1 - result.gflops / dense.gflops:.1%}",
+            *(" ".join(f"{count:.1f}" for count in layers) for layers in tokens),
+        )
+    return table
+
+
+def missed_promises(dense: Evaluation, pruned: Evaluation) -> list[str]:
+    """What a full run should reach and these results do not."""
+    share = 1 - pruned.gflops / dense.gflops
+    problems = []
+    for way, before, after in (
+        ("image to text", dense.texts_found, pruned.texts_found),
+        ("text to image", dense.images_found, pruned.images_found),
+    ):
+        if before < LEAST_FOUND:
+            problems.append(f"recall@1 from {way} dense {before:.1%}, least {LEAST_FOUND:.0%}")
+        if before - after > MOST_LOST:
+            problems.append(f"{before - after:.1%} of recall@1 from {way} lost by pruning, most {MOST_LOST:.0%}")
+    if share < LEAST_PRUNED:
+        problems.append(f"{share:.1%} of the GFLOPs pruned, least {LEAST_PRUNED:.0%}")
+    return problems
