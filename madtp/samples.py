@@ -191,16 +191,16 @@ def edge_ids(config: Config) -> tuple[int, int | None, int]:
     return (config.cls_token_id if config.task == "retrieval" else config.enc_token_id), config.sep_token_id, longest
 
 
-def read_samples(folder: Path, task: str) -> list[Sample]:
-    """The samples that `folder` lists, images decoded."""
-    return [read_sample(folder, number, entry, task) for number, entry in enumerate(read_index(folder, task))]
+def read_samples(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Sample]:
+    """The samples that `folder` lists, at least `least`, images decoded."""
+    return [read_sample(folder, number, entry, task) for number, entry in enumerate(read_index(folder, task, least))]
 
 
-def read_index(folder: Path, task: str) -> list[Any]:
+def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
     """The entries of the folder's `samples.json`, not looked into yet.
 
     Raises:
-        InputError: it cannot be read, is no list, or has fewer than MIN_SAMPLES.
+        InputError: it cannot be read, is no list, or has fewer than `least`.
     """
     if not _is_folder(folder):
         raise InputError(
@@ -215,10 +215,10 @@ def read_index(folder: Path, task: str) -> list[Any]:
         raise InputError(
             f"cannot read '{index}'", str(error), f"It has to be a JSON list of {_entry_form(task)}."
         ) from error
-    if not isinstance(entries, list) or len(entries) < MIN_SAMPLES:
+    if not isinstance(entries, list) or len(entries) < least:
         count = len(entries) if isinstance(entries, list) else "no"
         raise InputError(
-            f"'{index}' lists {count} samples", f"A check needs at least {MIN_SAMPLES}.", "Add samples to the list."
+            f"'{index}' lists {count} samples", f"At least {least} are needed.", "Add samples to the list."
         )
     return entries
 
