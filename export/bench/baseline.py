@@ -50,6 +50,7 @@ class Measurement:
     Attributes:
         artifact: as `export.bench.artifact.identity` gives it.
         samples: origin in words, number of requests, sha256.
+        neighbours: share of the CPUs that other processes took meanwhile.
         cases: at least one.
     """
 
@@ -60,6 +61,7 @@ class Measurement:
     after: Activity
     warm_up: WarmUp
     ended: Ended
+    neighbours: float
     cases: dict[Case, Measured]
 
     @property
@@ -80,6 +82,7 @@ class Measurement:
             "after": asdict(self.after),
             "warm_up": asdict(self.warm_up),
             "ended": self.ended.value,
+            "neighbours": round(self.neighbours, 4),
             "cases": [_case_to_json(case, measured) for case, measured in self.cases.items()],
         }
 
@@ -136,6 +139,7 @@ def read_measurement(path: Path) -> Measurement:
         Activity(**content["after"]),
         WarmUp(**content["warm_up"]),
         Ended(content["ended"]),
+        content["neighbours"],
         {
             Case(entry["temperature"], entry["batch"]): Measured(entry["milliseconds"], Kept(**entry["tokens"]))
             for entry in content["cases"]

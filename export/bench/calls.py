@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from export.errors import OptionError
-from export.options import Range
 from export.profile import batch_and_text
 from export.synthetic import synthetic_samples
 from madtp.demo.data import held_out_samples
@@ -95,8 +94,10 @@ def bench_samples(
         InputError: the folder cannot be used, or there is no vocabulary for its texts.
     """
     batch, text = batch_and_text(manifest["parts"])
+    if samples is not None and not samples.is_dir():
+        raise InputError(f"there is no folder '{samples}'", "--samples names a folder of samples.", "Name one.")
     if synthetic:
-        return synthetic_samples(config, Range(batch.min, batch.opt, batch.max), text)
+        return synthetic_samples(config, batch, text)
     entry = manifest["preprocessing"]["text"]["vocabulary"]
     vocabulary = folder / entry["file"] if entry is not None and entry["file"] is not None else None
     if samples is not None and (samples / VOCABULARY).is_file():

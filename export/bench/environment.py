@@ -26,6 +26,28 @@ THROTTLED = {  # bits of NVML's clock event reasons that mean slower than the GP
 }
 
 
+BUSY = 0.1  # share of the CPUs from which other processes disturb a measurement
+
+
+class Neighbours:
+    """What other processes, and other guests of the host, take of this machine's CPUs from now on."""
+
+    def __init__(self) -> None:
+        self._before = self._taken()
+
+    def share(self) -> float:
+        """Of all CPU time since then, 0 to 1."""
+        whole, others = (now - before for now, before in zip(self._taken(), self._before, strict=True))
+        return min(max(others / whole, 0.0), 1.0) if whole > 0 else 0.0
+
+    @staticmethod
+    def _taken() -> tuple[float, float]:
+        """Seconds of all CPUs, and those that were neither idle nor this process's."""
+        times, own = psutil.cpu_times(), psutil.Process().cpu_times()
+        counted = (times.user, times.nice, times.system, times.irq, times.softirq, times.steal)  # guests are in user
+        return sum(counted) + times.idle + times.iowait, sum(counted) - own.user - own.system
+
+
 @dataclass(frozen=True)
 class Machine:
     """What does not change while measuring.
@@ -88,9 +110,18 @@ def activity() -> Activity:
     return Activity(round(psutil.getloadavg()[0], 2), frequency.current if frequency else None, governor, gpus)
 
 
-def warnings(here: Machine, before: Activity, after: Activity) -> list[str]:
-    """What makes the numbers worth less, a sentence each."""
+def warnings(here: Machine, before: Activity, after: Activity, neighbours: float) -> list[str]:
+    """What makes the numbers worth less, a sentence each.
+
+    Args:
+        here: this machine.
+        before: measuring.
+        after: measuring.
+        neighbours: share of the CPUs that others took meanwhile.
+    """
     found = []
+    if neighbours > BUSY:
+        found.append(f"other processes took {100 * neighbours:.0f} % of the CPUs while this was measured")
     if before.load > here.cores / 2:
         found.append(f"the machine was busy before: load {before.load:g} on {here.cores} cores")
     if before.governor not in (None, PERFORMANCE):

@@ -27,6 +27,7 @@ BETWEEN = "between operators"
 # ONNX Runtime inlines functions and calls their nodes so; the name of the function is the one given below.
 OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OPS)})")
 KERNEL = "_kernel_time"
+RUN = "model_run"
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
 
 
@@ -67,19 +68,26 @@ class ProfiledRunner:
         self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
+        self._runs = self._first = 0
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        self._runs += 1
         values = self._session.run(self._outputs, feed(inputs, temperature, self._inputs))
         return {name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
 
+    def begin(self) -> None:
+        """Leave out what has run so far."""
+        self._first = self._runs
+
     def events(self) -> list[dict[str, Any]]:
-        """What was recorded; ends the profile."""
+        """What was recorded since `begin`; ends the profile."""
         events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        return events
+        starts = sorted(event["ts"] for event in events if event["name"] == RUN)[self._first :]
+        return [event for event in events if starts and event["ts"] >= starts[0]]
 
 
 def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: Path, threads: int | None) -> Operators:
-    """Run the first calls of a case under the profiler, each once.
+    """Run the first calls of a case under the profiler, each once, after a warm-up.
 
     Args:
         described: an artifact of ONNX Runtime.
@@ -94,6 +102,9 @@ def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: 
         )
         for part in described.manifest["parts"]
     }
+    run_request(described.config, runners, calls[0], case.temperature)  # allocates memory, which later runs use again
+    for runner in runners.values():
+        runner.begin()
     chosen = calls[:CALLS]
     for inputs in chosen:
         run_request(described.config, runners, inputs, case.temperature)
@@ -118,7 +129,7 @@ def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Oper
             milliseconds[function[1] if function else operator] += duration
             milliseconds[BETWEEN] -= duration
             multiply_adds += _multiply_adds(operator, event["args"])
-        elif name == "model_run":
+        elif name == RUN:
             milliseconds[BETWEEN] += duration
     return Operators(dict(milliseconds.most_common()), multiply_adds / 1e9 / requests)
 
@@ -143,7 +154,7 @@ def _with_named_functions(path: Path) -> bytes:
     """The model with every node of a function named after it."""
     model = onnx.load(str(path))
     for function in model.functions:
-        for node in function.node:
-            node.name = function.name
+        for number, node in enumerate(function.node):
+            node.name = f"{function.name}/{number}"
     content: bytes = model.SerializeToString()
     return content

@@ -140,13 +140,12 @@ def lines(result: BenchResult) -> list[str]:
         "host synchronisations a call, by the manifest: "
         + ", ".join(f"{part} {count}" for part, count in waits.items()),
     ]
-    found += [f"note: {text}" for text in (*result.notes, *warnings(machine, measurement.before, measurement.after))]
+    disturbances = warnings(machine, measurement.before, measurement.after, measurement.neighbours)
+    found += [f"note: {text}" for text in (*result.notes, *disturbances)]
     if not measurement.warm_up.stable:
         found.append("note: latencies had not become stable when the warm-up's time was up")
     if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
-        found.append(
-            "undecided: the interval covers what is allowed; measure longer (--seconds) or on a quieter machine"
-        )
+        found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
     return found
 
 

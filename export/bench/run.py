@@ -23,7 +23,7 @@ from export.bench.calls import (
     probe,
     samples_sha256,
 )
-from export.bench.environment import activity, machine, pinned
+from export.bench.environment import BUSY, Neighbours, activity, machine, pinned
 from export.bench.measure import Call, Timer, WallTimer, measure, warm_up
 from export.bench.operators import Operators, profile
 from export.bench.statistics import paired_ratio, recorded_ratio, relative_half_width
@@ -105,27 +105,35 @@ class BenchResult:
 class _Comparison:
     """What the artifact is compared with: recorded series, or another artifact that runs side by side."""
 
-    recorded: Mapping[Case, Measured] | None = None
+    recorded: Measurement | None = None
     described: Described | None = None
     method: str = ""
 
-    def verdicts(self, series: Mapping[tuple[str, Case], Sequence[float]], allowed: float) -> list[Verdict]:
-        """Of the series so far."""
+    def verdicts(
+        self, series: Mapping[tuple[str, Case], Sequence[float]], allowed: float, neighbours: float
+    ) -> list[Verdict]:
+        """Of the series so far, while others took the share `neighbours` of the CPUs."""
         found = []
         for (role, case), values in series.items():
             if role != "new":
                 continue
             if self.recorded is not None:
-                earlier = self.recorded[case]
+                earlier = self.recorded.cases[case]
                 floor = max(earlier.noise_floor, Measured(list(values), earlier.kept).noise_floor)
-                found.append(judge(case, recorded_ratio(values, earlier.milliseconds), allowed, floor))
+                ratio = recorded_ratio(values, earlier.milliseconds)
+                then, now = self.recorded.neighbours > BUSY, neighbours > BUSY
+                found.append(judge(case, ratio, allowed, floor, disturbed_now=now, disturbed_then=then))
             else:
                 found.append(judge(case, paired_ratio(values, series["old", case]), allowed))
         return found
 
 
 def bench(
-    options: BenchOptions, progress: Progress, opener: Opener = open_described, timer: Timer | None = None
+    options: BenchOptions,
+    progress: Progress,
+    opener: Opener = open_described,
+    timer: Timer | None = None,
+    neighbours: Callable[[], float] | None = None,
 ) -> BenchResult:
     """Measure.
 
@@ -134,6 +142,7 @@ def bench(
         progress: told of STAGES stages.
         opener: makes the runners.
         timer: takes the time; None is the wall clock.
+        neighbours: share of the CPUs that other processes take; None measures it.
 
     Returns:
         Also after Ctrl-C or SIGTERM once there is a whole round: `measurement.partial`.
@@ -165,15 +174,17 @@ def bench(
                 candidates["old", case] = _call(other.config, earlier, calls[case], case)
         before = activity()
         progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s")
+        neighbours = neighbours or Neighbours().share
         began = timer.now()
         warmed = warm_up(candidates, timer, options.seconds)
         timings = measure(
             candidates,
             timer,
             options.seconds - (timer.now() - began),
-            _settled(comparison, options.allowed),
+            _settled(comparison, options.allowed, neighbours),
             lambda rounds: progress.detail(f"{rounds} rounds"),
         )
+        share = neighbours()
         if timings.rounds == 0:
             raise KeyboardInterrupt
         measurement = Measurement(
@@ -184,6 +195,7 @@ def bench(
             activity(),
             warmed,
             timings.ended,
+            share,
             {case: Measured(timings.series["new", case], kept[case]) for case in cases},
         )
         if measurement.partial:
@@ -194,7 +206,7 @@ def bench(
             operators = _profile(options, described, calls, progress)
         except KeyboardInterrupt:
             interrupted = True
-    verdicts = [] if comparison is None else comparison.verdicts(timings.series, options.allowed)
+    verdicts = [] if comparison is None else comparison.verdicts(timings.series, options.allowed, share)
     method = "" if comparison is None else comparison.method
     return BenchResult(described, measurement, verdicts, method, operators, notes, interrupted)
 
@@ -213,7 +225,7 @@ def _comparison(
     at_hand = artifact_at_hand(baseline)
     if at_hand is not None:
         return _Comparison(described=describe(at_hand), method=f"side by side with the baseline's artifact '{at_hand}'")
-    return _Comparison(recorded=baseline.cases, method=f"with the latencies in '{options.against}'")
+    return _Comparison(recorded=baseline, method=f"with the latencies in '{options.against}'")
 
 
 def _check_other(other: Described, described: Described, cases: Sequence[Case]) -> None:
@@ -246,12 +258,14 @@ def _call(config: Config, runners: Mapping[str, Runner], calls: Sequence[Inputs]
 
 
 def _settled(
-    comparison: _Comparison | None, allowed: float
+    comparison: _Comparison | None, allowed: float, neighbours: Callable[[], float]
 ) -> Callable[[Mapping[tuple[str, Case], Sequence[float]]], bool]:
     """Enough: every verdict is in, or without a comparison every median is known to PRECISION."""
     if comparison is None:
         return lambda series: all(relative_half_width(values) <= PRECISION for values in series.values())
-    return lambda series: all(verdict.outcome != Outcome.UNDECIDED for verdict in comparison.verdicts(series, allowed))
+    return lambda series: all(
+        verdict.outcome != Outcome.UNDECIDED for verdict in comparison.verdicts(series, allowed, neighbours())
+    )
 
 
 def _profile(

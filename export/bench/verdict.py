@@ -37,14 +37,31 @@ class Verdict:
     noise_floor: float
 
 
-def judge(case: Case, ratio: Ratio, allowed: float, noise_floor: float = 0.0) -> Verdict:
-    """Fail only if the whole interval, widened by the noise floor, lies above what is allowed; pass only if below."""
+def judge(
+    case: Case,
+    ratio: Ratio,
+    allowed: float,
+    noise_floor: float = 0.0,
+    *,
+    disturbed_now: bool = False,
+    disturbed_then: bool = False,
+) -> Verdict:
+    """Fail only if the whole interval, widened by the noise floor, lies above what is allowed; pass only if below.
+
+    Args:
+        case: temperature and batch.
+        ratio: new over old.
+        allowed: the slow-down that passes.
+        noise_floor: by how much the machine drifts, 0 for calls that were made side by side.
+        disturbed_now: other processes took part of the machine, which only slows down: no reason to fail.
+        disturbed_then: likewise while the baseline was recorded: no reason to pass.
+    """
     widened = Ratio(ratio.ratio, ratio.low / (1 + noise_floor), ratio.high * (1 + noise_floor))
     limit = 1 + allowed
     outcome = Outcome.UNDECIDED
-    if widened.low > limit:
+    if widened.low > limit and not disturbed_now:
         outcome = Outcome.FAIL
-    elif widened.high < limit:
+    elif widened.high < limit and not disturbed_then:
         outcome = Outcome.PASS
     return Verdict(case, outcome, widened, allowed, noise_floor)
 
