@@ -18,7 +18,7 @@ from typing import Generic, Protocol, TypeVar
 Call = Callable[[int], object]  # of one candidate, in the round of that number
 Key = TypeVar("Key", bound=Hashable)
 
-FIRST_LOOK = 30  # rounds before the numbers are looked at
+FIRST_LOOK = 60  # rounds before the numbers are looked at
 NEXT_LOOK = 1.5  # each look comes after so many times the rounds of the one before: few looks, few chances to err
 MAX_ROUNDS = 5000
 WINDOW = 5  # rounds of a warm-up whose medians are compared
@@ -117,6 +117,7 @@ def measure(
     seconds: float,
     settled: Callable[[Mapping[Key, Sequence[float]]], bool],
     on_round: Callable[[int], None],
+    group: Callable[[Key], Hashable] = lambda key: key,
     seed: int = 0,
 ) -> Timings[Key]:
     """Time all candidates in rounds.
@@ -127,6 +128,7 @@ def measure(
         seconds: the budget; FIRST_LOOK rounds are made in any case.
         settled: whether the series so far are enough; asked after FIRST_LOOK rounds and then ever more rarely.
         on_round: told how many rounds were made.
+        group: candidates of one group follow each other directly, because they are to be compared.
         seed: of the order within the rounds.
 
     Returns:
@@ -140,6 +142,8 @@ def measure(
     try:
         while True:
             shuffled.shuffle(order)
+            groups = list(dict.fromkeys(map(group, order)))
+            order.sort(key=lambda key: groups.index(group(key)))
             taken = {key: timer.milliseconds(partial(candidates[key], number)) for key in order}
             for key, milliseconds in taken.items():
                 timings.series[key].append(milliseconds)

@@ -112,7 +112,7 @@ def operator_table(result: BenchResult) -> Table:
 def verdict_table(result: BenchResult) -> Table:
     """Slower than before?"""
     table = Table(title=f"Slower? Compared {result.method}")
-    for column in ("", "slow-down", f"{100 * CONFIDENCE:.0f} % interval", "allowed", "noise floor", ""):
+    for column in ("", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", ""):
         table.add_column(column, justify="left" if not column else "right")
     for verdict in result.verdicts:
         table.add_row(

@@ -183,6 +183,7 @@ def bench(
             options.seconds - (timer.now() - began),
             _settled(comparison, options.allowed, neighbours),
             lambda rounds: progress.detail(f"{rounds} rounds"),
+            group=lambda key: key[1],
         )
         share = neighbours()
         if timings.rounds == 0:

@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 BLOCKS = 20
-RESAMPLES = 999
-CONFIDENCE = 0.99  # of every interval; a run looks at its numbers several times, so 0.95 would be too little
+RESAMPLES = 1999
+CONFIDENCE = 0.999  # of every interval; a run looks at several cases several times, and each look may err
 RESAMPLES_AT_ONCE = 100  # bounds memory: so many copies of a series
 SEED = 0  # the same numbers always give the same verdict
 PARTS = 4  # of a session that is compared with itself
@@ -73,14 +73,16 @@ def paired_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
         old: of the same rounds: the same input, a moment earlier or later.
 
     Returns:
-        From the median of the rounds' log ratios: what slowed down a whole round cancels out.
+        From the median of the rounds' log ratios: what slowed down a whole round cancels out. The interval holds the
+        medians of both halves of the session too: a burst of noise in one of them proves nothing.
     """
     logs = np.log(np.asarray(new, dtype=np.float64)) - np.log(np.asarray(old, dtype=np.float64))
     if len(logs) < BLOCKS:
         return _unknown(float(np.median(logs)))
     blocks = _blocks(logs)
-    bounds = _interval(lambda drawn: _medians(blocks, drawn), 1)
-    return _from_logs(float(np.median(logs)), bounds)
+    low, high = _interval(lambda drawn: _medians(blocks, drawn), 1)
+    halves = [float(np.median(half)) for half in np.array_split(logs, 2)]
+    return _from_logs(float(np.median(logs)), (min(low, *halves), max(high, *halves)))
 
 
 def recorded_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
