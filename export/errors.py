@@ -17,3 +17,7 @@ class PluginError(MadtpError):
 
 class ManifestError(MadtpError):
     """A manifest is missing, malformed, or belongs to other files."""
+
+
+class BaselineError(MadtpError):
+    """A saved measurement cannot be read, or says nothing about this artifact on this machine."""

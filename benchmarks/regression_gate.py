@@ -1,0 +1,143 @@
+"""Does the gate of `python -m export bench` tell a slower artifact from the same one, on a noisy machine?
+
+    python -m benchmarks.regression_gate --artifact out.json [--runs 20] [--seconds 12] [--json FILE]
+
+Each run holds an artifact to itself, which must never fail, and to itself with 15 % more work, which must always fail;
+side by side, and in some runs once more against latencies recorded before. The extra work is processor time, burnt by
+the same process after each call of a part, so it grows with the load of the machine as the call does. Runners are real.
+"""
+
+import json
+import os
+import statistics
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import psutil
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from export.bench.artifact import Described, open_described
+from export.bench.baseline import write_text
+from export.bench.run import BenchOptions, bench
+from export.bench.verdict import overall
+from madtp.tasks import Outputs, Runner
+
+EXTRA = 0.15
+CALIBRATION_CALLS = 40
+
+
+class SlowRunner:
+    """A runner that burns processor time after each call: EXTRA of what its calls take at the median.
+
+    Args:
+        runner: the real one.
+    """
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._seconds: dict[float, list[float]] = {}
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        begin = time.process_time()
+        outputs = self._runner.run(inputs, temperature)
+        taken = self._seconds.setdefault(temperature, [])
+        if len(taken) < CALIBRATION_CALLS:
+            taken.append(time.process_time() - begin)
+        end = time.process_time() + EXTRA * statistics.median(taken)
+        while time.process_time() < end:
+            pass
+        return outputs
+
+
+class Quiet:
+    """Progress that nobody sees."""
+
+    def stage(self, description: str) -> None:
+        """Nothing."""
+
+    def detail(self, text: str) -> None:
+        """Nothing."""
+
+
+class Opener:
+    """Opens real runners; those of the first artifact that a run opens, the new one, are slowed down."""
+
+    def __init__(self) -> None:
+        self.opened = 0
+
+    def __call__(self, described: Described, threads: int | None) -> dict[str, Runner]:
+        runners = open_described(described, threads)
+        self.opened += 1
+        return {name: SlowRunner(runner) for name, runner in runners.items()} if self.opened == 1 else runners
+
+
+def outcome(options: BenchOptions, slow: bool) -> str:
+    """Of one run."""
+    result = bench(options, Quiet(), Opener()) if slow else bench(options, Quiet())
+    return overall(result.verdicts).value
+
+
+def recorded(options: BenchOptions, folder: Path, name: str) -> Path:
+    """A baseline of the artifact, which the gate will not find again and so not run side by side."""
+    measurement = bench(options, Quiet()).measurement
+    gone = {**measurement.artifact, "path": str(folder / "gone" / "out.json")}
+    path = folder / f"{name}.json"
+    write_text(path, json.dumps(replace(measurement, artifact=gone).to_json()))
+    return path
+
+
+@click.command()
+@click.option("--artifact", type=click.Path(path_type=Path), required=True)
+@click.option("--runs", default=20, show_default=True)
+@click.option("--recorded-runs", default=5, show_default=True, help="Of them, against recorded latencies too.")
+@click.option("--seconds", default=12.0, show_default=True, help="Budget of a run.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
+def main(artifact: Path, runs: int, recorded_runs: int, seconds: float, target: Path | None) -> None:
+    """Count verdicts on the same artifact and on a slower one."""
+    plain = BenchOptions(artifact, seconds=seconds, threads=1, profile=False)
+    beside = replace(plain, against_engine=artifact)
+    counts: dict[str, Counter[str]] = {}
+    loads = []
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as scratch:
+        for number in range(runs):
+            loads.append(psutil.getloadavg()[0])
+            kinds = {"side by side": beside}
+            if number < recorded_runs:
+                kinds["recorded"] = replace(plain, against=recorded(plain, Path(scratch), str(number)))
+            for kind, options in kinds.items():
+                for slow in (False, True):
+                    name = f"{kind}, {f'{100 * EXTRA:.0f} % slower' if slow else 'identical'}"
+                    counts.setdefault(name, Counter())[outcome(options, slow)] += 1
+            click.echo(f"{number + 1}/{runs}: {json.dumps(counts)}", err=True)
+    table = Table(title=f"{runs} runs of up to {seconds:g} s, one thread")
+    for column in ("", "pass", "undecided", "fail"):
+        table.add_column(column)
+    for name, found in counts.items():
+        table.add_row(name, *(str(found[key]) for key in ("pass", "undecided", "fail")))
+    Console(width=100).print(table)
+    results: dict[str, Any] = {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "cores": os.cpu_count(),
+        "load": {"least": min(loads), "median": statistics.median(loads), "most": max(loads)},
+        "minutes": round((time.perf_counter() - began) / 60, 1),
+        "runs": runs,
+        "seconds": seconds,
+        "verdicts": counts,
+    }
+    Console().print_json(data=results)
+    if target is not None:
+        target.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

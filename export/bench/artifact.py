@@ -1,0 +1,106 @@
+"""An artifact, opened to be timed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.artifact import open_parts, runtime
+from export.errors import BackendError, ManifestError
+from export.manifest import check_files, manifest_path, read_manifest
+from madtp.config import CONFIGS
+from madtp.errors import ConfigError
+from madtp.opspec import TOKEN_COMPACT
+from madtp.samples import Config
+from madtp.tasks import Runner
+
+
+@dataclass(frozen=True)
+class Described:
+    """An artifact whose files are those of its manifest.
+
+    Attributes:
+        path: of the manifest.
+        manifest: read from there.
+        config: sizes of the model.
+    """
+
+    path: Path
+    manifest: Mapping[str, Any]
+    config: Config
+
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.path.parent
+
+
+def describe(path: Path) -> Described:
+    """Read the manifest and check the files.
+
+    Args:
+        path: the manifest, or the artifact that it lies beside.
+
+    Raises:
+        ManifestError: artifact and manifest are not of each other, or damaged.
+    """
+    source = path if path.suffix == ".json" else manifest_path(path)
+    manifest = read_manifest(source)
+    if path.suffix != ".json" and path.name != manifest["artifact"]:
+        raise ManifestError(
+            f"'{source}' is the manifest of '{manifest['artifact']}', not of '{path.name}'",
+            "The artifact was renamed, or is another.",
+            "Keep artifact and manifest together under the names that the export gave them.",
+        )
+    check_files(manifest, source.parent)
+    try:
+        config = CONFIGS[manifest["task"]](**manifest["config"])
+    except (TypeError, ConfigError) as error:
+        raise ManifestError(f"the manifest '{source}' is malformed", f"config: {error}", "Export again.") from error
+    return Described(source, manifest, config)
+
+
+def open_described(described: Described, threads: int | None) -> dict[str, Runner]:
+    """Runners of all parts.
+
+    Raises:
+        BackendError: a plan, and no GPU here can run it; or the runtime refuses a file.
+    """
+    backend = runtime(described.manifest)
+    if not backend.can_run:
+        raise BackendError(
+            f"'{described.manifest['artifact']}' cannot run here",
+            f"It is a plan of {backend.name}: {backend.reason}.",
+            "Measure it on a machine with its GPU, or measure an .onnx of the same checkpoint here.",
+        )
+    return open_parts(described.manifest, described.folder, backend, threads)
+
+
+def identity(described: Described) -> dict[str, Any]:
+    """What a saved measurement says of its artifact."""
+    manifest = described.manifest
+    return {
+        "path": str(described.path.resolve()),
+        "task": manifest["task"],
+        "precision": manifest["precision"],
+        "layout": manifest["layout"],
+        "batching": manifest["batching"],
+        "backend": {name: manifest["backend"][name] for name in ("name", "version")},
+        "temperature": manifest["temperature"],
+        "files": {part["artifact"]: part["sha256"] for part in manifest["parts"]},
+    }
+
+
+def synchronisations(manifest: Mapping[str, Any]) -> dict[str, int]:
+    """How often the host waits for the device in one call of each part; from the manifest, not measured.
+
+    In TensorRT's dynamic layout every TokenCompact layer copies one size, how many tokens it kept, to the host, and the
+    outputs are copied at the end. ONNX Runtime on a CPU has no device to wait for.
+    """
+    if manifest["backend"]["name"] == "onnxruntime":
+        return {part["name"]: 0 for part in manifest["parts"]}
+    sizes = manifest["layout"] == "dynamic"
+    return {
+        part["name"]: 1 + (part["custom_nodes"].get(TOKEN_COMPACT.onnx_name, 0) if sizes else 0)
+        for part in manifest["parts"]
+    }

@@ -1,0 +1,215 @@
+"""Saved measurements: what `--save` writes and `--against` reads (`measurement.schema.json`)."""
+
+import datetime
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+
+from export.bench.calls import Case, Kept
+from export.bench.environment import Activity, Machine
+from export.bench.measure import Ended, WarmUp
+from export.bench.statistics import noise_floor
+from export.errors import BaselineError
+from madtp.files import Staging, sha256
+
+SCHEMA_VERSION = 1
+# What has to be the same for latencies of two sessions to compare, and what it is called.
+SAME_ARTIFACT = {name: name for name in ("task", "precision", "layout", "batching")}
+SAME_MACHINE = {
+    "processor": "processor",
+    "architecture": "architecture",
+    "cores": "number of cores",
+    "gpus": "GPU",
+    "threads": "number of threads",
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Latencies of one case: milliseconds, one a round, and the tokens of its calls."""
+
+    milliseconds: list[float]
+    kept: Kept
+
+    @property
+    def noise_floor(self) -> float:
+        """See `export.bench.statistics.noise_floor`."""
+        return noise_floor(self.milliseconds)
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One artifact, measured once.
+
+    Attributes:
+        artifact: as `export.bench.artifact.identity` gives it.
+        samples: origin in words, number of requests, sha256.
+        neighbours: share of the CPUs that other processes took meanwhile.
+        cases: at least one.
+    """
+
+    artifact: Mapping[str, Any]
+    samples: Mapping[str, Any]
+    machine: Machine
+    before: Activity
+    after: Activity
+    warm_up: WarmUp
+    ended: Ended
+    neighbours: float
+    cases: dict[Case, Measured]
+
+    @property
+    def partial(self) -> bool:
+        """It was interrupted."""
+        return self.ended == Ended.INTERRUPTED
+
+    def to_json(self) -> dict[str, Any]:
+        """As the schema says."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "partial": self.partial,
+            "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "artifact": dict(self.artifact),
+            "samples": dict(self.samples),
+            "machine": asdict(self.machine),
+            "before": asdict(self.before),
+            "after": asdict(self.after),
+            "warm_up": asdict(self.warm_up),
+            "ended": self.ended.value,
+            "neighbours": round(self.neighbours, 4),
+            "cases": [_case_to_json(case, measured) for case, measured in self.cases.items()],
+        }
+
+
+def _case_to_json(case: Case, measured: Measured) -> dict[str, Any]:
+    floor = measured.noise_floor
+    return {
+        **asdict(case),
+        "milliseconds": [round(value, 4) for value in measured.milliseconds],
+        "tokens": asdict(measured.kept),
+        "noise_floor": floor if math.isfinite(floor) else None,
+    }
+
+
+def read_measurement(path: Path) -> Measurement:
+    """A saved measurement.
+
+    Raises:
+        BaselineError: missing, malformed, of another schema version, or partial.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BaselineError(
+            f"cannot read the baseline '{path}'", str(error), "Make one with python -m export bench ... --save FILE."
+        ) from error
+    version = content.get("schema") if isinstance(content, dict) else None
+    if version != SCHEMA_VERSION:
+        raise BaselineError(
+            f"the baseline '{path}' is of schema {version!r}",
+            f"This version reads schema {SCHEMA_VERSION}.",
+            "Make it again with python -m export bench ... --save FILE.",
+        )
+    schema = json.loads(resources.files("export.bench").joinpath("measurement.schema.json").read_text(encoding="utf-8"))
+    try:
+        jsonschema.validate(content, schema)
+    except jsonschema.ValidationError as error:
+        raise BaselineError(
+            f"the baseline '{path}' is malformed",
+            f"At {error.json_path}: {error.message[:200]}.",
+            "Make it again with python -m export bench ... --save FILE.",
+        ) from error
+    if content["partial"]:
+        raise BaselineError(
+            f"the baseline '{path}' is partial",
+            "Its run was interrupted, so its numbers may be of a warm-up or of a disturbed machine.",
+            "Make it again, and let it end.",
+        )
+    return Measurement(
+        content["artifact"],
+        content["samples"],
+        Machine(**content["machine"]),
+        Activity(**content["before"]),
+        Activity(**content["after"]),
+        WarmUp(**content["warm_up"]),
+        Ended(content["ended"]),
+        content["neighbours"],
+        {
+            Case(entry["temperature"], entry["batch"]): Measured(entry["milliseconds"], Kept(**entry["tokens"]))
+            for entry in content["cases"]
+        },
+    )
+
+
+def check_comparable(
+    baseline: Measurement,
+    path: Path,
+    artifact: Mapping[str, Any],
+    here: Machine,
+    samples: Mapping[str, Any],
+    cases: Sequence[Case],
+) -> None:
+    """Refuse a baseline that was measured of something else, or elsewhere.
+
+    Args:
+        baseline: read from `path`.
+        path: for the message.
+        artifact: identity of the one to be measured.
+        here: this machine.
+        samples: of this run.
+        cases: of this run; each needs a counterpart.
+
+    Raises:
+        BaselineError: listing all that differs.
+    """
+    then, now = asdict(baseline.machine), asdict(here)
+    different = [
+        *(
+            f"{word} {baseline.artifact[key]!r}, now {artifact[key]!r}"
+            for key, word in SAME_ARTIFACT.items()
+            if baseline.artifact[key] != artifact[key]
+        ),
+        *(f"{word} {then[key]!r}, now {now[key]!r}" for key, word in SAME_MACHINE.items() if then[key] != now[key]),
+    ]
+    backends = [entry["backend"]["name"] for entry in (baseline.artifact, artifact)]
+    if backends[0] != backends[1]:
+        different.append(f"backend {backends[0]!r}, now {backends[1]!r}")
+    if baseline.samples["sha256"] != samples["sha256"]:
+        different.append(f"samples '{baseline.samples['origin']}', now others: '{samples['origin']}'")
+    lacking = [str(case) for case in cases if case not in baseline.cases]
+    if lacking:
+        different.append(f"measured {', '.join(map(str, baseline.cases))}; not {', '.join(lacking)}")
+    if different:
+        raise BaselineError(
+            f"the baseline '{path}' does not compare with this run",
+            "It has " + "; ".join(different) + ".",
+            "Make a baseline here and with the same options (--save), or hold two artifacts to each other "
+            "(--against-engine).",
+        )
+
+
+def artifact_at_hand(baseline: Measurement) -> Path | None:
+    """The manifest of the baseline's artifact, where it and the files still exist with the same hashes."""
+    path = Path(baseline.artifact["path"])
+    try:
+        same = all(sha256(path.parent / name) == digest for name, digest in baseline.artifact["files"].items())
+    except OSError:
+        return None
+    return path if same and path.is_file() else None
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, complete or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with Staging(path) as staging:
+        (staging.folder / path.name).write_text(text, encoding="utf-8")
+        staging.commit([path.name])

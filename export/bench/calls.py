@@ -1,0 +1,165 @@
+"""What is timed: cases, the calls that each of them makes, and the tokens that those keep."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.errors import OptionError
+from export.profile import batch_and_text
+from export.synthetic import synthetic_samples
+from madtp.demo.data import held_out_samples
+from madtp.demo.photos import photo_samples
+from madtp.errors import InputError
+from madtp.samples import VOCABULARY, Config, SampleSet, collate, prepare_sample, read_samples
+from madtp.tasks import Runners, run_request, token_counts
+from madtp.tokenize import text_processor
+
+DEMO_SAMPLES = 24
+MAX_CALLS = 64  # different calls of a case; more samples than they take are left out
+
+Inputs = dict[str, Tensor]
+
+
+@dataclass(frozen=True, order=True)
+class Case:
+    """What one number is measured for: a temperature and the requests of a call."""
+
+    temperature: float
+    batch: int
+
+    def __str__(self) -> str:
+        kind = "dense" if self.temperature == 0 else f"temperature {self.temperature:g}"
+        return f"{kind}, batch {self.batch}"
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Tokens of the calls of a case, in their order.
+
+    Attributes:
+        last: by encoder, mean tokens of a sequence after the last layer.
+        total: of a request, summed over sequences and layers of all encoders.
+    """
+
+    last: dict[str, list[float]]
+    total: list[float]
+
+
+def cases_of(manifest: Mapping[str, Any], temperatures: Sequence[float], batches: Sequence[int]) -> list[Case]:
+    """Dense and pruned, for every batch.
+
+    Args:
+        manifest: of the artifact.
+        temperatures: beside 0, which is always measured; none is the manifest's default.
+        batches: requests of a call; none is the profile's usual number.
+
+    Raises:
+        OptionError: a temperature below zero or not finite, a batch that the artifact was not built for.
+    """
+    built, _ = batch_and_text(manifest["parts"])
+    for batch in batches:
+        if not built.min <= batch <= built.max:
+            raise OptionError(
+                f"--batch {batch} is outside the profile",
+                f"The artifact was built for {built.min} to {built.max} requests a call.",
+                "Give a number in that range, or export again with another --batch.",
+            )
+    for temperature in temperatures:
+        if not 0 <= temperature <= torch.finfo(torch.float32).max:
+            raise OptionError(
+                f"--temperature is {temperature}", "It has to be a finite number, zero or more.", "E.g. 0.5."
+            )
+    wanted = {0.0, *(temperatures or [manifest["temperature"]])}
+    return [Case(tau, batch) for batch in sorted(set(batches or [built.opt])) for tau in sorted(wanted)]
+
+
+def bench_samples(
+    manifest: Mapping[str, Any], folder: Path, config: Config, samples: Path | None, synthetic: bool
+) -> SampleSet:
+    """Requests to measure with: of a folder of samples, generated ones, or the demo's.
+
+    Args:
+        manifest: of the artifact.
+        folder: where it lies.
+        config: of its model.
+        samples: the folder; its `vocab.txt` wins over the artifact's. One sample is enough.
+        synthetic: generate random pixels and ids.
+
+    Raises:
+        InputError: the folder cannot be used, or there is no vocabulary for its texts.
+    """
+    batch, text = batch_and_text(manifest["parts"])
+    if samples is not None and not samples.is_dir():
+        raise InputError(f"there is no folder '{samples}'", "--samples names a folder of samples.", "Name one.")
+    if synthetic:
+        return synthetic_samples(config, batch, text)
+    entry = manifest["preprocessing"]["text"]["vocabulary"]
+    vocabulary = folder / entry["file"] if entry is not None and entry["file"] is not None else None
+    if samples is not None and (samples / VOCABULARY).is_file():
+        vocabulary = samples / VOCABULARY
+    fits = vocabulary is not None or config.task == "clip"
+    if samples is not None and not fits:
+        raise InputError(
+            f"there is no {VOCABULARY} in '{samples}', and the artifact has none",
+            "Without the checkpoint's vocabulary the texts cannot be turned into token ids.",
+            f"Copy it to '{samples / VOCABULARY}'.",
+        )
+    processor = text_processor(config, vocabulary) if fits else None
+    if samples is not None:
+        found = read_samples(samples, config.task, least=1)
+        origin = f"{len(found)} sample{'s' * (len(found) > 1)} of '{samples}'"
+    elif config.task == "nlvr":
+        found, origin = held_out_samples(DEMO_SAMPLES), f"{DEMO_SAMPLES} of the demo's samples"
+    else:
+        found, origin = photo_samples(DEMO_SAMPLES, config.task), f"{DEMO_SAMPLES} of the demo's samples"
+    if not fits:
+        origin += "; words hashed to ids, because the artifact has no vocabulary"
+    requests = [prepare_sample(sample, processor, config) for sample in found]
+    return SampleSet(requests, origin, fits, vocabulary)
+
+
+def samples_sha256(samples: SampleSet) -> str:
+    """Of all pixels and ids: two series compare only if they are of the same requests."""
+    digest = hashlib.sha256()
+    for request in samples.requests:
+        for image in request.images:
+            digest.update(image.numpy().tobytes())
+        digest.update(repr(request.ids).encode())
+    return digest.hexdigest()
+
+
+def calls_of(samples: SampleSet, config: Config, batch: int) -> list[Inputs]:
+    """The calls that a case makes one after the other, over and over: samples in order, wrapping around."""
+    count = len(samples)
+    calls = min(MAX_CALLS, -(-count // batch))
+    rows = [[samples.requests[(call * batch + i) % count] for i in range(batch)] for call in range(calls)]
+    return [collate(requests, config) for requests in rows]
+
+
+def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case) -> Kept:
+    """Make every call of a case once, untimed.
+
+    Raises:
+        InputError: an output is not finite, or the artifact was not built for these inputs.
+    """
+    last: dict[str, list[float]] = {}
+    totals = []
+    for number, inputs in enumerate(calls):
+        outputs = run_request(config, runners, inputs, case.temperature)
+        for name, value in outputs.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InputError(
+                    f"the artifact's output '{name}' is not finite ({case}, call {number})",
+                    "Speed says nothing of an artifact whose answers are wrong.",
+                    "Hold it to its checkpoint with python -m export validate.",
+                )
+        counts = token_counts(outputs)
+        for encoder, tokens in counts.items():
+            last.setdefault(encoder, []).append(float(tokens[:, -1].double().mean()))
+        totals.append(sum(int(tokens.sum()) for tokens in counts.values()) / case.batch)
+    return Kept(last, totals)

@@ -1,0 +1,164 @@
+"""Timing calls in rounds: every candidate once a round, in random order, on the same input, until that is enough.
+
+A round's calls are adjacent in time, so noise hits all candidates alike. The clock is a `Timer`; the one that there is
+takes wall-clock time around a call that returns with its results on the host. Runners of a GPU do that too:
+Polygraphy's `infer` copies the outputs and synchronises its stream. CUDA events would leave out the copies, for which a
+user waits too.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from functools import partial
+from typing import Generic, Protocol, TypeVar
+
+Call = Callable[[int], object]  # of one candidate, in the round of that number
+Key = TypeVar("Key", bound=Hashable)
+
+FIRST_LOOK = 60  # rounds before the numbers are looked at
+NEXT_LOOK = 1.5  # each look comes after so many times the rounds of the one before: few looks, few chances to err
+MAX_ROUNDS = 5000
+WINDOW = 5  # rounds of a warm-up whose medians are compared
+WINDOWS = 3
+STABLE = 0.05  # relative difference of those medians
+WARM_UP_SHARE = 0.25  # of the time budget, at most
+
+
+class Timer(Protocol):
+    """Takes the time of one call."""
+
+    def now(self) -> float:
+        """Seconds since some moment."""
+        ...
+
+    def milliseconds(self, call: Callable[[], object]) -> float:
+        """How long `call` takes, its results on the host."""
+        ...
+
+
+class WallTimer:
+    """Wall-clock time."""
+
+    def now(self) -> float:
+        return time.perf_counter()
+
+    def milliseconds(self, call: Callable[[], object]) -> float:
+        begin = time.perf_counter_ns()
+        call()
+        return (time.perf_counter_ns() - begin) / 1e6
+
+
+class Ended(StrEnum):
+    """Why measuring stopped."""
+
+    SETTLED = "settled"
+    BUDGET = "time budget"
+    ROUNDS = "rounds"
+    INTERRUPTED = "interrupted"
+
+
+@dataclass(frozen=True)
+class WarmUp:
+    """Rounds until latencies were stable, or until they took too long to become so."""
+
+    rounds: int
+    stable: bool
+
+
+@dataclass
+class Timings(Generic[Key]):
+    """Milliseconds of every candidate, one a round, whole rounds only."""
+
+    series: dict[Key, list[float]]
+    ended: Ended = Ended.INTERRUPTED
+
+    @property
+    def rounds(self) -> int:
+        """Rounds that were completed."""
+        return min(len(values) for values in self.series.values())
+
+
+def warm_up(candidates: Mapping[Key, Call], timer: Timer, seconds: float) -> WarmUp:
+    """Call all candidates on the first input until the medians of the last windows agree, or the time is up.
+
+    Args:
+        candidates: by key.
+        timer: also the clock.
+        seconds: the whole budget, of which this may take WARM_UP_SHARE.
+    """
+    series: dict[Key, list[float]] = {key: [] for key in candidates}
+    begin = timer.now()
+    rounds = 0
+    while True:
+        for key, call in candidates.items():
+            series[key].append(timer.milliseconds(partial(call, 0)))
+        rounds += 1
+        if all(is_stable(values) for values in series.values()):
+            return WarmUp(rounds, True)
+        if timer.now() - begin >= seconds * WARM_UP_SHARE:
+            return WarmUp(rounds, False)
+
+
+def is_stable(milliseconds: Sequence[float]) -> bool:
+    """Whether the medians of the last WINDOWS windows agree within STABLE."""
+    if len(milliseconds) < WINDOW * WINDOWS:
+        return False
+    last = milliseconds[-WINDOW * WINDOWS :]
+    medians = [statistics.median(last[start : start + WINDOW]) for start in range(0, len(last), WINDOW)]
+    return max(medians) - min(medians) <= STABLE * min(medians)
+
+
+def measure(
+    candidates: Mapping[Key, Call],
+    timer: Timer,
+    seconds: float,
+    settled: Callable[[Mapping[Key, Sequence[float]]], bool],
+    on_round: Callable[[int], None],
+    group: Callable[[Key], Hashable] = lambda key: key,
+    seed: int = 0,
+) -> Timings[Key]:
+    """Time all candidates in rounds.
+
+    Args:
+        candidates: by key.
+        timer: also the clock.
+        seconds: the budget; FIRST_LOOK rounds are made in any case.
+        settled: whether the series so far are enough; asked after FIRST_LOOK rounds and then ever more rarely.
+        on_round: told how many rounds were made.
+        group: candidates of one group follow each other directly, because they are to be compared.
+        seed: of the order within the rounds.
+
+    Returns:
+        Also after Ctrl-C or SIGTERM: the rounds completed by then, `ended` INTERRUPTED.
+    """
+    order = list(candidates)
+    shuffled = random.Random(seed)
+    timings: Timings[Key] = Timings({key: [] for key in order})
+    begin = timer.now()
+    number, look = 0, FIRST_LOOK
+    try:
+        while True:
+            shuffled.shuffle(order)
+            groups = list(dict.fromkeys(map(group, order)))
+            order.sort(key=lambda key: groups.index(group(key)))
+            taken = {key: timer.milliseconds(partial(candidates[key], number)) for key in order}
+            for key, milliseconds in taken.items():
+                timings.series[key].append(milliseconds)
+            number += 1
+            on_round(number)
+            spent = timer.now() - begin >= seconds
+            if number >= look or (spent and number >= FIRST_LOOK):
+                look = int(number * NEXT_LOOK) + 1
+                if settled(timings.series):
+                    timings.ended = Ended.SETTLED
+                    return timings
+            if number >= MAX_ROUNDS or (spent and number >= FIRST_LOOK):
+                timings.ended = Ended.BUDGET if spent else Ended.ROUNDS
+                return timings
+    except KeyboardInterrupt:
+        whole = timings.rounds
+        timings.series = {key: values[:whole] for key, values in timings.series.items()}
+        return timings

@@ -1,0 +1,160 @@
+"""Where the time of an ONNX artifact goes, by kind of operator, and the multiply-adds of its matrix products.
+
+A short run of its own with ONNX Runtime's profiler: profiling costs time, so nothing else is timed meanwhile.
+"""
+
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import onnx
+import torch
+from torch import Tensor
+
+from export.bench.artifact import Described
+from export.bench.calls import Case, Inputs
+from export.runner import feed
+from madtp.opspec import OPS
+from madtp.tasks import Outputs, run_request
+
+CALLS = 8
+BETWEEN = "between operators"
+# ONNX Runtime inlines functions and calls their nodes so; the name of the function is the one given below.
+OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OPS)})")
+KERNEL = "_kernel_time"
+RUN = "model_run"
+MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
+
+
+@dataclass(frozen=True)
+class Operators:
+    """Of one request.
+
+    Attributes:
+        milliseconds: by kind of operator, custom ops as wholes; what the runtime spends besides is BETWEEN.
+        gflops: multiply-adds (1e9) of matrix products and convolutions, as they really ran.
+    """
+
+    milliseconds: dict[str, float]
+    gflops: float
+
+
+class ProfiledRunner:
+    """An ONNX file under ONNX Runtime's profiler.
+
+    Args:
+        path: the file.
+        scratch: the profile goes there.
+        named: tell the nodes of custom ops from others; not where weights lie in a file of their own, which a model
+            in memory could not find.
+        threads: of ONNX Runtime; None is its own choice.
+    """
+
+    def __init__(self, path: Path, scratch: Path, named: bool, threads: int | None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        options.enable_profiling = True
+        options.profile_file_prefix = str(scratch / path.stem)
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        source = _with_named_functions(path) if named else str(path)
+        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._outputs = [value.name for value in self._session.get_outputs()]
+        self._runs = self._first = 0
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        self._runs += 1
+        values = self._session.run(self._outputs, feed(inputs, temperature, self._inputs))
+        return {name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
+
+    def begin(self) -> None:
+        """Leave out what has run so far."""
+        self._first = self._runs
+
+    def events(self) -> list[dict[str, Any]]:
+        """What was recorded since `begin`; ends the profile."""
+        events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
+        starts = sorted(event["ts"] for event in events if event["name"] == RUN)[self._first :]
+        return [event for event in events if starts and event["ts"] >= starts[0]]
+
+
+def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: Path, threads: int | None) -> Operators:
+    """Run the first calls of a case under the profiler, each once, after a warm-up.
+
+    Args:
+        described: an artifact of ONNX Runtime.
+        calls: of the case.
+        case: temperature and batch.
+        scratch: a folder for the profiler's files.
+        threads: of ONNX Runtime.
+    """
+    runners = {
+        part["name"]: ProfiledRunner(
+            described.folder / part["artifact"], scratch, part["external_data"] is None, threads
+        )
+        for part in described.manifest["parts"]
+    }
+    run_request(described.config, runners, calls[0], case.temperature)  # allocates memory, which later runs use again
+    for runner in runners.values():
+        runner.begin()
+    chosen = calls[:CALLS]
+    for inputs in chosen:
+        run_request(described.config, runners, inputs, case.temperature)
+    requests = len(chosen) * case.batch
+    return summarize_events([event for runner in runners.values() for event in runner.events()], requests)
+
+
+def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Operators:
+    """Add up a profile.
+
+    Args:
+        events: as ONNX Runtime writes them, microseconds.
+        requests: how many were run.
+    """
+    milliseconds: Counter[str] = Counter()
+    multiply_adds = 0.0
+    for event in events:
+        name, duration = event["name"], event["dur"] / 1e3 / requests
+        if event["cat"] == "Node" and name.endswith(KERNEL):
+            operator = event["args"]["op_name"]
+            function = OF_FUNCTION.match(name)
+            milliseconds[function[1] if function else operator] += duration
+            milliseconds[BETWEEN] -= duration
+            multiply_adds += _multiply_adds(operator, event["args"])
+        elif name == RUN:
+            milliseconds[BETWEEN] += duration
+    return Operators(dict(milliseconds.most_common()), multiply_adds / 1e9 / requests)
+
+
+def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:
+    """Of one node, from its shapes. (Weights that the runtime repacks are not among its inputs.)"""
+    if operator not in MULTIPLY:
+        return 0.0
+    first, output = (_shape(arguments[key][0]) for key in ("input_type_shape", "output_type_shape"))
+    if operator == "MatMul":
+        return math.prod(output) * first[-1]
+    if operator in ("Conv", "FusedConv"):  # of these models: patches that do not overlap
+        return math.prod(first) * output[1]
+    return math.prod(first) * output[-1]  # the first factor may be transposed
+
+
+def _shape(entry: Mapping[str, list[int]]) -> list[int]:
+    return next(iter(entry.values()))
+
+
+def _with_named_functions(path: Path) -> bytes:
+    """The model with every node of a function named after it."""
+    model = onnx.load(str(path))
+    for function in model.functions:
+        for number, node in enumerate(function.node):
+            node.name = f"{function.name}/{number}"
+    content: bytes = model.SerializeToString()
+    return content

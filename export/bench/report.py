@@ -1,0 +1,219 @@
+"""What people and CI systems see of a run: tables, Markdown for a pull request, JUnit XML."""
+
+from collections.abc import Iterable
+
+from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
+from rich.table import Table
+
+from export.bench.artifact import synchronisations
+from export.bench.environment import warnings
+from export.bench.run import BenchResult
+from export.bench.statistics import CONFIDENCE, Ratio
+from export.bench.summary import case_summaries, speed_ups
+from export.bench.verdict import Outcome, Verdict
+
+TOP_OPERATORS = 12
+SIGNS = {Outcome.PASS: "passed", Outcome.FAIL: "FAILED", Outcome.UNDECIDED: "undecided"}
+
+
+def tables(result: BenchResult) -> list[Table]:
+    """All tables that there is something to show in."""
+    shown = [latency_table(result), group_table(result), speed_up_table(result), operator_table(result)]
+    if result.verdicts:
+        shown.append(verdict_table(result))
+    return [table for table in shown if table.row_count]
+
+
+def latency_table(result: BenchResult) -> Table:
+    """A row a case."""
+    table = Table(title=f"{result.described.path}: milliseconds a call", caption=_caption(result))
+    for column in ("", "p50", "p90", "p99", "mean", "deviation", "known to", "requests/s", "tokens kept", "GFLOPs"):
+        table.add_column(column, justify="left" if not column else "right")
+    for summary in case_summaries(result):
+        latency = summary.latency
+        table.add_row(
+            str(summary.case),
+            *(f"{value:.2f}" for value in (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
+            f"± {100 * latency.relative_half_width:.1f} %",
+            f"{summary.requests_per_second:.1f}",
+            ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
+            "" if summary.gflops is None else f"{summary.gflops:.3f}",
+        )
+    return table
+
+
+def _caption(result: BenchResult) -> str:
+    measurement = result.measurement
+    rounds = min(len(measured.milliseconds) for measured in measurement.cases.values())
+    warmed = f"warm-up {measurement.warm_up.rounds}" + ("" if measurement.warm_up.stable else ", not stable")
+    return f"{measurement.samples['origin']}; {rounds} rounds ({warmed}), ended by: {measurement.ended}"
+
+
+def group_table(result: BenchResult) -> Table:
+    """Latency by the tokens that requests keep; only of cases with more than one group."""
+    table = Table(title="Latency by tokens kept (of a request, all sequences and layers), milliseconds a call")
+    for column in ("", "tokens", "calls", "p50", "p90", "p99"):
+        table.add_column(column, justify="left" if not column else "right")
+    for summary in case_summaries(result):
+        for group in summary.groups if len(summary.groups) > 1 else []:
+            latency = group.latency
+            table.add_row(
+                str(summary.case),
+                f"{group.fewest:.0f} to {group.most:.0f}",
+                str(latency.calls),
+                *(f"{value:.2f}" for value in (latency.p50, latency.p90, latency.p99)),
+            )
+    return table
+
+
+def speed_up_table(result: BenchResult) -> Table:
+    """Dense over pruned: what was achieved of what the saved arithmetic promises."""
+    table = Table(title="Dense over pruned")
+    for column in ("", "latency", "GFLOPs", "efficiency"):
+        table.add_column(column, justify="left" if not column else "right")
+    for speed_up in speed_ups(result):
+        table.add_row(
+            str(speed_up.case),
+            _times(speed_up.achieved),
+            "" if speed_up.gflops is None else f"{speed_up.gflops:.2f}x",
+            "" if speed_up.efficiency is None else f"{100 * speed_up.efficiency:.0f} %",
+        )
+    return table
+
+
+def operator_table(result: BenchResult) -> Table:
+    """Where the time went: the dense case beside the most pruned one, under the profiler."""
+    cases = list(result.operators)
+    table = Table(title="Where the time goes, milliseconds a request under ONNX Runtime's profiler")
+    if len(cases) < 2:
+        return table
+    dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
+    for column in ("operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"):
+        table.add_column(column, justify="left" if column == "operator" else "right")
+    totals = sum(dense.values()), sum(pruned.values())
+    names = sorted({*dense, *pruned}, key=lambda name: -pruned.get(name, 0.0))
+    rows = [(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in names]
+    others = rows[TOP_OPERATORS:]
+    rows = rows[:TOP_OPERATORS]
+    if others:
+        rows.append((f"{len(others)} others", sum(row[1] for row in others), sum(row[2] for row in others)))
+    for name, slow, fast in [*rows, ("all", *totals)]:
+        table.add_row(
+            name,
+            f"{slow:.3f}",
+            f"{100 * slow / totals[0]:.0f} %",
+            f"{fast:.3f}",
+            f"{100 * fast / totals[1]:.0f} %",
+            f"{slow / fast:.2f}x" if fast > 0 else "",
+        )
+    return table
+
+
+def verdict_table(result: BenchResult) -> Table:
+    """Slower than before?"""
+    table = Table(title=f"Slower? Compared {result.method}")
+    for column in ("", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", ""):
+        table.add_column(column, justify="left" if not column else "right")
+    for verdict in result.verdicts:
+        table.add_row(
+            str(verdict.case),
+            _percent(verdict.slowdown.ratio),
+            _bounds(verdict.slowdown),
+            f"{100 * verdict.allowed:g} %",
+            f"{100 * verdict.noise_floor:.1f} %" if verdict.noise_floor else "paired",
+            SIGNS[verdict.outcome],
+        )
+    return table
+
+
+def lines(result: BenchResult) -> list[str]:
+    """One line each: where it was measured, what the host waits for, what to know about the numbers."""
+    machine, measurement = result.measurement.machine, result.measurement
+    device = ", ".join(machine.gpus) or "no GPU"
+    backend = measurement.artifact["backend"]
+    waits = synchronisations(result.described.manifest)
+    found = [
+        f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
+        f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
+        f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
+        f"layout {measurement.artifact['layout']}; times are wall-clock, results on the host",
+        "host synchronisations a call, by the manifest: "
+        + ", ".join(f"{part} {count}" for part, count in waits.items()),
+    ]
+    disturbances = warnings(machine, measurement.before, measurement.after, measurement.neighbours)
+    found += [f"note: {text}" for text in (*result.notes, *disturbances)]
+    if not measurement.warm_up.stable:
+        found.append("note: latencies had not become stable when the warm-up's time was up")
+    if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
+        found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
+    return found
+
+
+def markdown(result: BenchResult) -> str:
+    """A short table for a pull request."""
+    verdicts = {verdict.case: verdict for verdict in result.verdicts}
+    head = ["case", "p50 ms", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
+    gains = {speed_up.case: f"{speed_up.achieved.ratio:.2f}x" for speed_up in speed_ups(result)}
+    rows = [
+        [
+            str(summary.case),
+            f"{summary.latency.p50:.2f}",
+            f"{summary.latency.p99:.2f}",
+            f"{summary.requests_per_second:.1f}",
+            gains.get(summary.case, ""),
+            *_verdict_cells(verdicts.get(summary.case)),
+        ]
+        for summary in case_summaries(result)
+    ]
+    title = f"**Latency of `{result.described.manifest['artifact']}`**"
+    state = " (interrupted, partial)" if result.measurement.partial else ""
+    under = "\n".join(f"- {line}" for line in lines(result))
+    return f"{title}{state}\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+
+
+def _verdict_cells(verdict: Verdict | None) -> list[str]:
+    if verdict is None:
+        return ["", ""]
+    return [f"{_percent(verdict.slowdown.ratio)} ({_bounds(verdict.slowdown)})", SIGNS[verdict.outcome]]
+
+
+def _rows(rows: Iterable[list[str]]) -> str:
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def junit(result: BenchResult) -> str:
+    """JUnit XML: a test case each, failed where it is slower, skipped where that could not be decided."""
+    suite = TestSuite("madtp bench")
+    verdicts = {verdict.case: verdict for verdict in result.verdicts}
+    for case, measured in result.measurement.cases.items():
+        entry = TestCase(str(case), classname=f"bench.{result.measurement.artifact['task']}")
+        entry.time = sum(measured.milliseconds) / 1e3
+        verdict = verdicts.get(case)
+        if result.measurement.partial:
+            entry.result = [Skipped("interrupted")]
+        elif verdict is not None and verdict.outcome == Outcome.FAIL:
+            entry.result = [Failure(_sentence(verdict))]
+        elif verdict is not None and verdict.outcome == Outcome.UNDECIDED:
+            entry.result = [Skipped(_sentence(verdict))]
+        suite.add_testcase(entry)
+    document = JUnitXml()
+    document.add_testsuite(suite)
+    text = document.tostring()
+    return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+
+
+def _sentence(verdict: Verdict) -> str:
+    slowdown = verdict.slowdown
+    return f"{_percent(slowdown.ratio)} ({_bounds(slowdown)}), allowed {100 * verdict.allowed:g} %"
+
+
+def _percent(ratio: float) -> str:
+    return f"{100 * (ratio - 1):+.1f} %"
+
+
+def _bounds(ratio: Ratio) -> str:
+    return f"{_percent(ratio.low)} to {_percent(ratio.high)}"
+
+
+def _times(ratio: Ratio) -> str:
+    return f"{ratio.ratio:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"

@@ -1,0 +1,163 @@
+"""What a series of latencies says, and how sure that is. Times are milliseconds, in the order in which they were taken.
+
+Latencies that follow each other resemble each other (a neighbour's burst of work lasts for many calls), so intervals
+come from a block bootstrap: the series is cut into BLOCKS consecutive blocks, and blocks are drawn, not single calls.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+BLOCKS = 20
+RESAMPLES = 1999
+CONFIDENCE = 0.999  # of every interval; a run looks at several cases several times, and each look may err
+RESAMPLES_AT_ONCE = 100  # bounds memory: so many copies of a series
+SEED = 0  # the same numbers always give the same verdict
+PARTS = 4  # of a session that is compared with itself
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A series in numbers: milliseconds, but for `calls` and `relative_half_width`.
+
+    Attributes:
+        relative_half_width: half the confidence interval of the median over the median; how well it is known.
+    """
+
+    calls: int
+    mean: float
+    deviation: float
+    p50: float
+    p90: float
+    p99: float
+    relative_half_width: float
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times longer a call takes: 1.05 is 5 % slower. With the bounds of its confidence interval."""
+
+    ratio: float
+    low: float
+    high: float
+
+
+def summarize(milliseconds: Sequence[float]) -> Summary:
+    """Mean, deviation, percentiles; of one value they are that value, and how well it is known is not (infinity)."""
+    values = np.asarray(milliseconds, dtype=np.float64)
+    p50, p90, p99 = (float(value) for value in np.percentile(values, [50, 90, 99]))
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    return Summary(len(values), float(values.mean()), deviation, p50, p90, p99, relative_half_width(values))
+
+
+def relative_half_width(milliseconds: Sequence[float] | Floats) -> float:
+    """Half the confidence interval of the median over the median; infinite for fewer than BLOCKS values."""
+    if len(milliseconds) < BLOCKS:
+        return float("inf")
+    blocks = _blocks(milliseconds)
+    low, high = _interval(lambda drawn: _medians(blocks, drawn), 1)
+    return (high - low) / 2 / float(np.median(blocks))
+
+
+def paired_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
+    """How many times longer `new` takes, from calls that were made side by side.
+
+    Args:
+        new: one value a round.
+        old: of the same rounds: the same input, a moment earlier or later.
+
+    Returns:
+        From the median of the rounds' log ratios: what slowed down a whole round cancels out. The interval holds the
+        medians of both halves of the session too: a burst of noise in one of them proves nothing.
+    """
+    logs = np.log(np.asarray(new, dtype=np.float64)) - np.log(np.asarray(old, dtype=np.float64))
+    if len(logs) < BLOCKS:
+        return _unknown(float(np.median(logs)))
+    blocks = _blocks(logs)
+    low, high = _interval(lambda drawn: _medians(blocks, drawn), 1)
+    halves = [float(np.median(half)) for half in np.array_split(logs, 2)]
+    return _from_logs(float(np.median(logs)), (min(low, *halves), max(high, *halves)))
+
+
+def recorded_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
+    """How many times longer `new` takes than a series of another session: the ratio of the medians.
+
+    The interval knows the spread within both sessions, not what changed between them: widen it by `noise_floor`.
+    """
+    logs = [np.log(np.asarray(values, dtype=np.float64)) for values in (new, old)]
+    difference = float(np.median(logs[0]) - np.median(logs[1]))
+    if min(len(new), len(old)) < BLOCKS:
+        return _unknown(difference)
+    first, second = (_blocks(values) for values in logs)
+    bounds = _interval(lambda drawn, others: _medians(first, drawn) - _medians(second, others), 2)
+    return _from_logs(difference, bounds)
+
+
+def noise_floor(milliseconds: Sequence[float]) -> float:
+    """An artifact against itself: by how much the medians of the quarters of one session differ at most, 0.03 for 3 %.
+
+    Quarters follow each other in time, so this sees the machine drift, as it also does between two sessions. Infinite
+    for fewer than BLOCKS values.
+    """
+    if len(milliseconds) < BLOCKS:
+        return float("inf")
+    medians = [float(np.median(part)) for part in np.array_split(np.asarray(milliseconds), PARTS)]
+    return max(medians) / min(medians) - 1
+
+
+def token_groups(totals: Sequence[float]) -> list[list[int]]:
+    """Calls by the tokens that they keep: indices of the third that keeps fewest, the middle one, the most.
+
+    Args:
+        totals: tokens of each call. Equal ones stay together, so there may be fewer groups; where all are equal, one.
+    """
+    values = np.asarray(totals, dtype=np.float64)
+    edges = np.unique(np.quantile(values, [1 / 3, 2 / 3], method="lower"))
+    which = np.searchsorted(edges, values, side="left")
+    return [np.flatnonzero(which == number).tolist() for number in np.unique(which)]
+
+
+def _blocks(values: Sequence[float] | Floats) -> Floats:
+    """[BLOCKS, length]; what is left over is dropped from the beginning."""
+    array = np.asarray(values, dtype=np.float64)
+    return array[len(array) % BLOCKS :].reshape(BLOCKS, -1)
+
+
+def _medians(blocks: Floats, drawn: NDArray[np.int64]) -> Any:
+    """Medians [...] of the drawn blocks [..., BLOCKS]."""
+    values = blocks[drawn]
+    return np.median(values.reshape(*drawn.shape[:-1], -1), axis=-1)
+
+
+def _interval(statistic: Callable[..., Any], series: int) -> tuple[float, float]:
+    """Confidence interval of a statistic of drawn blocks of one or two series."""
+
+    def of_drawn(*drawn: Any, axis: int = -1) -> Any:
+        return statistic(*(np.moveaxis(np.asarray(indices, dtype=np.int64), axis, -1) for indices in drawn))
+
+    interval = stats.bootstrap(
+        tuple(np.arange(BLOCKS) for _ in range(series)),
+        of_drawn,
+        n_resamples=RESAMPLES,
+        batch=RESAMPLES_AT_ONCE,
+        vectorized=True,
+        axis=-1,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(SEED),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
+def _from_logs(middle: float, bounds: tuple[float, float]) -> Ratio:
+    return Ratio(float(np.exp(middle)), float(np.exp(bounds[0])), float(np.exp(bounds[1])))
+
+
+def _unknown(middle: float) -> Ratio:
+    return Ratio(float(np.exp(middle)), 0.0, float("inf"))

@@ -1,0 +1,137 @@
+"""What follows from a run: the numbers that tables, JSON and Markdown show."""
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from export.bench.baseline import Measured
+from export.bench.calls import Case
+from export.bench.run import BenchResult
+from export.bench.statistics import Ratio, Summary, paired_ratio, summarize, token_groups
+
+
+@dataclass(frozen=True)
+class Group:
+    """Calls that keep about as many tokens.
+
+    Attributes:
+        fewest: tokens of a request, summed over sequences and layers.
+        most: likewise.
+        latency: of these calls.
+    """
+
+    fewest: float
+    most: float
+    latency: Summary
+
+
+@dataclass(frozen=True)
+class CaseSummary:
+    """One case in numbers.
+
+    Attributes:
+        requests_per_second: at the mean latency.
+        tokens: by encoder, mean tokens of a sequence after the last layer.
+        gflops: multiply-adds (1e9) of a request, None where it is not known for this batch.
+        groups: fewest tokens first.
+    """
+
+    case: Case
+    latency: Summary
+    requests_per_second: float
+    tokens: dict[str, float]
+    gflops: float | None
+    groups: list[Group]
+
+
+@dataclass(frozen=True)
+class SpeedUp:
+    """What pruning brings.
+
+    Attributes:
+        case: the pruned one.
+        achieved: dense over pruned latency, from paired rounds.
+        gflops: dense over pruned multiply-adds, what could be hoped for; None where they are not known.
+    """
+
+    case: Case
+    achieved: Ratio
+    gflops: float | None
+
+    @property
+    def efficiency(self) -> float | None:
+        """The share of the saved arithmetic that became time."""
+        return None if self.gflops is None else self.achieved.ratio / self.gflops
+
+
+def case_summaries(result: BenchResult) -> list[CaseSummary]:
+    """Every case, in the order in which they were measured."""
+    return [_summarize(result, case, measured) for case, measured in result.measurement.cases.items()]
+
+
+def _summarize(result: BenchResult, case: Case, measured: Measured) -> CaseSummary:
+    latency = summarize(measured.milliseconds)
+    calls = len(measured.kept.total)
+    groups = []
+    for members in token_groups(measured.kept.total):
+        chosen = set(members)
+        values = [value for number, value in enumerate(measured.milliseconds) if number % calls in chosen]
+        if values:  # an interrupted run may not have come to these calls
+            totals = [measured.kept.total[index] for index in members]
+            groups.append(Group(min(totals), max(totals), summarize(values)))
+    tokens = {encoder: float(np.mean(values)) for encoder, values in measured.kept.last.items()}
+    return CaseSummary(case, latency, 1e3 * case.batch / latency.mean, tokens, request_gflops(result, case), groups)
+
+
+def request_gflops(result: BenchResult, case: Case) -> float | None:
+    """Multiply-adds (1e9) of a request: profiled here, else as the manifest counted them for single requests."""
+    if result.operators:
+        return result.operators[case].gflops if case in result.operators else None
+    counted = result.described.manifest["validation"]["gflops"]
+    kinds = {result.described.manifest["temperature"]: "pruned", 0.0: "dense"}
+    value: float | None = counted[kinds[case.temperature]] if case.batch == 1 and case.temperature in kinds else None
+    return value
+
+
+def speed_ups(result: BenchResult) -> list[SpeedUp]:
+    """Of every pruned case over the dense one of its batch."""
+    cases = result.measurement.cases
+    found = []
+    for case, measured in cases.items():
+        dense = Case(0.0, case.batch)
+        if case == dense:
+            continue
+        achieved = paired_ratio(cases[dense].milliseconds, measured.milliseconds)
+        many, few = request_gflops(result, dense), request_gflops(result, case)
+        found.append(SpeedUp(case, achieved, many / few if many and few else None))
+    return found
+
+
+def to_json(result: BenchResult) -> dict[str, Any]:
+    """Everything: the measurement as `--save` keeps it, and all that follows from it. Unknown numbers are null."""
+    content = {
+        "measurement": result.measurement.to_json(),
+        "summaries": [asdict(summary) for summary in case_summaries(result)],
+        "speed_ups": [asdict(speed_up) | {"efficiency": speed_up.efficiency} for speed_up in speed_ups(result)],
+        "operators": [{"case": asdict(case), **asdict(found)} for case, found in result.operators.items()],
+        "comparison": {
+            "method": result.method or None,
+            "verdicts": [asdict(verdict) for verdict in result.verdicts],
+        },
+        "notes": result.notes,
+        "interrupted": result.interrupted,
+    }
+    finite: dict[str, Any] = _finite(content)
+    return finite
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity."""
+    if isinstance(value, dict):
+        return {key: _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float) and not np.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,118 @@
+"""`python -m export bench`: how fast is an artifact, and is it slower than before?"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
+from madtp.command import WRONG_INPUT
+from madtp.errors import OutputError
+
+if TYPE_CHECKING:
+    from export.bench.run import BenchResult
+
+UNDECIDED = 3
+
+
+@click.command()
+@click.argument("artifact", type=PATH)
+@click.option("--samples", type=PATH, metavar="DIR", help="Samples to measure with; the demo's.")
+@click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")
+@click.option("--temperature", type=float, multiple=True, help="Beside dense; the manifest's. May be repeated.")
+@click.option("--batch", type=int, multiple=True, help="Requests a call; the profile's usual. May be repeated.")
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="Most time to measure.")
+@click.option("--threads", type=int, help="CPUs and threads to use; all.")
+@click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, to compare with later.")
+@click.option("--against", type=PATH, metavar="JSON", help="Compare with latencies that --save wrote.")
+@click.option("--against-engine", type=PATH, metavar="FILE", help="Compare with this artifact, side by side.")
+@click.option("--max-regression", default="5%", show_default=True, help="Slow-down that passes.")
+@click.option("--no-profile", is_flag=True, help="Do not look where the time goes.")
+@click.option("--junit", type=PATH, metavar="XML", help="Write verdicts for a CI system.")
+@click.option("--json", "json_file", type=PATH, metavar="JSON", help="Write everything.")
+@click.option("--markdown", type=PATH, metavar="FILE", help="Write a short table for a pull request.")
+@click.pass_context
+def command(
+    context: click.Context,
+    artifact: Path,
+    samples: Path | None,
+    synthetic: bool,
+    temperature: tuple[float, ...],
+    batch: tuple[int, ...],
+    seconds: float,
+    threads: int | None,
+    save: Path | None,
+    against: Path | None,
+    against_engine: Path | None,
+    max_regression: str,
+    no_profile: bool,
+    junit: Path | None,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Measure ARTIFACT (out.json, out.onnx or out.plan), dense and pruned side by side.
+
+    \b
+    Exit status: 0 fine, 1 slower than allowed, 2 the input or the machine is at fault, 3 undecided.
+    """
+    from export.bench import report
+    from export.bench.baseline import write_text
+    from export.bench.run import STAGES, BenchOptions, bench
+    from export.bench.summary import to_json
+    from export.bench.verdict import Outcome, overall, parse_regression
+    from export.report import ConsoleProgress
+
+    raise_interrupts()
+    options = BenchOptions(
+        artifact,
+        samples,
+        synthetic,
+        temperature,
+        batch,
+        seconds,
+        threads,
+        against,
+        against_engine,
+        parse_regression(max_regression),
+        not no_profile,
+    )
+    writers: list[tuple[Path | None, Callable[[BenchResult], str]]] = [
+        (save, lambda result: json.dumps(result.measurement.to_json()) + "\n"),
+        (json_file, lambda result: json.dumps(to_json(result), indent=1) + "\n"),
+        (markdown, report.markdown),
+        (junit, report.junit),
+    ]
+    outputs = [path for path, _ in writers if path is not None]
+    _check_outputs(outputs, [path for path in (artifact, against, against_engine) if path is not None])
+    with ConsoleProgress(errors_console(), STAGES) as progress:
+        result = bench(options, progress)
+    for path, write in writers:
+        if path is not None:
+            write_text(path, write(result))
+    output = output_console()
+    for table in report.tables(result):
+        output.print(table)
+    for line in [*report.lines(result), *(f"wrote {path}" for path in outputs)]:
+        output.print(line, soft_wrap=True)
+    if result.interrupted:
+        kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
+        click.echo(f"interrupted: {kept}", err=True)
+        context.exit(WRONG_INPUT)
+    context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])
+
+
+def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
+    """Refuse, before anything is measured, outputs that cannot be written or would take the place of another file."""
+    from export.manifest import manifest_path
+    from madtp.files import check_writable
+
+    taken = {path.resolve() for given in inputs for path in (given, manifest_path(given))}
+    for path in outputs:
+        check_writable(path)
+        if path.resolve() in taken:
+            raise OutputError(
+                f"'{path}' is named twice", "It is an input or another output of this run.", "Name another file."
+            )
+        taken.add(path.resolve())

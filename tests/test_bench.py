@@ -1,0 +1,398 @@
+"""`python -m export bench` on the tiny artifact: what it measures, writes, compares and refuses."""
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import junitparser
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import export.bench.run
+from export.bench.artifact import Described, describe, open_described, synchronisations
+from export.bench.baseline import Measurement, read_measurement, write_text
+from export.bench.calls import Case
+from export.bench.environment import Activity, Machine, pinned, warnings
+from export.bench.measure import Ended
+from export.bench.run import BenchOptions, bench
+from export.bench.summary import case_summaries
+from export.bench.verdict import Outcome, overall
+from export.errors import BackendError, BaselineError, ManifestError, OptionError
+from madtp.errors import InputError
+from madtp.tasks import Outputs, Runner
+from tests.conftest import TAU, Ran
+from tests.test_bench_statistics import FakeTimer
+
+Cli = Callable[..., Ran]
+QUICK = ("--seconds", 0.05, "--no-profile")
+LAYERS = 2
+
+
+class Quiet:
+    """Progress that is not shown."""
+
+    def stage(self, description: str) -> None: ...
+
+    def detail(self, text: str) -> None: ...
+
+
+@dataclass
+class FakeRunner:
+    """Takes time on the fake clock only: the dense model 20 ms, pruned by its tokens; noise of a few percent."""
+
+    timer: FakeTimer
+    seed: int = 0
+    factor: float = 1.0
+    broken_at: float = math.nan
+    interrupt_at: float = math.inf
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(self.seed)
+        self.calls = 0
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        self.calls += 1
+        if self.calls >= self.interrupt_at:
+            raise KeyboardInterrupt
+        batch = len(inputs["input_ids"])
+        tokens = 5 if temperature == 0 else 2 + int(inputs["attention_mask"].sum()) % 3
+        self.timer.seconds += 0.004 * tokens * batch * self.factor * self.rng.lognormal(0, 0.05)
+        logits = torch.full((batch, 2), math.nan if temperature == self.broken_at else 0.0)
+        counts = torch.full((batch, LAYERS), tokens, dtype=torch.int32)
+        return {"logits": logits, "vision_token_counts": counts, "text_token_counts": counts}
+
+
+def fake_bench(options: BenchOptions, timer: FakeTimer, *runners: FakeRunner, neighbours: float = 0.0) -> Any:
+    """Measure with fake runners: of the artifact, then of the one that it is compared with."""
+    waiting = iter(runners)
+
+    def opener(described: Described, threads: int | None) -> dict[str, Runner]:
+        return {"model": next(waiting)}
+
+    return bench(replace(options, profile=False), Quiet(), opener, timer, lambda: neighbours)
+
+
+@pytest.fixture
+def options(tiny_artifact: Path) -> BenchOptions:
+    return BenchOptions(tiny_artifact / "out.json", seconds=10)
+
+
+@pytest.fixture
+def saved(options: BenchOptions, tmp_path: Path) -> Path:
+    """A baseline whose artifact is not at hand."""
+    timer = FakeTimer()
+    measurement = fake_bench(options, timer, FakeRunner(timer)).measurement
+    return save(measurement, tmp_path / "base.json", path="/gone/out.json")
+
+
+def save(measurement: Measurement, target: Path, **artifact: Any) -> Path:
+    changed = replace(measurement, artifact={**measurement.artifact, **artifact})
+    write_text(target, json.dumps(changed.to_json()))
+    return target
+
+
+def test_all_that_is_measured_and_written(
+    run_cli: Cli, tiny_artifact: Path, samples_folder: Path, tmp_path: Path
+) -> None:
+    files = {name: tmp_path / name for name in ("base.json", "all.json", "bench.md", "bench.xml")}
+    options = zip(("--save", "--json", "--markdown", "--junit"), files.values(), strict=True)
+    ran = run_cli(
+        *("bench", tiny_artifact / "out.onnx", "--samples", samples_folder, "--seconds", 0.2, "--threads", 1),
+        *("--batch", 1, "--batch", 2, *(entry for option in options for entry in option)),
+    )
+    assert ran.status == 0, ran.err
+    base = read_measurement(files["base.json"])
+    cases = [Case(0.0, 1), Case(TAU, 1), Case(0.0, 2), Case(TAU, 2)]
+    assert list(base.cases) == cases
+    assert base.machine.threads == 1
+    assert base.artifact["backend"]["name"] == "onnxruntime"
+    assert base.samples["requests"] == 8
+    assert [len(measured.kept.total) for measured in base.cases.values()] == [8, 8, 4, 4]
+    everything = json.loads(files["all.json"].read_text())
+    assert [summary["case"]["batch"] for summary in everything["summaries"]] == [1, 1, 2, 2]
+    assert len(everything["speed_ups"]) == 2
+    profiled = {entry["case"]["temperature"]: entry for entry in everything["operators"]}
+    assert profiled.keys() == {0.0, TAU}
+    for entry in profiled.values():
+        assert {"AlignedAttention", "TokenCompact", "MatMul", "Conv"} <= entry["milliseconds"].keys()
+        assert entry["gflops"] > 0
+    assert files["bench.md"].read_text().count("| dense, batch") == 2
+    assert len(list(next(iter(junitparser.JUnitXml.fromfile(str(files["bench.xml"])))))) == 4
+    for words in ("Dense over pruned", "efficiency", "host synchronisations a call, by the manifest: model 0", "load"):
+        assert words in ran.out
+
+
+def test_profiled_gflops_are_those_of_the_manifest(tiny_artifact: Path) -> None:
+    result = bench(BenchOptions(tiny_artifact / "out.json", seconds=0.01), Quiet())
+    counted = result.described.manifest["validation"]["gflops"]["dense"]
+    # The manifest counts layer norms too, but no alignment products where nothing is pruned.
+    assert result.operators[Case(0.0, 1)].gflops == pytest.approx(counted, rel=0.25)
+
+
+def test_calls_are_grouped_by_the_tokens_they_keep(options: BenchOptions, samples_folder: Path) -> None:
+    timer = FakeTimer()
+    result = fake_bench(replace(options, samples=samples_folder), timer, FakeRunner(timer))
+    dense, pruned = case_summaries(result)
+    assert len(dense.groups) == 1
+    assert [(group.fewest, group.most) for group in pruned.groups] == [(8, 8), (12, 12), (16, 16)]
+    medians = [group.latency.p50 for group in pruned.groups]
+    assert medians == pytest.approx([8, 12, 16], rel=0.05)
+    assert sum(group.latency.calls for group in pruned.groups) == pruned.latency.calls
+    assert dense.requests_per_second == pytest.approx(50, rel=0.05)
+
+
+def test_measuring_settles_on_a_quiet_machine(options: BenchOptions, samples_folder: Path) -> None:
+    timer = FakeTimer()
+    patient = replace(options, samples=samples_folder, seconds=100)
+    assert fake_bench(patient, timer, FakeRunner(timer)).measurement.ended == Ended.SETTLED
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.0, Outcome.PASS), (1.15, Outcome.FAIL), (1.05, Outcome.UNDECIDED)])
+def test_two_artifacts_side_by_side(
+    factor: float, expected: Outcome, options: BenchOptions, tiny_artifact: Path
+) -> None:
+    timer = FakeTimer()
+    other = replace(options, against_engine=tiny_artifact / "out.onnx")
+    result = fake_bench(other, timer, FakeRunner(timer, 1, factor), FakeRunner(timer, 2))
+    assert overall(result.verdicts) == expected
+    assert {verdict.case for verdict in result.verdicts} == {Case(0.0, 1), Case(TAU, 1)}
+    assert (result.measurement.ended == Ended.BUDGET) == (expected == Outcome.UNDECIDED)
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.8, Outcome.PASS), (1.4, Outcome.FAIL)])
+def test_against_recorded_latencies(factor: float, expected: Outcome, options: BenchOptions, saved: Path) -> None:
+    timer = FakeTimer()
+    result = fake_bench(replace(options, against=saved), timer, FakeRunner(timer, 3, factor))
+    assert overall(result.verdicts) == expected
+    assert "latencies in" in result.method
+    assert all(verdict.noise_floor > 0 for verdict in result.verdicts)
+
+
+@pytest.mark.parametrize("factor", [0.8, 1.4])
+def test_neighbours_only_slow_down(factor: float, options: BenchOptions, saved: Path) -> None:
+    def outcome(neighbours: float) -> Outcome:
+        timer = FakeTimer()
+        runner = FakeRunner(timer, 3, factor)
+        result = fake_bench(replace(options, against=saved), timer, runner, neighbours=neighbours)
+        return overall(result.verdicts)
+
+    slower = factor > 1
+    assert outcome(0.5) == (Outcome.UNDECIDED if slower else Outcome.PASS)  # it may be the neighbours
+    save(replace(read_measurement(saved), neighbours=0.5), saved)
+    assert outcome(0.0) == (Outcome.FAIL if slower else Outcome.UNDECIDED)
+
+
+def test_the_baseline_s_artifact_runs_again_where_it_is_at_hand(
+    options: BenchOptions, saved: Path, tiny_artifact: Path
+) -> None:
+    timer = FakeTimer()
+    known = save(read_measurement(saved), saved, path=str(tiny_artifact / "out.json"))
+    result = fake_bench(replace(options, against=known), timer, FakeRunner(timer, 1), FakeRunner(timer, 2))
+    assert "side by side" in result.method
+    assert overall(result.verdicts) == Outcome.PASS
+
+
+@pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.3, 1), (1.05, 3)])
+def test_exit_status_and_reports_of_a_comparison(
+    factor: float, status: int, run_cli: Cli, tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timer = FakeTimer()
+    runners = [FakeRunner(timer, 1, factor), FakeRunner(timer, 2)]
+    monkeypatch.setattr(export.bench.run, "bench", lambda options, progress: fake_bench(options, timer, *runners))
+    files = tmp_path / "bench.xml", tmp_path / "bench.md"
+    ran = run_cli(
+        *("bench", tiny_artifact / "out.json", "--against-engine", tiny_artifact / "out.json", "--seconds", 10),
+        *("--junit", files[0], "--markdown", files[1]),
+    )
+    assert ran.status == status, ran.err
+    word = {0: "passed", 1: "FAILED", 3: "undecided"}[status]
+    assert word in ran.out
+    assert word in files[1].read_text()
+    kind = {0: None, 1: junitparser.Failure, 3: junitparser.Skipped}[status]
+    found = [entry for suite in junitparser.JUnitXml.fromfile(str(files[0])) for entry in suite]
+    assert len(found) == 2
+    assert all([type(result) for result in entry.result] == ([] if kind is None else [kind]) for entry in found)
+
+
+def test_an_interrupt_keeps_what_was_measured_and_says_that_it_is_partial(
+    run_cli: Cli, tiny_artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    timer = FakeTimer()
+    runner = FakeRunner(timer, interrupt_at=150)
+    monkeypatch.setattr(export.bench.run, "bench", lambda options, progress: fake_bench(options, timer, runner))
+    files = [tmp_path / name for name in ("base.json", "all.json", "bench.xml")]
+    ran = run_cli(*("bench", tiny_artifact / "out.json", "--save", files[0], "--json", files[1], "--junit", files[2]))
+    assert ran.status == 2
+    assert "interrupted: what was measured is marked partial" in ran.err
+    assert json.loads(files[0].read_text())["partial"]
+    assert json.loads(files[1].read_text())["measurement"]["partial"]
+    assert "skipped" in files[2].read_text()
+    monkeypatch.undo()
+    run_cli("bench", tiny_artifact / "out.json", "--against", files[0]).refused("is partial")
+
+
+def test_an_interrupt_before_the_first_round_writes_nothing(options: BenchOptions) -> None:
+    timer = FakeTimer()
+    with pytest.raises(KeyboardInterrupt):
+        fake_bench(options, timer, FakeRunner(timer, interrupt_at=60))
+
+
+def test_one_sample_is_measured_and_remarked_on(
+    run_cli: Cli, tiny_artifact: Path, samples_folder: Path, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(samples_folder, tmp_path / "one")
+    entries = json.loads((folder / "samples.json").read_text())
+    (folder / "samples.json").write_text(json.dumps(entries[:1]))
+    ran = run_cli("bench", tiny_artifact / "out.json", "--samples", folder, *QUICK)
+    assert ran.status == 0, ran.err
+    assert "one is not one" in ran.out
+    (folder / "samples.json").write_text("[]")
+    run_cli("bench", tiny_artifact / "out.json", "--samples", folder, *QUICK).refused("lists 0 samples")
+    (folder / "samples.json").write_text(json.dumps(entries[:1]))
+    (folder / "vocab.txt").unlink()
+    run_cli("bench", tiny_artifact / "out.json", "--samples", folder, *QUICK).refused("vocab.txt", "has none")
+
+
+def test_generated_samples(run_cli: Cli, tiny_artifact: Path) -> None:
+    ran = run_cli("bench", tiny_artifact / "out.json", "--synthetic", *QUICK)
+    assert ran.status == 0, ran.err
+    assert "synthetic" in ran.out
+
+
+def test_answers_that_are_not_finite_are_refused_before_timing(options: BenchOptions) -> None:
+    timer = FakeTimer()
+    runner = FakeRunner(timer, broken_at=TAU)
+    with pytest.raises(InputError, match="'logits' is not finite"):
+        fake_bench(options, timer, runner)
+    assert runner.calls == 24 + 1  # dense once a sample, and the first pruned call
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--batch", 99), ("--batch 99 is outside the profile", "1 to 8")),
+        (("--temperature", -1), ("--temperature is -1.0",)),
+        (("--temperature", "nan"), ("--temperature is nan",)),
+        (("--max-regression", "fast"), ("--max-regression is 'fast'",)),
+        (("--seconds", 0), ("--seconds is 0",)),
+        (("--threads", 0), ("--threads is 0",)),
+        (("--threads", 9999), ("--threads is 9999",)),
+        (("--synthetic", "--samples", "x"), ("exclude each other",)),
+        (("--against", "x", "--against-engine", "y"), ("exclude each other",)),
+        (("--against", "missing.json"), ("cannot read the baseline",)),
+        (("--samples", "missing"), ("there is no folder 'missing'",)),
+        (("--save", "missing/base.json"), ("cannot write into 'missing'",)),
+        (("--save", "x.json", "--json", "x.json"), ("is named twice",)),
+    ],
+)
+def test_bad_options_are_refused(
+    arguments: tuple[object, ...], words: tuple[str, ...], run_cli: Cli, tiny_artifact: Path
+) -> None:
+    run_cli("bench", tiny_artifact / "out.json", *arguments).refused(*words)
+
+
+def test_an_output_never_takes_the_place_of_an_input(run_cli: Cli, exported: tuple[Path, Path]) -> None:
+    artifact, _ = exported
+    for name in ("out.json", "out.onnx"):
+        before = artifact.with_name(name).read_bytes()
+        run_cli("bench", artifact, "--save", artifact.with_name(name)).refused("is named twice")
+        assert artifact.with_name(name).read_bytes() == before
+
+
+def test_files_that_are_not_of_each_other_are_refused(exported: tuple[Path, Path]) -> None:
+    artifact, _ = exported
+    shutil.copy(artifact.with_suffix(".json"), artifact.with_name("other.json"))
+    with pytest.raises(ManifestError, match=r"is the manifest of 'out\.onnx', not of 'other\.onnx'"):
+        describe(artifact.with_name("other.onnx"))
+    artifact.write_bytes(artifact.read_bytes() + b"0")
+    with pytest.raises(ManifestError, match="sha256 is another"):
+        describe(artifact)
+
+
+def as_plan(described: Described) -> Described:
+    """The same, as if it were a plan of TensorRT for RTX."""
+    backend = {"name": "tensorrt-rtx", "version": "1.7.1.116", "reason": "there is no GPU"}
+    return replace(described, manifest={**described.manifest, "artifact": "out.plan", "backend": backend})
+
+
+def test_a_plan_that_cannot_run_here_is_refused(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.backends.find_gpus", list)
+    with pytest.raises(BackendError, match=r"'out\.plan' cannot run here"):
+        open_described(as_plan(describe(tiny_artifact / "out.json")), None)
+
+
+def test_a_plan_waits_once_for_every_size_that_depends_on_the_data(tiny_artifact: Path) -> None:
+    described = describe(tiny_artifact / "out.json")
+    compacting = described.manifest["parts"][0]["custom_nodes"]["TokenCompact"]
+    assert compacting == 3
+    assert synchronisations(described.manifest) == {"model": 0}
+    assert synchronisations(as_plan(described).manifest) == {"model": compacting + 1}
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"artifact": {"precision": "fp16"}}, "precision 'fp16', now 'fp32'"),
+        ({"artifact": {"layout": "packed"}}, "layout 'packed', now 'dynamic'"),
+        ({"artifact": {"backend": {"name": "tensorrt", "version": "10"}}}, "backend 'tensorrt', now 'onnxruntime'"),
+        ({"machine": {"processor": "another"}}, "processor 'another', now"),
+        ({"machine": {"gpus": ["H200"]}}, r"GPU \['H200'\], now \[\]"),
+        ({"machine": {"threads": 77}}, "number of threads 77, now"),
+        ({"samples": {"sha256": "0" * 64}}, "now others"),
+        ({"cases": {"batch": 2}}, "measured .*batch 2; not dense, batch 1"),
+    ],
+)
+def test_a_baseline_of_something_else_is_refused(
+    change: dict[str, dict[str, Any]], words: str, options: BenchOptions, saved: Path
+) -> None:
+    content = json.loads(saved.read_text())
+    ((place, values),) = change.items()
+    for entry in content[place] if isinstance(content[place], list) else [content[place]]:
+        entry.update(values)
+    saved.write_text(json.dumps(content))
+    timer = FakeTimer()
+    with pytest.raises(BaselineError, match=words):
+        fake_bench(replace(options, against=saved), timer, FakeRunner(timer))
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 1}', "[" * 100000])
+def test_a_damaged_baseline_is_refused(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "base.json"
+    path.write_text(text)
+    with pytest.raises(BaselineError):
+        read_measurement(path)
+
+
+def test_an_artifact_of_other_inputs_is_refused(options: BenchOptions, exported: tuple[Path, Path]) -> None:
+    artifact, _ = exported
+    manifest = json.loads(artifact.with_suffix(".json").read_text())
+    manifest["config"]["vocab_size"] = 301
+    artifact.with_suffix(".json").write_text(json.dumps(manifest))
+    with pytest.raises(OptionError, match="vocab_size is 301, the artifact's 300"):
+        fake_bench(replace(options, against_engine=artifact), FakeTimer())
+
+
+def test_what_disturbs_a_measurement_is_said() -> None:
+    machine = Machine("cpu", "x86_64", 2, ["GPU"], "600", 2, "Linux")
+    quiet = Activity(0.1, 2000.0, None, [])
+    assert warnings(machine, quiet, quiet, 0.05) == []
+    gpu = {"sm_megahertz": 1000, "memory_megahertz": 1000, "celsius": 80, "held_back_by": ["software power cap"]}
+    found = warnings(machine, Activity(3.0, None, "powersave", []), Activity(0.1, None, None, [gpu]), 0.2)
+    assert len(found) == 4
+    for text, word in zip(found, ("took 20 %", "load 3 on 2 cores", "powersave", "software power cap"), strict=True):
+        assert word in text
+
+
+def test_threads_are_given_back() -> None:
+    before = torch.get_num_threads()
+    with pinned(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with pinned(None):
+        assert torch.get_num_threads() == before
