@@ -173,7 +173,8 @@ def _matching_loss(
     images, texts = torch.cat([own, own, other_image]), torch.cat([own, other_text, own])
     ids = batch.input_ids[texts]
     ids[:, 0] = model.config.enc_token_id
-    words, _ = model.text_encoder(ids, batch.attention_mask[texts], image[images], model.space_dict, temperature)
+    shown = image.index_select(0, images)  # the gradient of image[images] adds up in any order
+    words, _ = model.text_encoder(ids, batch.attention_mask[texts], shown, model.space_dict, temperature)
     labels = torch.zeros(len(images), dtype=torch.int64)
     labels[: len(own)] = 1
     return F.cross_entropy(model.itm_head(words[:, 0]), labels)
