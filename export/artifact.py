@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from export.backends import Backend, choose_backend
-from export.errors import BackendError, PluginError
+from export.errors import BackendError, ManifestError, PluginError
 from export.manifest import tensor_infos
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
+from madtp.config import CONFIGS
+from madtp.errors import ConfigError
+from madtp.samples import Config
 from madtp.tasks import Runner
 
 
@@ -19,6 +22,18 @@ def runtime(manifest: Mapping[str, Any]) -> Backend:
         return choose_backend(made["name"] if suffix == ".plan" else "auto", suffix)
     except BackendError as error:
         return Backend(made["name"], made["version"], error.what, can_run=False)
+
+
+def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
+    """Sizes of the model; `path` is the manifest's, for the message.
+
+    Raises:
+        ManifestError: they are not those of a model.
+    """
+    try:
+        return CONFIGS[manifest["task"]](**manifest["config"])
+    except (TypeError, ConfigError) as error:
+        raise ManifestError(f"the manifest '{path}' is malformed", f"config: {error}", "Export again.") from error
 
 
 def open_parts(

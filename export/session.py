@@ -9,16 +9,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.artifact import open_parts, runtime
-from export.errors import BackendError, ManifestError
+from export.artifact import model_config, open_parts, runtime
+from export.errors import BackendError
 from export.manifest import check_files, manifest_path, read_manifest
 from export.products import Answer, Caption, Judgement, Ranking
 from export.profile import batch_and_text
 from export.requests import choose_answers, compare_embeddings, generate_answers, generate_captions, judge, rank_pairs
 from export.runner import CheckedRunner
 from madtp.checkpoint import MAX_TEMPERATURE
-from madtp.config import CONFIGS, CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
-from madtp.errors import ConfigError, InputError
+from madtp.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
+from madtp.errors import InputError
 from madtp.images import check_image
 from madtp.preprocess import image_tensor
 from madtp.samples import Config, Processor, Request, collate
@@ -64,7 +64,7 @@ class Session:
         self.manifest = read_manifest(path)
         check_files(self.manifest, path.parent)
         self.task: str = self.manifest["task"]
-        self.config = _config(self.manifest, path)
+        self.config = model_config(self.manifest, path)
         self.temperature = float(self.manifest["temperature"])
         self.processor = _processor(self.manifest, path.parent, vocabulary, self.config)
         self.batch, self.text = batch_and_text(self.manifest["parts"])
@@ -375,13 +375,6 @@ def batch_sizes(count: int, least: int, most: int, what: str) -> list[int]:
     for following in reversed(range(number)):
         sizes.append(min(most, count - sum(sizes) - following * least))
     return sizes
-
-
-def _config(manifest: Mapping[str, Any], path: Path) -> Config:
-    try:
-        return CONFIGS[manifest["task"]](**manifest["config"])
-    except (TypeError, ConfigError) as error:
-        raise ManifestError(f"the manifest '{path}' is malformed", f"config: {error}", "Export again.") from error
 
 
 def _processor(manifest: Mapping[str, Any], folder: Path, given: Path | None, config: Config) -> Processor:

@@ -5,11 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artifact import open_parts, runtime
+from export.artifact import model_config, open_parts, runtime
 from export.errors import BackendError, ManifestError
 from export.manifest import check_files, manifest_path, read_manifest
-from madtp.config import CONFIGS
-from madtp.errors import ConfigError
 from madtp.opspec import TOKEN_COMPACT
 from madtp.samples import Config
 from madtp.tasks import Runner
@@ -53,11 +51,7 @@ def describe(path: Path) -> Described:
             "Keep artifact and manifest together under the names that the export gave them.",
         )
     check_files(manifest, source.parent)
-    try:
-        config = CONFIGS[manifest["task"]](**manifest["config"])
-    except (TypeError, ConfigError) as error:
-        raise ManifestError(f"the manifest '{source}' is malformed", f"config: {error}", "Export again.") from error
-    return Described(source, manifest, config)
+    return Described(source, manifest, model_config(manifest, source))
 
 
 def open_described(described: Described, threads: int | None) -> dict[str, Runner]:
