@@ -17,3 +17,7 @@ class PluginError(MadtpError):
 
 class ManifestError(MadtpError):
     """A manifest is missing, malformed, or belongs to other files."""
+
+
+class ReportError(MadtpError):
+    """A report cannot be made of what was given."""

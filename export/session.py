@@ -64,7 +64,7 @@ class Session:
         self.manifest = read_manifest(path)
         check_files(self.manifest, path.parent)
         self.task: str = self.manifest["task"]
-        self.config = _config(self.manifest, path)
+        self.config = model_config(self.manifest, path)
         self.temperature = float(self.manifest["temperature"])
         self.processor = _processor(self.manifest, path.parent, vocabulary, self.config)
         self.batch, self.text = batch_and_text(self.manifest["parts"])
@@ -377,7 +377,12 @@ def batch_sizes(count: int, least: int, most: int, what: str) -> list[int]:
     return sizes
 
 
-def _config(manifest: Mapping[str, Any], path: Path) -> Config:
+def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
+    """Sizes of the model of a manifest that was read from `path`.
+
+    Raises:
+        ManifestError: they contradict each other.
+    """
     try:
         return CONFIGS[manifest["task"]](**manifest["config"])
     except (TypeError, ConfigError) as error:
