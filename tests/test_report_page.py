@@ -147,11 +147,11 @@ def test_ids_that_do_not_follow_are_noticed(ids: list[int]) -> None:
 def test_merges_in_words() -> None:
     _, _, third = follow(IDS, 7)
     named = merge_text(2, third, "0abcdef".__getitem__, "letters")
-    assert named == "layer 3 merged a, f and the merged token of layer 1; it stands for 4 letters"
+    assert named == "layer 3 merged a, f and the merged token of layer 1; it stands for 4 tokens of the input"
     many = follow([[0, -1], [0, -2]], 20)
     assert merge_text(0, many[0], str, "patches") == "layer 1 merged 19 patches"
     assert merge_text(1, many[1], str, "patches") == (
-        "layer 2 merged the merged token of layer 1; it stands for 19 patches"
+        "layer 2 merged the merged token of layer 1; it stands for 19 tokens of the input"
     )
 
 
@@ -178,7 +178,7 @@ def test_words_are_struck_out_and_padding_is_left_out() -> None:
     assert [layer.caption for layer in view.layers] == ["layer 1: 3 kept", "layer 3: 2 kept"]
     assert [state for _, state in view.layers[0].words] == [KEPT, KEPT, FRESH, KEPT]
     assert [state for _, state in view.layers[1].words] == [KEPT, FRESH, GONE, KEPT]
-    assert view.layers[0].merge == "layer 1 merged sky, padding"
+    assert view.layers[0].merge == "layer 1 merged sky and 1 of padding"
     assert (view.unchanged, view.padding) == ([2], 3)
 
 
@@ -333,4 +333,4 @@ def test_words_of_clip(task_artifacts: TaskArtifacts) -> None:
     samples = report_samples(manifest, task_artifacts["clip"], config, None, synthetic=False)
     assert samples.texts[2] == "a red pagoda with orange roofs by a lake"
     names = token_names(samples.prepared.requests[2].ids, config, samples.processor)
-    assert names == ["[start]", *"a red pag oda with orange roofs by a lake".split(), "[end]"]
+    assert names == ["[start]", *["a", "red", "pag", "oda", "with", "orange", "roofs", "by", "a", "lake"], "[end]"]

@@ -122,7 +122,7 @@ def text_view(encoder: str, names: Sequence[str], length: int, ids: Sequence[Seq
     for layer, fate in _pruned(fates):
         words = [(name, state(position, fate)) for position, name in enumerate(names)]
         kept = sum(position < len(names) for position in fate.kept)
-        named = [*names, *["padding"] * (length - len(names))]
+        named = [*names, *[None] * (length - len(names))]
         merge = merge_text(layer, fate, named.__getitem__, "words")
         layers.append(TextLayer(f"layer {layer + 1}: {kept} kept", words, merge))
     return TextView(encoder, layers, _unchanged(fates), length - len(names))
@@ -135,20 +135,23 @@ def state(position: int, fate: LayerFate) -> str:
     return FRESH if position in fate.fresh else GONE
 
 
-def merge_text(layer: int, fate: LayerFate, name: Callable[[int], str], plural: str) -> str:
+def merge_text(layer: int, fate: LayerFate, name: Callable[[int], str | None], plural: str) -> str:
     """What the merged token of a layer took in, in words.
 
     Args:
         layer: from 0; pages count from 1.
         fate: of its tokens.
-        name: of an original token, by its position.
+        name: of an original token, by its position; None for padding.
         plural: what such tokens are called.
     """
-    fresh = sorted(fate.fresh)
-    taken = [", ".join(map(name, fresh)) if len(fresh) <= NAMED else f"{len(fresh)} {plural}"] if fresh else []
+    named = [found for found in map(name, sorted(fate.fresh)) if found is not None]
+    taken = [", ".join(named) if len(named) <= NAMED else f"{len(named)} {plural}"] if named else []
+    padding = len(fate.fresh) - len(named)
+    if padding:
+        taken.append(f"{padding} of padding")
     taken += [f"the merged token of layer {-token}" for token in fate.swallowed if token < 0]
     stands = len(fate.merged[layer])
-    total = f"; it stands for {stands} {plural}" if stands > len(fresh) else ""
+    total = f"; it stands for {stands} tokens of the input" if stands > len(fate.fresh) else ""
     return f"layer {layer + 1} merged {' and '.join(taken)}{total}"
 
 

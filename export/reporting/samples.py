@@ -67,7 +67,8 @@ def report_samples(
     prepared = SampleSet(requests, origin, processor is not None)
     # CLIP's texts are all filled up to the length that its profile names.
     check_samples(prepared, config, batch, Range(1, 1, 1) if isinstance(config, ClipConfig) else text)
-    return ReportSamples(prepared, [sample.text or "" for sample in samples], processor)
+    asked = config.task != "caption"  # its samples' texts are what is to be seen, and no input
+    return ReportSamples(prepared, [(sample.text or "") if asked else "" for sample in samples], processor)
 
 
 def _processor(
