@@ -19,7 +19,7 @@ from export.options import ExportOptions
 from madtp.command import WRONG_INPUT
 from madtp.errors import MadtpError
 
-COMMANDS = ("bench", "check", "evaluate", "inspect", "run", "validate")  # modules of export.commands
+COMMANDS = ("bench", "check", "evaluate", "inspect", "report", "run", "validate")  # modules of export.commands
 
 
 class LazyGroup(click.Group):

@@ -21,3 +21,7 @@ class ManifestError(MadtpError):
 
 class BaselineError(MadtpError):
     """A saved measurement cannot be read, or says nothing about this artifact on this machine."""
+
+
+class ReportError(MadtpError):
+    """A report cannot be made of what was given."""

@@ -1,7 +1,7 @@
 """Side-by-side latency: every candidate is timed in turn, round after round, so that noise hits all alike."""
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,7 +22,19 @@ class Latency:
 def interleave(
     candidates: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 3, max_rounds: int = 50
 ) -> dict[str, Latency]:
-    """Call every candidate once a round for about `seconds`, at least `min_rounds` rounds after a warm-up."""
+    """What `time_rounds` measures, summarised."""
+    times = time_rounds(candidates, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
+    return {name: summarize(values) for name, values in times.items()}
+
+
+def time_rounds(
+    candidates: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 3, max_rounds: int = 50
+) -> dict[str, list[float]]:
+    """Call every candidate once a round for about `seconds`, at least `min_rounds` rounds after a warm-up.
+
+    Returns:
+        Milliseconds of every call, in order.
+    """
     times: dict[str, list[float]] = {name: [] for name in candidates}
     for _ in range(WARMUP_ROUNDS):
         for call in candidates.values():
@@ -35,9 +47,10 @@ def interleave(
             call()
             times[name].append((time.perf_counter() - begin) * 1e3)
         rounds += 1
-    return {name: _summarize(values) for name, values in times.items()}
+    return times
 
 
-def _summarize(values: list[float]) -> Latency:
+def summarize(values: Sequence[float]) -> Latency:
+    """Median and percentiles of the milliseconds of calls."""
     p10, median, p90 = np.percentile(values, [10, 50, 90])
     return Latency(float(median), float(p10), float(p90), len(values))

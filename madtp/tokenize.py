@@ -86,6 +86,10 @@ class RequestText(ABC):
     def _pieces(self, text: str) -> list[int]:
         """Ids of a text as it is, without special ones."""
 
+    @abstractmethod
+    def piece(self, index: int) -> str:
+        """The vocabulary's entry of an id, to be shown; of WordPiece, `##` begins one that goes on with a word."""
+
     def read(self, text: str) -> ReadText:
         """The text as the published reader reads it, cut where that cuts.
 
@@ -160,6 +164,10 @@ class TextProcessor(RequestText):
     def _pieces(self, text: str) -> list[int]:
         pieces: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
         return pieces
+
+    def piece(self, index: int) -> str:
+        piece: str | None = self._tokenizer.id_to_token(index)
+        return f"id {index}" if piece is None else piece
 
     def ids(self, text: str, *, cut: bool = False) -> list[int]:
         """Ids of a sentence or question: [ENC] (retrieval: [CLS]), its pieces, [SEP]. See `RequestText.ids`."""
@@ -240,6 +248,9 @@ class ClipTextProcessor(RequestText):
         cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
         pieces: list[int] = self._tokenizer.encode(cleaned.lower())
         return pieces
+
+    def piece(self, index: int) -> str:
+        return str(self._tokenizer.decode([index])).strip()
 
     def batch(self, texts: Sequence[str], *, cut: bool = False) -> tuple[Tensor, None]:
         """Ids [B, context_length] int64, filled up with zeros; CLIP has no mask.

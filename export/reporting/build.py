@@ -1,0 +1,226 @@
+"""Making a page: what is measured for it, and what is shown without running the artifact."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import madtp
+from export.artifact import model_config, open_parts, runtime
+from export.backends import Backend
+from export.errors import BackendError, OptionError
+from export.manifest import check_artifact, check_files, read_manifest
+from export.pipeline import Progress
+from export.profile import batch_and_text
+from export.reporting.bench_file import BenchFile, read_bench
+from export.reporting.examples import Example, choose, picture, text_view
+from export.reporting.measure import Counts, alone, gflops_of, latencies, temperatures_of, tokens_of, total_tokens
+from export.reporting.page import Measured, render
+from export.reporting.samples import ReportSamples, report_samples
+from export.reporting.watch import Watched, watch_onnx, watch_torch
+from export.reporting.words import token_names
+from export.runner import CheckedRunner
+from export.session import find_manifest
+from madtp.checkpoint import MAX_TEMPERATURE
+from madtp.errors import OutputError
+from madtp.files import Staging
+from madtp.parts import Part, parts_of
+from madtp.samples import Config
+from madtp.tasks import Runner, torch_runners
+
+STAGES = 5
+EVERY_IMAGE = "vision"  # the encoder whose tokens are patches
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What was asked for.
+
+    Attributes:
+        artifact: the manifest, or the artifact that it lies beside.
+        output: the page.
+        checkpoint: that the artifact was made from; GFLOPs need it, and what a plan prunes where.
+        samples: a folder of samples; None is the demo's.
+        synthetic: random pixels and ids instead.
+        bench: result of `python -m export bench`; None measures here.
+        temperatures: to compare; none is the default ones.
+    """
+
+    artifact: Path
+    output: Path
+    checkpoint: Path | None = None
+    samples: Path | None = None
+    synthetic: bool = False
+    bench: Path | None = None
+    temperatures: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The artifact, and what runs in its place where it cannot run."""
+
+    manifest: Mapping[str, Any]
+    folder: Path
+    config: Config
+    backend: Backend
+    parts: Mapping[str, Part] | None
+    runners: Mapping[str, Runner]
+    least: int
+
+
+def report(options: ReportOptions, progress: Progress) -> None:
+    """Write the page.
+
+    Raises:
+        MadtpError: manifest, files, checkpoint, bench result, samples or output cannot be used, or nothing here can run
+            the artifact and there is no checkpoint to run instead. Nothing was written.
+    """
+    with Staging(options.output) as staging:
+        progress.stage("reading manifest, files and samples")
+        _check_options(options)
+        path = find_manifest(options.artifact)
+        manifest = read_manifest(path)
+        _check_output(options, path, manifest)
+        check_files(manifest, path.parent)
+        config = model_config(manifest, path)
+        bench = None if options.bench is None else read_bench(options.bench, manifest)
+        samples = report_samples(manifest, path.parent, config, options.samples, options.synthetic)
+        with _opened(options, manifest, path.parent, config) as opened:
+            measured = _measure(options, opened, samples, bench, progress)
+        progress.stage("writing the page")
+        (staging.folder / options.output.name).write_text(render(manifest, measured), encoding="utf-8")
+        staging.commit([options.output.name])
+
+
+def _check_options(options: ReportOptions) -> None:
+    if options.samples is not None and options.synthetic:
+        raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
+    if options.bench is not None and options.temperatures:
+        raise OptionError(
+            "--bench and --temperature exclude each other", "The temperatures are those of the bench result."
+        )
+    for temperature in options.temperatures:
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise OptionError(f"--temperature is {temperature}", "It has to be a finite number, zero or more.")
+
+
+def _check_output(options: ReportOptions, path: Path, manifest: Mapping[str, Any]) -> None:
+    read = [path, *(path.parent / part["artifact"] for part in manifest["parts"]), options.checkpoint, options.bench]
+    if options.output.resolve() in [given.resolve() for given in read if given is not None]:
+        raise OutputError(f"'{options.output}' is an input of this run", fix="Name another file.")
+
+
+@contextmanager
+def _opened(options: ReportOptions, manifest: Mapping[str, Any], folder: Path, config: Config) -> Iterator[_Opened]:
+    backend = runtime(manifest)
+    if not backend.can_run and options.checkpoint is None:
+        raise BackendError(
+            f"no GPU of this machine can run the plan '{folder / manifest['artifact']}'",
+            f"It was built with {backend.name}: {backend.reason}.",
+            "Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.",
+        )
+    parts = None
+    if options.checkpoint is not None:
+        check_artifact(manifest, folder / manifest["artifact"], options.checkpoint)
+        parts = parts_of(madtp.load(options.checkpoint, manifest["config"]))
+    least = batch_and_text(manifest["parts"])[0].min
+    if not backend.can_run:
+        assert parts is not None
+        yield _Opened(manifest, folder, config, backend, parts, torch_runners(parts), least)
+        return
+    runners = open_parts(manifest, folder, backend)
+    try:
+        yield _Opened(manifest, folder, config, backend, parts, runners, least)
+    finally:
+        for runner in runners.values():
+            if isinstance(runner, CheckedRunner):
+                runner.close()
+
+
+def _measure(
+    options: ReportOptions, opened: _Opened, samples: ReportSamples, bench: BenchFile | None, progress: Progress
+) -> Measured:
+    config, runners, default = opened.config, opened.runners, float(opened.manifest["temperature"])
+    temperatures = temperatures_of(default, options.temperatures)
+    if bench is not None:
+        temperatures = sorted({0.0, default, *bench.milliseconds})
+    progress.stage("counting tokens")
+    counts: dict[float, Counts] = {}
+    for temperature in temperatures:
+        progress.detail(f"temperature {temperature:g}")
+        counts[temperature] = tokens_of(config, runners, samples.prepared, temperature, opened.least)
+    gflops = None
+    if opened.parts is not None:
+        progress.detail("counting GFLOPs")
+        gflops = gflops_of(config, opened.parts, samples.prepared, temperatures)
+    progress.stage("timing" if bench is None else "taking latencies from the bench result")
+    times = (
+        latencies(config, runners, samples.prepared, temperatures, opened.least)
+        if bench is None
+        else bench.milliseconds
+    )
+    progress.stage("following tokens through the layers")
+    shown = default if default > 0 else next((tau for tau in temperatures if tau > 0), None)
+    examples: list[Example] = []
+    watched = None
+    if shown is not None:
+        with tempfile.TemporaryDirectory() as scratch:
+            watched = _watched(opened, Path(scratch))
+            if watched is not None:
+                examples = _examples(opened, samples, counts[shown], counts[0.0], watched, shown)
+    ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
+    return Measured(
+        samples=samples.prepared.origin,
+        ran=ran,
+        backend=opened.backend,
+        least=opened.least,
+        counts=counts,
+        gflops=gflops,
+        times=times,
+        bench=bench,
+        shown=shown,
+        watched=None if watched is None else watched.how,
+        examples=examples,
+    )
+
+
+def _watched(opened: _Opened, scratch: Path) -> Watched | None:
+    """The exported graph where it can give out source ids, else the torch model, else nothing."""
+    if opened.manifest["artifact"].endswith(".onnx"):
+        how = "the exported ONNX graph, in a copy whose TokenCompact nodes give out their source ids"
+        found = watch_onnx(opened.manifest, opened.folder, scratch, opened.runners, how)
+        if found is not None:
+            return found
+    if opened.parts is None:
+        return None
+    return watch_torch(opened.parts, "the torch model of the checkpoint; a plan does not give out source ids")
+
+
+def _examples(
+    opened: _Opened, samples: ReportSamples, counts: Counts, dense: Counts, watched: Watched, temperature: float
+) -> list[Example]:
+    config, settings = opened.config, opened.manifest["preprocessing"]["image"]
+    totals, dense_totals = total_tokens(counts), total_tokens(dense)
+    grid = config.image_size // config.patch_size
+    examples = []
+    for title, index in choose(totals.tolist()).items():
+        request = samples.prepared.requests[index]
+        inputs = alone(request, config, opened.least)
+        ids = watched.source_ids(config, inputs, temperature)
+        names = ("left image", "right image") if len(request.images) == 2 else ("image",)
+        pictures, texts = [], []
+        for encoder, layers in ids.items():
+            if encoder == EVERY_IMAGE:
+                for number, name in enumerate(names):  # all first images come before all second ones
+                    rows = [layer[number * opened.least].tolist() for layer in layers]
+                    pictures.append(picture(name, request.images[number], rows, grid, settings))
+            else:
+                words = token_names(request.ids, config, samples.processor)
+                rows = [layer[0].tolist() for layer in layers]
+                texts.append(text_view(encoder, words, inputs["input_ids"].shape[1], rows))
+        label = {None: "", 1: "true", 0: "false"}[request.label]
+        total, most = int(totals[index]), int(dense_totals[index])
+        examples.append(Example(title, samples.texts[index], label, total, most, pictures, texts))
+    return examples

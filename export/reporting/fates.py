@@ -1,0 +1,76 @@
+"""What became of the tokens of one sequence, layer by layer, read off source ids."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class LayerFate:
+    """Where the tokens that an encoder was given are after one layer.
+
+    Attributes:
+        kept: positions in the encoder's input of those that are still tokens of their own; 0 is the class token.
+        fresh: positions that this layer merged.
+        swallowed: source ids that this layer's merged token took in: positions, and merged tokens of earlier layers.
+        merged: merged tokens that are left, by the layer (from 0) that made them: the positions that each stands for.
+    """
+
+    kept: frozenset[int]
+    fresh: frozenset[int]
+    swallowed: tuple[int, ...]
+    merged: dict[int, frozenset[int]]
+
+    @property
+    def tokens(self) -> int:
+        """Tokens after the layer."""
+        return len(self.kept) + len(self.merged)
+
+
+def follow(layers: Sequence[Sequence[int]], length: int) -> list[LayerFate]:
+    """Follow every token through the layers of an encoder.
+
+    Args:
+        layers: source ids after each layer: a position, or -(l + 1) for the token merged in layer l.
+        length: tokens that the encoder was given; their positions are 0 to length - 1.
+
+    Raises:
+        ValueError: ids that do not follow from those of the layer before.
+    """
+    stands_for = {position: frozenset([position]) for position in range(length)}
+    fates = []
+    for layer, ids in enumerate(layers):
+        after, made = set(ids), -(layer + 1)
+        swallowed = tuple(token for token in stands_for if token not in after)
+        expected = stands_for.keys() - set(swallowed) | ({made} if swallowed else set())
+        if after != expected or len(ids) != len(after):
+            raise ValueError(f"the source ids of layer {layer} do not follow from those before: {sorted(ids)}")
+        left = {token: positions for token, positions in stands_for.items() if token in after}
+        if swallowed:
+            left[made] = frozenset().union(*(stands_for[token] for token in swallowed))
+        stands_for = left
+        fates.append(
+            LayerFate(
+                kept=frozenset(token for token in left if token >= 0),
+                fresh=frozenset(token for token in swallowed if token >= 0),
+                swallowed=swallowed,
+                merged={-token - 1: positions for token, positions in left.items() if token < 0},
+            )
+        )
+    return fates
+
+
+def patch_runs(patches: frozenset[int], grid: int) -> list[tuple[int, int, int]]:
+    """Patches as runs along the rows of an image: (column, row, length).
+
+    Args:
+        patches: positions in a vision encoder's input, patch p at p + 1; the class token is no patch.
+        grid: patches in a row.
+    """
+    runs: list[tuple[int, int, int]] = []
+    for position in sorted(patches - {0}):
+        row, column = divmod(position - 1, grid)
+        if runs and runs[-1][1] == row and sum(runs[-1][::2]) == column:
+            runs[-1] = (runs[-1][0], row, runs[-1][2] + 1)
+        else:
+            runs.append((column, row, 1))
+    return runs

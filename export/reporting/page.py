@@ -1,0 +1,233 @@
+"""The page: what was measured and what the manifest records, as HTML."""
+
+import datetime
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import jinja2
+import numpy as np
+import torch
+
+from export.backends import Backend, find_gpus
+from export.latency import summarize
+from export.reporting.bench_file import BenchFile
+from export.reporting.examples import Example
+from export.reporting.measure import Counts, total_tokens
+from export.reporting.plots import latency_plot, pareto_plot, temperature_name, tokens_plot
+
+Row = Sequence[str]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured for a page.
+
+    Attributes:
+        samples: where they come from.
+        ran: what ran them: the runtime and its version, or "torch" in the place of a plan.
+        backend: of the artifact, on this machine.
+        least: requests of a call, the fewest that the artifact takes.
+        counts: tokens by temperature; 0 and the default among them.
+        gflops: of a request by temperature; None without the checkpoint.
+        times: milliseconds of calls by temperature.
+        bench: where `times` come from, if not from here.
+        shown: temperature of `examples`; None where nothing prunes.
+        watched: what ran for them; None: nothing could give out source ids.
+        examples: an easy, a middle and a hard sample.
+    """
+
+    samples: str
+    ran: str
+    backend: Backend
+    least: int
+    counts: Mapping[float, Counts]
+    gflops: Mapping[float, float] | None
+    times: Mapping[float, Sequence[float]]
+    bench: BenchFile | None
+    shown: float | None
+    watched: str | None
+    examples: Sequence[Example]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A table: its head and rows, all text; the first column names the rows."""
+
+    head: Row
+    rows: Sequence[Row]
+
+
+def render(manifest: Mapping[str, Any], measured: Measured) -> str:
+    """The page as HTML that refers to nothing outside of itself. Text from outside is escaped."""
+    default = float(manifest["temperature"])
+    costs, cost_name = _costs(measured)
+    return _template().render(
+        manifest=manifest,
+        measured=measured,
+        default=default,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        machine=this_machine(),
+        files=_files(manifest),
+        verdicts=verdicts(manifest, measured),
+        summary=_summary(measured, default),
+        parity=parity_table(manifest["validation"]),
+        failures=[failure for entry in manifest["validation"]["parity"] for failure in entry["failures"]],
+        recorded=_recorded(manifest["validation"]),
+        latency=_latency(measured),
+        latency_plot=latency_plot(measured.times, default),
+        tokens={
+            encoder: (tokens_plot(encoder, rows, measured.counts[0.0][encoder]), _tokens(rows))
+            for encoder, rows in measured.counts[default].items()
+        },
+        pareto_plot=pareto_plot(costs, measured.times, default, cost_name),
+        pareto=_pareto(measured, costs, cost_name),
+    )
+
+
+@cache
+def _template() -> jinja2.Template:
+    loader = jinja2.PackageLoader("export.reporting")
+    environment = jinja2.Environment(
+        loader=loader, autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("page.html.j2")
+
+
+def this_machine() -> str:
+    """The machine in a line."""
+    gpus = ", ".join(gpu.name for gpu in find_gpus()) or "no GPU"
+    return (
+        f"{platform.machine()}, {os.cpu_count()} CPUs, {torch.get_num_threads()} threads, {gpus}, {platform.system()}"
+    )
+
+
+def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool, str]]:
+    """What was proved and what was not, each with whether it was: recorded at the export, and here."""
+    validation = manifest["validation"]
+    passed = [(True, f"parity passed at temperature {entry['temperature']:g}") for entry in validation["parity"]]
+    if validation["artifact"] == "not run":
+        of = "of the ONNX file that it was built from"
+        recorded = [(False, "at the export the plan was NOT RUN: no GPU of that machine could execute it")]
+    else:
+        of = "of the artifact itself"
+        recorded = [(True, "at the export the artifact was run and compared with the torch model")]
+    recorded += [(okay, f"at the export {text}, {of}") for okay, text in passed]
+    if measured.backend.can_run:
+        here = (True, f"run for this page by {measured.ran}")
+    else:
+        here = (
+            False,
+            f"NOT RUN for this page: {measured.backend.reason}; tokens and latency below are those of the torch model",
+        )
+    return [*recorded, here]
+
+
+def parity_table(validation: Mapping[str, Any]) -> Table:
+    """What the manifest says of parity, a column for each temperature."""
+    entries = validation["parity"]
+    encoders = entries[0]["mean_tokens"] if entries else {}
+    rows = [
+        ("requests compared", [str(entry["requests"] - entry["explained"]) for entry in entries]),
+        ("left out: rounding decides a token", [str(entry["explained"]) for entry in entries]),
+        (
+            "worst |difference| (allowed)",
+            [f"{entry['worst']:.1e} of {entry['worst_output']} ({entry['tolerance']:.0e})" for entry in entries],
+        ),
+        (
+            "answers equal",
+            [f"{entry['decisions_equal']} of {entry['requests'] - entry['explained']}" for entry in entries],
+        ),
+        ("token counts equal, layers", [f"{entry['layers_equal']} of {entry['layers']}" for entry in entries]),
+        *(
+            (
+                f"{name} tokens after the last layer, mean",
+                [f"{entry['mean_tokens'][name][-1]:.1f}" for entry in entries],
+            )
+            for name in encoders
+        ),
+        ("verdict", ["FAILED" if entry["failures"] else "passed" for entry in entries]),
+    ]
+    head = ["", *(f"temperature {entry['temperature']:g}" for entry in entries)]
+    return Table(head, [[label, *cells] for label, cells in rows])
+
+
+def _recorded(validation: Mapping[str, Any]) -> Table:
+    """Latency and GFLOPs that the manifest records."""
+    rows = [
+        [name, f"{entry['median_ms']:.2f}", f"{entry['p10_ms']:.2f} to {entry['p90_ms']:.2f}", str(entry["calls"])]
+        for name, entry in validation["latency"].items()
+    ]
+    return Table(["at the export", "median ms", "p10 to p90", "calls"], rows)
+
+
+def _files(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(what, name, sha256) of every file that the artifact consists of."""
+    files = []
+    for part in manifest["parts"]:
+        files.append((f"part {part['name']}", part["artifact"], part["sha256"]))
+        if part["external_data"] is not None:
+            files.append((f"weights of {part['name']}", part["external_data"]["file"], part["external_data"]["sha256"]))
+    library = manifest["plugins"]["library"]
+    if library is not None:
+        files.append(("plugin library", library["file"] or "within the plan", library["sha256"]))
+    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
+    if vocabulary is not None:
+        files.append(("vocabulary", vocabulary["file"] or "of a package", vocabulary["sha256"]))
+    return files
+
+
+def _summary(measured: Measured, default: float) -> list[str]:
+    """The numbers that a reader looks for, default against dense."""
+    if default == 0:
+        return ["the default temperature is 0: the artifact runs dense unless it is told otherwise"]
+    dense, pruned = (total_tokens(measured.counts[tau]).mean() for tau in (0.0, default))
+    lines = [f"{100 * pruned / dense:.0f} % of the tokens that the layers of the dense model work on"]
+    if measured.gflops is not None:
+        lines.append(f"{measured.gflops[0.0] / measured.gflops[default]:.2f} times fewer GFLOPs")
+    if {0.0, default} <= measured.times.keys():
+        slow, fast = (summarize(measured.times[tau]).median_ms for tau in (0.0, default))
+        what = " of torch, not of the plan" if measured.bench is None and not measured.backend.can_run else ""
+        lines.append(f"{slow:.2f} ms dense, {fast:.2f} ms pruned: {slow / fast:.2f} times as fast (medians{what})")
+    return lines
+
+
+def _latency(measured: Measured) -> Table:
+    rows = []
+    for temperature, values in measured.times.items():
+        low, first, median, third, high = np.percentile(values, [10, 25, 50, 75, 90])
+        cells = [f"{median:.2f}", f"{first:.2f} to {third:.2f}", f"{low:.2f} to {high:.2f}", str(len(values))]
+        rows.append([temperature_name(temperature), *cells])
+    return Table(["temperature", "median ms", "quartiles", "p10 to p90", "calls"], rows)
+
+
+def _tokens(counts: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
+    """[samples, layers] as a table of layers."""
+    rows = []
+    for layer, values in enumerate(counts.T, start=1):
+        low, first, median, third, high = np.percentile(values, [0, 25, 50, 75, 100])
+        cells = [f"{values.mean():.1f}", f"{first:g}", f"{median:g}", f"{third:g}", f"{low:g} to {high:g}"]
+        rows.append([str(layer), *cells])
+    return Table(["layer", "mean", "25 %", "median", "75 %", "range"], rows)
+
+
+def _costs(measured: Measured) -> tuple[dict[float, float], str]:
+    """What a request costs at each temperature that was timed, and in what."""
+    if measured.gflops is not None:
+        return {tau: measured.gflops[tau] for tau in measured.times}, "GFLOPs a request"
+    kept = {tau: float(total_tokens(measured.counts[tau]).mean()) for tau in measured.times}
+    return kept, "tokens a request, summed over layers"
+
+
+def _pareto(measured: Measured, costs: Mapping[float, float], cost_name: str) -> Table:
+    rows = []
+    for temperature, values in measured.times.items():
+        last = [f"{rows[:, -1].mean():.1f}" for rows in measured.counts[temperature].values()]
+        rows.append(
+            [temperature_name(temperature), f"{costs[temperature]:.4g}", f"{summarize(values).median_ms:.2f}", *last]
+        )
+    encoders = [f"{encoder} tokens at the end" for encoder in next(iter(measured.counts.values()))]
+    return Table(["temperature", cost_name, "median ms", *encoders], rows)

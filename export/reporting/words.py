@@ -1,0 +1,29 @@
+"""What to call the tokens of a text."""
+
+from collections.abc import Sequence
+
+from madtp.config import ClipConfig
+from madtp.samples import Config, Processor
+from madtp.tokenize import ID_TOKENS
+
+
+def token_names(ids: Sequence[int], config: Config, processor: Processor | None) -> list[str]:
+    """A name for each id of a request's text: its piece of the vocabulary, or its number.
+
+    Args:
+        ids: special ones included, padding left out.
+        config: of the model.
+        processor: whose vocabulary made the ids; None where they are hashes of words.
+    """
+    if isinstance(config, ClipConfig):
+        special = {config.sot_token_id: "[start]", config.eot_token_id: "[end]"}
+    else:
+        special = {getattr(config, name): token for name, token in ID_TOKENS.items()}
+    names, words = [], 0
+    for index in ids:
+        name = special.get(index)
+        if name is None:
+            words += 1
+            name = f"word {words}" if processor is None else processor.piece(index)
+        names.append(name)
+    return names
