@@ -1,5 +1,6 @@
 """Real engines with plugins, in every precision: the demo's model and base-size NLVR, built without a GPU."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 import madtp
 from export.backends import choose_backend
 from export.engine import BuildResult, TokenSizes, build_plan, set_token_sizes
+from export.manifest import read_manifest
 from export.options import Range
 from export.plugin_library import build_library
 from export.profile import input_profile, part_sizes
@@ -78,3 +80,25 @@ def test_engine_has_a_pair_of_plugins_for_every_layer(
     assert plan.stat().st_size > 0.9 * weights
     for file in tmp_path.iterdir():
         file.unlink()  # gigabytes
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption", "retrieval", "clip"])
+def test_every_part_of_a_task_builds_with_its_plugins(
+    task: str, task_artifacts: dict[str, Path], tmp_path: Path
+) -> None:
+    artifact = task_artifacts[task]
+    library, parts = build_library().path, parts_of(madtp.load(artifact / "tiny.pt"))
+    for part in read_manifest(artifact / "out.json")["parts"]:
+        network = tmp_path / part["artifact"]
+        shutil.copyfile(artifact / part["artifact"], network)
+        encoders = parts[part["name"]].encoders
+        if encoders:
+            set_token_sizes(network, network, {name: [TokenSizes(2, 80)] * layers for name, layers in encoders.items()})
+        plugins = library if encoders else None
+        result = build_plan(
+            *(choose_backend("auto", ".plan"), network, tmp_path / "out.plan", tmp_path / "timing"),
+            *(part["profile"], lambda _: None, plugins),
+        )
+        pairs = sum(encoders.values())
+        assert result.plugin_layers == ({spec.onnx_name: pairs for spec in OPS} if pairs else {})
+        assert (tmp_path / "out.plan").stat().st_size > 0
