@@ -83,8 +83,8 @@ def input_profile(part: Part, sizes: Mapping[str, Sizes]) -> dict[str, list[list
 
 def batch_and_text(parts: list[dict[str, Any]]) -> tuple[Range, Range]:
     """The ranges of requests and of a text's tokens that a manifest's parts were built for."""
-    inputs = [(name, shapes) for part in parts for name, shapes in part["profile"].items() if part["name"] != "decoder"]
-    batch = Range(*(shape[0] for shape in inputs[0][1]))
+    encoders = [part["profile"] for part in parts if part["name"] != "decoder"]
+    batch = Range(*(shape[0] for shape in next(iter(encoders[0].values()))))
     # Without a mask (CLIP's) all texts have one length, and a request's is not it.
-    words = next((shapes for name, shapes in inputs if name == "attention_mask"), None)
+    words = next((profile["input_ids"] for profile in encoders if "attention_mask" in profile), None)
     return batch, Range(1, 1, 1) if words is None else Range(*(shape[1] for shape in words))

@@ -1,5 +1,6 @@
 """The pieces of a validation: which tokens differ and why, what may differ, and which node it is."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from subprocess import run
@@ -302,6 +303,6 @@ def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxFile, 
     culprit = bisect(model, reference, OnnxFile(changed, reference.folder))
     assert culprit is not None
     command = save_repro(culprit, tmp_path / "repro", FP32.node)
-    ran = run(command.split(), capture_output=True, text=True)
+    ran = run(shlex.split(command), capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "FAILED" in ran.stdout

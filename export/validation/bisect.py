@@ -4,6 +4,8 @@ Works on ONNX files; into a plan there is no looking without a GPU's debug tenso
 weights or its function body are unlike the reference's: what is the same gives the same in the same runtime.
 """
 
+import shlex
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -209,7 +211,11 @@ def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
         onnx.save(culprit.piece.model, str(folder / "node.onnx"))
         save_json([culprit.inputs], str(folder / "inputs.json"))
         results.save(str(folder / "expected.json"))
-    return (
-        f"polygraphy run {folder / 'node.onnx'} --onnxrt --load-inputs {folder / 'inputs.json'} "
-        f"--load-outputs {folder / 'expected.json'} --rtol 0 --atol {tolerance * scale:.1e}"
+    own = Path(sys.executable).with_name("polygraphy")  # of this environment, which need not be active
+    return shlex.join(
+        [
+            *(str(own) if own.is_file() else "polygraphy", "run", str(folder / "node.onnx"), "--onnxrt"),
+            *("--load-inputs", str(folder / "inputs.json"), "--load-outputs", str(folder / "expected.json")),
+            *("--rtol", "0", "--atol", f"{tolerance * scale:.1e}"),
+        ]
     )
