@@ -1,6 +1,7 @@
 """Tasks whose items are answered on their own, batch by batch: nlvr, vqa, caption."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,7 +24,7 @@ COCO_ID = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_|coco_)?([0-9]+)")
 
 
 @dataclass
-class _ItemWork:
+class _ItemWork(ABC):
     """Items of their own, batch by batch in the order of the annotation file."""
 
     session: Session
@@ -48,13 +49,13 @@ class _ItemWork:
         report("answering", end, len(self.items))
         return {"answers": answers, "tokens": add_tokens(tokens), "cut": sum(map(self._is_cut, batch))}
 
+    @abstractmethod
     def _ask(self, batch: Sequence[Any]) -> tuple[list[Any], list[Tokens]]:
         """Answers and token counts."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _is_cut(self, item: Any) -> bool:
         """Whether its text is longer than the published code reads."""
-        raise NotImplementedError
 
     def _answers(self, entries: Sequence[Entry]) -> list[Any]:
         return [answer for entry in entries for answer in entry["answers"]]

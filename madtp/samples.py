@@ -137,7 +137,7 @@ def load_samples(folder: Path | None, checkpoint: Path, config: Config, least: i
         vocabulary = None if isinstance(config, ClipConfig) else find_vocabulary(checkpoint, folder)
         return _prepare(samples, f"{len(samples)} samples of '{folder}'", processor, vocabulary, config)
     count = 2 * MIN_SAMPLES
-    samples = held_out_samples(count) if config.task == "nlvr" else photo_samples(count, config.task)
+    samples = demo_samples(config.task, count)
     origin = f"{len(samples)} of the demo's samples (--samples names others)"
     vocabulary = None if isinstance(config, ClipConfig) else find_vocabulary(checkpoint)
     try:
@@ -148,6 +148,11 @@ def load_samples(folder: Path | None, checkpoint: Path, config: Config, least: i
     # Another model's words: any ids do for comparing two runs of one model, as long as the user knows.
     lacking = f"because no {VOCABULARY} fits" if isinstance(config, BlipConfig) else "because CLIP's does not fit"
     return _prepare(samples, f"{origin}; words hashed to ids, {lacking}", None, None, config)
+
+
+def demo_samples(task: str, count: int) -> list[Sample]:
+    """Samples that need no data: handwritten digits for nlvr, pieces of photographs for the others."""
+    return held_out_samples(count) if task == "nlvr" else photo_samples(count, task)
 
 
 def _prepare(

@@ -15,7 +15,7 @@ from typing import Any
 from madtp.config import CONFIGS, BlipConfig, ClipConfig
 from madtp.errors import InputError
 from madtp.tokenize import ClipTextProcessor, TextProcessor, text_processor
-from tests.sizes import BASE
+from tests.sizes import BASE, CLIP
 from tests.verdict import Verdict
 
 TASKS = {  # pipeline -> task
@@ -27,21 +27,6 @@ TASKS = {  # pipeline -> task
     "clip_retrieval": "clip",
 }
 AS_THEY_ARE = ("vqa_answer", "caption_prompt")  # pipelines that do not normalise
-CLIP = ClipConfig(
-    embed_dim=768,
-    image_size=336,
-    patch_size=14,
-    vision_layers=24,
-    vision_width=1024,
-    vision_heads=16,
-    context_length=77,
-    vocab_size=49408,
-    text_width=768,
-    text_heads=12,
-    text_layers=12,
-    sd_num=100,
-    sd_dim=768,
-)
 
 
 def bert_vocabulary() -> Path:

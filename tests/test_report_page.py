@@ -20,12 +20,13 @@ from export.manifest import dump_manifest, read_manifest
 from export.reporting.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
 from export.reporting.fates import follow, patch_runs
 from export.reporting.measure import alone, temperatures_of
-from export.reporting.samples import report_samples
 from export.reporting.watch import watch_onnx, watch_torch
 from export.reporting.words import token_names
+from export.samples import artifact_samples
 from madtp.parts import parts_of
 from madtp.samples import load_samples
 from tests.conftest import TAU, Outputs, Ran, TaskArtifacts, write_samples
+from tests.paths import ROOT
 
 HOSTILE = "</p><script>alert(1)</script>"
 # Six patches: layer 0 merges 2 and 5; layer 1 nothing; layer 2 merges 1, 6 and the merged token of layer 0.
@@ -254,9 +255,11 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
 
 def bench_result(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
     files = {part["artifact"]: part["sha256"] for part in manifest["parts"]}
-    cases = [{"temperature": tau, "batch": 1, "milliseconds": [1234.5, 1234.5]} for tau in (0.0, TAU)]
-    measured = {"schema": 1, "created": "2031-05-06", "artifact": {"files": files}, "machine": {"cores": 77}}
-    return {"measurement": measured | {"cases": cases} | changes}
+    measured = json.loads((ROOT / "tests" / "data" / "bench" / "original.json").read_text())  # a real one
+    case = measured["cases"][0] | {"batch": 1, "milliseconds": [1234.5, 1234.5]}
+    measured["machine"]["cores"] = 77
+    measured |= {"created": "2031-05-06", "cases": [case | {"temperature": tau} for tau in (0.0, TAU)]}
+    return {"measurement": measured | {"artifact": measured["artifact"] | {"files": files}} | changes}
 
 
 def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> None:
@@ -268,7 +271,8 @@ def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_
     assert "[5/5]" in ran.err
     text = text_of(page.read_text())
     assert "1234.50 ms dense, 1234.50 ms pruned: 1.00 times as fast" in text
-    assert "made 2031-05-06 on cores 77" in text
+    assert "made 2031-05-06 on " in text
+    assert "cores 77" in text
     assert "Tokens stand in for GFLOPs" in text
 
 
@@ -296,7 +300,8 @@ def test_refusals(tiny_artifact: Path, run_cli: Command, outputs: Outputs, tmp_p
     for changes, says in (
         ({"schema": 9}, "of schema 9"),
         ({"cases": []}, "malformed"),
-        ({"artifact": {"files": {}}}, "of another artifact"),
+        ({"partial": True}, "is partial"),
+        ({"artifact": bench_result({"parts": []})["measurement"]["artifact"]}, "of another artifact"),
     ):
         bench.write_text(json.dumps(bench_result(content, **changes)))
         refused(manifest, "-o", page, "--bench", bench, says=says)
@@ -330,7 +335,7 @@ def test_interrupted_run_leaves_the_earlier_page(
 def test_words_of_clip(task_artifacts: TaskArtifacts) -> None:
     manifest = read_manifest(task_artifacts["clip"] / "out.json")
     config = madtp.load(task_artifacts["clip"] / "tiny.pt").config
-    samples = report_samples(manifest, task_artifacts["clip"], config, None, synthetic=False)
+    samples = artifact_samples(manifest, task_artifacts["clip"], config, None, synthetic=False, demos=16)
     assert samples.texts[2] == "a red pagoda with orange roofs by a lake"
     names = token_names(samples.prepared.requests[2].ids, config, samples.processor)
     assert names == ["[start]", *["a", "red", "pagoda", "with", "orange", "roofs", "by", "a", "lake"], "[end]"]

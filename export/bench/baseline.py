@@ -97,6 +97,13 @@ def _case_to_json(case: Case, measured: Measured) -> dict[str, Any]:
     }
 
 
+def measurement_schema() -> dict[str, Any]:
+    """Of the files that `--save` writes."""
+    text = resources.files("export.bench").joinpath("measurement.schema.json").read_text(encoding="utf-8")
+    schema: dict[str, Any] = json.loads(text)
+    return schema
+
+
 def read_measurement(path: Path) -> Measurement:
     """A saved measurement.
 
@@ -116,9 +123,8 @@ def read_measurement(path: Path) -> Measurement:
             f"This version reads schema {SCHEMA_VERSION}.",
             "Make it again with python -m export bench ... --save FILE.",
         )
-    schema = json.loads(resources.files("export.bench").joinpath("measurement.schema.json").read_text(encoding="utf-8"))
     try:
-        jsonschema.validate(content, schema)
+        jsonschema.validate(content, measurement_schema())
     except jsonschema.ValidationError as error:
         raise BaselineError(
             f"the baseline '{path}' is malformed",

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -11,13 +10,9 @@ from torch import Tensor
 
 from export.errors import OptionError
 from export.profile import batch_and_text
-from export.synthetic import synthetic_samples
-from madtp.demo.data import held_out_samples
-from madtp.demo.photos import photo_samples
 from madtp.errors import InputError
-from madtp.samples import VOCABULARY, Config, SampleSet, collate, prepare_sample, read_samples
+from madtp.samples import Config, SampleSet, collate
 from madtp.tasks import Runners, run_request, token_counts
-from madtp.tokenize import text_processor
 
 DEMO_SAMPLES = 24
 MAX_CALLS = 64  # different calls of a case; more samples than they take are left out
@@ -76,51 +71,6 @@ def cases_of(manifest: Mapping[str, Any], temperatures: Sequence[float], batches
             )
     wanted = {0.0, *(temperatures or [manifest["temperature"]])}
     return [Case(tau, batch) for batch in sorted(set(batches or [built.opt])) for tau in sorted(wanted)]
-
-
-def bench_samples(
-    manifest: Mapping[str, Any], folder: Path, config: Config, samples: Path | None, synthetic: bool
-) -> SampleSet:
-    """Requests to measure with: of a folder of samples, generated ones, or the demo's.
-
-    Args:
-        manifest: of the artifact.
-        folder: where it lies.
-        config: of its model.
-        samples: the folder; its `vocab.txt` wins over the artifact's. One sample is enough.
-        synthetic: generate random pixels and ids.
-
-    Raises:
-        InputError: the folder cannot be used, or there is no vocabulary for its texts.
-    """
-    batch, text = batch_and_text(manifest["parts"])
-    if samples is not None and not samples.is_dir():
-        raise InputError(f"there is no folder '{samples}'", "--samples names a folder of samples.", "Name one.")
-    if synthetic:
-        return synthetic_samples(config, batch, text)
-    entry = manifest["preprocessing"]["text"]["vocabulary"]
-    vocabulary = folder / entry["file"] if entry is not None and entry["file"] is not None else None
-    if samples is not None and (samples / VOCABULARY).is_file():
-        vocabulary = samples / VOCABULARY
-    fits = vocabulary is not None or config.task == "clip"
-    if samples is not None and not fits:
-        raise InputError(
-            f"there is no {VOCABULARY} in '{samples}', and the artifact has none",
-            "Without the checkpoint's vocabulary the texts cannot be turned into token ids.",
-            f"Copy it to '{samples / VOCABULARY}'.",
-        )
-    processor = text_processor(config, vocabulary) if fits else None
-    if samples is not None:
-        found = read_samples(samples, config.task, least=1)
-        origin = f"{len(found)} sample{'s' * (len(found) > 1)} of '{samples}'"
-    elif config.task == "nlvr":
-        found, origin = held_out_samples(DEMO_SAMPLES), f"{DEMO_SAMPLES} of the demo's samples"
-    else:
-        found, origin = photo_samples(DEMO_SAMPLES, config.task), f"{DEMO_SAMPLES} of the demo's samples"
-    if not fits:
-        origin += "; words hashed to ids, because the artifact has no vocabulary"
-    requests = [prepare_sample(sample, processor, config) for sample in found]
-    return SampleSet(requests, origin, fits, vocabulary)
 
 
 def samples_sha256(samples: SampleSet) -> str:

@@ -15,9 +15,9 @@ from export.bench.baseline import (
     read_measurement,
 )
 from export.bench.calls import (
+    DEMO_SAMPLES,
     Case,
     Inputs,
-    bench_samples,
     calls_of,
     cases_of,
     probe,
@@ -30,6 +30,7 @@ from export.bench.statistics import paired_ratio, recorded_ratio, relative_half_
 from export.bench.verdict import Outcome, Verdict, judge
 from export.errors import OptionError
 from export.pipeline import Progress
+from export.samples import artifact_samples
 from madtp.samples import Config
 from madtp.tasks import Runner, run_request
 
@@ -155,7 +156,8 @@ def bench(
     progress.stage("reading")
     described = describe(options.artifact)
     cases = cases_of(described.manifest, options.temperatures, options.batches)
-    samples = bench_samples(described.manifest, described.folder, described.config, options.samples, options.synthetic)
+    where = (described.manifest, described.folder, described.config)
+    samples = artifact_samples(*where, options.samples, options.synthetic, demos=DEMO_SAMPLES).prepared
     about = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
     with pinned(options.threads):
         here = machine(options.threads)

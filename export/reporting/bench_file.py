@@ -8,40 +8,8 @@ from typing import Any
 
 import jsonschema
 
+from export.bench.baseline import SCHEMA_VERSION, measurement_schema
 from export.errors import ReportError
-
-SCHEMA_VERSION = 1
-# As much as a page reads of it.
-SCHEMA: dict[str, Any] = {
-    "type": "object",
-    "required": ["artifact", "machine", "cases", "created"],
-    "properties": {
-        "created": {"type": "string"},
-        "artifact": {
-            "type": "object",
-            "required": ["files"],
-            "properties": {"files": {"type": "object", "additionalProperties": {"type": "string"}}},
-        },
-        "machine": {"type": "object"},
-        "cases": {
-            "type": "array",
-            "minItems": 1,
-            "items": {
-                "type": "object",
-                "required": ["temperature", "batch", "milliseconds"],
-                "properties": {
-                    "temperature": {"type": "number", "minimum": 0},
-                    "batch": {"type": "integer", "minimum": 1},
-                    "milliseconds": {
-                        "type": "array",
-                        "minItems": 1,
-                        "items": {"type": "number", "exclusiveMinimum": 0},
-                    },
-                },
-            },
-        },
-    },
-}
 
 
 @dataclass(frozen=True)
@@ -58,7 +26,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
     """The latencies in a result of `python -m export bench`.
 
     Raises:
-        ReportError: unreadable, of another schema, or of another artifact.
+        ReportError: unreadable, of another schema, partial, or of another artifact.
     """
     again = "Make it with python -m export bench ... --json FILE."
     try:
@@ -72,11 +40,13 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
             f"the bench result '{path}' is of schema {version!r}", f"This version reads schema {SCHEMA_VERSION}.", again
         )
     try:
-        jsonschema.validate(measured, SCHEMA)
+        jsonschema.validate(measured, measurement_schema())
     except jsonschema.ValidationError as error:
         raise ReportError(
             f"the bench result '{path}' is malformed", f"At {error.json_path}: {error.message[:200]}.", again
         ) from error
+    if measured["partial"]:
+        raise ReportError(f"the bench result '{path}' is partial", "Its run was interrupted.", again)
     if measured["artifact"]["files"] != {part["artifact"]: part["sha256"] for part in manifest["parts"]}:
         raise ReportError(f"the bench result '{path}' is of another artifact", "The hashes of its files differ.", again)
     batch = min(case["batch"] for case in measured["cases"])

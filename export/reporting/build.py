@@ -18,10 +18,10 @@ from export.reporting.bench_file import BenchFile, read_bench
 from export.reporting.examples import Example, choose, picture, text_view
 from export.reporting.measure import Counts, alone, gflops_of, latencies, temperatures_of, tokens_of, total_tokens
 from export.reporting.page import Measured, render
-from export.reporting.samples import ReportSamples, report_samples
 from export.reporting.watch import Watched, watch_onnx, watch_torch
 from export.reporting.words import token_names
 from export.runner import CheckedRunner
+from export.samples import ArtifactSamples, artifact_samples
 from export.session import find_manifest
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.errors import OutputError
@@ -31,6 +31,8 @@ from madtp.samples import Config
 from madtp.tasks import Runner, torch_runners
 
 STAGES = 5
+DEMO_SAMPLES = 16
+MAX_SAMPLES = 32  # each runs at every temperature
 EVERY_IMAGE = "vision"  # the encoder whose tokens are patches
 
 
@@ -86,7 +88,9 @@ def report(options: ReportOptions, progress: Progress) -> None:
         check_files(manifest, path.parent)
         config = model_config(manifest, path)
         bench = None if options.bench is None else read_bench(options.bench, manifest)
-        samples = report_samples(manifest, path.parent, config, options.samples, options.synthetic)
+        samples = artifact_samples(
+            *(manifest, path.parent, config, options.samples, options.synthetic), demos=DEMO_SAMPLES, limit=MAX_SAMPLES
+        )
         with _opened(options, manifest, path.parent, config) as opened:
             measured = _measure(options, opened, samples, bench, progress)
         progress.stage("writing the page")
@@ -140,7 +144,7 @@ def _opened(options: ReportOptions, manifest: Mapping[str, Any], folder: Path, c
 
 
 def _measure(
-    options: ReportOptions, opened: _Opened, samples: ReportSamples, bench: BenchFile | None, progress: Progress
+    options: ReportOptions, opened: _Opened, samples: ArtifactSamples, bench: BenchFile | None, progress: Progress
 ) -> Measured:
     config, runners, default = opened.config, opened.runners, float(opened.manifest["temperature"])
     temperatures = temperatures_of(default, options.temperatures)
@@ -199,7 +203,7 @@ def _watched(opened: _Opened, scratch: Path) -> Watched | None:
 
 
 def _examples(
-    opened: _Opened, samples: ReportSamples, counts: Counts, dense: Counts, watched: Watched, temperature: float
+    opened: _Opened, samples: ArtifactSamples, counts: Counts, dense: Counts, watched: Watched, temperature: float
 ) -> list[Example]:
     config, settings = opened.config, opened.manifest["preprocessing"]["image"]
     totals, dense_totals = total_tokens(counts), total_tokens(dense)
