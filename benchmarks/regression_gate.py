@@ -29,6 +29,7 @@ from export.bench.artifact import Described, open_described
 from export.bench.baseline import write_text
 from export.bench.run import BenchOptions, bench
 from export.bench.verdict import overall
+from export.runner import RunnerOptions
 from madtp.tasks import Outputs, Runner
 
 EXTRA = 0.15
@@ -74,15 +75,15 @@ class Opener:
     def __init__(self) -> None:
         self.opened = 0
 
-    def __call__(self, described: Described, threads: int | None) -> dict[str, Runner]:
-        runners = open_described(described, threads)
+    def __call__(self, described: Described, options: RunnerOptions) -> dict[str, Runner]:
+        runners = open_described(described, options)
         self.opened += 1
         return {name: SlowRunner(runner) for name, runner in runners.items()} if self.opened == 1 else runners
 
 
 def outcome(options: BenchOptions, slow: bool) -> str:
     """Of one run."""
-    result = bench(options, Quiet(), Opener()) if slow else bench(options, Quiet())
+    result = bench(options, Quiet(), opener=Opener()) if slow else bench(options, Quiet())
     return overall(result.verdicts).value
 
 

@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from export.backends import Backend, choose_backend
-from export.errors import BackendError, ManifestError, PluginError
+from export.errors import BackendError, ManifestError
 from export.manifest import tensor_infos
-from export.runner import CheckedRunner, OnnxRunner, PlanRunner
+from export.runner import CheckedRunner, OnnxRunner, PlanRunner, RunnerOptions
 from madtp.config import CONFIGS
-from madtp.errors import ConfigError
+from madtp.errors import ConfigError, MadtpError
 from madtp.samples import Config
 from madtp.tasks import Runner
 
@@ -37,7 +37,7 @@ def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
 
 
 def open_parts(
-    manifest: Mapping[str, Any], folder: Path, backend: Backend, threads: int | None = None
+    manifest: Mapping[str, Any], folder: Path, backend: Backend, options: RunnerOptions | None = None
 ) -> dict[str, Runner]:
     """A runner for every part, by name; each refuses inputs that its part was not built for.
 
@@ -45,12 +45,13 @@ def open_parts(
         manifest: its files were checked (`export.manifest.check_files`).
         folder: where they lie.
         backend: from `runtime`; it can run.
-        threads: of ONNX Runtime; None is its own choice.
+        options: how to run them; None is as usual.
 
     Raises:
         PluginError: TensorRT cannot load the plugin library.
         BackendError: the runtime refuses a file.
     """
+    options = options or RunnerOptions()
     library = manifest["plugins"]["library"]
     embedded = library is not None and library["embedded"]
     beside = None if library is None or embedded else folder / library["file"]
@@ -59,9 +60,11 @@ def open_parts(
         path = folder / part["artifact"]
         try:
             runner: Runner = (
-                PlanRunner(path, backend, beside, embedded) if path.suffix == ".plan" else OnnxRunner(path, threads)
+                PlanRunner(path, backend, beside, embedded, options)
+                if path.suffix == ".plan"
+                else OnnxRunner(path, options.threads)
             )
-        except PluginError:
+        except MadtpError:
             raise
         except Exception as error:  # the runtimes have no common type for a file that they refuse
             raise BackendError(

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
@@ -39,6 +39,7 @@ class BuildSpec:
         plugin_library: path, or None.
         plugin_layers: how many layers of each plugin the network has to have.
         embed_plugins: whether the plan carries the library.
+        shown: values inside the network that become outputs too.
     """
 
     module: str
@@ -49,15 +50,24 @@ class BuildSpec:
     plugin_library: str | None = None
     plugin_layers: dict[str, int] = field(default_factory=dict)
     embed_plugins: bool = False
+    shown: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What the worker answers: network layers, plugins among them, whether the timing cache was there before."""
+    """What the worker answers.
+
+    Attributes:
+        layers: of the network.
+        plugin_layers: how many of each plugin.
+        timing_cache_reused: it was there before.
+        shown: those values that the network has as outputs; constants, which the parser computes, are not among them.
+    """
 
     layers: int
     plugin_layers: dict[str, int]
     timing_cache_reused: bool
+    shown: list[str]
 
 
 def inline_functions(source: Path, target: Path) -> None:
@@ -111,6 +121,7 @@ def build_plan(
     on_phase: Callable[[str], None],
     plugin_library: Path | None = None,
     embed_plugins: bool = False,
+    shown: Iterable[str] = (),
 ) -> BuildResult:
     """Build `plan` from the ONNX file `source`.
 
@@ -119,6 +130,8 @@ def build_plan(
         on_phase: called with the builder's phases as they begin.
         plugin_library: has a plugin for every custom node of `source`; None: it has no such nodes.
         embed_plugins: the plan carries the library.
+        shown: values inside the network, by their ONNX names, that become outputs too. TensorRT fuses nothing across
+            them, so such a plan is to be looked into, not to be shipped.
 
     Raises:
         BackendError: the parser or builder failed; the message ends with its log.
@@ -134,6 +147,7 @@ def build_plan(
         None if plugin_library is None else str(plugin_library),
         custom_nodes(source),
         embed_plugins,
+        sorted(shown),
     )
     with write_errors(Path(os.environ.get("TMPDIR", "/tmp"))), tempfile.TemporaryDirectory() as scratch:
         spec_path = Path(scratch) / "spec.json"

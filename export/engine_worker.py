@@ -124,6 +124,22 @@ def plugin_layers(trt: Any, network: Any) -> dict[str, int]:
     return counts
 
 
+def show_values(network: Any, wanted: set[str]) -> list[str]:
+    """Make values inside the network outputs too; returns those that there are.
+
+    TensorRT's debug tensors would do as well, but for sizes that depend on data: of the outputs of TokenCompact,
+    TensorRT for RTX 1.7 says that its "debug output has no runners".
+    """
+    shown = []
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        for value in map(layer.get_output, range(layer.num_outputs)):
+            if value is not None and value.name in wanted and not value.is_network_output:
+                network.mark_output(value)
+                shown.append(value.name)
+    return shown
+
+
 def write_plan(trt: Any, builder: Any, network: Any, config: Any, path: str) -> bool:
     """Build and write chunk by chunk where TensorRT can (a plan is as large as the weights, and memory holds two)."""
     with open(path, "wb") as file:
@@ -173,6 +189,7 @@ def build(spec: dict[str, Any]) -> int:
         raise PluginMismatchError(
             f"the network has the plugin layers {plugins}, the ONNX file the custom nodes {spec['plugin_layers']}"
         )
+    shown = show_values(network, set(spec["shown"]))
     create_config = CreateConfig(
         profiles=[profile],
         load_timing_cache=str(cache) if reused else None,
@@ -192,6 +209,7 @@ def build(spec: dict[str, Any]) -> int:
             "layers": network.num_layers,
             "plugin_layers": plugins,
             "timing_cache_reused": reused,
+            "shown": shown,
         }
     )
     return 0

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from collections import defaultdict
 from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from export.backends import Backend
 from export.errors import PluginError
+from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
 from madtp.errors import InputError
 from madtp.opspec import DOMAIN, OPS, VERSION
 from madtp.tasks import Outputs, Runner
@@ -26,6 +28,23 @@ class TensorInfo:
     name: str
     dtype: str
     shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class RunnerOptions:
+    """How an artifact is run.
+
+    Attributes:
+        threads: of ONNX Runtime; None is its own choice.
+        cuda_graphs: let TensorRT replay plans as CUDA graphs, where it can.
+        meter: told what plans keep the GPU busy with; None measures nothing.
+        layer_milliseconds: grows by the time of every layer of a plan, by name; None does not profile.
+    """
+
+    threads: int | None = None
+    cuda_graphs: bool = False
+    meter: DeviceMeter | None = None
+    layer_milliseconds: defaultdict[str, float] | None = None
 
 
 class OnnxRunner:
@@ -55,11 +74,18 @@ class PlanRunner:
         backend: that it was built with.
         library: the plugin library beside it, None where it needs none or carries it.
         allow_host_code: the plan carries its plugin library, which is code that this process will run.
+        options: CUDA graphs, and what is measured.
     """
 
     def __init__(
-        self, path: Path, backend: Backend, library: Path | None = None, allow_host_code: bool = False
+        self,
+        path: Path,
+        backend: Backend,
+        library: Path | None = None,
+        allow_host_code: bool = False,
+        options: RunnerOptions | None = None,
     ) -> None:
+        options = options or RunnerOptions()
         if backend.name == "tensorrt-rtx":
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
         from polygraphy.backend.common import BytesFromPath
@@ -70,9 +96,20 @@ class PlanRunner:
             register_plugins(trt, library)
         runtime = trt.Runtime(get_trt_logger())
         runtime.engine_host_code_allowed = allow_host_code
-        self._runner = TrtRunner(EngineFromBytes(BytesFromPath(str(path)), runtime=runtime))
+        engine = EngineFromBytes(BytesFromPath(str(path)), runtime=runtime)
+        self._runner = TrtRunner(graph_context(engine(), trt) if options.cuda_graphs else engine)
         self._runner.activate()
         self._input_names = set(self._runner.get_input_metadata())
+        if options.layer_milliseconds is not None:
+            self._profiler = layer_profiler(trt, options.layer_milliseconds)  # TensorRT keeps no reference of its own
+            self._runner.context.profiler = self._profiler
+        if options.meter is not None:
+            self._runner.context = MeteredContext(self._runner.context, options.meter)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the latest run could be captured as a CUDA graph: not where a shape depends on the data."""
+        return bool(self._runner.context.is_stream_capturable(self._runner.stream.ptr))
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         values = self._runner.infer(feed(inputs, temperature, self._input_names))
@@ -109,6 +146,11 @@ class CheckedRunner:
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         check_inputs(inputs, self._inputs, self._profile)
         return self._runner.run(inputs, temperature)
+
+    @property
+    def capturable(self) -> bool:
+        """Whether the latest run could be captured as a CUDA graph; never outside of a plan."""
+        return isinstance(self._runner, PlanRunner) and self._runner.capturable
 
     def close(self) -> None:
         """Free what a plan holds on the GPU; it cannot be run any more."""

@@ -15,7 +15,7 @@ from export.manifest import check_files, manifest_path, read_manifest
 from export.products import Answer, Caption, Judgement, Ranking
 from export.profile import batch_and_text
 from export.requests import choose_answers, compare_embeddings, generate_answers, generate_captions, judge, rank_pairs
-from export.runner import CheckedRunner
+from export.runner import CheckedRunner, RunnerOptions
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
 from madtp.errors import InputError
@@ -75,7 +75,7 @@ class Session:
                 f"It was built with {self.backend.name}: {self.backend.reason}.",
                 "Run it on a machine with such a GPU, or export to .onnx, which runs anywhere.",
             )
-        self.runners: dict[str, Runner] = open_parts(self.manifest, path.parent, self.backend, threads)
+        self.runners: dict[str, Runner] = open_parts(self.manifest, path.parent, self.backend, RunnerOptions(threads))
 
     def __enter__(self) -> "Session":
         return self

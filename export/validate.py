@@ -13,15 +13,17 @@ from export.artifact import open_parts, runtime
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
 from export.options import check_suffix
 from export.pipeline import Progress, check_samples
+from export.plugin_library import plugin_library
 from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
 from export.trace import save_onnx, trace_part
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
 from export.validation.contestants import RuntimeContestant, TorchContestant
 from export.validation.data import DataOptions, choose_samples
-from export.validation.graph import OnnxFile
+from export.validation.graph import OnnxFile, ShowingRunner
 from export.validation.invariance import measure_dependence
-from export.validation.pairs import Comparison, compare_samples
+from export.validation.pairs import Comparison, Failure, compare_samples
+from export.validation.plan import PlanBuilder, Shows, find_plan_culprit, watched_parts
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
 from madtp.files import write_errors
@@ -87,10 +89,15 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
             progress.stage("opening the artifact")
             files = {part["name"]: artifact.parent / part["artifact"] for part in manifest["parts"]}
             runners = open_parts(manifest, artifact.parent, backend)
-        others = [RuntimeContestant("onnx", config, reference.parts, runners, files)]
+        watched = watched_parts(files, _show_onnx(files))
+        others = [RuntimeContestant("onnx", config, reference.parts, runners, watched)]
+        shows: PlanBuilder | None = None
         if suffix == ".plan" and backend.can_run:
+            progress.detail("building a plan that shows the tokens it keeps")
             plan = open_parts(manifest, artifact.parent, backend)
-            others.append(RuntimeContestant("plan", config, reference.parts, plan))
+            library = _library(manifest, artifact.parent, progress)
+            shows = PlanBuilder(manifest, backend, files, library, progress.detail)
+            others.append(RuntimeContestant("plan", config, reference.parts, plan, watched_parts(files, shows)))
         comparison = Comparison(reference, yardstick, others, bounds)
         progress.stage("checking answers and tokens")
         temperatures = sorted({manifest["temperature"], 0.0}, reverse=True)
@@ -113,7 +120,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         )
         if not verdict.passed:
             progress.stage("looking for the node at fault")
-            _bisect(verdict, options, manifest, reference, files, Path(scratch), progress)
+            _bisect(verdict, options, manifest, reference, files, Path(scratch), shows, progress)
     return verdict, update_manifest(verdict, artifact, manifest)
 
 
@@ -143,20 +150,23 @@ def _bisect(
     reference: TorchContestant,
     files: Mapping[str, Path],
     scratch: Path,
+    shows: PlanBuilder | None,
     progress: Progress,
 ) -> None:
     """Name the node at fault in the verdict, as far as that can be told."""
-    failures = [failure for result in verdict.results for failure in result.failures if result.pair == "torch/onnx"]
-    if options.engine.suffix == ".plan":
-        verdict.bisected = (
-            "the ONNX traced from the checkpoint differs from torch: a defect of the export, please report it"
-            if failures
-            else "the ONNX agrees with torch, so the fault is in the plan, into which bisecting does not look"
-        )
-        return
+    failures = [(result.pair == "torch/onnx", failure) for result in verdict.results for failure in result.failures]
     if not failures:
         return
-    failure, tolerance = failures[0], verdict.bounds.tolerance.node
+    of_onnx = [failure for is_onnx, failure in failures if is_onnx]
+    if options.engine.suffix == ".plan":
+        if of_onnx:
+            verdict.bisected = (
+                "the ONNX traced from the checkpoint differs from torch: report this defect of the export"
+            )
+        elif shows is not None:
+            _bisect_plan(verdict, options, reference, files, shows, failures[0][1], progress)
+        return
+    failure, tolerance = of_onnx[0], verdict.bounds.tolerance.node
     references = {part: OnnxFile.read(path) for part, path in _trace(reference.parts, scratch, progress).items()}
     artifacts = {part: OnnxFile.read(path) for part, path in files.items()}
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
@@ -169,6 +179,42 @@ def _bisect(
         verdict.bisected += f" (the artifact was made with {', '.join(others)}: nodes may have other names)"
     if culprit is not None:
         verdict.repro = _repro(culprit, options, tolerance)
+
+
+def _bisect_plan(
+    verdict: Verdict,
+    options: ValidateOptions,
+    reference: TorchContestant,
+    files: Mapping[str, Path],
+    shows: PlanBuilder,
+    failure: Failure,
+    progress: Progress,
+) -> None:
+    """Name the nodes that the plan computes otherwise than ONNX Runtime does."""
+    calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
+    references = {part: OnnxFile.read(path) for part, path in files.items()}
+    tolerance = verdict.bounds.tolerance.segment
+    culprit = find_plan_culprit(calls, references, shows, tolerance, progress.detail)
+    verdict.culprit = culprit
+    verdict.bisected = str(culprit or "a plan that shows the values inside it agrees with ONNX Runtime everywhere")
+    if culprit is not None:
+        verdict.repro = _repro(culprit, options, tolerance)
+
+
+def _show_onnx(files: Mapping[str, Path]) -> Shows:
+    """Opens ONNX files in ONNX Runtime."""
+    return lambda part, shown: ShowingRunner(OnnxFile.read(files[part]), shown)
+
+
+def _library(manifest: Mapping[str, Any], folder: Path, progress: Progress) -> Path | None:
+    """The plan's plugin library, as a file; None where it has no plugins."""
+    entry = manifest["plugins"]["library"]
+    if entry is None:
+        return None
+    if not entry["embedded"]:
+        return folder / str(entry["file"])
+    library = plugin_library("auto", progress.detail)  # a builder cannot read the one inside the plan
+    return None if library is None else library.path
 
 
 def _repro(culprit: Culprit, options: ValidateOptions, tolerance: float) -> str:

@@ -19,11 +19,16 @@ from export.bench.artifact import Described, describe, open_described, synchroni
 from export.bench.baseline import Measurement, read_measurement, write_text
 from export.bench.calls import Case
 from export.bench.environment import Activity, Machine, pinned, warnings
+from export.bench.instruments import Instruments
 from export.bench.measure import Ended
+from export.bench.report import latency_table, operator_table
 from export.bench.run import BenchOptions, bench
 from export.bench.summary import case_summaries
 from export.bench.verdict import Outcome, overall
+from export.bench.yardstick import Yardstick, repetitions
 from export.errors import BackendError, BaselineError, ManifestError, OptionError
+from export.runner import RunnerOptions
+from export.samples import artifact_samples
 from madtp.errors import InputError
 from madtp.tasks import Outputs, Runner
 from tests.conftest import TAU, Ran
@@ -51,6 +56,7 @@ class FakeRunner:
     factor: float = 1.0
     broken_at: float = math.nan
     interrupt_at: float = math.inf
+    slowness: Callable[[float], float] = lambda seconds: 1.0
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -62,20 +68,44 @@ class FakeRunner:
             raise KeyboardInterrupt
         batch = len(inputs["input_ids"])
         tokens = 5 if temperature == 0 else 2 + int(inputs["attention_mask"].sum()) % 3
-        self.timer.seconds += 0.004 * tokens * batch * self.factor * self.rng.lognormal(0, 0.05)
+        slowness = self.factor * self.slowness(self.timer.seconds)
+        self.timer.seconds += 0.004 * tokens * batch * slowness * self.rng.lognormal(0, 0.05)
         logits = torch.full((batch, 2), math.nan if temperature == self.broken_at else 0.0)
         counts = torch.full((batch, LAYERS), tokens, dtype=torch.int32)
         return {"logits": logits, "vision_token_counts": counts, "text_token_counts": counts}
 
 
-def fake_bench(options: BenchOptions, timer: FakeTimer, *runners: FakeRunner, neighbours: float = 0.0) -> Any:
+@dataclass
+class FakeYardstick(Yardstick):
+    """Takes 2 ms of the fake clock, more where the machine is slower; noise of a few percent."""
+
+    timer: FakeTimer
+    slowness: Callable[[float], float] = lambda seconds: 1.0
+
+    def __post_init__(self) -> None:
+        self.rng = np.random.default_rng(9)
+
+    def work(self, times: int) -> None:
+        self.timer.seconds += 0.002 * times * self.slowness(self.timer.seconds) * self.rng.lognormal(0, 0.02)
+
+
+def fake_bench(
+    options: BenchOptions,
+    timer: FakeTimer,
+    *runners: FakeRunner,
+    neighbours: float = 0.0,
+    yardstick: Yardstick | None = None,
+    meter: Any = None,
+    keep: Callable[[Measurement], None] = lambda _: None,
+) -> Any:
     """Measure with fake runners: of the artifact, then of the one that it is compared with."""
     waiting = iter(runners)
+    instruments = Instruments(timer, lambda: lambda: neighbours, meter, yardstick)
 
-    def opener(described: Described, threads: int | None) -> dict[str, Runner]:
+    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
         return {"model": next(waiting)}
 
-    return bench(replace(options, profile=False), Quiet(), opener, timer, lambda: neighbours)
+    return bench(replace(options, profile=False), Quiet(), keep, opener, lambda _: instruments)
 
 
 @pytest.fixture
@@ -174,6 +204,119 @@ def test_against_recorded_latencies(factor: float, expected: Outcome, options: B
     assert all(verdict.noise_floor > 0 for verdict in result.verdicts)
 
 
+def drifting(seconds: float) -> float:
+    """A shared machine: half as slow again every other two seconds."""
+    return 1.5 if seconds % 4 > 2 else 1.0
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(0.85, Outcome.PASS), (1.0, Outcome.UNDECIDED), (1.3, Outcome.FAIL)])
+def test_the_yardstick_takes_the_machine_s_drift_away(
+    factor: float, expected: Outcome, options: BenchOptions, tmp_path: Path
+) -> None:
+    def measured(factor: float, later: float, yardstick: bool, **changes: Any) -> Any:
+        timer = FakeTimer(later)
+        runner = FakeRunner(timer, 3, factor, slowness=drifting)
+        beside = FakeYardstick(timer, drifting) if yardstick else None
+        return fake_bench(replace(options, **changes), timer, runner, yardstick=beside)
+
+    def recorded(yardstick: bool) -> Path:
+        measurement = measured(1.0, 0.7, yardstick).measurement
+        assert (measurement.yardstick is None) == (not yardstick)
+        return save(measurement, tmp_path / "base.json", path="/gone/out.json")
+
+    blind = measured(factor, 0.0, False, against=recorded(False))
+    assert overall(blind.verdicts) == Outcome.UNDECIDED  # drift of half hides what is smaller
+    seeing = measured(factor, 0.0, True, against=recorded(True))
+    assert overall(seeing.verdicts) == expected
+    assert all(verdict.noise_floor < 0.1 for verdict in seeing.verdicts)
+    other = json.loads((tmp_path / "base.json").read_text()) | {"yardstick": "another version's"}
+    (tmp_path / "base.json").write_text(json.dumps(other))
+    assert overall(measured(factor, 0.0, True, against=tmp_path / "base.json").verdicts) == Outcome.UNDECIDED
+
+
+def test_the_yardstick_takes_a_fifth_of_a_call(options: BenchOptions) -> None:
+    timer = FakeTimer()
+    result = fake_bench(options, timer, FakeRunner(timer), yardstick=FakeYardstick(timer))
+    for measured in result.measurement.cases.values():
+        assert np.median(measured.yardstick) == pytest.approx(2.0, rel=0.05)  # of one repetition
+    assert [repetitions(call, 2.0) for call in (0.1, 9.0, 20.0, 2000.0)] == [1, 1, 2, 200]
+
+
+def test_the_yardstick_does_the_same_work_every_time() -> None:
+    Yardstick().work(2)
+    assert torch.equal(Yardstick()._states, Yardstick()._states)
+    assert torch.__version__ in Yardstick.name
+
+
+class FakeMeter:
+    """The GPU is busy for half of what the clock shows."""
+
+    def __init__(self, timer: FakeTimer) -> None:
+        self.timer, self.since = timer, 0.0
+
+    def take(self) -> float:
+        milliseconds, self.since = 500 * (self.timer.seconds - self.since), self.timer.seconds
+        return milliseconds
+
+
+def test_gpu_time_is_shown_beside_the_clock_s(options: BenchOptions) -> None:
+    timer = FakeTimer()
+    result = fake_bench(options, timer, FakeRunner(timer), meter=FakeMeter(timer))
+    for measured in result.measurement.cases.values():
+        assert measured.device == pytest.approx([value / 2 for value in measured.milliseconds])
+    for summary in case_summaries(result):
+        assert summary.device is not None
+        assert summary.device.p50 == pytest.approx(summary.latency.p50 / 2)
+    assert "GPU p50" in [column.header for column in latency_table(result).columns]
+    without = fake_bench(options, timer, FakeRunner(timer))
+    assert "GPU p50" not in [column.header for column in latency_table(without).columns]
+    assert without.measurement.to_json()["cases"][0]["device_milliseconds"] is None
+
+
+def test_what_was_measured_is_kept_while_measuring(options: BenchOptions, tmp_path: Path) -> None:
+    timer, kept = FakeTimer(), list[Measurement]()
+    whole = fake_bench(replace(options, seconds=60), timer, FakeRunner(timer), keep=kept.append).measurement
+    assert len(kept) > 1
+    rounds = [len(next(iter(measurement.cases.values())).milliseconds) for measurement in [*kept, whole]]
+    for measurement in kept:
+        assert measurement.partial
+        with pytest.raises(BaselineError, match="is partial"):
+            read_measurement(save(measurement, tmp_path / "killed.json"))
+    assert rounds == [*sorted(rounds[:-1]), rounds[-1]]
+    assert not whole.partial
+
+
+def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(export.bench.run, "describe", lambda path: as_plan(describe(path)))
+    monkeypatch.setattr(export.bench.run, "artifact_samples", lambda *given, **named: samples)
+    described = describe(options.artifact)
+    where = (described.manifest, described.folder, described.config)
+    samples = artifact_samples(*where, None, False, demos=3)
+    timer, opened = FakeTimer(), list[RunnerOptions]()
+
+    class Profiled(FakeRunner):
+        def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+            times = opened[-1].layer_milliseconds
+            if times is not None:
+                for layer, milliseconds in (("block_0/matmul_1", 2.0), ("block_1/matmul_2", 1.0), ("copy", 0.5)):
+                    times[layer] += milliseconds * (2 if temperature == 0 else 1)
+            return super().run(inputs, temperature)
+
+    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
+        opened.append(how)
+        return {"model": Profiled(timer)}
+
+    result = bench(options, Quiet(), opener=opener, instruments=lambda _: Instruments(timer))
+    dense, pruned = result.operators.values()
+    assert dense.milliseconds == {"block_#/matmul_#": 6.0, "copy": 1.0}
+    assert pruned.milliseconds == {"block_#/matmul_#": 3.0, "copy": 0.5}
+    table = operator_table(result)
+    assert "TensorRT's layer profiler" in str(table.title)
+    assert table.row_count == 3
+    counted = described.manifest["validation"]["gflops"]
+    assert [summary.gflops for summary in case_summaries(result)] == [counted["dense"], counted["pruned"]]
+
+
 @pytest.mark.parametrize("factor", [0.8, 1.4])
 def test_neighbours_only_slow_down(factor: float, options: BenchOptions, saved: Path) -> None:
     def outcome(neighbours: float) -> Outcome:
@@ -204,7 +347,7 @@ def test_exit_status_and_reports_of_a_comparison(
 ) -> None:
     timer = FakeTimer()
     runners = [FakeRunner(timer, 1, factor), FakeRunner(timer, 2)]
-    monkeypatch.setattr(export.bench.run, "bench", lambda options, progress: fake_bench(options, timer, *runners))
+    monkeypatch.setattr(export.bench.run, "bench", lambda options, progress, keep: fake_bench(options, timer, *runners))
     files = tmp_path / "bench.xml", tmp_path / "bench.md"
     ran = run_cli(
         *("bench", tiny_artifact / "out.json", "--against-engine", tiny_artifact / "out.json", "--seconds", 10),
@@ -225,7 +368,7 @@ def test_an_interrupt_keeps_what_was_measured_and_says_that_it_is_partial(
 ) -> None:
     timer = FakeTimer()
     runner = FakeRunner(timer, interrupt_at=150)
-    monkeypatch.setattr(export.bench.run, "bench", lambda options, progress: fake_bench(options, timer, runner))
+    monkeypatch.setattr(export.bench.run, "bench", lambda options, progress, keep: fake_bench(options, timer, runner))
     files = [tmp_path / name for name in ("base.json", "all.json", "bench.xml")]
     ran = run_cli(*("bench", tiny_artifact / "out.json", "--save", files[0], "--json", files[1], "--junit", files[2]))
     assert ran.status == 2
@@ -324,7 +467,7 @@ def as_plan(described: Described) -> Described:
 def test_a_plan_that_cannot_run_here_is_refused(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.backends.find_gpus", list)
     with pytest.raises(BackendError, match=r"'out\.plan' cannot run here"):
-        open_described(as_plan(describe(tiny_artifact / "out.json")), None)
+        open_described(as_plan(describe(tiny_artifact / "out.json")), RunnerOptions())
 
 
 def test_a_plan_waits_once_for_every_size_that_depends_on_the_data(tiny_artifact: Path) -> None:
@@ -345,23 +488,27 @@ def test_a_plan_waits_once_for_every_size_that_depends_on_the_data(tiny_artifact
         ({"machine": {"gpus": ["H200"]}}, r"GPU \['H200'\], now \[\]"),
         ({"machine": {"threads": 77}}, "number of threads 77, now"),
         ({"samples": {"sha256": "0" * 64}}, "now others"),
+        ({"cuda_graphs": True}, "CUDA graphs on, now off"),
         ({"cases": {"batch": 2}}, "measured .*batch 2; not dense, batch 1"),
     ],
 )
 def test_a_baseline_of_something_else_is_refused(
-    change: dict[str, dict[str, Any]], words: str, options: BenchOptions, saved: Path
+    change: dict[str, Any], words: str, options: BenchOptions, saved: Path
 ) -> None:
     content = json.loads(saved.read_text())
     ((place, values),) = change.items()
-    for entry in content[place] if isinstance(content[place], list) else [content[place]]:
-        entry.update(values)
+    if isinstance(values, dict):
+        for entry in content[place] if isinstance(content[place], list) else [content[place]]:
+            entry.update(values)
+    else:
+        content[place] = values
     saved.write_text(json.dumps(content))
     timer = FakeTimer()
     with pytest.raises(BaselineError, match=words):
         fake_bench(replace(options, against=saved), timer, FakeRunner(timer))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 1}', "[" * 100000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 2}', "[" * 100000])
 def test_a_damaged_baseline_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "base.json"
     path.write_text(text)

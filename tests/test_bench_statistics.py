@@ -207,7 +207,9 @@ def test_measuring_ends_when_it_is_enough() -> None:
     timer = FakeTimer()
     seen: list[int] = []
     candidates = {name: timer.takes(lambda _: 10.0) for name in "ab"}
-    found = measure(candidates, timer, 100, lambda series: len(series["a"]) > FIRST_LOOK, seen.append)
+    found = measure(
+        candidates, timer, 100, lambda timings: timings.rounds > FIRST_LOOK, lambda timings: seen.append(timings.rounds)
+    )
     assert found.ended == Ended.SETTLED
     assert found.rounds == int(1.5 * FIRST_LOOK) + 1
     assert seen == list(range(1, found.rounds + 1))

@@ -8,9 +8,10 @@ from typing import Any
 from export.artifact import model_config, open_parts, runtime
 from export.errors import BackendError, ManifestError
 from export.manifest import check_files, manifest_path, read_manifest
+from export.runner import CheckedRunner, RunnerOptions
 from madtp.opspec import TOKEN_COMPACT
 from madtp.samples import Config
-from madtp.tasks import Runner
+from madtp.tasks import Runner, Runners
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def describe(path: Path) -> Described:
     return Described(source, manifest, model_config(manifest, source))
 
 
-def open_described(described: Described, threads: int | None) -> dict[str, Runner]:
+def open_described(described: Described, options: RunnerOptions) -> dict[str, Runner]:
     """Runners of all parts.
 
     Raises:
@@ -67,7 +68,17 @@ def open_described(described: Described, threads: int | None) -> dict[str, Runne
             f"It is a plan of {backend.name}: {backend.reason}.",
             "Measure it on a machine with its GPU, or measure an .onnx of the same checkpoint here.",
         )
-    return open_parts(described.manifest, described.folder, backend, threads)
+    return open_parts(described.manifest, described.folder, backend, options)
+
+
+def runs_on_gpu(described: Described) -> bool:
+    """Whether it is a plan."""
+    return bool(described.manifest["backend"]["name"] != "onnxruntime")
+
+
+def uncaptured(runners: Runners) -> list[str]:
+    """Parts of a plan that TensorRT cannot replay as CUDA graphs, after each has run."""
+    return [name for name, runner in runners.items() if isinstance(runner, CheckedRunner) and not runner.capturable]
 
 
 def identity(described: Described) -> dict[str, Any]:
@@ -91,7 +102,7 @@ def synchronisations(manifest: Mapping[str, Any]) -> dict[str, int]:
     In TensorRT's dynamic layout every TokenCompact layer copies one size, how many tokens it kept, to the host, and the
     outputs are copied at the end. ONNX Runtime on a CPU has no device to wait for.
     """
-    if manifest["backend"]["name"] == "onnxruntime":
+    if manifest["backend"]["name"] == "onnxruntime":  # on a CPU
         return {part["name"]: 0 for part in manifest["parts"]}
     sizes = manifest["layout"] == "dynamic"
     return {

@@ -18,7 +18,7 @@ from export.bench.statistics import noise_floor
 from export.errors import BaselineError
 from madtp.files import Staging, sha256
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 # What has to be the same for latencies of two sessions to compare, and what it is called.
 SAME_ARTIFACT = {name: name for name in ("task", "precision", "layout", "batching")}
 SAME_MACHINE = {
@@ -32,15 +32,25 @@ SAME_MACHINE = {
 
 @dataclass(frozen=True)
 class Measured:
-    """Latencies of one case: milliseconds, one a round, and the tokens of its calls."""
+    """Latencies of one case, one a round, and the tokens of its calls.
+
+    Attributes:
+        milliseconds: wall-clock.
+        device: milliseconds of the GPU; None where they were not measured.
+        yardstick: milliseconds of the `Yardstick`, beside each call; None without one.
+    """
 
     milliseconds: list[float]
     kept: Kept
+    device: list[float] | None = None
+    yardstick: list[float] | None = None
 
     @property
-    def noise_floor(self) -> float:
-        """See `export.bench.statistics.noise_floor`."""
-        return noise_floor(self.milliseconds)
+    def steady(self) -> list[float]:
+        """Latencies of which the drift of the machine is taken away, in units of the yardstick where there is one."""
+        if self.yardstick is None:
+            return self.milliseconds
+        return [call / work for call, work in zip(self.milliseconds, self.yardstick, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -51,6 +61,8 @@ class Measurement:
         artifact: as `export.bench.artifact.identity` gives it.
         samples: origin in words, number of requests, sha256.
         neighbours: share of the CPUs that other processes took meanwhile.
+        cuda_graphs: it was asked to replay CUDA graphs.
+        yardstick: what stood beside the calls; None without one.
         cases: at least one.
     """
 
@@ -62,6 +74,8 @@ class Measurement:
     warm_up: WarmUp
     ended: Ended
     neighbours: float
+    cuda_graphs: bool
+    yardstick: str | None
     cases: dict[Case, Measured]
 
     @property
@@ -83,18 +97,26 @@ class Measurement:
             "warm_up": asdict(self.warm_up),
             "ended": self.ended.value,
             "neighbours": round(self.neighbours, 4),
+            "cuda_graphs": self.cuda_graphs,
+            "yardstick": self.yardstick,
             "cases": [_case_to_json(case, measured) for case, measured in self.cases.items()],
         }
 
 
 def _case_to_json(case: Case, measured: Measured) -> dict[str, Any]:
-    floor = measured.noise_floor
+    floor = noise_floor(measured.steady)
     return {
         **asdict(case),
-        "milliseconds": [round(value, 4) for value in measured.milliseconds],
+        "milliseconds": _rounded(measured.milliseconds),
+        "device_milliseconds": None if measured.device is None else _rounded(measured.device),
+        "yardstick_milliseconds": None if measured.yardstick is None else _rounded(measured.yardstick),
         "tokens": asdict(measured.kept),
         "noise_floor": floor if math.isfinite(floor) else None,
     }
+
+
+def _rounded(milliseconds: list[float]) -> list[float]:
+    return [round(value, 4) for value in milliseconds]
 
 
 def measurement_schema() -> dict[str, Any]:
@@ -146,8 +168,15 @@ def read_measurement(path: Path) -> Measurement:
         WarmUp(**content["warm_up"]),
         Ended(content["ended"]),
         content["neighbours"],
+        content["cuda_graphs"],
+        content["yardstick"],
         {
-            Case(entry["temperature"], entry["batch"]): Measured(entry["milliseconds"], Kept(**entry["tokens"]))
+            Case(entry["temperature"], entry["batch"]): Measured(
+                entry["milliseconds"],
+                Kept(**entry["tokens"]),
+                entry["device_milliseconds"],
+                entry["yardstick_milliseconds"],
+            )
             for entry in content["cases"]
         },
     )
@@ -160,6 +189,7 @@ def check_comparable(
     here: Machine,
     samples: Mapping[str, Any],
     cases: Sequence[Case],
+    cuda_graphs: bool,
 ) -> None:
     """Refuse a baseline that was measured of something else, or elsewhere.
 
@@ -170,6 +200,7 @@ def check_comparable(
         here: this machine.
         samples: of this run.
         cases: of this run; each needs a counterpart.
+        cuda_graphs: whether this run asks for them.
 
     Raises:
         BaselineError: listing all that differs.
@@ -186,6 +217,8 @@ def check_comparable(
     backends = [entry["backend"]["name"] for entry in (baseline.artifact, artifact)]
     if backends[0] != backends[1]:
         different.append(f"backend {backends[0]!r}, now {backends[1]!r}")
+    if baseline.cuda_graphs != cuda_graphs:
+        different.append("CUDA graphs on, now off" if baseline.cuda_graphs else "CUDA graphs off, now on")
     if baseline.samples["sha256"] != samples["sha256"]:
         different.append(f"samples '{baseline.samples['origin']}', now others: '{samples['origin']}'")
     lacking = [str(case) for case in cases if case not in baseline.cases]

@@ -2,8 +2,8 @@
 
 A round's calls are adjacent in time, so noise hits all candidates alike. The clock is a `Timer`; the one that there is
 takes wall-clock time around a call that returns with its results on the host. Runners of a GPU do that too:
-Polygraphy's `infer` copies the outputs and synchronises its stream. CUDA events would leave out the copies, for which a
-user waits too.
+Polygraphy's `infer` copies the outputs and synchronises its stream, and a user waits for both. For what part of that
+the GPU was at work tells a `DeviceMeter`, from CUDA events.
 """
 
 import random
@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
 from typing import Generic, Protocol, TypeVar
+
+from export.gpu import DeviceMeter
 
 Call = Callable[[int], object]  # of one candidate, in the round of that number
 Key = TypeVar("Key", bound=Hashable)
@@ -70,9 +72,16 @@ class WarmUp:
 
 @dataclass
 class Timings(Generic[Key]):
-    """Milliseconds of every candidate, one a round, whole rounds only."""
+    """Milliseconds of every candidate, one a round, whole rounds only.
+
+    Attributes:
+        series: wall-clock time.
+        device: GPU time of the same calls; empty where it is not measured.
+        ended: why it did; INTERRUPTED while measuring.
+    """
 
     series: dict[Key, list[float]]
+    device: dict[Key, list[float]]
     ended: Ended = Ended.INTERRUPTED
 
     @property
@@ -115,9 +124,10 @@ def measure(
     candidates: Mapping[Key, Call],
     timer: Timer,
     seconds: float,
-    settled: Callable[[Mapping[Key, Sequence[float]]], bool],
-    on_round: Callable[[int], None],
+    settled: Callable[[Timings[Key]], bool],
+    on_round: Callable[[Timings[Key]], None],
     group: Callable[[Key], Hashable] = lambda key: key,
+    meter: DeviceMeter | None = None,
     seed: int = 0,
 ) -> Timings[Key]:
     """Time all candidates in rounds.
@@ -126,9 +136,10 @@ def measure(
         candidates: by key.
         timer: also the clock.
         seconds: the budget; FIRST_LOOK rounds are made in any case.
-        settled: whether the series so far are enough; asked after FIRST_LOOK rounds and then ever more rarely.
-        on_round: told how many rounds were made.
+        settled: whether the timings so far are enough; asked after FIRST_LOOK rounds and then ever more rarely.
+        on_round: shown the timings after every round, outside of what is timed.
         group: candidates of one group follow each other directly, because they are to be compared.
+        meter: of the GPU time of the calls; None does not measure it.
         seed: of the order within the rounds.
 
     Returns:
@@ -136,7 +147,9 @@ def measure(
     """
     order = list(candidates)
     shuffled = random.Random(seed)
-    timings: Timings[Key] = Timings({key: [] for key in order})
+    timings: Timings[Key] = Timings({key: [] for key in order}, {} if meter is None else {key: [] for key in order})
+    if meter is not None:
+        meter.take()  # what ran before does not count
     begin = timer.now()
     number, look = 0, FIRST_LOOK
     try:
@@ -144,21 +157,27 @@ def measure(
             shuffled.shuffle(order)
             groups = list(dict.fromkeys(map(group, order)))
             order.sort(key=lambda key: groups.index(group(key)))
-            taken = {key: timer.milliseconds(partial(candidates[key], number)) for key in order}
-            for key, milliseconds in taken.items():
-                timings.series[key].append(milliseconds)
+            taken, busy = {}, {}
+            for key in order:
+                taken[key] = timer.milliseconds(partial(candidates[key], number))
+                if meter is not None:
+                    busy[key] = meter.take()
+            for series, values in ((timings.series, taken), (timings.device, busy)):
+                for key, milliseconds in values.items():
+                    series[key].append(milliseconds)
             number += 1
-            on_round(number)
+            on_round(timings)
             spent = timer.now() - begin >= seconds
             if number >= look or (spent and number >= FIRST_LOOK):
                 look = int(number * NEXT_LOOK) + 1
-                if settled(timings.series):
+                if settled(timings):
                     timings.ended = Ended.SETTLED
                     return timings
             if number >= MAX_ROUNDS or (spent and number >= FIRST_LOOK):
                 timings.ended = Ended.BUDGET if spent else Ended.ROUNDS
                 return timings
     except KeyboardInterrupt:
-        whole = timings.rounds
-        timings.series = {key: values[:whole] for key, values in timings.series.items()}
+        whole = min(len(values) for series in (timings.series, timings.device) for values in series.values())
+        for series in (timings.series, timings.device):
+            series.update({key: values[:whole] for key, values in series.items()})
         return timings

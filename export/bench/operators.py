@@ -1,12 +1,13 @@
-"""Where the time of an ONNX artifact goes, by kind of operator, and the multiply-adds of its matrix products.
+"""Where the time of an artifact goes: by kind of operator, with the multiply-adds of its matrix products, or by layer.
 
-A short run of its own with ONNX Runtime's profiler: profiling costs time, so nothing else is timed meanwhile.
+Short runs of their own with the profilers of ONNX Runtime and TensorRT: profiling costs time, so nothing else is timed
+meanwhile.
 """
 
 import json
 import math
 import re
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,10 @@ from export.runner import feed
 from madtp.opspec import OPS
 from madtp.tasks import Outputs, run_request
 
-CALLS = 8
 BETWEEN = "between operators"
 # ONNX Runtime inlines functions and calls their nodes so; the name of the function is the one given below.
 OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OPS)})")
+NUMBERS = re.compile(r"\d+")
 KERNEL = "_kernel_time"
 RUN = "model_run"
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
@@ -36,12 +37,15 @@ class Operators:
     """Of one request.
 
     Attributes:
-        milliseconds: by kind of operator, custom ops as wholes; what the runtime spends besides is BETWEEN.
-        gflops: multiply-adds (1e9) of matrix products and convolutions, as they really ran.
+        profiler: whose numbers these are.
+        milliseconds: by kind of operator, custom ops as wholes, and BETWEEN, what ONNX Runtime spends besides; of a
+            plan by kind of layer.
+        gflops: multiply-adds (1e9) of matrix products and convolutions, as they really ran; None of a plan.
     """
 
+    profiler: str
     milliseconds: dict[str, float]
-    gflops: float
+    gflops: float | None
 
 
 class ProfiledRunner:
@@ -87,7 +91,7 @@ class ProfiledRunner:
 
 
 def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: Path, threads: int | None) -> Operators:
-    """Run the first calls of a case under the profiler, each once, after a warm-up.
+    """Run calls of a case under ONNX Runtime's profiler, each once, after a warm-up.
 
     Args:
         described: an artifact of ONNX Runtime.
@@ -105,10 +109,9 @@ def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: 
     run_request(described.config, runners, calls[0], case.temperature)  # allocates memory, which later runs use again
     for runner in runners.values():
         runner.begin()
-    chosen = calls[:CALLS]
-    for inputs in chosen:
+    for inputs in calls:
         run_request(described.config, runners, inputs, case.temperature)
-    requests = len(chosen) * case.batch
+    requests = len(calls) * case.batch
     return summarize_events([event for runner in runners.values() for event in runner.events()], requests)
 
 
@@ -131,7 +134,20 @@ def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Oper
             multiply_adds += _multiply_adds(operator, event["args"])
         elif name == RUN:
             milliseconds[BETWEEN] += duration
-    return Operators(dict(milliseconds.most_common()), multiply_adds / 1e9 / requests)
+    return Operators("ONNX Runtime's profiler", dict(milliseconds.most_common()), multiply_adds / 1e9 / requests)
+
+
+def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operators:
+    """Add up the times of a plan's layers; layers whose names differ in numbers alone are of a kind.
+
+    Args:
+        milliseconds: by layer.
+        requests: how many were run.
+    """
+    kinds: defaultdict[str, float] = defaultdict(float)
+    for name, value in milliseconds.items():
+        kinds[NUMBERS.sub("#", name)] += value / requests
+    return Operators("TensorRT's layer profiler", dict(kinds), None)
 
 
 def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:

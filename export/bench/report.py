@@ -27,14 +27,19 @@ def tables(result: BenchResult) -> list[Table]:
 def latency_table(result: BenchResult) -> Table:
     """A row a case."""
     table = Table(title=f"{result.described.path}: milliseconds a call", caption=_caption(result))
-    for column in ("", "p50", "p90", "p99", "mean", "deviation", "known to", "requests/s", "tokens kept", "GFLOPs"):
+    summaries = case_summaries(result)
+    on_gpu = any(summary.device is not None for summary in summaries)
+    busy = ["GPU p50"] if on_gpu else []
+    columns = ("", "p50", "p90", "p99", "mean", "deviation", "known to", *busy, "requests/s", "tokens kept", "GFLOPs")
+    for column in columns:
         table.add_column(column, justify="left" if not column else "right")
-    for summary in case_summaries(result):
+    for summary in summaries:
         latency = summary.latency
         table.add_row(
             str(summary.case),
             *(f"{value:.2f}" for value in (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
             f"± {100 * latency.relative_half_width:.1f} %",
+            *([f"{summary.device.p50:.2f}"] if summary.device is not None else []),
             f"{summary.requests_per_second:.1f}",
             ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
             "" if summary.gflops is None else f"{summary.gflops:.3f}",
@@ -84,9 +89,9 @@ def speed_up_table(result: BenchResult) -> Table:
 def operator_table(result: BenchResult) -> Table:
     """Where the time went: the dense case beside the most pruned one, under the profiler."""
     cases = list(result.operators)
-    table = Table(title="Where the time goes, milliseconds a request under ONNX Runtime's profiler")
     if len(cases) < 2:
-        return table
+        return Table()
+    table = Table(title=f"Where the time goes, milliseconds a request under {result.operators[cases[0]].profiler}")
     dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
     for column in ("operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"):
         table.add_column(column, justify="left" if column == "operator" else "right")

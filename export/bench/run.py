@@ -1,43 +1,38 @@
 """`python -m export bench`: measure an artifact, and compare it with an earlier one."""
 
 import tempfile
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from export.bench.artifact import Described, describe, identity, open_described
-from export.bench.baseline import (
-    Measured,
-    Measurement,
-    artifact_at_hand,
-    check_comparable,
-    read_measurement,
-)
-from export.bench.calls import (
-    DEMO_SAMPLES,
-    Case,
-    Inputs,
-    calls_of,
-    cases_of,
-    probe,
-    samples_sha256,
-)
-from export.bench.environment import BUSY, Neighbours, activity, machine, pinned
-from export.bench.measure import Call, Timer, WallTimer, measure, warm_up
-from export.bench.operators import Operators, profile
-from export.bench.statistics import paired_ratio, recorded_ratio, relative_half_width
-from export.bench.verdict import Outcome, Verdict, judge
+from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
+from export.bench.baseline import Measured, Measurement
+from export.bench.calls import DEMO_SAMPLES, Case, Inputs, calls_of, cases_of, probe, samples_sha256
+from export.bench.comparison import Comparison, differences, side_by_side, with_baseline
+from export.bench.environment import Activity, Machine, activity, machine, pinned
+from export.bench.instruments import Instruments, instruments_for
+from export.bench.measure import Call, Timings, WarmUp, measure, warm_up
+from export.bench.operators import Operators, profile, summarize_layers
+from export.bench.statistics import relative_half_width
+from export.bench.verdict import Outcome, Verdict
+from export.bench.yardstick import Yardstick, repetitions
 from export.errors import OptionError
 from export.pipeline import Progress
+from export.runner import RunnerOptions
 from export.samples import artifact_samples
 from madtp.samples import Config
 from madtp.tasks import Runner, run_request
 
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4
+KEEP_SECONDS = 10.0  # between writings of what was measured so far
+PROFILED_CALLS = 8
+NEW, OLD, WORK = "new", "old", "yardstick"  # what is timed of a case
 
-Opener = Callable[[Described, int | None], dict[str, Runner]]
+Opener = Callable[[Described, RunnerOptions], dict[str, Runner]]
+Key = tuple[str, Case]
 
 
 @dataclass(frozen=True)
@@ -56,6 +51,7 @@ class BenchOptions:
         against_engine: artifact to compare with, side by side.
         allowed: slow-down that passes, 0.05 for 5 %.
         profile: also look where the time goes.
+        cuda_graphs: replay plans as CUDA graphs, where TensorRT can.
     """
 
     artifact: Path
@@ -69,6 +65,7 @@ class BenchOptions:
     against_engine: Path | None = None
     allowed: float = 0.05
     profile: bool = True
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.synthetic:
@@ -103,47 +100,89 @@ class BenchResult:
 
 
 @dataclass(frozen=True)
-class _Comparison:
-    """What the artifact is compared with: recorded series, or another artifact that runs side by side."""
+class _Run:
+    """A run on its way, from when everything is opened.
 
-    recorded: Measurement | None = None
-    described: Described | None = None
-    method: str = ""
+    Attributes:
+        options: of it.
+        described: the artifact.
+        about: the samples, as a measurement names them.
+        here: the machine.
+        comparison: with what; None compares nothing.
+        using: what measures.
+        kept: tokens of the calls of every case.
+        times: repetitions of the yardstick beside a call of each case.
+        before: what the machine was doing.
+        neighbours: share of the CPUs that others took since measuring began.
+        warmed: how the warm-up went.
+    """
 
-    def verdicts(
-        self, series: Mapping[tuple[str, Case], Sequence[float]], allowed: float, neighbours: float
-    ) -> list[Verdict]:
-        """Of the series so far, while others took the share `neighbours` of the CPUs."""
-        found = []
-        for (role, case), values in series.items():
-            if role != "new":
-                continue
-            if self.recorded is not None:
-                earlier = self.recorded.cases[case]
-                floor = max(earlier.noise_floor, Measured(list(values), earlier.kept).noise_floor)
-                ratio = recorded_ratio(values, earlier.milliseconds)
-                then, now = self.recorded.neighbours > BUSY, neighbours > BUSY
-                found.append(judge(case, ratio, allowed, floor, disturbed_now=now, disturbed_then=then))
-            else:
-                found.append(judge(case, paired_ratio(values, series["old", case]), allowed))
+    options: BenchOptions
+    described: Described
+    about: Mapping[str, Any]
+    here: Machine
+    comparison: Comparison | None
+    using: Instruments
+    kept: dict[Case, Any]
+    times: dict[Case, int]
+    before: Activity
+    neighbours: Callable[[], float]
+    warmed: WarmUp
+
+    def cases(self, timings: Timings[Key]) -> dict[Case, Measured]:
+        """What was timed, by case."""
+        found = {}
+        for case, kept in self.kept.items():
+            work = timings.series.get((WORK, case))
+            beside = None if work is None else [value / self.times[case] for value in work]
+            found[case] = Measured(timings.series[NEW, case], kept, timings.device.get((NEW, case)), beside)
         return found
+
+    def measurement(self, timings: Timings[Key]) -> Measurement:
+        """What was measured so far; partial while it goes on."""
+        return Measurement(
+            identity(self.described),
+            self.about,
+            self.here,
+            self.before,
+            activity(),
+            self.warmed,
+            timings.ended,
+            self.neighbours(),
+            self.options.cuda_graphs,
+            None if self.using.yardstick is None else self.using.yardstick.name,
+            self.cases(timings),
+        )
+
+    def verdicts(self, timings: Timings[Key]) -> list[Verdict]:
+        """Of every case; none where nothing is compared."""
+        if self.comparison is None:
+            return []
+        old = {case: series for (what, case), series in timings.series.items() if what == OLD}
+        return self.comparison.verdicts(self.cases(timings), old, self.options.allowed, self.neighbours())
+
+    def settled(self, timings: Timings[Key]) -> bool:
+        """Every verdict is in, or without a comparison every median is known to PRECISION."""
+        if self.comparison is not None:
+            return all(verdict.outcome != Outcome.UNDECIDED for verdict in self.verdicts(timings))
+        return all(relative_half_width(timings.series[NEW, case]) <= PRECISION for case in self.kept)
 
 
 def bench(
     options: BenchOptions,
     progress: Progress,
+    keep: Callable[[Measurement], None] = lambda _: None,
     opener: Opener = open_described,
-    timer: Timer | None = None,
-    neighbours: Callable[[], float] | None = None,
+    instruments: Callable[[Described], Instruments] = instruments_for,
 ) -> BenchResult:
     """Measure.
 
     Args:
         options: of the run.
         progress: told of STAGES stages.
+        keep: given what was measured so far, marked partial, every KEEP_SECONDS: a run that is killed leaves that.
         opener: makes the runners.
-        timer: takes the time; None is the wall clock.
-        neighbours: share of the CPUs that other processes take; None measures it.
+        instruments: what measures an artifact.
 
     Returns:
         Also after Ctrl-C or SIGTERM once there is a whole round: `measurement.partial`.
@@ -152,107 +191,89 @@ def bench(
         MadtpError: an artifact, samples, baseline or machine that cannot be used.
         KeyboardInterrupt: before there was anything to return.
     """
-    timer = timer or WallTimer()
     progress.stage("reading")
     described = describe(options.artifact)
+    if options.cuda_graphs and not runs_on_gpu(described):
+        raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
     cases = cases_of(described.manifest, options.temperatures, options.batches)
     where = (described.manifest, described.folder, described.config)
     samples = artifact_samples(*where, options.samples, options.synthetic, demos=DEMO_SAMPLES).prepared
     about = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
     with pinned(options.threads):
         here = machine(options.threads)
-        comparison = _comparison(options, described, here, about, cases)
-        notes = _notes(len(samples), comparison, described)
+        comparison: Comparison | None = None
+        if options.against_engine is not None:
+            comparison = side_by_side(options.against_engine, described, cases)
+        elif options.against is not None:
+            comparison = with_baseline(options.against, described, here, about, cases, options.cuda_graphs)
         calls = {case: calls_of(samples, described.config, case.batch) for case in cases}
         progress.stage("opening the artifact, and one call of each kind")
-        runners = opener(described, options.threads)
+        using = instruments(described)
+        how = RunnerOptions(options.threads, options.cuda_graphs, using.meter)
+        runners = opener(described, how)
         kept = {case: probe(described.config, runners, calls[case], case) for case in cases}
-        candidates = {("new", case): _call(described.config, runners, calls[case], case) for case in cases}
-        if comparison is not None and comparison.described is not None:
-            other = comparison.described
-            earlier = opener(other, options.threads)
+        candidates = {(NEW, case): _call(described.config, runners, calls[case], case) for case in cases}
+        other = None if comparison is None else comparison.described
+        if other is not None:
+            earlier = opener(other, how)
             for case in cases:
                 probe(other.config, earlier, calls[case][:1], case)
-                candidates["old", case] = _call(other.config, earlier, calls[case], case)
+                candidates[OLD, case] = _call(other.config, earlier, calls[case], case)
+        times: dict[Case, int] = {}
+        if using.yardstick is not None:
+            times = {case: _repetitions(using, using.yardstick, candidates[NEW, case]) for case in cases}
+            candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
+        notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
         before = activity()
         progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s")
-        neighbours = neighbours or Neighbours().share
-        began = timer.now()
-        warmed = warm_up(candidates, timer, options.seconds)
+        neighbours = using.watch_neighbours()
+        began = using.timer.now()
+        warmed = warm_up(candidates, using.timer, options.seconds)
+        run = _Run(options, described, about, here, comparison, using, kept, times, before, neighbours, warmed)
         timings = measure(
             candidates,
-            timer,
-            options.seconds - (timer.now() - began),
-            _settled(comparison, options.allowed, neighbours),
-            lambda rounds: progress.detail(f"{rounds} rounds"),
+            using.timer,
+            options.seconds - (using.timer.now() - began),
+            run.settled,
+            _Keeper(run, keep, progress),
             group=lambda key: key[1],
+            meter=using.meter,
         )
-        share = neighbours()
         if timings.rounds == 0:
             raise KeyboardInterrupt
-        measurement = Measurement(
-            identity(described),
-            about,
-            here,
-            before,
-            activity(),
-            warmed,
-            timings.ended,
-            share,
-            {case: Measured(timings.series["new", case], kept[case]) for case in cases},
-        )
+        measurement = run.measurement(timings)
         if measurement.partial:
             return BenchResult(described, measurement, notes=notes, interrupted=True)
         operators: dict[Case, Operators] = {}
         interrupted = False
         try:
-            operators = _profile(options, described, calls, progress)
+            operators = _profile(options, described, calls, opener, progress)
         except KeyboardInterrupt:
             interrupted = True
-    verdicts = [] if comparison is None else comparison.verdicts(timings.series, options.allowed, share)
     method = "" if comparison is None else comparison.method
-    return BenchResult(described, measurement, verdicts, method, operators, notes, interrupted)
+    return BenchResult(described, measurement, run.verdicts(timings), method, operators, notes, interrupted)
 
 
-def _comparison(
-    options: BenchOptions, described: Described, here: Any, samples: Mapping[str, Any], cases: Sequence[Case]
-) -> _Comparison | None:
-    if options.against_engine is not None:
-        other = describe(options.against_engine)
-        _check_other(other, described, cases)
-        return _Comparison(described=other, method=f"side by side with '{other.path}'")
-    if options.against is None:
-        return None
-    baseline = read_measurement(options.against)
-    check_comparable(baseline, options.against, identity(described), here, samples, cases)
-    at_hand = artifact_at_hand(baseline)
-    if at_hand is not None:
-        return _Comparison(described=describe(at_hand), method=f"side by side with the baseline's artifact '{at_hand}'")
-    return _Comparison(recorded=baseline, method=f"with the latencies in '{options.against}'")
+class _Keeper:
+    """Told of every round: shows how many there were, and keeps what was measured every KEEP_SECONDS."""
+
+    def __init__(self, run: _Run, keep: Callable[[Measurement], None], progress: Progress) -> None:
+        self._run, self._keep, self._progress = run, keep, progress
+        self._kept = run.using.timer.now()
+
+    def __call__(self, timings: Timings[Key]) -> None:
+        self._progress.detail(f"{timings.rounds} rounds")
+        if self._run.using.timer.now() - self._kept >= KEEP_SECONDS:
+            self._keep(self._run.measurement(timings))
+            self._kept = self._run.using.timer.now()
 
 
-def _check_other(other: Described, described: Described, cases: Sequence[Case]) -> None:
-    """Refuse an artifact that cannot answer the same calls."""
-    for key in ("task", "image_size", "vocab_size"):
-        theirs, ours = getattr(other.config, key), getattr(described.config, key)
-        if theirs != ours:
-            raise OptionError(
-                f"'{other.path}' takes other inputs than the artifact",
-                f"Its {key} is {theirs}, the artifact's {ours}.",
-                "Name an artifact of the same kind.",
-            )
-    cases_of(other.manifest, [case.temperature for case in cases], [case.batch for case in cases])
-
-
-def _notes(samples: int, comparison: _Comparison | None, described: Described) -> list[str]:
-    notes = []
+def _notes(samples: int, other: Described | None, described: Described, uncaptured_parts: Sequence[str]) -> list[str]:
+    notes = [] if other is None else differences(other, described)
     if samples == 1:
         notes.append("there is one sample: an adaptive model has a distribution, and one is not one")
-    other = comparison.described if comparison is not None else None
-    if other is not None:
-        for key in ("precision", "layout", "batching", "temperature"):
-            if other.manifest[key] != described.manifest[key]:
-                notes.append(f"{key} is {described.manifest[key]}, of the earlier artifact {other.manifest[key]}")
+    if uncaptured_parts:
+        notes.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(uncaptured_parts)}")
     return notes
 
 
@@ -260,27 +281,38 @@ def _call(config: Config, runners: Mapping[str, Runner], calls: Sequence[Inputs]
     return lambda number: run_request(config, runners, calls[number % len(calls)], case.temperature)
 
 
-def _settled(
-    comparison: _Comparison | None, allowed: float, neighbours: Callable[[], float]
-) -> Callable[[Mapping[tuple[str, Case], Sequence[float]]], bool]:
-    """Enough: every verdict is in, or without a comparison every median is known to PRECISION."""
-    if comparison is None:
-        return lambda series: all(relative_half_width(values) <= PRECISION for values in series.values())
-    return lambda series: all(
-        verdict.outcome != Outcome.UNDECIDED for verdict in comparison.verdicts(series, allowed, neighbours())
-    )
+def _work(yardstick: Yardstick, times: int) -> Call:
+    return lambda _: yardstick.work(times)
+
+
+def _repetitions(using: Instruments, yardstick: Yardstick, call: Call) -> int:
+    yardstick.work(1)  # the first time allocates memory
+    return repetitions(using.timer.milliseconds(lambda: call(0)), using.timer.milliseconds(lambda: yardstick.work(1)))
 
 
 def _profile(
-    options: BenchOptions, described: Described, calls: Mapping[Case, Sequence[Inputs]], progress: Progress
+    options: BenchOptions,
+    described: Described,
+    calls: Mapping[Case, Sequence[Inputs]],
+    opener: Opener,
+    progress: Progress,
 ) -> dict[Case, Operators]:
-    if not options.profile or described.manifest["backend"]["name"] != "onnxruntime":
+    """Where the time goes, for the smallest batch."""
+    if not options.profile:
         return {}
-    progress.stage("profiling operators")
+    progress.stage("profiling layers" if runs_on_gpu(described) else "profiling operators")
     smallest = min(case.batch for case in calls)
+    chosen = {case: inputs[:PROFILED_CALLS] for case, inputs in calls.items() if case.batch == smallest}
+    if runs_on_gpu(described):
+        milliseconds: defaultdict[str, float] = defaultdict(float)
+        runners = opener(described, RunnerOptions(layer_milliseconds=milliseconds))
+        found = {}
+        for case, inputs in chosen.items():
+            _call(described.config, runners, inputs, case)(0)  # allocates memory, which later runs use again
+            milliseconds.clear()
+            for number in range(len(inputs)):
+                _call(described.config, runners, inputs, case)(number)
+            found[case] = summarize_layers(milliseconds, len(inputs) * case.batch)
+        return found
     with tempfile.TemporaryDirectory() as scratch:
-        return {
-            case: profile(described, calls[case], case, Path(scratch), options.threads)
-            for case in calls
-            if case.batch == smallest
-        }
+        return {case: profile(described, chosen[case], case, Path(scratch), options.threads) for case in chosen}

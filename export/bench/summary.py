@@ -31,6 +31,8 @@ class CaseSummary:
     """One case in numbers.
 
     Attributes:
+        latency: of a call, wall-clock.
+        device: GPU time of a call; None where it was not measured.
         requests_per_second: at the mean latency.
         tokens: by encoder, mean tokens of a sequence after the last layer.
         gflops: multiply-adds (1e9) of a request, None where it is not known for this batch.
@@ -39,6 +41,7 @@ class CaseSummary:
 
     case: Case
     latency: Summary
+    device: Summary | None
     requests_per_second: float
     tokens: dict[str, float]
     gflops: float | None
@@ -81,12 +84,15 @@ def _summarize(result: BenchResult, case: Case, measured: Measured) -> CaseSumma
             totals = [measured.kept.total[index] for index in members]
             groups.append(Group(min(totals), max(totals), summarize(values)))
     tokens = {encoder: float(np.mean(values)) for encoder, values in measured.kept.last.items()}
-    return CaseSummary(case, latency, 1e3 * case.batch / latency.mean, tokens, request_gflops(result, case), groups)
+    device = None if measured.device is None else summarize(measured.device)
+    throughput = 1e3 * case.batch / latency.mean
+    return CaseSummary(case, latency, device, throughput, tokens, request_gflops(result, case), groups)
 
 
 def request_gflops(result: BenchResult, case: Case) -> float | None:
     """Multiply-adds (1e9) of a request: profiled here, else as the manifest counted them for single requests."""
-    if result.operators:
+    profiled = [found for found in result.operators.values() if found.gflops is not None]
+    if profiled:
         return result.operators[case].gflops if case in result.operators else None
     counted = result.described.manifest["validation"]["gflops"]
     kinds = {result.described.manifest["temperature"]: "pruned", 0.0: "dense"}

@@ -29,6 +29,7 @@ UNDECIDED = 3
 @click.option("--against", type=PATH, metavar="JSON", help="Compare with latencies that --save wrote.")
 @click.option("--against-engine", type=PATH, metavar="FILE", help="Compare with this artifact, side by side.")
 @click.option("--max-regression", default="5%", show_default=True, help="Slow-down that passes.")
+@click.option("--cuda-graphs", is_flag=True, help="Replay a plan as CUDA graphs, where TensorRT can.")
 @click.option("--no-profile", is_flag=True, help="Do not look where the time goes.")
 @click.option("--junit", type=PATH, metavar="XML", help="Write verdicts for a CI system.")
 @click.option("--json", "json_file", type=PATH, metavar="JSON", help="Write everything.")
@@ -47,6 +48,7 @@ def command(
     against: Path | None,
     against_engine: Path | None,
     max_regression: str,
+    cuda_graphs: bool,
     no_profile: bool,
     junit: Path | None,
     json_file: Path | None,
@@ -58,7 +60,7 @@ def command(
     Exit status: 0 fine, 1 slower than allowed, 2 the input or the machine is at fault, 3 undecided.
     """
     from export.bench import report
-    from export.bench.baseline import write_text
+    from export.bench.baseline import Measurement, write_text
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Outcome, overall, parse_regression
@@ -77,9 +79,18 @@ def command(
         against_engine,
         parse_regression(max_regression),
         not no_profile,
+        cuda_graphs,
     )
+
+    def saved(measurement: Measurement) -> str:
+        return json.dumps(measurement.to_json()) + "\n"
+
+    def keep(measurement: Measurement) -> None:
+        if save is not None:
+            write_text(save, saved(measurement))
+
     writers: list[tuple[Path | None, Callable[[BenchResult], str]]] = [
-        (save, lambda result: json.dumps(result.measurement.to_json()) + "\n"),
+        (save, lambda result: saved(result.measurement)),
         (json_file, lambda result: json.dumps(to_json(result), indent=1) + "\n"),
         (markdown, report.markdown),
         (junit, report.junit),
@@ -87,7 +98,7 @@ def command(
     outputs = [path for path, _ in writers if path is not None]
     _check_outputs(outputs, [path for path in (artifact, against, against_engine) if path is not None])
     with ConsoleProgress(errors_console(), STAGES) as progress:
-        result = bench(options, progress)
+        result = bench(options, progress, keep)
     for path, write in writers:
         if path is not None:
             write_text(path, write(result))

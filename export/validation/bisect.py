@@ -1,7 +1,7 @@
-"""Which node is it? Every node of the artifact's graph on its own, given the inputs that the reference has there.
+"""Which node is it? Every node of an ONNX artifact on its own, given the inputs that the reference has there.
 
-Works on ONNX files; into a plan there is no looking without a GPU's debug tensors. A node is run only where it, its
-weights or its function body are unlike the reference's: what is the same gives the same in the same runtime.
+A node is run only where it, its weights or its function body are unlike the reference's: what is the same gives the
+same in the same runtime. Into plans looks `export.validation.plan`.
 """
 
 import shlex
@@ -41,7 +41,8 @@ class Culprit:
         difference: largest, relative to the output's largest |value|; infinite for another shape or other whole
             numbers, NaN where a value is.
         why: what is unlike the reference's node, in words; empty where nothing visible is.
-        nodes: that were cut out together; 1 unless the graph around it has other value names than the reference.
+        nodes: that were cut out together; 1 unless values between them cannot be seen.
+        piece, inputs, expected: the cut-out, what it is given, and what `origin` makes of that.
     """
 
     part: str
@@ -54,6 +55,7 @@ class Culprit:
     piece: OnnxFile = field(repr=False, compare=False)
     inputs: Arrays = field(repr=False, compare=False)
     expected: Arrays = field(repr=False, compare=False)
+    origin: str = "torch's ONNX"
 
     def __str__(self) -> str:
         why = f": {'; '.join(self.why)}" if self.why else ""
@@ -204,7 +206,7 @@ def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
     from polygraphy.json import save_json
 
     results = RunResults()
-    results.append(("torch's ONNX", [IterationResult(dict(culprit.expected), runner_name="torch's ONNX")]))
+    results.append((culprit.origin, [IterationResult(dict(culprit.expected), runner_name=culprit.origin)]))
     scale = max((float(np.abs(value).max(initial=0)) for value in culprit.expected.values()), default=1.0)
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

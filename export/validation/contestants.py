@@ -3,7 +3,6 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -105,7 +104,7 @@ class RuntimeContestant:
         config: of the model.
         parts: of the model.
         runners: of the parts, as they are shipped.
-        files: ONNX file of each part, in which kept tokens are looked up; None for plans, which show none.
+        watched: the parts that prune, in their order, made to show which tokens they keep; none: only counts are seen.
     """
 
     def __init__(
@@ -114,22 +113,21 @@ class RuntimeContestant:
         config: Config,
         parts: Mapping[str, Part],
         runners: Runners,
-        files: Mapping[str, Path] | None = None,
+        watched: Mapping[str, WatchedRunner],
     ) -> None:
         self.name = name
         self._config, self._runners = config, runners
         self._layers = encoder_layers(parts)
-        self._pruning = [name for name, part in parts.items() if part.encoders]
-        self._watched = {part: WatchedRunner(path) for part, path in (files or {}).items() if part in self._pruning}
+        self._watched = watched
 
     def answer(self, inputs: Inputs, temperature: float) -> Answer:
         outputs = run_request(self._config, self._runners, inputs, temperature)
         layers = counted_layers(self._layers, outputs)
         if not self._watched or temperature <= 0:
             return Answer(outputs, layers)
-        # The shipped file gives the outputs, a copy with more outputs the ids: the copy could be optimised differently.
+        # What is shipped gives the outputs, a copy with more outputs the ids: the copy may be optimised differently.
         count_tokens(self._config, {**self._runners, **self._watched}, inputs, temperature)
-        ids = [value for part in self._pruning for value in self._watched[part].ids]
+        ids = [value for runner in self._watched.values() for value in runner.ids]
         if any(layer.tokens != value.shape[1] for layer, value in zip(layers, ids, strict=True)):
             return Answer(outputs, layers)  # at a threshold, the copy rounded the other way
         return Answer(

@@ -1,6 +1,6 @@
 """ONNX files with more to see: values inside the graph made outputs, and pieces of a graph cut out."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from export.runner import feed
 from madtp.opspec import TOKEN_COMPACT
-from madtp.tasks import Outputs
+from madtp.tasks import Outputs, Runner
 
 IDS_OUTPUT = [output.name for output in TOKEN_COMPACT.outputs].index("compacted_ids")
 Arrays = dict[str, NDArray[Any]]
@@ -83,28 +83,49 @@ def with_outputs(file: OnnxFile, names: Iterable[str]) -> OnnxFile:
     return OnnxFile(model, file.folder)
 
 
-class WatchedRunner:
-    """A part's ONNX graph, whose TokenCompact nodes show the source ids of the tokens that they keep.
+def kept_ids(file: OnnxFile) -> list[str]:
+    """The values that are the source ids of the tokens kept, of every TokenCompact node in the order of the graph."""
+    nodes = [node for node in file.model.graph.node if node.op_type == TOKEN_COMPACT.onnx_name]
+    return [node.output[IDS_OUTPUT] for node in nodes]
 
-    Attributes:
-        ids: of the latest call, [sequences, tokens] int32 for each layer in the order in which they run.
+
+class ShowingRunner:
+    """A part's ONNX graph in ONNX Runtime; values inside it are outputs too.
+
+    Args:
+        file: the graph.
+        shown: the names of these values.
     """
 
-    def __init__(self, path: Path) -> None:
-        file = OnnxFile.read(path)
-        nodes = [node for node in file.model.graph.node if node.op_type == TOKEN_COMPACT.onnx_name]
-        self._id_names = [node.output[IDS_OUTPUT] for node in nodes]
-        self._session = _session(with_outputs(file, self._id_names), optimize=True)
+    def __init__(self, file: OnnxFile, shown: Iterable[str]) -> None:
+        self._session = _session(with_outputs(file, shown), optimize=True)
         self._inputs = {value.name for value in self._session.get_inputs()}
-        self._outputs = [value.name for value in file.model.graph.output]
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        arrays = self._session.run(self._outputs, feed(inputs, temperature, self._inputs))
+        return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
+
+
+class WatchedRunner:
+    """A part whose source ids are put aside.
+
+    Args:
+        runner: shows them.
+        names: of these values, in the order in which the layers run.
+
+    Attributes:
+        ids: of the latest call, [sequences, tokens] int32 for each layer.
+    """
+
+    def __init__(self, runner: Runner, names: Sequence[str]) -> None:
+        self._runner, self._names = runner, names
         self.ids: list[Tensor] = []
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        wanted = [*self._outputs, *self._id_names]
-        arrays = self._session.run(wanted, feed(inputs, temperature, self._inputs))
-        tensors = [torch.from_numpy(array) for array in arrays]
-        self.ids = tensors[len(self._outputs) :]
-        return dict(zip(self._outputs, tensors, strict=False))
+        outputs = dict(self._runner.run(inputs, temperature))
+        self.ids = [outputs.pop(name) for name in self._names]
+        return outputs
 
 
 def producers(file: OnnxFile) -> dict[str, onnx.NodeProto]:

@@ -1,0 +1,128 @@
+"""What an artifact is compared with: latencies of another session, or another artifact that runs side by side."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.bench.artifact import Described, describe, identity
+from export.bench.baseline import Measured, Measurement, artifact_at_hand, check_comparable, read_measurement
+from export.bench.calls import Case, cases_of
+from export.bench.environment import BUSY, Machine
+from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
+from export.bench.verdict import Verdict, judge
+from export.bench.yardstick import Yardstick
+from export.errors import OptionError
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Exactly one of both.
+
+    Attributes:
+        recorded: a saved measurement.
+        described: the artifact that runs side by side.
+        method: which of them, in words.
+    """
+
+    method: str
+    recorded: Measurement | None = None
+    described: Described | None = None
+
+    def verdicts(
+        self, cases: Mapping[Case, Measured], old: Mapping[Case, Sequence[float]], allowed: float, busy: float
+    ) -> list[Verdict]:
+        """Is it slower?
+
+        Args:
+            cases: what was measured so far.
+            old: milliseconds of the artifact that runs side by side, of the same rounds.
+            allowed: slow-down that passes.
+            busy: share of the CPUs that others took meanwhile.
+        """
+        if self.recorded is None:
+            return [judge(case, paired_ratio(new.milliseconds, old[case]), allowed) for case, new in cases.items()]
+        found = []
+        for case, measured in cases.items():
+            now, then = _comparable(measured, self.recorded.cases[case], self.recorded.yardstick)
+            found.append(
+                judge(
+                    case,
+                    recorded_ratio(now, then),
+                    allowed,
+                    max(noise_floor(now), noise_floor(then)),
+                    disturbed_now=busy > BUSY,
+                    disturbed_then=self.recorded.neighbours > BUSY,
+                )
+            )
+        return found
+
+
+def _comparable(now: Measured, then: Measured, yardstick: str | None) -> tuple[list[float], list[float]]:
+    """Both series in units of the yardstick, where the same one stood beside both."""
+    if now.yardstick is not None and yardstick == Yardstick.name:
+        return now.steady, then.steady
+    return now.milliseconds, then.milliseconds
+
+
+def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> Comparison:
+    """With another artifact.
+
+    Args:
+        engine: it or its manifest.
+        described: the artifact to be measured.
+        cases: of the run.
+
+    Raises:
+        ManifestError: its files are not of each other.
+        OptionError: it cannot answer the same calls.
+    """
+    other = describe(engine)
+    for key in ("task", "image_size", "vocab_size"):
+        theirs, ours = getattr(other.config, key), getattr(described.config, key)
+        if theirs != ours:
+            raise OptionError(
+                f"'{other.path}' takes other inputs than the artifact",
+                f"Its {key} is {theirs}, the artifact's {ours}.",
+                "Name an artifact of the same kind.",
+            )
+    cases_of(other.manifest, [case.temperature for case in cases], [case.batch for case in cases])
+    return Comparison(f"side by side with '{other.path}'", described=other)
+
+
+def with_baseline(
+    path: Path,
+    described: Described,
+    here: Machine,
+    samples: Mapping[str, Any],
+    cases: Sequence[Case],
+    cuda_graphs: bool,
+) -> Comparison:
+    """With a saved measurement; with its artifact side by side, where that still lies where it was.
+
+    Args:
+        path: what `--save` wrote.
+        described: the artifact to be measured.
+        here: this machine.
+        samples: of this run: origin, number of requests, sha256.
+        cases: of this run.
+        cuda_graphs: whether this run asks for them.
+
+    Raises:
+        BaselineError: it cannot be read, or is of something else.
+    """
+    baseline = read_measurement(path)
+    check_comparable(baseline, path, identity(described), here, samples, cases, cuda_graphs)
+    at_hand = artifact_at_hand(baseline)
+    if at_hand is None:
+        return Comparison(f"with the latencies in '{path}'", recorded=baseline)
+    return Comparison(f"side by side with the baseline's artifact '{at_hand}'", described=describe(at_hand))
+
+
+def differences(other: Described, described: Described) -> list[str]:
+    """What a reader has to know about two artifacts that run side by side, a sentence each."""
+    return [
+        f"{key} is {described.manifest[key]}, of the earlier artifact {other.manifest[key]}"
+        for key in ("precision", "layout", "batching", "temperature")
+        if other.manifest[key] != described.manifest[key]
+    ]

@@ -1,0 +1,117 @@
+"""What only a GPU can tell: for how long it was at work, and which layer of a plan took how much of that."""
+
+import importlib
+from collections import defaultdict
+from typing import Any
+
+from export.errors import BackendError
+
+
+class DeviceMeter:
+    """GPU time between two points of a stream, from pairs of CUDA events.
+
+    Events are recorded while a call is timed, and read when it is over (`take`), so that reading them costs it nothing.
+    https://docs.nvidia.com/cuda/cuda-runtime-api/group__CUDART__EVENT.html
+
+    Args:
+        cuda: the CUDA runtime's bindings; None imports them.
+    """
+
+    def __init__(self, cuda: Any = None) -> None:
+        self._cuda = cuda or importlib.import_module("cuda.bindings.runtime")
+        self._pairs: list[tuple[Any, Any]] = []
+        self._used = 0
+
+    def begin(self, stream: int) -> None:
+        """What `stream` is given from now on counts."""
+        if self._used == len(self._pairs):
+            self._pairs.append((self._call("cudaEventCreate"), self._call("cudaEventCreate")))
+        self._call("cudaEventRecord", self._pairs[self._used][0], stream)
+
+    def end(self, stream: int) -> None:
+        """What it is given from now on does not."""
+        self._call("cudaEventRecord", self._pairs[self._used][1], stream)
+        self._used += 1
+
+    def take(self) -> float:
+        """Milliseconds since the last time; the GPU has to be done with them."""
+        pairs, self._used = self._pairs[: self._used], 0
+        return float(sum(self._call("cudaEventElapsedTime", begin, end) for begin, end in pairs))
+
+    def close(self) -> None:
+        """Give the events back."""
+        while self._pairs:
+            for event in self._pairs.pop():
+                self._call("cudaEventDestroy", event)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        status, *results = getattr(self._cuda, name)(*arguments)
+        if status != self._cuda.cudaError_t.cudaSuccess:
+            _, text = self._cuda.cudaGetErrorString(status)
+            raise BackendError(
+                f"the GPU's time cannot be taken: {name} failed",
+                text.decode(),
+                "Look at the GPU and its driver with nvidia-smi.",
+            )
+        return results[0] if results else None
+
+
+class MeteredContext:
+    """An execution context that tells a meter when the GPU begins and ends its work; all else is the context's own.
+
+    Args:
+        context: TensorRT's.
+        meter: to tell.
+    """
+
+    def __init__(self, context: Any, meter: DeviceMeter) -> None:
+        self._context, self._meter = context, meter
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+    def execute_async_v3(self, stream: int) -> bool:
+        """Enqueue, between two events."""
+        self._meter.begin(stream)
+        enqueued = bool(self._context.execute_async_v3(stream))
+        self._meter.end(stream)
+        return enqueued
+
+
+def layer_profiler(trt: Any, milliseconds: defaultdict[str, float]) -> Any:
+    """A TensorRT profiler that adds the time of every layer to `milliseconds`, by name.
+
+    Args:
+        trt: TensorRT's Python module.
+        milliseconds: grows.
+    """
+
+    class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
+        def __init__(self) -> None:
+            trt.IProfiler.__init__(self)
+
+        def report_layer_time(self, layer_name: str, ms: float) -> None:
+            milliseconds[layer_name] += ms
+
+    return Profiler()
+
+
+def graph_context(engine: Any, trt: Any) -> Any:
+    """An execution context that captures its runs as CUDA graphs and replays them.
+
+    TensorRT for RTX does so by itself, anew for every shape, and runs as usual what it cannot capture.
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html
+
+    Raises:
+        BackendError: this TensorRT does not.
+    """
+    strategies = getattr(trt, "CudaGraphStrategy", None)
+    if strategies is None:
+        raise BackendError(
+            "this TensorRT does not capture CUDA graphs by itself",
+            "Only TensorRT for RTX does; in others the application captures its own stream.",
+            "Measure without --cuda-graphs.",
+        )
+    config = engine.create_runtime_config()
+    config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
+    return engine.create_execution_context(config)

@@ -1,0 +1,191 @@
+"""What measures on a GPU, driven without one: fakes of CUDA and TensorRT note what is asked of them, in order."""
+
+import math
+import sys
+import types
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import polygraphy.backend.trt
+import pytest
+import torch
+
+from export.backends import Backend, find_gpus
+from export.errors import BackendError
+from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
+from export.runner import CheckedRunner, PlanRunner, RunnerOptions, TensorInfo
+
+STREAM = 7
+
+
+class FakeCuda:
+    """A CUDA runtime whose clock moves when it is told to; events note its time."""
+
+    cudaError_t = SimpleNamespace(cudaSuccess=0)  # noqa: N815
+
+    def __init__(self) -> None:
+        self.milliseconds, self.asked = 0.0, list[str]()
+        self.events: dict[int, float] = {}
+
+    def cudaEventCreate(self) -> tuple[int, int]:  # noqa: N802
+        self.events[len(self.events) + 1] = math.nan
+        return 0, len(self.events)
+
+    def cudaEventRecord(self, event: int, stream: int) -> tuple[int]:  # noqa: N802
+        assert stream == STREAM
+        self.asked.append("record")
+        self.events[event] = self.milliseconds
+        return (0,)
+
+    def cudaEventElapsedTime(self, begin: int, end: int) -> tuple[int, float]:  # noqa: N802
+        return 0, self.events[end] - self.events[begin]
+
+    def cudaEventDestroy(self, event: int) -> tuple[int]:  # noqa: N802
+        del self.events[event]
+        return (0,)
+
+
+class FakeContext:
+    """An execution context; each enqueue keeps the GPU busy for 3 ms."""
+
+    def __init__(self, cuda: FakeCuda | None = None) -> None:
+        self.cuda, self.profiler = cuda, None
+        self.name = "context"
+
+    def execute_async_v3(self, stream: int) -> bool:
+        if self.cuda is not None:
+            self.cuda.asked.append("enqueue")
+            self.cuda.milliseconds += 3
+        if self.profiler is not None:
+            self.profiler.report_layer_time("matmul", 2.0)
+        return True
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return stream == STREAM
+
+
+def test_gpu_time_is_that_between_the_events_around_each_enqueue() -> None:
+    cuda = FakeCuda()
+    meter = DeviceMeter(cuda)
+    context = MeteredContext(FakeContext(cuda), meter)
+    for runs in (1, 3, 2):
+        for _ in range(runs):
+            cuda.milliseconds += 10  # copies of the inputs do not count
+            assert context.execute_async_v3(STREAM)
+        assert meter.take() == 3 * runs
+    assert meter.take() == 0
+    assert cuda.asked == ["record", "enqueue", "record"] * 6
+    assert len(cuda.events) == 2 * 3, "events are used again"
+    assert context.name == "context"
+    meter.close()
+    assert not cuda.events
+
+
+@pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU")
+def test_without_a_gpu_the_real_bindings_say_so() -> None:
+    with pytest.raises(BackendError, match=r"(?s)cudaEventCreate failed.*(driver|device)"):
+        DeviceMeter().begin(0)
+
+
+def test_tensorrt_reports_layers_to_the_profiler() -> None:
+    import tensorrt_rtx
+
+    milliseconds: defaultdict[str, float] = defaultdict(float)
+    profiler = layer_profiler(tensorrt_rtx, milliseconds)
+    assert isinstance(profiler, tensorrt_rtx.IProfiler)
+    for value in (1.5, 2.0):
+        profiler.report_layer_time("a", value)
+    assert milliseconds == {"a": 3.5}
+
+
+def test_cuda_graphs_are_asked_for_where_tensorrt_can() -> None:
+    import tensorrt_rtx
+
+    config, context = SimpleNamespace(cuda_graph_strategy=None), object()
+    engine = SimpleNamespace(
+        create_runtime_config=lambda: config,
+        create_execution_context=lambda given: context if given is config else None,
+    )
+    assert graph_context(engine, tensorrt_rtx) is context
+    assert config.cuda_graph_strategy == tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    assert hasattr(tensorrt_rtx.IRuntimeConfig, "cuda_graph_strategy")
+    assert hasattr(tensorrt_rtx.IExecutionContext, "is_stream_capturable")
+    with pytest.raises(BackendError, match="does not capture CUDA graphs by itself"):
+        graph_context(engine, types.ModuleType("tensorrt"))
+
+
+class FakeTrtRunner:
+    """Polygraphy's runner as far as `PlanRunner` uses it: one input, twice of it as the output."""
+
+    def __init__(self, engine: Any) -> None:
+        self.context = engine if isinstance(engine, FakeContext) else engine()
+        self.stream = SimpleNamespace(ptr=STREAM)
+
+    def activate(self) -> None: ...
+
+    def deactivate(self) -> None:
+        self.context = None
+
+    def get_input_metadata(self) -> dict[str, Any]:
+        return {"x": None, "temperature": None}
+
+    def infer(self, feed: dict[str, Any]) -> dict[str, Any]:
+        assert feed.keys() == {"x", "temperature"}
+        assert self.context.execute_async_v3(self.stream.ptr)
+        return {"y": 2 * feed["x"]}
+
+
+@pytest.fixture
+def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[RunnerOptions, FakeContext], PlanRunner]:
+    """Opens a plan of one input in a TensorRT that is not there."""
+    plan = tmp_path / "out.plan"
+    plan.write_bytes(b"plan")
+
+    def open_it(options: RunnerOptions, context: FakeContext) -> PlanRunner:
+        config = SimpleNamespace(cuda_graph_strategy=None)
+
+        def create(given: Any) -> FakeContext:
+            context.name = given.cuda_graph_strategy
+            return context
+
+        engine = SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=create)
+        module = types.ModuleType("tensorrt_rtx")
+        module.__dict__.update(
+            Runtime=lambda logger: SimpleNamespace(),
+            IProfiler=type("IProfiler", (), {}),
+            CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="captured"),
+        )
+        monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
+        monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
+        monkeypatch.setattr(polygraphy.backend.trt, "get_trt_logger", lambda: None)
+        monkeypatch.setattr(polygraphy.backend.trt, "TrtRunner", FakeTrtRunner)
+        loaded = (lambda: engine) if options.cuda_graphs else (lambda: context)
+        monkeypatch.setattr(polygraphy.backend.trt, "EngineFromBytes", lambda content, runtime: loaded)
+        return PlanRunner(plan, Backend("tensorrt-rtx", "1.7", "", can_run=True), options=options)
+
+    return open_it
+
+
+def test_a_plan_s_runner_meters_profiles_and_captures(open_plan: Any) -> None:
+    cuda = FakeCuda()
+    meter, layers = DeviceMeter(cuda), defaultdict[str, float](float)
+    runner = open_plan(RunnerOptions(cuda_graphs=True, meter=meter, layer_milliseconds=layers), FakeContext(cuda))
+    outputs = runner.run({"x": torch.ones(2)}, 0.5)
+    np.testing.assert_array_equal(outputs["y"].numpy(), [2.0, 2.0])
+    assert meter.take() == 3
+    assert layers == {"matmul": 2.0}
+    checked = CheckedRunner(runner, [TensorInfo("x", "float32", ("batch",))], {"x": [[1], [1], [2]]})
+    assert checked.capturable
+    checked.close()
+
+
+def test_a_plan_s_runner_does_nothing_that_was_not_asked_for(open_plan: Any) -> None:
+    context = FakeContext()
+    runner = open_plan(RunnerOptions(), context)
+    runner.run({"x": torch.ones(1)}, 0.5)
+    assert (context.profiler, context.name) == (None, "context")
+    assert runner._runner.context is context

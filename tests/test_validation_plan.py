@@ -1,0 +1,211 @@
+"""Looking into plans. ONNX Runtime stands in for a GPU: what it runs is a copy of the graph, right or with a defect."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+import export.artifact
+import export.backends
+import export.validation.plan
+import madtp
+from export.backends import Gpu, choose_backend
+from export.engine import BuildResult
+from export.manifest import manifest_path, read_manifest
+from export.options import Range
+from export.plugin_library import build_library
+from export.profile import input_profile, part_sizes
+from export.runner import OnnxRunner
+from export.trace import save_onnx
+from export.validation.bisect import Culprit, calls_of, save_repro
+from export.validation.contestants import TorchContestant
+from export.validation.graph import OnnxFile, ShowingRunner, kept_ids, with_outputs
+from export.validation.plan import PlanBuilder, find_plan_culprit
+from madtp.checkpoint import Model
+from madtp.samples import collate, load_samples
+from madtp.tasks import Outputs, Runner
+from tests.conftest import Ran
+from tests.test_validate import FEW, change_weight, edit
+from tests.test_validation import FP32, MUTATIONS, node_of
+
+Run = Callable[..., Ran]
+ADA = Gpu("a GPU of the tests", (8, 9), "580.0")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_artifact: Path) -> Model:
+    return madtp.load(tiny_artifact / "tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_artifact: Path) -> OnnxFile:
+    return OnnxFile.read(tiny_artifact / "out.onnx")
+
+
+def culprit_of(model: Model, reference: OnnxFile, shows: Callable[[str, set[str]], Runner]) -> Culprit | None:
+    contestant = TorchContestant("torch", model, torch.float32)
+    inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
+    calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
+    return find_plan_culprit(calls, {"model": reference}, shows, FP32.segment, lambda _: None)
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_the_first_wrong_node_of_a_plan_is_named(
+    mutate: Callable[[onnx.GraphProto], onnx.NodeProto], model: Model, reference: OnnxFile, tmp_path: Path
+) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(reference.model)
+    node = mutate(changed.graph)
+    asked = list[set[str]]()
+
+    def shows(part: str, shown: set[str]) -> Runner:
+        asked.append(shown)
+        there = {name for made in changed.graph.node for name in made.output}
+        return ShowingRunner(OnnxFile(changed, reference.folder), shown & there)
+
+    culprit = culprit_of(model, reference, shows)
+    assert culprit is not None
+    assert (culprit.node, culprit.nodes) == (node.name, 1)
+    assert len(asked) == (1 if node.op_type in ("AlignedAttention", "TokenCompact") else 2), "a custom op shows at once"
+    command = save_repro(culprit, tmp_path / "repro", FP32.segment)
+    ran = run(shlex.split(command), capture_output=True, text=True)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "the plan" in ran.stdout
+
+
+def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxFile) -> None:
+    assert (
+        culprit_of(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference))) is None
+    )
+
+
+def constants(file: OnnxFile) -> set[str]:
+    return {tensor.name for tensor in file.model.graph.initializer} | {value.name for value in file.model.graph.input}
+
+
+def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: OnnxFile) -> None:
+    """The defect is gone as soon as the values inside the stretch are shown, as one of a fused kernel would be."""
+    node = node_of(reference.model.graph, "Gelu")
+
+    class Fused(ShowingRunner):
+        def __init__(self, file: OnnxFile, shown: set[str]) -> None:
+            defective = onnx.ModelProto()
+            defective.CopyFrom(file.model)
+            if node.output[0] not in shown:
+                node_of(defective.graph, "Gelu").op_type = "Relu"
+                del node_of(defective.graph, "Relu").attribute[:]
+            super().__init__(OnnxFile(defective, file.folder), shown - constants(file))
+
+    culprit = culprit_of(model, reference, lambda part, shown: Fused(reference, shown))
+    assert culprit is not None
+    assert culprit.nodes > 1
+    assert "on their own, unfused, each of these nodes is right" in str(culprit)
+
+
+class StandIn(OnnxRunner):
+    """A "plan" that is an ONNX file, in place of a runner of TensorRT."""
+
+    def __init__(self, path: Path, *others: Any) -> None:
+        copy = path.with_suffix(".stand-in.onnx")
+        shutil.copyfile(path, copy)
+        super().__init__(copy)
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        return {name: value.clone() for name, value in super().run(inputs, temperature).items()}
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture
+def plan(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """An artifact that passes for a plan, where a GPU seems to be; what is built anew has its defects."""
+    artifact, checkpoint = exported
+    plan = artifact.rename(artifact.with_suffix(".plan"))
+
+    def as_plan(manifest: dict[str, Any]) -> None:
+        manifest["artifact"] = manifest["parts"][0]["artifact"] = plan.name
+        manifest["parts"][0]["plugin_layers"] = {}
+        manifest["backend"]["name"] = "tensorrt-rtx"
+
+    edit(plan, as_plan)
+
+    def build(backend: Any, source: Path, target: Path, *others: Any, shown: set[str]) -> BuildResult:
+        model = onnx.load(str(plan))
+        made = {name for node in model.graph.node for name in node.output}
+        onnx.save(with_outputs(OnnxFile(model, plan.parent), shown & made).model, str(target))
+        return BuildResult(0, {}, False, sorted(shown & made))
+
+    quick.setattr(export.backends, "find_gpus", lambda: [ADA])
+    quick.setattr(export.artifact, "PlanRunner", StandIn)
+    quick.setattr(export.validation.plan, "PlanRunner", StandIn)
+    quick.setattr(export.validation.plan, "build_plan", build)
+    return plan, checkpoint
+
+
+def test_a_plan_is_compared_with_both_others_token_by_token(
+    plan: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    arguments = ("--engine", plan[0], "--ckpt", plan[1], *FEW, "--json", tmp_path / "v.json")
+    ran = run_cli("validate", *arguments)
+    assert ran.status == 0, ran
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["status"] == "passed"
+    pairs = {(pair["pair"], pair["temperature"]): pair for pair in verdict["pairs"]}
+    assert pairs.keys() == {(pair, tau) for pair in ("torch/onnx", "torch/plan", "onnx/plan") for tau in (2, 0)}
+    for (_, temperature), pair in pairs.items():
+        assert {layer["jaccard_min"] for layer in pair["selection"]["layers"]} == {1.0 if temperature else None}
+    manifest = read_manifest(manifest_path(plan[0]))
+    assert (manifest["validation"]["artifact"], manifest["validation"]["validated"]) == ("passed", "artifact")
+
+
+def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    from madtp.files import sha256
+
+    model = onnx.load(str(plan[0]))
+    change_weight(model)
+    onnx.save(model, str(plan[0]))
+    edit(plan[0], lambda manifest: manifest["parts"][0].update(sha256=sha256(plan[0])))
+    arguments = ("--engine", plan[0], "--ckpt", plan[1], *FEW, "--repro", tmp_path / "repro")
+    ran = run_cli("validate", *arguments)
+    assert ran.status == 1, ran
+    assert "torch/plan, temperature 2, samples [0]: logits differ by 1.00e-02" in ran.out
+    assert "first node that differs given identical inputs: " in ran.out
+    command = next(line for line in ran.out.splitlines() if "polygraphy run" in line)
+    shown = run(shlex.split(command[command.index("/") :]), capture_output=True, text=True)
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("plugins", ["auto", "none"])
+def test_real_plans_show_which_tokens_they_keep(
+    plugins: str, model: Model, tiny_artifact: Path, tiny_program: torch.onnx.ONNXProgram, tmp_path: Path
+) -> None:
+    """TensorRT for RTX builds them without a GPU."""
+    source = tmp_path / "model.onnx"
+    save_onnx(tiny_program, source, external_data=True)
+    part = TorchContestant("torch", model, torch.float32).parts["model"]
+    names = kept_ids(OnnxFile.read(source))
+    layers = {"vision": 1, "text": 2}
+    assert len(names) == sum(layers.values())
+    custom = read_manifest(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
+    entry = {
+        "name": "model",
+        "profile": input_profile(part, part_sizes("nlvr", part, Range(1, 1, 2), Range(2, 6, 8), None)),
+        "plugin_layers": custom if plugins == "auto" else {},
+        "tokens": {"opt_max": {name: [[2, 40]] * count for name, count in layers.items()}},
+    }
+    library = build_library().path if plugins == "auto" else None
+    said = list[str]()
+    backend = choose_backend("auto", ".plan")
+    builder = PlanBuilder({"parts": [entry]}, backend, {"model": source}, library, said.append)
+    inside = set(names) | {node_of(OnnxFile.read(source).model.graph, "Gelu").output[0]}
+    assert set(builder.build("model", inside | {"no such value"}).shown) == inside
+    assert source.with_suffix(".plan").stat().st_size > 0
+    assert said
