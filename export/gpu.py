@@ -22,6 +22,14 @@ class DeviceMeter:
         self._pairs: list[tuple[Any, Any]] = []
         self._used = 0
 
+    def check(self) -> None:
+        """Fail now where it would fail later.
+
+        Raises:
+            BackendError: CUDA's runtime cannot be used, saying why.
+        """
+        self._call("cudaEventDestroy", self._call("cudaEventCreate"))
+
     def begin(self, stream: int) -> None:
         """What `stream` is given from now on counts."""
         if self._used == len(self._pairs):

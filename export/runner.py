@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.backends import Backend
-from export.errors import PluginError
+from export.errors import BackendError, PluginError
 from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
 from madtp.errors import InputError
 from madtp.opspec import DOMAIN, OPS, VERSION
@@ -75,6 +75,10 @@ class PlanRunner:
         library: the plugin library beside it, None where it needs none or carries it.
         allow_host_code: the plan carries its plugin library, which is code that this process will run.
         options: CUDA graphs, and what is measured.
+
+    Raises:
+        BackendError: TensorRT refuses the plan.
+        PluginError: TensorRT cannot load the library.
     """
 
     def __init__(
@@ -88,16 +92,21 @@ class PlanRunner:
         options = options or RunnerOptions()
         if backend.name == "tensorrt-rtx":
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
-        from polygraphy.backend.common import BytesFromPath
-        from polygraphy.backend.trt import EngineFromBytes, TrtRunner, get_trt_logger
+        from polygraphy.backend.trt import TrtRunner, get_trt_logger
 
         trt = importlib.import_module(backend.module)
         if library is not None:
             register_plugins(trt, library)
         runtime = trt.Runtime(get_trt_logger())
-        runtime.engine_host_code_allowed = allow_host_code
-        engine = EngineFromBytes(BytesFromPath(str(path)), runtime=runtime)
-        self._runner = TrtRunner(graph_context(engine(), trt) if options.cuda_graphs else engine)
+        runtime.engine_host_code_allowed = allow_host_code  # Polygraphy's EngineFromBytes would always allow it
+        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        if engine is None:
+            raise BackendError(
+                f"{backend.name} {backend.version} cannot load '{path}'",
+                "Its log above says why.",
+                "It was made with another version or for another GPU; export again on this machine.",
+            )
+        self._runner = TrtRunner(graph_context(engine, trt) if options.cuda_graphs else engine)
         self._runner.activate()
         self._input_names = set(self._runner.get_input_metadata())
         if options.layer_milliseconds is not None:

@@ -15,6 +15,7 @@ import pytest
 import torch
 
 from export.backends import Backend, find_gpus
+from export.bench.instruments import instruments_for
 from export.errors import BackendError
 from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
 from export.runner import CheckedRunner, PlanRunner, RunnerOptions, TensorInfo
@@ -89,6 +90,10 @@ def test_gpu_time_is_that_between_the_events_around_each_enqueue() -> None:
 def test_without_a_gpu_the_real_bindings_say_so() -> None:
     with pytest.raises(BackendError, match=r"(?s)cudaEventCreate failed.*(driver|device)"):
         DeviceMeter().begin(0)
+    described = SimpleNamespace(manifest={"backend": {"name": "tensorrt-rtx"}})
+    (note,) = instruments_for(described).notes
+    assert note.startswith("GPU time was not measured: ")
+    assert instruments_for(described).meter is None
 
 
 def test_tensorrt_reports_layers_to_the_profiler() -> None:
@@ -122,7 +127,7 @@ class FakeTrtRunner:
     """Polygraphy's runner as far as `PlanRunner` uses it: one input, twice of it as the output."""
 
     def __init__(self, engine: Any) -> None:
-        self.context = engine if isinstance(engine, FakeContext) else engine()
+        self.context = engine if isinstance(engine, FakeContext) else engine.plain_context
         self.stream = SimpleNamespace(ptr=STREAM)
 
     def activate(self) -> None: ...
@@ -145,17 +150,21 @@ def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Runn
     plan = tmp_path / "out.plan"
     plan.write_bytes(b"plan")
 
-    def open_it(options: RunnerOptions, context: FakeContext) -> PlanRunner:
+    def open_it(options: RunnerOptions, context: FakeContext, allow_host_code: bool = False) -> PlanRunner:
         config = SimpleNamespace(cuda_graph_strategy=None)
 
         def create(given: Any) -> FakeContext:
             context.name = given.cuda_graph_strategy
             return context
 
-        engine = SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=create)
+        engine = SimpleNamespace(
+            create_runtime_config=lambda: config, create_execution_context=create, plain_context=context
+        )
+        deserialized = {b"plan": engine, b"refused": None}
+        runtime = SimpleNamespace(deserialize_cuda_engine=deserialized.__getitem__, engine_host_code_allowed=None)
         module = types.ModuleType("tensorrt_rtx")
         module.__dict__.update(
-            Runtime=lambda logger: SimpleNamespace(),
+            Runtime=lambda logger: runtime,
             IProfiler=type("IProfiler", (), {}),
             CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="captured"),
         )
@@ -163,9 +172,10 @@ def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Runn
         monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
         monkeypatch.setattr(polygraphy.backend.trt, "get_trt_logger", lambda: None)
         monkeypatch.setattr(polygraphy.backend.trt, "TrtRunner", FakeTrtRunner)
-        loaded = (lambda: engine) if options.cuda_graphs else (lambda: context)
-        monkeypatch.setattr(polygraphy.backend.trt, "EngineFromBytes", lambda content, runtime: loaded)
-        return PlanRunner(plan, Backend("tensorrt-rtx", "1.7", "", can_run=True), options=options)
+        backend = Backend("tensorrt-rtx", "1.7", "", can_run=True)
+        runner = PlanRunner(plan, backend, allow_host_code=allow_host_code, options=options)
+        assert runtime.engine_host_code_allowed is allow_host_code
+        return runner
 
     return open_it
 
@@ -181,6 +191,17 @@ def test_a_plan_s_runner_meters_profiles_and_captures(open_plan: Any) -> None:
     checked = CheckedRunner(runner, [TensorInfo("x", "float32", ("batch",))], {"x": [[1], [1], [2]]})
     assert checked.capturable
     checked.close()
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_code_inside_a_plan_runs_only_where_that_is_allowed(open_plan: Any, allowed: bool) -> None:
+    open_plan(RunnerOptions(), FakeContext(), allowed)
+
+
+def test_a_plan_that_tensorrt_refuses_is_an_error(open_plan: Any, tmp_path: Path) -> None:
+    (tmp_path / "out.plan").write_bytes(b"refused")
+    with pytest.raises(BackendError, match=r"cannot load '.*out\.plan'"):
+        open_plan(RunnerOptions(), FakeContext())
 
 
 def test_a_plan_s_runner_does_nothing_that_was_not_asked_for(open_plan: Any) -> None:

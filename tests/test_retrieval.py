@@ -11,9 +11,11 @@ from torch import Tensor
 from madtp.checkpoint import NOT_DEPLOYED, load_state
 from madtp.config import RetrievalConfig
 from madtp.errors import InputError
+from madtp.parts import parts_of
 from madtp.ranking import NOT_MATCHED, image_tokens, rank
 from madtp.recorder import PruningRecorder
 from madtp.retrieval import RetrievalModel
+from madtp.tasks import run_request, torch_runners
 from tests import golden
 from tests.conftest import TINY
 from tests.generate import generated_images, generated_state
@@ -61,6 +63,20 @@ def ranked(
     model: RetrievalModel, images: Tensor, texts: tuple[Tensor, Tensor], image_batch: int = 2, **options: Any
 ) -> Any:
     return rank(model, images.split(image_batch), *texts, **{"k_test": 2, **options})
+
+
+def test_a_request_is_matched_with_enc_in_front(
+    model: RetrievalModel, images: Tensor, texts: tuple[Tensor, Tensor]
+) -> None:
+    inputs = {"image": images[:4], "input_ids": texts[0], "attention_mask": texts[1]}
+    outputs = run_request(model.config, torch_runners(parts_of(model)), inputs, TAU)
+    image = model.encode_image(images[:4], TAU)
+    right = model.match(with_enc(texts[0]), texts[1], image.image_tokens, TAU)
+    wrong = model.match(texts[0], texts[1], image.image_tokens, TAU)
+    torch.testing.assert_close(outputs["itm_logits"], right.itm_logits)
+    assert (outputs["itm_logits"] - wrong.itm_logits).abs().max() > 1e-3
+    assert torch.equal(inputs["input_ids"], texts[0]), "the text's own ids stay"
+    assert torch.equal(texts[0][:, 0], torch.full((4,), SIZES["cls_token_id"]))
 
 
 # Recordings.

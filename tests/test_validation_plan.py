@@ -15,6 +15,7 @@ from torch import Tensor
 
 import export.artifact
 import export.backends
+import export.validate
 import export.validation.plan
 import madtp
 from export.backends import Gpu, choose_backend
@@ -30,6 +31,7 @@ from export.validation.contestants import TorchContestant
 from export.validation.graph import OnnxFile, ShowingRunner, kept_ids, with_outputs
 from export.validation.plan import PlanBuilder, find_plan_culprit
 from madtp.checkpoint import Model
+from madtp.files import sha256
 from madtp.samples import collate, load_samples
 from madtp.tasks import Outputs, Runner
 from tests.conftest import Ran
@@ -124,30 +126,38 @@ class StandIn(OnnxRunner):
     def close(self) -> None: ...
 
 
-@pytest.fixture
-def plan(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> tuple[Path, Path]:
-    """An artifact that passes for a plan, where a GPU seems to be; what is built anew has its defects."""
-    artifact, checkpoint = exported
-    plan = artifact.rename(artifact.with_suffix(".plan"))
+def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make an ONNX artifact pass for a plan where a GPU seems to be; what is built anew has its defects."""
 
     def as_plan(manifest: dict[str, Any]) -> None:
-        manifest["artifact"] = manifest["parts"][0]["artifact"] = plan.name
-        manifest["parts"][0]["plugin_layers"] = {}
+        for part in manifest["parts"]:
+            made = (artifact.parent / part["artifact"]).rename(
+                artifact.with_name(part["artifact"]).with_suffix(".plan")
+            )
+            part["artifact"] = made.name
+        manifest["artifact"] = artifact.with_suffix(".plan").name
         manifest["backend"]["name"] = "tensorrt-rtx"
 
-    edit(plan, as_plan)
-
     def build(backend: Any, source: Path, target: Path, *others: Any, shown: set[str]) -> BuildResult:
-        model = onnx.load(str(plan))
+        part = artifact.with_name(f"{artifact.stem}.{target.stem}.plan")
+        model = onnx.load(str(part if part.is_file() else artifact.with_suffix(".plan")))
         made = {name for node in model.graph.node for name in node.output}
-        onnx.save(with_outputs(OnnxFile(model, plan.parent), shown & made).model, str(target))
+        onnx.save(with_outputs(OnnxFile(model, artifact.parent), shown & made).model, str(target))
         return BuildResult(0, {}, False, sorted(shown & made))
 
-    quick.setattr(export.backends, "find_gpus", lambda: [ADA])
-    quick.setattr(export.artifact, "PlanRunner", StandIn)
-    quick.setattr(export.validation.plan, "PlanRunner", StandIn)
-    quick.setattr(export.validation.plan, "build_plan", build)
-    return plan, checkpoint
+    edit(artifact, as_plan)
+    patch.setattr(export.backends, "find_gpus", lambda: [ADA])
+    patch.setattr(export.artifact, "PlanRunner", StandIn)
+    patch.setattr(export.validation.plan, "PlanRunner", StandIn)
+    patch.setattr(export.validation.plan, "build_plan", build)
+    return artifact.with_suffix(".plan")
+
+
+@pytest.fixture
+def plan(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A plan of one part, and its checkpoint."""
+    artifact, checkpoint = exported
+    return pass_for_plan(artifact, quick), checkpoint
 
 
 def test_a_plan_is_compared_with_both_others_token_by_token(
@@ -167,8 +177,6 @@ def test_a_plan_is_compared_with_both_others_token_by_token(
 
 
 def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
-    from madtp.files import sha256
-
     model = onnx.load(str(plan[0]))
     change_weight(model)
     onnx.save(model, str(plan[0]))
@@ -181,6 +189,26 @@ def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli:
     command = next(line for line in ran.out.splitlines() if "polygraphy run" in line)
     shown = run(shlex.split(command[command.index("/") :]), capture_output=True, text=True)
     assert shown.returncode == 1, shown.stdout + shown.stderr
+
+
+@pytest.mark.parametrize("task", ["vqa", "retrieval"])
+def test_plans_of_several_parts_are_validated(
+    task: str, task_artifacts: dict[str, Path], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(task_artifacts[task], tmp_path / task)
+    traced = shutil.copytree(folder, tmp_path / "traced")
+    files = {path.suffixes[0][1:]: path for path in traced.glob("out.*.onnx")}
+    for name, path in files.items():
+        files[name] = path.rename(traced / f"{name}.onnx")
+    monkeypatch.setattr(export.validate, "_trace", lambda parts, folder, progress: files)
+    plan = pass_for_plan(folder / "out.onnx", monkeypatch)
+    ran = run_cli("validate", "--engine", plan, "--ckpt", folder / "tiny.pt", *FEW, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    pairs = json.loads((tmp_path / "v.json").read_text())["pairs"]
+    assert {pair["pair"] for pair in pairs} == {"torch/onnx", "torch/plan", "onnx/plan"}
+    for pair in pairs:
+        if pair["temperature"]:
+            assert {layer["jaccard_min"] for layer in pair["selection"]["layers"]} == {1.0}
 
 
 @pytest.mark.parametrize("plugins", ["auto", "none"])

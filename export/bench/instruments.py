@@ -7,6 +7,7 @@ from export.bench.artifact import Described, runs_on_gpu
 from export.bench.environment import Neighbours
 from export.bench.measure import Timer, WallTimer
 from export.bench.yardstick import Yardstick
+from export.errors import BackendError
 from export.gpu import DeviceMeter
 
 
@@ -23,14 +24,23 @@ class Instruments:
         watch_neighbours: starts to watch; what it returns tells the share of the CPUs that others took since.
         meter: of GPU time; None does not measure it.
         yardstick: stands beside every call; None does without.
+        notes: what a reader has to know of them, a sentence each.
     """
 
     timer: Timer = field(default_factory=WallTimer)
     watch_neighbours: Callable[[], Callable[[], float]] = _watch_neighbours
     meter: DeviceMeter | None = None
     yardstick: Yardstick | None = None
+    notes: tuple[str, ...] = ()
 
 
 def instruments_for(described: Described) -> Instruments:
     """On a GPU its events, on a CPU the yardstick."""
-    return Instruments(meter=DeviceMeter()) if runs_on_gpu(described) else Instruments(yardstick=Yardstick())
+    if not runs_on_gpu(described):
+        return Instruments(yardstick=Yardstick())
+    meter = DeviceMeter()
+    try:
+        meter.check()
+    except BackendError as error:  # e.g. a driver that TensorRT can do with, and these bindings cannot
+        return Instruments(notes=(f"GPU time was not measured: {error.why}",))
+    return Instruments(meter=meter)

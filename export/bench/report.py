@@ -141,7 +141,8 @@ def lines(result: BenchResult) -> list[str]:
         f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
         f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
-        f"layout {measurement.artifact['layout']}; times are wall-clock, results on the host",
+        f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
+        "times are wall-clock, results on the host",
         "host synchronisations a call, by the manifest: "
         + ", ".join(f"{part} {count}" for part, count in waits.items()),
     ]

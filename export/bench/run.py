@@ -224,6 +224,7 @@ def bench(
             times = {case: _repetitions(using, using.yardstick, candidates[NEW, case]) for case in cases}
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
         notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
+        notes += using.notes
         before = activity()
         progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s")
         neighbours = using.watch_neighbours()

@@ -104,7 +104,7 @@ class RuntimeContestant:
         config: of the model.
         parts: of the model.
         runners: of the parts, as they are shipped.
-        watched: the parts that prune, in their order, made to show which tokens they keep; none: only counts are seen.
+        watched: the parts that prune, made to show which tokens they keep; none: only counts are seen.
     """
 
     def __init__(
@@ -118,7 +118,7 @@ class RuntimeContestant:
         self.name = name
         self._config, self._runners = config, runners
         self._layers = encoder_layers(parts)
-        self._watched = watched
+        self._watched = {part: watched[part] for part in parts if part in watched}
 
     def answer(self, inputs: Inputs, temperature: float) -> Answer:
         outputs = run_request(self._config, self._runners, inputs, temperature)

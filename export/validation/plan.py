@@ -74,7 +74,7 @@ class PlanBuilder:
 
 
 def watched_parts(files: Mapping[str, Path], shows: Shows) -> dict[str, WatchedRunner]:
-    """The parts that prune, in their order, showing which tokens they keep.
+    """The parts that prune, showing which tokens they keep.
 
     Args:
         files: ONNX of every part.
