@@ -130,14 +130,13 @@ def show_values(network: Any, wanted: set[str]) -> list[str]:
     TensorRT's debug tensors would do as well, but for sizes that depend on data: of the outputs of TokenCompact,
     TensorRT for RTX 1.7 says that its "debug output has no runners".
     """
-    shown = []
+    before = network.num_outputs
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         for value in map(layer.get_output, range(layer.num_outputs)):
             if value is not None and value.name in wanted and not value.is_network_output:
                 network.mark_output(value)
-                shown.append(value.name)
-    return shown
+    return [network.get_output(index).name for index in range(before, network.num_outputs)]
 
 
 def write_plan(trt: Any, builder: Any, network: Any, config: Any, path: str) -> bool:

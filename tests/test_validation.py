@@ -19,13 +19,14 @@ from export.validation.graph import OnnxFile
 from export.validation.invariance import Dependence
 from export.validation.outputs import compare_outputs
 from export.validation.pairs import Comparison
-from export.validation.selection import Selection, count_margin, differing_tokens
+from export.validation.selection import Selection, count_margin, differing_tokens, score_errors
 from export.validation.tolerances import TOLERANCES, Bounds, parse_tolerances
 from madtp.checkpoint import Model
 from madtp.recorder import CompactRecord
 from madtp.samples import collate, load_samples
 from madtp.tasks import Outputs
 
+DEMO = Path(madtp.__file__).parent / "demo" / "nlvr-digits.pt"
 FP32 = TOLERANCES["fp32"]
 SCORES = (0.4, 0.3, 0.2, 0.1, 0.05)  # of tokens 1 to 5; mean 0.21
 
@@ -104,12 +105,46 @@ def test_scores_that_are_not_finite_explain_nothing() -> None:
     assert not any(token.explained for token in differing_tokens(*layers(made, [0, 1, 2, -1]), FP32.score))
 
 
+def test_scores_may_err_by_twice_what_torch_s_own_do_as_long_as_that_can_be_measured() -> None:
+    exact = record(0.15, keep=3)
+    other = record(0.15, keep=3, scores=tuple(score + 0.002 for score in SCORES))
+    fewer = record(0.25, keep=2)
+
+    def answer(*records: CompactRecord) -> Answer:
+        return Answer(
+            {}, [Layer("vision", index, made.tokens_out, made.source_ids, made) for index, made in enumerate(records)]
+        )
+
+    errors = score_errors(answer(exact, other, fewer, other), answer(exact, exact, exact, exact), FP32)
+    twice = pytest.approx(2 * 0.002 / 0.21)
+    assert errors == [FP32.score, twice, FP32.score, FP32.score], "after the third layer there is nothing to measure by"
+    assert score_errors(answer(other), answer(exact), TOLERANCES["bf16"]) == [TOLERANCES["bf16"].score]
+    other.importance[0, 0] = float("nan")
+    assert score_errors(answer(other), answer(exact), FP32) == [FP32.score]
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_token_that_the_precision_lets_flip_is_explained(precision: str) -> None:
+    """The demo's model in the precision against float64: the same program, so rounding is all that differs."""
+    model = madtp.load(DEMO)
+    tolerance = TOLERANCES[precision]
+    rounded = TorchContestant("torch", model, tolerance.dtype)
+    exact = TorchContestant("torch in float64", model, torch.float64)
+    selection = Selection()
+    for request in load_samples(None, DEMO, model.config).requests:
+        inputs = collate([request], model.config)
+        left, right = (contestant.answer(inputs, model.temperature) for contestant in (rounded, exact))
+        selection.add(left, right, score_errors(left, right, tolerance))
+    assert selection.differences
+    assert all(difference.explained for difference in selection.differences)
+
+
 def test_selection_names_the_first_layer_and_measures_all() -> None:
     made = record(0.15, keep=3)
     left, right = layers(made, [0, 1, 2, -1])
     same = Layer("vision", 1, left.tokens, left.source_ids)
     selection = Selection()
-    selection.add(Answer({}, [left, same]), Answer({}, [right, same]), FP32.score)
+    selection.add(Answer({}, [left, same]), Answer({}, [right, same]), [FP32.score] * 2)
     assert [(difference.layer, difference.source_id) for difference in selection.differences] == [(0, 3)]
     assert [layer.equal for layer in selection.layers] == [0, 1]
     assert selection.layers[0].jaccards == [4 / 5]

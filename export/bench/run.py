@@ -9,7 +9,7 @@ from typing import Any
 
 from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
 from export.bench.baseline import Measured, Measurement
-from export.bench.calls import DEMO_SAMPLES, Case, Inputs, calls_of, cases_of, probe, samples_sha256
+from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
 from export.bench.comparison import Comparison, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
@@ -123,7 +123,7 @@ class _Run:
     here: Machine
     comparison: Comparison | None
     using: Instruments
-    kept: dict[Case, Any]
+    kept: dict[Case, Kept]
     times: dict[Case, int]
     before: Activity
     neighbours: Callable[[], float]

@@ -8,7 +8,7 @@ from export.options import Range
 from export.parity import batches_of
 from export.validation.contestants import Answer, Contestant, Inputs, TorchContestant
 from export.validation.outputs import OutputAgreement, compare_outputs, outputs_of
-from export.validation.selection import Selection, same_tokens
+from export.validation.selection import Selection, same_tokens, score_errors
 from export.validation.tolerances import Bounds, check_outputs
 from madtp.samples import Config, SampleSet, collate
 
@@ -64,6 +64,21 @@ class PairResult:
         }
 
 
+@dataclass(frozen=True)
+class _Yardstick:
+    """What errors of a batch are measured by.
+
+    Attributes:
+        reference: of torch in the artifact's precision.
+        exact: of torch in float64; None where that kept other tokens.
+        score_errors: what rounding may move scores by, at each layer.
+    """
+
+    reference: Answer
+    exact: Answer | None
+    score_errors: list[float]
+
+
 class Comparison:
     """Compares contestants batch by batch.
 
@@ -90,9 +105,9 @@ class Comparison:
         """
         reference = self._reference.answer(inputs, temperature)
         check_outputs(self._bounds.given, outputs_of(reference.outputs))
-        exact: Answer | None = self._yardstick.answer(inputs, temperature)
-        if exact is not None and not _same(reference, exact):
-            exact = None
+        exact = self._yardstick.answer(inputs, temperature)
+        errors = score_errors(reference, exact, self._bounds.tolerance)
+        measured = _Yardstick(reference, exact if _same(reference, exact) else None, errors)
         answers = {REFERENCE: reference}
         for other in self._others:
             answer = other.answer(inputs, temperature)
@@ -102,7 +117,7 @@ class Comparison:
                 shown = Answer(left.outputs, reference.layers) if agrees else None
                 result = self._result(f"{earlier}/{other.name}", temperature)
                 where = f"{result.pair}, temperature {temperature:g}, {name}"
-                wrong = self._judge(result, shown, answer, reference, exact, inputs)
+                wrong = self._judge(result, shown, answer, measured, inputs)
                 result.failures += [Failure(f"{where}: {text}", inputs, temperature) for text in wrong]
             answers[other.name] = answer
         return answers
@@ -115,8 +130,7 @@ class Comparison:
         result: PairResult,
         left: Answer | None,
         right: Answer,
-        reference: Answer,
-        exact: Answer | None,
+        measured: _Yardstick,
         inputs: Inputs,
     ) -> list[str]:
         requests = len(next(iter(inputs.values())))
@@ -124,7 +138,7 @@ class Comparison:
         if left is None:  # what comes before differs already, and was judged there
             result.explained += requests
             return []
-        differing = result.selection.add(left, right, self._bounds.tolerance.score)
+        differing = result.selection.add(left, right, measured.score_errors)
         if differing:
             lost = [token for token in differing if not token.explained]
             if not lost:
@@ -135,15 +149,15 @@ class Comparison:
             which = "" if token.source_id is None else f" ({len(differing)} of them, e.g. token {token.source_id})"
             return [
                 f"{what} differ first at {token.encoder} layer {token.layer}{which}, where scores had to move by "
-                f"{token.margin:.1e} of their mean, and rounding moves them by {self._bounds.tolerance.score:.0e}"
+                f"{token.margin:.1e} of their mean, and rounding moves them by {token.allowed:.0e}"
             ]
-        result.yardstick += requests if exact is not None else 0
+        result.yardstick += requests if measured.exact is not None else 0
         return compare_outputs(
             result.outputs,
             left.outputs,
             right.outputs,
-            reference.outputs,
-            None if exact is None else exact.outputs,
+            measured.reference.outputs,
+            None if measured.exact is None else measured.exact.outputs,
             self._bounds,
         )
 

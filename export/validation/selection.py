@@ -1,5 +1,7 @@
 """Did both keep the same tokens? If not: which differ, and can rounding have decided them?"""
 
+import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -7,6 +9,7 @@ import torch
 from torch import Tensor
 
 from export.validation.contestants import Answer, Layer
+from export.validation.tolerances import YARDSTICK_FACTOR, Tolerance
 from madtp.recorder import CompactRecord
 
 LISTED = 20  # differing tokens that a verdict names
@@ -23,7 +26,8 @@ class TokenDifference:
         decided_by: "threshold" (another number of tokens is kept), "rank" (another token of equal number), "order"
             (another one is stored last), or "ids" (ids that no selection gives).
         margin: how far, relative to the mean |score|, scores had to move for that; infinite where none can.
-        explained: within the precision's score error.
+        allowed: how far rounding moves scores at this layer, likewise.
+        explained: the margin is within that.
     """
 
     encoder: str
@@ -32,6 +36,7 @@ class TokenDifference:
     source_id: int | None
     decided_by: str
     margin: float
+    allowed: float
     explained: bool
 
 
@@ -78,12 +83,19 @@ class Selection:
         """Layers at which every comparison agreed."""
         return sum(layer.equal == layer.compared for layer in self.layers)
 
-    def add(self, reference: Answer, answer: Answer, score_error: float) -> list[TokenDifference]:
-        """Compare one batch; returns the differing tokens of the first layer that differs, empty where none does."""
+    def add(self, reference: Answer, answer: Answer, score_errors: Sequence[float]) -> list[TokenDifference]:
+        """Compare one batch; returns the differing tokens of the first layer that differs, empty where none does.
+
+        Args:
+            reference: torch's layers, with their records.
+            answer: of the other.
+            score_errors: what rounding may move a score by at each layer, relative to the mean |score|.
+        """
         if not self.layers:
             self.layers = [LayerAgreement(layer.encoder, layer.index) for layer in reference.layers]
         first: list[TokenDifference] = []
-        for agreement, left, right in zip(self.layers, reference.layers, answer.layers, strict=True):
+        every = zip(self.layers, reference.layers, answer.layers, score_errors, strict=True)
+        for agreement, left, right, score_error in every:
             agreement.compared += 1
             agreement.tokens.append((left.tokens, right.tokens))
             if left.source_ids is not None and right.source_ids is not None:
@@ -111,6 +123,29 @@ def same_tokens(left: Layer, right: Layer) -> bool:
     return torch.equal(left.source_ids, right.source_ids)
 
 
+def score_errors(reference: Answer, exact: Answer, tolerance: Tolerance) -> list[float]:
+    """What rounding may move a score by at each layer, relative to the mean |score|.
+
+    As of outputs: twice what torch's own scores are off in the artifact's precision, or the precision's usual error
+    where that is more; and where float64 kept other tokens in a layer before, so that there is nothing to measure by.
+
+    Args:
+        reference: of torch in the artifact's precision.
+        exact: of torch in float64.
+        tolerance: of the precision.
+    """
+    found = []
+    comparable = True
+    for left, right in zip(reference.layers, exact.layers, strict=True):
+        own = 0.0
+        if comparable and left.record is not None and right.record is not None:
+            moved = (left.record.importance.double() - right.record.importance).abs().max()
+            own = float(moved) / _scale(right.record)
+        found.append(max(tolerance.score, YARDSTICK_FACTOR * own) if math.isfinite(own) else tolerance.score)
+        comparable = comparable and same_tokens(left, right)
+    return found
+
+
 def jaccards(left: Tensor, right: Tensor) -> list[float]:
     """|kept by both| / |kept by either| of each sequence's source ids, [sequences, n] each."""
     pairs = [(set(a), set(b)) for a, b in zip(left.tolist(), right.tolist(), strict=True)]
@@ -129,7 +164,9 @@ def differing_tokens(left: Layer, right: Layer, score_error: float) -> list[Toke
 
     def difference(sequence: int, source_id: int | None, decided_by: str, margin: float) -> TokenDifference:
         explained = margin <= score_error
-        return TokenDifference(left.encoder, left.index, sequence, source_id, decided_by, margin, explained)
+        return TokenDifference(
+            left.encoder, left.index, sequence, source_id, decided_by, margin, score_error, explained
+        )
 
     if record is None:
         return [difference(0, None, "threshold", float("inf"))]
