@@ -10,6 +10,8 @@ import torch
 
 import madtp
 from export.artifact import open_parts, runtime
+from export.backends import Backend
+from export.errors import BackendError
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
 from export.options import check_suffix
 from export.pipeline import Progress, check_samples
@@ -18,12 +20,12 @@ from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
 from export.trace import save_onnx, trace_part
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
-from export.validation.contestants import RuntimeContestant, TorchContestant
+from export.validation.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validation.data import DataOptions, choose_samples
 from export.validation.graph import OnnxFile, ShowingRunner
 from export.validation.invariance import measure_dependence
 from export.validation.pairs import Comparison, Failure, compare_samples
-from export.validation.plan import PlanBuilder, Shows, find_plan_culprit, watched_parts
+from export.validation.plan import PlanBuilder, Shows, look_into_plan, watched_parts
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
 from madtp.files import write_errors
@@ -81,24 +83,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     reference = TorchContestant("torch", model, bounds.tolerance.dtype)
     yardstick = TorchContestant("torch in float64", model, torch.float64)
     with tempfile.TemporaryDirectory() as scratch:
-        if suffix == ".plan":
-            progress.stage("tracing the checkpoint to ONNX")
-            files = _trace(reference.parts, Path(scratch), progress)
-            runners = _open(manifest, files)
-        else:
-            progress.stage("opening the artifact")
-            files = {part["name"]: artifact.parent / part["artifact"] for part in manifest["parts"]}
-            runners = open_parts(manifest, artifact.parent, backend)
-        watched = watched_parts(files, _show_onnx(files))
-        others = [RuntimeContestant("onnx", config, reference.parts, runners, watched)]
-        shows: PlanBuilder | None = None
-        if suffix == ".plan" and backend.can_run:
-            progress.detail("building a plan that shows the tokens it keeps")
-            plan = open_parts(manifest, artifact.parent, backend)
-            library = _library(manifest, artifact.parent, progress)
-            shows = PlanBuilder(manifest, backend, files, library, progress.detail)
-            others.append(RuntimeContestant("plan", config, reference.parts, plan, watched_parts(files, shows)))
-        comparison = Comparison(reference, yardstick, others, bounds)
+        compared = _contestants(options, manifest, reference, backend, Path(scratch), progress)
+        comparison = Comparison(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
         temperatures = sorted({manifest["temperature"], 0.0}, reverse=True)
         counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
@@ -117,11 +103,64 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
             token_counts=counts,
             dependences=dependences,
             runs_plan=backend.can_run if suffix == ".plan" else None,
+            notes=compared.notes,
         )
         if not verdict.passed:
             progress.stage("looking for the node at fault")
-            _bisect(verdict, options, manifest, reference, files, Path(scratch), shows, progress)
+            _bisect(verdict, options, manifest, reference, compared, Path(scratch), progress)
     return verdict, update_manifest(verdict, artifact, manifest)
+
+
+@dataclass
+class _Compared:
+    """What is held to torch.
+
+    Attributes:
+        files: ONNX of every part: the artifact's, or of a plan traced from the checkpoint.
+        others: ONNX Runtime, and the plan where it can run.
+        shows: opens the plan's parts so that values inside are seen; None where no plan runs.
+        notes: see `Verdict`.
+    """
+
+    files: dict[str, Path]
+    others: list[Contestant] = field(default_factory=list)
+    shows: PlanBuilder | None = None
+    notes: list[str] = field(default_factory=list)
+
+
+def _contestants(
+    options: ValidateOptions,
+    manifest: Mapping[str, Any],
+    reference: TorchContestant,
+    backend: Backend,
+    scratch: Path,
+    progress: Progress,
+) -> _Compared:
+    folder, config, parts = options.engine.parent, reference.config, reference.parts
+    if options.engine.suffix == ".onnx":
+        progress.stage("opening the artifact")
+        compared = _Compared({part["name"]: folder / part["artifact"] for part in manifest["parts"]})
+        runners = open_parts(manifest, folder, backend)
+    else:
+        progress.stage("tracing the checkpoint to ONNX")
+        compared = _Compared(_trace(parts, scratch, progress))
+        runners = _open(manifest, compared.files)
+    watched = watched_parts(compared.files, _show_onnx(compared.files))
+    compared.others.append(RuntimeContestant("onnx", config, parts, runners, watched))
+    if options.engine.suffix == ".onnx" or not backend.can_run:
+        return compared
+    plan = open_parts(manifest, folder, backend)
+    library = _library(manifest, folder, progress)
+    compared.shows = PlanBuilder(manifest, backend, compared.files, library, progress.detail)
+    progress.detail("building a plan that shows the tokens it keeps")
+    try:
+        watched = watched_parts(compared.files, compared.shows)
+    except BackendError as error:  # no reason not to compare the plan that there is
+        watched = {}
+        why = f"because one that shows them failed: {error.what}"
+        compared.notes.append(f"of the plan tokens were only counted, {why}")
+    compared.others.append(RuntimeContestant("plan", config, parts, plan, watched))
+    return compared
 
 
 def _trace(parts: Mapping[str, Part], folder: Path, progress: Progress) -> dict[str, Path]:
@@ -148,9 +187,8 @@ def _bisect(
     options: ValidateOptions,
     manifest: Mapping[str, Any],
     reference: TorchContestant,
-    files: Mapping[str, Path],
+    compared: _Compared,
     scratch: Path,
-    shows: PlanBuilder | None,
     progress: Progress,
 ) -> None:
     """Name the node at fault in the verdict, as far as that can be told."""
@@ -163,12 +201,15 @@ def _bisect(
             verdict.bisected = (
                 "the ONNX traced from the checkpoint differs from torch: report this defect of the export"
             )
-        elif shows is not None:
-            _bisect_plan(verdict, options, reference, files, shows, failures[0][1], progress)
+        elif compared.shows is not None:
+            try:
+                _bisect_plan(verdict, options, reference, compared.files, compared.shows, failures[0][1], progress)
+            except BackendError as error:
+                verdict.bisected = f"the plan could not be looked into: {error.what}"
         return
     failure, tolerance = of_onnx[0], verdict.bounds.tolerance.node
     references = {part: OnnxFile.read(path) for part, path in _trace(reference.parts, scratch, progress).items()}
-    artifacts = {part: OnnxFile.read(path) for part, path in files.items()}
+    artifacts = {part: OnnxFile.read(path) for part, path in compared.files.items()}
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
     culprit = find_culprit(calls, references, artifacts, tolerance, progress.detail)
     verdict.culprit = culprit
@@ -194,11 +235,10 @@ def _bisect_plan(
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
     references = {part: OnnxFile.read(path) for part, path in files.items()}
     tolerance = verdict.bounds.tolerance.segment
-    culprit = find_plan_culprit(calls, references, shows, tolerance, progress.detail)
-    verdict.culprit = culprit
-    verdict.bisected = str(culprit or "a plan that shows the values inside it agrees with ONNX Runtime everywhere")
-    if culprit is not None:
-        verdict.repro = _repro(culprit, options, tolerance)
+    look = look_into_plan(calls, references, shows, tolerance, progress.detail)
+    verdict.culprit, verdict.bisected = look.culprit, str(look)
+    if look.culprit is not None:
+        verdict.repro = _repro(look.culprit, options, tolerance)
 
 
 def _show_onnx(files: Mapping[str, Path]) -> Shows:

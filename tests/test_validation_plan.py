@@ -20,16 +20,17 @@ import export.validation.plan
 import madtp
 from export.backends import Gpu, choose_backend
 from export.engine import BuildResult
+from export.errors import BackendError
 from export.manifest import manifest_path, read_manifest
 from export.options import Range
 from export.plugin_library import build_library
 from export.profile import input_profile, part_sizes
 from export.runner import OnnxRunner
 from export.trace import save_onnx
-from export.validation.bisect import Culprit, calls_of, save_repro
+from export.validation.bisect import calls_of, save_repro
 from export.validation.contestants import TorchContestant
 from export.validation.graph import OnnxFile, ShowingRunner, kept_ids, with_outputs
-from export.validation.plan import PlanBuilder, find_plan_culprit
+from export.validation.plan import Look, PlanBuilder, look_into_plan
 from madtp.checkpoint import Model
 from madtp.files import sha256
 from madtp.samples import collate, load_samples
@@ -52,11 +53,11 @@ def reference(tiny_artifact: Path) -> OnnxFile:
     return OnnxFile.read(tiny_artifact / "out.onnx")
 
 
-def culprit_of(model: Model, reference: OnnxFile, shows: Callable[[str, set[str]], Runner]) -> Culprit | None:
+def look(model: Model, reference: OnnxFile, shows: Callable[[str, set[str]], Runner]) -> Look:
     contestant = TorchContestant("torch", model, torch.float32)
     inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
     calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
-    return find_plan_culprit(calls, {"model": reference}, shows, FP32.segment, lambda _: None)
+    return look_into_plan(calls, {"model": reference}, shows, FP32.segment, lambda _: None)
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
@@ -73,7 +74,7 @@ def test_the_first_wrong_node_of_a_plan_is_named(
         there = {name for made in changed.graph.node for name in made.output}
         return ShowingRunner(OnnxFile(changed, reference.folder), shown & there)
 
-    culprit = culprit_of(model, reference, shows)
+    culprit = look(model, reference, shows).culprit
     assert culprit is not None
     assert (culprit.node, culprit.nodes) == (node.name, 1)
     assert len(asked) == (1 if node.op_type in ("AlignedAttention", "TokenCompact") else 2), "a custom op shows at once"
@@ -84,9 +85,24 @@ def test_the_first_wrong_node_of_a_plan_is_named(
 
 
 def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxFile) -> None:
-    assert (
-        culprit_of(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference))) is None
-    )
+    found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
+    assert found == Look()
+    assert str(found) == "a plan that shows the values inside it agrees with ONNX Runtime"
+
+
+def test_nodes_that_onnx_runtime_cannot_run_are_said_to_be_unchecked(
+    model: Model, reference: OnnxFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of bfloat16."""
+
+    def refuse(*given: Any) -> Any:
+        raise RuntimeError("NOT_IMPLEMENTED")
+
+    monkeypatch.setattr(export.validation.plan, "run_graph", refuse)
+    found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
+    assert found.culprit is None
+    assert node_of(reference.model.graph, "TokenCompact").name in found.unchecked
+    assert "nodes could not be checked, e.g. " in str(found)
 
 
 def constants(file: OnnxFile) -> set[str]:
@@ -106,7 +122,7 @@ def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: On
                 del node_of(defective.graph, "Relu").attribute[:]
             super().__init__(OnnxFile(defective, file.folder), shown - constants(file))
 
-    culprit = culprit_of(model, reference, lambda part, shown: Fused(reference, shown))
+    culprit = look(model, reference, lambda part, shown: Fused(reference, shown)).culprit
     assert culprit is not None
     assert culprit.nodes > 1
     assert "on their own, unfused, each of these nodes is right" in str(culprit)
@@ -153,6 +169,14 @@ def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
     return artifact.with_suffix(".plan")
 
 
+def break_plan(plan: Path) -> None:
+    """Change a weight, and let the manifest say so."""
+    model = onnx.load(str(plan))
+    change_weight(model)
+    onnx.save(model, str(plan))
+    edit(plan, lambda manifest: manifest["parts"][0].update(sha256=sha256(plan)))
+
+
 @pytest.fixture
 def plan(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """A plan of one part, and its checkpoint."""
@@ -177,10 +201,7 @@ def test_a_plan_is_compared_with_both_others_token_by_token(
 
 
 def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
-    model = onnx.load(str(plan[0]))
-    change_weight(model)
-    onnx.save(model, str(plan[0]))
-    edit(plan[0], lambda manifest: manifest["parts"][0].update(sha256=sha256(plan[0])))
+    break_plan(plan[0])
     arguments = ("--engine", plan[0], "--ckpt", plan[1], *FEW, "--repro", tmp_path / "repro")
     ran = run_cli("validate", *arguments)
     assert ran.status == 1, ran
@@ -189,6 +210,27 @@ def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli:
     command = next(line for line in ran.out.splitlines() if "polygraphy run" in line)
     shown = run(shlex.split(command[command.index("/") :]), capture_output=True, text=True)
     assert shown.returncode == 1, shown.stdout + shown.stderr
+
+
+def test_a_plan_that_cannot_be_built_anew_is_compared_by_its_counts(
+    plan: tuple[Path, Path], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*given: Any, **named: Any) -> Any:
+        raise BackendError("tensorrt-rtx 1.7 did not build the engine")
+
+    monkeypatch.setattr(export.validation.plan, "build_plan", fail)
+    ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    assert "of the plan tokens were only counted, because" in ran.out
+    assert "did not build the engine" in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert len(verdict["notes"]) == 1
+    shown = {pair["pair"]: pair["selection"]["layers"][0]["jaccard_min"] for pair in verdict["pairs"][:2]}
+    assert shown["torch/plan"] is None
+    break_plan(plan[0])
+    ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW)
+    assert ran.status == 1, ran
+    assert "the plan could not be looked into: tensorrt-rtx 1.7 did not build the engine" in ran.out
 
 
 @pytest.mark.parametrize("task", ["vqa", "retrieval"])

@@ -84,13 +84,31 @@ def watched_parts(files: Mapping[str, Path], shows: Shows) -> dict[str, WatchedR
     return {part: WatchedRunner(shows(part, set(shown)), shown) for part, shown in names.items() if shown}
 
 
-def find_plan_culprit(
+@dataclass(frozen=True)
+class Look:
+    """What looking into a plan came to.
+
+    Attributes:
+        culprit: the first nodes that are wrong; None: none is.
+        unchecked: nodes that ONNX Runtime has no kernels for in this precision, so that nothing is known of them.
+    """
+
+    culprit: Culprit | None = None
+    unchecked: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        found = str(self.culprit or "a plan that shows the values inside it agrees with ONNX Runtime")
+        count = len(self.unchecked)
+        return f"{found} ({count} nodes could not be checked, e.g. {self.unchecked[0]})" if count else found
+
+
+def look_into_plan(
     calls: list[Call],
     references: Mapping[str, OnnxFile],
     shows: Shows,
     tolerance: float,
     on_detail: Callable[[str], None],
-) -> Culprit | None:
+) -> Look:
     """The first nodes whose output in the plan leaves what ONNX Runtime makes of the plan's own inputs to them.
 
     First only what custom ops take and give is looked at, so that TensorRT may fuse what lies between as it does in the
@@ -102,23 +120,22 @@ def find_plan_culprit(
         shows: opens parts of the plan.
         tolerance: relative to an output's largest |value|.
         on_detail: told what is being done.
-
-    Returns:
-        None where the plan does what ONNX Runtime does everywhere.
     """
+    unchecked: list[str] = []
     for call in calls:
         reference = references[call.part]
         on_detail(f"looking into the plan of {call.part}")
-        coarse = _first_wrong(call, reference, shows, _around_custom_ops(reference), tolerance)
+        coarse = _first_wrong(call, reference, shows, _around_custom_ops(reference), tolerance, unchecked)
         if coarse is None:
             continue
         if coarse.nodes == 1:
-            return coarse
+            return Look(coarse, tuple(unchecked))
         on_detail(f"looking closer, at {coarse.nodes} nodes of {call.part}")
         inside = {name for node in coarse.piece.model.graph.node for name in (*node.input, *node.output)}
-        fine = _first_wrong(call, reference, shows, inside, tolerance)
-        return fine or replace(coarse, why=["on their own, unfused, each of these nodes is right"])
-    return None
+        fine = _first_wrong(call, reference, shows, inside, tolerance, unchecked)
+        whole = replace(coarse, why=["on their own, unfused, each of these nodes is right"])
+        return Look(fine or whole, tuple(unchecked))
+    return Look(None, tuple(unchecked))
 
 
 def _around_custom_ops(file: OnnxFile) -> set[str]:
@@ -126,8 +143,13 @@ def _around_custom_ops(file: OnnxFile) -> set[str]:
     return {name for node in nodes for name in (*node.input, *node.output) if name}
 
 
-def _first_wrong(call: Call, file: OnnxFile, shows: Shows, shown: set[str], tolerance: float) -> Culprit | None:
-    """The first piece of the graph, between values that the plan shows, that the plan computes otherwise."""
+def _first_wrong(
+    call: Call, file: OnnxFile, shows: Shows, shown: set[str], tolerance: float, unchecked: list[str]
+) -> Culprit | None:
+    """The first piece of the graph, between values that the plan shows, that the plan computes otherwise.
+
+    Nodes that cannot be run here go to `unchecked`.
+    """
     runner = shows(call.part, shown)
     outputs = runner.run(call.inputs, call.temperature)
     if isinstance(runner, PlanRunner):
@@ -145,7 +167,8 @@ def _first_wrong(call: Call, file: OnnxFile, shows: Shows, shown: set[str], tole
         count = len(piece.model.graph.node)
         try:
             right = run_graph(piece, given, names)
-        except Exception:  # ONNX Runtime, which has no common type for them, lacks some kernels, e.g. of bfloat16
+        except Exception:  # ONNX Runtime has no common type for kernels that it lacks, e.g. of bfloat16
+            unchecked.append(node.name)
             continue
         for name in names:
             worst = relative_difference(right[name], made[name])

@@ -55,6 +55,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     lines += _dependence_lines(verdict)
     if verdict.runs_plan is False:
         lines.append("the plan was not run: no GPU here can execute it; ONNX traced from the checkpoint was compared")
+    lines += verdict.notes
     failures = verdict.failures
     lines += failures[:SHOWN]
     if len(failures) > SHOWN:

@@ -52,6 +52,7 @@ class Verdict:
         runs_plan: whether a GPU here can execute the plan; None of an .onnx artifact.
         culprit: the node at fault; None where nothing failed, or no single node does.
         bisected: what bisecting came to in words; empty where nothing failed.
+        notes: what was looked at less closely than it should be, and why, a sentence each.
     """
 
     artifact: str
@@ -67,6 +68,7 @@ class Verdict:
     culprit: Culprit | None = None
     bisected: str = ""
     repro: str = ""
+    notes: list[str] = field(default_factory=list)
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     @property
@@ -120,6 +122,7 @@ class Verdict:
                 "batch_mates": [found.to_json() for found in self.dependences],
                 "bisected": self.bisected,
                 "repro": self.repro,
+                "notes": self.notes,
                 "tools": tool_versions(),
             }
         )
