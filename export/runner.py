@@ -106,6 +106,7 @@ class PlanRunner:
                 "Its log above says why.",
                 "It was made with another version or for another GPU; export again on this machine.",
             )
+        self._kept_alive = [runtime, engine]  # what is made of them may not do that
         self._runner = TrtRunner(graph_context(engine, trt) if options.cuda_graphs else engine)
         self._runner.activate()
         self._input_names = set(self._runner.get_input_metadata())
@@ -127,6 +128,7 @@ class PlanRunner:
     def close(self) -> None:
         """Free the engine and its device memory."""
         self._runner.deactivate()
+        self._kept_alive.clear()
 
 
 def register_plugins(trt: Any, library: Path) -> None:

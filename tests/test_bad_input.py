@@ -715,7 +715,7 @@ def test_a_plan_whose_onnx_answers_otherwise_is_not_written(
     def build(backend: object, source: Path, plan: Path, cache: Path, *_: object) -> BuildResult:
         plan.write_text("plan")
         cache.write_text("cache")
-        return BuildResult(1, 0, timing_cache_reused=False)
+        return BuildResult(1, {}, timing_cache_reused=False, shown=[])
 
     quick.setattr(export.pipeline, "build_plan", build)
     quick.setattr(export.backends, "find_gpus", list)
