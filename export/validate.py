@@ -13,23 +13,20 @@ from export.artifact import open_parts, runtime
 from export.backends import Backend
 from export.errors import BackendError
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
+from export.onnx_graph import OnnxGraph
 from export.options import check_suffix
 from export.pipeline import Progress, check_samples
-from export.plugin_library import plugin_library
 from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
-from export.trace import save_onnx, trace_part
+from export.showing import PlanBuilder, show_onnx, trace_parts, watched_parts
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
 from export.validation.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validation.data import DataOptions, choose_samples
-from export.validation.graph import OnnxFile, ShowingRunner
 from export.validation.invariance import measure_dependence
 from export.validation.pairs import Comparison, Failure, compare_samples
-from export.validation.plan import PlanBuilder, Shows, look_into_plan, watched_parts
+from export.validation.plan import look_into_plan
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
-from madtp.files import write_errors
-from madtp.parts import Part
 from madtp.tasks import Runner
 
 STAGES = 5
@@ -143,15 +140,14 @@ def _contestants(
         runners = open_parts(manifest, folder, backend)
     else:
         progress.stage("tracing the checkpoint to ONNX")
-        compared = _Compared(_trace(parts, scratch, progress))
+        compared = _Compared(trace_parts(parts, scratch, progress.detail))
         runners = _open(manifest, compared.files)
-    watched = watched_parts(compared.files, _show_onnx(compared.files))
+    watched = watched_parts(compared.files, show_onnx(compared.files))
     compared.others.append(RuntimeContestant("onnx", config, parts, runners, watched))
     if options.engine.suffix == ".onnx" or not backend.can_run:
         return compared
     plan = open_parts(manifest, folder, backend)
-    library = _library(manifest, folder, progress)
-    compared.shows = PlanBuilder(manifest, backend, compared.files, library, progress.detail)
+    compared.shows = PlanBuilder.of_artifact(manifest, folder, backend, compared.files, progress.detail)
     progress.detail("building a plan that shows the tokens it keeps")
     try:
         watched = watched_parts(compared.files, compared.shows)
@@ -161,17 +157,6 @@ def _contestants(
         compared.notes.append(f"of the plan tokens were only counted, {why}")
     compared.others.append(RuntimeContestant("plan", config, parts, plan, watched))
     return compared
-
-
-def _trace(parts: Mapping[str, Part], folder: Path, progress: Progress) -> dict[str, Path]:
-    """Every part, traced anew, as an ONNX file in `folder`."""
-    files = {}
-    for name, part in parts.items():
-        progress.detail(name)
-        files[name] = folder / f"{name}.onnx"
-        with write_errors(files[name]):
-            save_onnx(trace_part(part), files[name], external_data=True)
-    return files
 
 
 def _open(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
@@ -208,8 +193,9 @@ def _bisect(
                 verdict.bisected = f"the plan could not be looked into: {error.what}"
         return
     failure, tolerance = of_onnx[0], verdict.bounds.tolerance.node
-    references = {part: OnnxFile.read(path) for part, path in _trace(reference.parts, scratch, progress).items()}
-    artifacts = {part: OnnxFile.read(path) for part, path in compared.files.items()}
+    traced = trace_parts(reference.parts, scratch, progress.detail)
+    references = {part: OnnxGraph.read(path) for part, path in traced.items()}
+    artifacts = {part: OnnxGraph.read(path) for part, path in compared.files.items()}
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
     culprit = find_culprit(calls, references, artifacts, tolerance, progress.detail)
     verdict.culprit = culprit
@@ -233,28 +219,12 @@ def _bisect_plan(
 ) -> None:
     """Name the nodes that the plan computes otherwise than ONNX Runtime does."""
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
-    references = {part: OnnxFile.read(path) for part, path in files.items()}
+    references = {part: OnnxGraph.read(path) for part, path in files.items()}
     tolerance = verdict.bounds.tolerance.segment
     look = look_into_plan(calls, references, shows, tolerance, progress.detail)
     verdict.culprit, verdict.bisected = look.culprit, str(look)
     if look.culprit is not None:
         verdict.repro = _repro(look.culprit, options, tolerance)
-
-
-def _show_onnx(files: Mapping[str, Path]) -> Shows:
-    """Opens ONNX files in ONNX Runtime."""
-    return lambda part, shown: ShowingRunner(OnnxFile.read(files[part]), shown)
-
-
-def _library(manifest: Mapping[str, Any], folder: Path, progress: Progress) -> Path | None:
-    """The plan's plugin library, as a file; None where it has no plugins."""
-    entry = manifest["plugins"]["library"]
-    if entry is None:
-        return None
-    if not entry["embedded"]:
-        return folder / str(entry["file"])
-    library = plugin_library("auto", progress.detail)  # a builder cannot read the one inside the plan
-    return None if library is None else library.path
 
 
 def _repro(culprit: Culprit, options: ValidateOptions, tolerance: float) -> str:

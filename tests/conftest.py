@@ -19,7 +19,7 @@ from PIL import Image
 
 import export.check
 import export.pipeline
-import export.validate
+import export.showing
 import madtp.samples
 from export import cli
 from export.trace import trace_part
@@ -216,7 +216,7 @@ def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatc
     """Take the tiny model's trace as given, and measure latency briefly."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
-        for module in (export.pipeline, export.validate):
+        for module in (export.pipeline, export.showing):
             patch.setattr(module, "trace_part", lambda part: program)
         yield patch
 

@@ -13,20 +13,24 @@ import torch
 
 import export.reporting.build as build
 import export.reporting.measure as measure
+import export.showing
 import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
+from export.errors import BackendError
 from export.manifest import dump_manifest, read_manifest
 from export.reporting.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
 from export.reporting.fates import follow, patch_runs
 from export.reporting.measure import alone, temperatures_of
-from export.reporting.watch import watch_onnx, watch_torch
+from export.reporting.watch import watch_artifact, watch_torch
 from export.reporting.words import token_names
 from export.samples import artifact_samples
+from export.showing import show_onnx
 from madtp.parts import parts_of
 from madtp.samples import load_samples
 from tests.conftest import TAU, Outputs, Ran, TaskArtifacts, write_samples
 from tests.paths import ROOT
+from tests.test_validation_plan import pass_for_plan
 
 HOSTILE = "</p><script>alert(1)</script>"
 # Six patches: layer 0 merges 2 and 5; layer 1 nothing; layer 2 merges 1, 6 and the merged token of layer 0.
@@ -197,14 +201,14 @@ def test_default_temperatures_lie_around_the_artifacts() -> None:
 
 @pytest.mark.parametrize("task", ["nlvr", "retrieval"])
 def test_graph_and_torch_give_the_same_source_ids(
-    task: str, tiny_artifact: Path, task_artifacts: TaskArtifacts, tmp_path: Path
+    task: str, tiny_artifact: Path, task_artifacts: TaskArtifacts
 ) -> None:
     folder = tiny_artifact if task == "nlvr" else task_artifacts[task]
     manifest = read_manifest(folder / "out.json")
     model = madtp.load(folder / "tiny.pt")
     runners = open_parts(manifest, folder, runtime(manifest))
-    graph = watch_onnx(manifest, folder, tmp_path, runners, "graph")
-    assert graph is not None
+    files = {part["name"]: folder / part["artifact"] for part in manifest["parts"]}
+    graph = watch_artifact(manifest, files, show_onnx(files), runners, "graph")
     torch_model = watch_torch(parts_of(model), "torch")
     request = load_samples(None, folder / "tiny.pt", model.config).requests[0]
     inputs = alone(request, model.config, 2)
@@ -249,8 +253,44 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
     assert "the plan was NOT RUN: no GPU of that machine could execute it" in text
     assert "NOT RUN for this page: there is no GPU" in text
     assert "of the torch model, not of the plan" in text
-    assert "source ids of the torch model of the checkpoint" in text
+    assert "the torch model of the checkpoint (no GPU of this machine can run the plan)" in text
     assert "word 1" in text
+
+
+def test_plan_that_runs_shows_what_it_pruned_itself(
+    exported: tuple[Path, Path], run_cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """ONNX Runtime stands in for a GPU."""
+    artifact, checkpoint = exported
+    arguments = ("-o", tmp_path / "page.html", "--synthetic", "--temperature", TAU)
+
+    def shown(given: Path, *more: object) -> tuple[str, list[str]]:
+        """The text of a page, and what it strikes out and covers."""
+        ran = run_cli("report", given, *arguments, *more)
+        assert ran.status == 0, ran
+        html = (tmp_path / "page.html").read_text()
+        marks = [element.get("d") or "".join(element.itertext()) for element in parsed(html).iter() if pruned(element)]
+        return text_of(html), marks
+
+    _, expected = shown(artifact)
+    assert expected
+    plan = pass_for_plan(artifact, monkeypatch)
+    assert "a plan does not give out which tokens it keeps. Give --ckpt" in shown(plan)[0]
+    text, marks = shown(plan, "--ckpt", checkpoint)
+    assert "source ids of the plan, built anew so that it gives out its source ids" in text
+    assert marks == expected
+
+    def fail(*given: object, **named: object) -> None:
+        raise BackendError("it did not build")
+
+    monkeypatch.setattr(export.showing, "build_plan", fail)
+    text, marks = shown(plan, "--ckpt", checkpoint)
+    assert "the torch model of the checkpoint (a plan that gives out source ids failed: it did not build)" in text
+    assert marks == expected
+
+
+def pruned(element: ElementTree.Element) -> bool:
+    return element.get("class") in (FRESH, GONE)
 
 
 def bench_result(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:

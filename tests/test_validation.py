@@ -12,10 +12,10 @@ import torch
 
 import madtp
 from export.errors import OptionError
+from export.onnx_graph import OnnxGraph
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
 from export.validation.contestants import Answer, Layer, TorchContestant
 from export.validation.data import spread
-from export.validation.graph import OnnxFile
 from export.validation.invariance import Dependence
 from export.validation.outputs import compare_outputs
 from export.validation.pairs import Comparison
@@ -291,11 +291,11 @@ MUTATIONS = (change_matmul, change_epsilon, change_layer, swap_op, swap_inputs, 
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_artifact: Path) -> OnnxFile:
-    return OnnxFile.read(tiny_artifact / "out.onnx")
+def reference(tiny_artifact: Path) -> OnnxGraph:
+    return OnnxGraph.read(tiny_artifact / "out.onnx")
 
 
-def bisect(model: Model, reference: OnnxFile, artifact: OnnxFile) -> Culprit | None:
+def bisect(model: Model, reference: OnnxGraph, artifact: OnnxGraph) -> Culprit | None:
     contestant = TorchContestant("torch", model, torch.float32)
     inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
     calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
@@ -304,38 +304,38 @@ def bisect(model: Model, reference: OnnxFile, artifact: OnnxFile) -> Culprit | N
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_bisecting_names_exactly_the_node_that_was_changed(
-    mutate: Callable[[onnx.GraphProto], onnx.NodeProto], model: Model, reference: OnnxFile, tmp_path: Path
+    mutate: Callable[[onnx.GraphProto], onnx.NodeProto], model: Model, reference: OnnxGraph, tmp_path: Path
 ) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(reference.model)
     node = mutate(changed.graph)
-    culprit = bisect(model, reference, OnnxFile(changed, reference.folder))
+    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
     assert culprit is not None
     assert (culprit.node, culprit.op) == (node.name, node.op_type)
     assert culprit.why
     assert culprit.nodes == (2 if mutate is insert_node else 1)
 
 
-def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model, reference: OnnxFile) -> None:
+def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model, reference: OnnxGraph) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(reference.model)
     (body,) = (function for function in changed.functions if function.name == "AlignedAttention")
     node_of(body, "Softmax").op_type = "LogSoftmax"
-    culprit = bisect(model, reference, OnnxFile(changed, reference.folder))
+    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
     assert culprit is not None
     assert culprit.node == node_of(changed.graph, "AlignedAttention").name
     assert culprit.why == ["its function body is another"]
 
 
-def test_bisecting_an_artifact_that_is_right_names_nothing(model: Model, reference: OnnxFile) -> None:
+def test_bisecting_an_artifact_that_is_right_names_nothing(model: Model, reference: OnnxGraph) -> None:
     assert bisect(model, reference, reference) is None
 
 
-def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxFile, tmp_path: Path) -> None:
+def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxGraph, tmp_path: Path) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(reference.model)
     change_matmul(changed.graph)
-    culprit = bisect(model, reference, OnnxFile(changed, reference.folder))
+    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
     assert culprit is not None
     command = save_repro(culprit, tmp_path / "repro", FP32.node)
     ran = run(shlex.split(command), capture_output=True, text=True)

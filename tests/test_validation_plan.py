@@ -15,6 +15,7 @@ from torch import Tensor
 
 import export.artifact
 import export.backends
+import export.showing
 import export.validate
 import export.validation.plan
 import madtp
@@ -22,15 +23,16 @@ from export.backends import Gpu, choose_backend
 from export.engine import BuildResult
 from export.errors import BackendError
 from export.manifest import manifest_path, read_manifest
+from export.onnx_graph import OnnxGraph, kept_ids, with_outputs
 from export.options import Range
 from export.plugin_library import build_library
 from export.profile import input_profile, part_sizes
 from export.runner import OnnxRunner
+from export.showing import PlanBuilder, ShowingRunner
 from export.trace import save_onnx
 from export.validation.bisect import calls_of, save_repro
 from export.validation.contestants import TorchContestant
-from export.validation.graph import OnnxFile, ShowingRunner, kept_ids, with_outputs
-from export.validation.plan import Look, PlanBuilder, look_into_plan
+from export.validation.plan import Look, look_into_plan
 from madtp.checkpoint import Model
 from madtp.files import sha256
 from madtp.samples import collate, load_samples
@@ -49,11 +51,11 @@ def model(tiny_artifact: Path) -> Model:
 
 
 @pytest.fixture(scope="module")
-def reference(tiny_artifact: Path) -> OnnxFile:
-    return OnnxFile.read(tiny_artifact / "out.onnx")
+def reference(tiny_artifact: Path) -> OnnxGraph:
+    return OnnxGraph.read(tiny_artifact / "out.onnx")
 
 
-def look(model: Model, reference: OnnxFile, shows: Callable[[str, set[str]], Runner]) -> Look:
+def look(model: Model, reference: OnnxGraph, shows: Callable[[str, set[str]], Runner]) -> Look:
     contestant = TorchContestant("torch", model, torch.float32)
     inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
     calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
@@ -62,7 +64,7 @@ def look(model: Model, reference: OnnxFile, shows: Callable[[str, set[str]], Run
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
 def test_the_first_wrong_node_of_a_plan_is_named(
-    mutate: Callable[[onnx.GraphProto], onnx.NodeProto], model: Model, reference: OnnxFile, tmp_path: Path
+    mutate: Callable[[onnx.GraphProto], onnx.NodeProto], model: Model, reference: OnnxGraph, tmp_path: Path
 ) -> None:
     changed = onnx.ModelProto()
     changed.CopyFrom(reference.model)
@@ -72,7 +74,7 @@ def test_the_first_wrong_node_of_a_plan_is_named(
     def shows(part: str, shown: set[str]) -> Runner:
         asked.append(shown)
         there = {name for made in changed.graph.node for name in made.output}
-        return ShowingRunner(OnnxFile(changed, reference.folder), shown & there)
+        return ShowingRunner(OnnxGraph(changed, reference.folder), shown & there)
 
     culprit = look(model, reference, shows).culprit
     assert culprit is not None
@@ -84,14 +86,14 @@ def test_the_first_wrong_node_of_a_plan_is_named(
     assert "the plan" in ran.stdout
 
 
-def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxFile) -> None:
+def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxGraph) -> None:
     found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
     assert found == Look()
     assert str(found) == "a plan that shows the values inside it agrees with ONNX Runtime"
 
 
 def test_nodes_that_onnx_runtime_cannot_run_are_said_to_be_unchecked(
-    model: Model, reference: OnnxFile, monkeypatch: pytest.MonkeyPatch
+    model: Model, reference: OnnxGraph, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As those of bfloat16."""
 
@@ -105,22 +107,22 @@ def test_nodes_that_onnx_runtime_cannot_run_are_said_to_be_unchecked(
     assert "nodes could not be checked, e.g. " in str(found)
 
 
-def constants(file: OnnxFile) -> set[str]:
+def constants(file: OnnxGraph) -> set[str]:
     return {tensor.name for tensor in file.model.graph.initializer} | {value.name for value in file.model.graph.input}
 
 
-def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: OnnxFile) -> None:
+def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: OnnxGraph) -> None:
     """The defect is gone as soon as the values inside the stretch are shown, as one of a fused kernel would be."""
     node = node_of(reference.model.graph, "Gelu")
 
     class Fused(ShowingRunner):
-        def __init__(self, file: OnnxFile, shown: set[str]) -> None:
+        def __init__(self, file: OnnxGraph, shown: set[str]) -> None:
             defective = onnx.ModelProto()
             defective.CopyFrom(file.model)
             if node.output[0] not in shown:
                 node_of(defective.graph, "Gelu").op_type = "Relu"
                 del node_of(defective.graph, "Relu").attribute[:]
-            super().__init__(OnnxFile(defective, file.folder), shown - constants(file))
+            super().__init__(OnnxGraph(defective, file.folder), shown - constants(file))
 
     culprit = look(model, reference, lambda part, shown: Fused(reference, shown)).culprit
     assert culprit is not None
@@ -158,14 +160,15 @@ def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
         part = artifact.with_name(f"{artifact.stem}.{target.stem}.plan")
         model = onnx.load(str(part if part.is_file() else artifact.with_suffix(".plan")))
         made = {name for node in model.graph.node for name in node.output}
-        onnx.save(with_outputs(OnnxFile(model, artifact.parent), shown & made).model, str(target))
+        onnx.save(with_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
         return BuildResult(0, {}, False, sorted(shown & made))
 
     edit(artifact, as_plan)
     patch.setattr(export.backends, "find_gpus", lambda: [ADA])
     patch.setattr(export.artifact, "PlanRunner", StandIn)
+    patch.setattr(export.showing, "PlanRunner", StandIn)
     patch.setattr(export.validation.plan, "PlanRunner", StandIn)
-    patch.setattr(export.validation.plan, "build_plan", build)
+    patch.setattr(export.showing, "build_plan", build)
     return artifact.with_suffix(".plan")
 
 
@@ -218,7 +221,7 @@ def test_a_plan_that_cannot_be_built_anew_is_compared_by_its_counts(
     def fail(*given: Any, **named: Any) -> Any:
         raise BackendError("tensorrt-rtx 1.7 did not build the engine")
 
-    monkeypatch.setattr(export.validation.plan, "build_plan", fail)
+    monkeypatch.setattr(export.showing, "build_plan", fail)
     ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran
     assert "of the plan tokens were only counted, because" in ran.out
@@ -242,7 +245,7 @@ def test_plans_of_several_parts_are_validated(
     files = {path.suffixes[0][1:]: path for path in traced.glob("out.*.onnx")}
     for name, path in files.items():
         files[name] = path.rename(traced / f"{name}.onnx")
-    monkeypatch.setattr(export.validate, "_trace", lambda parts, folder, progress: files)
+    monkeypatch.setattr(export.validate, "trace_parts", lambda parts, folder, on_part: files)
     plan = pass_for_plan(folder / "out.onnx", monkeypatch)
     ran = run_cli("validate", "--engine", plan, "--ckpt", folder / "tiny.pt", *FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran
@@ -261,7 +264,7 @@ def test_real_plans_show_which_tokens_they_keep(
     source = tmp_path / "model.onnx"
     save_onnx(tiny_program, source, external_data=True)
     part = TorchContestant("torch", model, torch.float32).parts["model"]
-    names = kept_ids(OnnxFile.read(source))
+    names = kept_ids(OnnxGraph.read(source))
     layers = {"vision": 1, "text": 2}
     assert len(names) == sum(layers.values())
     custom = read_manifest(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
@@ -275,7 +278,7 @@ def test_real_plans_show_which_tokens_they_keep(
     said = list[str]()
     backend = choose_backend("auto", ".plan")
     builder = PlanBuilder({"parts": [entry]}, backend, {"model": source}, library, said.append)
-    inside = set(names) | {node_of(OnnxFile.read(source).model.graph, "Gelu").output[0]}
+    inside = set(names) | {node_of(OnnxGraph.read(source).model.graph, "Gelu").output[0]}
     assert set(builder.build("model", inside | {"no such value"}).shown) == inside
     assert source.with_suffix(".plan").stat().st_size > 0
     assert said

@@ -18,11 +18,12 @@ from export.reporting.bench_file import BenchFile, read_bench
 from export.reporting.examples import Example, choose, picture, text_view
 from export.reporting.measure import Counts, alone, gflops_of, latencies, temperatures_of, tokens_of, total_tokens
 from export.reporting.page import Measured, render
-from export.reporting.watch import Watched, watch_onnx, watch_torch
+from export.reporting.watch import Watched, watch_artifact, watch_torch
 from export.reporting.words import token_names
 from export.runner import CheckedRunner
 from export.samples import ArtifactSamples, artifact_samples
 from export.session import find_manifest
+from export.showing import PlanBuilder, show_onnx, trace_parts
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.errors import OutputError
 from madtp.files import Staging
@@ -171,7 +172,7 @@ def _measure(
     watched = None
     if shown is not None:
         with tempfile.TemporaryDirectory() as scratch:
-            watched = _watched(opened, Path(scratch))
+            watched = _watched(opened, Path(scratch), progress)
             if watched is not None:
                 examples = _examples(opened, samples, counts[shown], counts[0.0], watched, shown)
     ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
@@ -190,16 +191,26 @@ def _measure(
     )
 
 
-def _watched(opened: _Opened, scratch: Path) -> Watched | None:
-    """The exported graph where it can give out source ids, else the torch model, else nothing."""
-    if opened.manifest["artifact"].endswith(".onnx"):
-        how = "the exported ONNX graph, in a copy whose TokenCompact nodes give out their source ids"
-        found = watch_onnx(opened.manifest, opened.folder, scratch, opened.runners, how)
-        if found is not None:
-            return found
+def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | None:
+    """The artifact, made to give out source ids; else the torch model; without a checkpoint nothing."""
+    manifest, runners = opened.manifest, opened.runners
+    if manifest["artifact"].endswith(".onnx"):
+        files = {entry["name"]: opened.folder / entry["artifact"] for entry in manifest["parts"]}
+        how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
+        return watch_artifact(manifest, files, show_onnx(files), runners, how)
     if opened.parts is None:
         return None
-    return watch_torch(opened.parts, "the torch model of the checkpoint; a plan does not give out source ids")
+    why = "no GPU of this machine can run the plan"
+    if opened.backend.can_run:
+        progress.detail("building a plan that shows the tokens it keeps")
+        files = trace_parts(opened.parts, scratch, progress.detail)
+        builder = PlanBuilder.of_artifact(manifest, opened.folder, opened.backend, files, progress.detail)
+        how = "the plan, built anew so that it gives out its source ids"
+        try:
+            return watch_artifact(manifest, files, builder, runners, how)
+        except BackendError as error:
+            why = f"a plan that gives out source ids failed: {error.what}"
+    return watch_torch(opened.parts, f"the torch model of the checkpoint ({why})")
 
 
 def _examples(

@@ -1,24 +1,19 @@
-"""Source ids of every layer: from an exported graph that is made to give them out, or from the torch model."""
+"""Source ids of every layer: from an artifact that is made to give them out, or from the torch model."""
 
-import os
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from export.runner import OnnxRunner
-from madtp.files import write_errors
-from madtp.opspec import DOMAIN, TOKEN_COMPACT
+from export.showing import Shows, WatchedRunner, watched_parts
 from madtp.parts import Part
 from madtp.recorder import PruningRecorder
 from madtp.samples import Config
 from madtp.tasks import COUNTS_SUFFIX, Outputs, Runner, TorchRunner, count_tokens
 
 Ids = dict[str, list[Tensor]]  # by encoder: of every layer [sequences, tokens] int32
-IDS = next(index for index, spec in enumerate(TOKEN_COMPACT.outputs) if spec.name == "compacted_ids")
 
 
 @dataclass(frozen=True)
@@ -56,31 +51,25 @@ def watch_torch(parts: Mapping[str, Part], how: str) -> Watched:
     return watched
 
 
-def watch_onnx(
-    manifest: Mapping[str, Any], folder: Path, scratch: Path, runners: Mapping[str, Runner], how: str
-) -> Watched | None:
-    """Copies of the artifact's ONNX files whose source ids are outputs; None where no node gives them out.
+def watch_artifact(
+    manifest: Mapping[str, Any], files: Mapping[str, Path], shows: Shows, runners: Mapping[str, Runner], how: str
+) -> Watched:
+    """The artifact, made to give out its source ids.
 
     Args:
         manifest: of the artifact.
-        folder: where its files lie.
-        scratch: for the copies, as long as they run.
+        files: ONNX of every part: the artifact's own, or what a plan is built from.
+        shows: opens the parts.
         runners: of the artifact, for parts that prune nothing.
         how: see `Watched`.
 
     Raises:
-        OutputError: there is no room for the copies.
+        BackendError: a plan cannot be built anew.
+        OutputError: there is no room for that.
     """
-    watched = Watched(how, dict(runners))
-    for entry in manifest["parts"]:
-        encoders = part_encoders(entry)
-        if not encoders:
-            continue
-        names = _copy_with_ids(folder, entry, scratch)
-        if len(names) != sum(encoders.values()):
-            return None
-        runner = OnnxRunner(scratch / entry["artifact"])
-        watched.runners[entry["name"]] = _OnnxPart(runner, encoders, names, watched.seen)
+    watched, entries = Watched(how, dict(runners)), {entry["name"]: entry for entry in manifest["parts"]}
+    for part, runner in watched_parts(files, shows).items():
+        watched.runners[part] = _RuntimePart(runner, part_encoders(entries[part]), watched.seen)
     return watched
 
 
@@ -89,31 +78,6 @@ def part_encoders(entry: Mapping[str, Any]) -> dict[str, int]:
     counts = {output["name"]: output["shape"] for output in entry["outputs"] if output["name"].endswith(COUNTS_SUFFIX)}
     matches = entry["name"] == "match"  # a part of its own, whose output is named as that of any text
     return {"match" if matches else name.removesuffix(COUNTS_SUFFIX): shape[1] for name, shape in counts.items()}
-
-
-def _copy_with_ids(folder: Path, entry: Mapping[str, Any], scratch: Path) -> list[str]:
-    """Write the part's graph to `scratch` with the source ids of its nodes as outputs; returns their names."""
-    import onnx
-
-    graph = onnx.load(str(folder / entry["artifact"]), load_external_data=False)
-    nodes = [node for node in graph.graph.node if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name)]
-    names = [node.output[IDS] for node in nodes]
-    for name in names:
-        graph.graph.output.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT32, [None, None]))
-    copy = scratch / entry["artifact"]
-    with write_errors(copy):
-        onnx.save(graph, str(copy))
-        if entry["external_data"] is not None:
-            _link(folder / entry["external_data"]["file"], scratch / entry["external_data"]["file"])
-    return names
-
-
-def _link(source: Path, target: Path) -> None:
-    """Weights may be gigabytes; a runtime may refuse a symbolic link that leads out of the folder."""
-    try:
-        os.link(source, target)
-    except OSError:  # another file system
-        shutil.copyfile(source, target)
 
 
 @dataclass(frozen=True)
@@ -129,15 +93,14 @@ class _TorchPart:
 
 
 @dataclass(frozen=True)
-class _OnnxPart:
-    runner: OnnxRunner
+class _RuntimePart:
+    runner: WatchedRunner
     encoders: Mapping[str, int]
-    names: Sequence[str]
     seen: Ids
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         outputs = self.runner.run(inputs, temperature)
-        _note(self.seen, self.encoders, [outputs.pop(name) for name in self.names])
+        _note(self.seen, self.encoders, self.runner.ids)
         return outputs
 
 

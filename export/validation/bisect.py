@@ -15,9 +15,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
+from export.onnx_graph import Arrays, OnnxGraph, cut, producers, run_graph, with_outputs
 from export.runner import feed
 from export.validation.contestants import Inputs
-from export.validation.graph import Arrays, OnnxFile, cut, producers, run_graph, with_outputs
 from madtp.files import write_errors
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runner, Runners, run_request
@@ -52,7 +52,7 @@ class Culprit:
     difference: float
     why: list[str]
     nodes: int
-    piece: OnnxFile = field(repr=False, compare=False)
+    piece: OnnxGraph = field(repr=False, compare=False)
     inputs: Arrays = field(repr=False, compare=False)
     expected: Arrays = field(repr=False, compare=False)
     origin: str = "torch's ONNX"
@@ -86,8 +86,8 @@ def calls_of(config: Config, runners: Runners, inputs: Inputs, temperature: floa
 
 def find_culprit(
     calls: list[Call],
-    references: Mapping[str, OnnxFile],
-    artifacts: Mapping[str, OnnxFile],
+    references: Mapping[str, OnnxGraph],
+    artifacts: Mapping[str, OnnxGraph],
     tolerance: float,
     on_detail: Callable[[str], None],
 ) -> Culprit | None:
@@ -110,7 +110,7 @@ def find_culprit(
     return None
 
 
-def _culprits(call: Call, reference: OnnxFile, artifact: OnnxFile, tolerance: float) -> Iterator[Culprit]:
+def _culprits(call: Call, reference: OnnxGraph, artifact: OnnxGraph, tolerance: float) -> Iterator[Culprit]:
     names = {value.name for value in reference.model.graph.input}
     known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, names)
     values = list(producers(reference))
@@ -154,7 +154,7 @@ def relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
     return float(difference.max(initial=0.0) / max(finite.max(initial=0.0), 1e-30))
 
 
-def differences(file: OnnxFile, node: onnx.NodeProto, reference: OnnxFile, original: onnx.NodeProto) -> list[str]:
+def differences(file: OnnxGraph, node: onnx.NodeProto, reference: OnnxGraph, original: onnx.NodeProto) -> list[str]:
     """What is unlike between two nodes that make the same value, in words."""
     found = []
     if (node.domain, node.op_type) != (original.domain, original.op_type):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from export.parity import encoder_layers
-from export.validation.graph import WatchedRunner
+from export.showing import WatchedRunner
 from madtp.checkpoint import Model
 from madtp.parts import Part, parts_of
 from madtp.recorder import CompactRecord, PruningRecorder

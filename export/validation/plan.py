@@ -1,87 +1,15 @@
-"""Looking into plans: built anew, with values inside them as outputs.
-
-A plan shows nothing but its outputs. One that is built from the same graph with more outputs shows which tokens every
-layer keeps, and where it leaves what ONNX Runtime makes of the same inputs.
-"""
+"""Looking into plans: where one that shows values inside it leaves what ONNX Runtime makes of the same inputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Protocol
 
-from export.backends import Backend
-from export.engine import BuildResult, TokenSizes, build_plan, inline_functions, set_token_sizes
+from export.onnx_graph import Arrays, OnnxGraph, cut, run_graph
 from export.runner import PlanRunner, feed
+from export.showing import Shows
 from export.validation.bisect import Call, Culprit, relative_difference
-from export.validation.graph import Arrays, OnnxFile, WatchedRunner, cut, kept_ids, run_graph
-from madtp.files import write_errors
 from madtp.opspec import DOMAIN
-from madtp.tasks import Runner
 
 PLAN = "the plan"
-
-
-class Shows(Protocol):
-    """Opens a part of a plan so that values inside it are outputs too."""
-
-    def __call__(self, part: str, shown: set[str]) -> Runner:
-        """The part, and the ONNX names of the values; those that the plan does not have are left out."""
-        ...
-
-
-@dataclass(frozen=True)
-class PlanBuilder:
-    """Builds the parts of a plan anew, as it was built, but for what they show. A `Shows`.
-
-    Attributes:
-        manifest: of the artifact.
-        backend: that it was built with; it can run.
-        files: every part, traced from the checkpoint, weights beside it.
-        library: of the plan's plugins; None: it has none.
-        on_phase: told what the builder is doing.
-    """
-
-    manifest: Mapping[str, Any]
-    backend: Backend
-    files: Mapping[str, Path]
-    library: Path | None
-    on_phase: Callable[[str], None]
-
-    def __call__(self, part: str, shown: set[str]) -> Runner:
-        """Build and open.
-
-        Raises:
-            BackendError: it cannot be built.
-            OutputError: there is no room for it.
-        """
-        self.build(part, shown)
-        return PlanRunner(self.files[part].with_suffix(".plan"), self.backend, self.library)
-
-    def build(self, part: str, shown: set[str]) -> BuildResult:
-        """Build the plan, beside the part's ONNX file."""
-        entry = next(entry for entry in self.manifest["parts"] if entry["name"] == part)
-        source = self.files[part]
-        network, plan = source.with_name(f"network-{source.name}"), source.with_suffix(".plan")
-        library = self.library if entry["plugin_layers"] else None
-        with write_errors(plan):
-            if library is None:
-                inline_functions(source, network)
-            else:
-                sizes = entry["tokens"]["opt_max"]
-                set_token_sizes(source, network, {name: [TokenSizes(*size) for size in sizes[name]] for name in sizes})
-            cache = plan.with_suffix(".timing")
-            return build_plan(self.backend, network, plan, cache, entry["profile"], self.on_phase, library, shown=shown)
-
-
-def watched_parts(files: Mapping[str, Path], shows: Shows) -> dict[str, WatchedRunner]:
-    """The parts that prune, showing which tokens they keep.
-
-    Args:
-        files: ONNX of every part.
-        shows: opens them.
-    """
-    names = {part: kept_ids(OnnxFile.read(path)) for part, path in files.items()}
-    return {part: WatchedRunner(shows(part, set(shown)), shown) for part, shown in names.items() if shown}
 
 
 @dataclass(frozen=True)
@@ -104,7 +32,7 @@ class Look:
 
 def look_into_plan(
     calls: list[Call],
-    references: Mapping[str, OnnxFile],
+    references: Mapping[str, OnnxGraph],
     shows: Shows,
     tolerance: float,
     on_detail: Callable[[str], None],
@@ -138,13 +66,13 @@ def look_into_plan(
     return Look(None, tuple(unchecked))
 
 
-def _around_custom_ops(file: OnnxFile) -> set[str]:
+def _around_custom_ops(file: OnnxGraph) -> set[str]:
     nodes = [node for node in file.model.graph.node if node.domain == DOMAIN]
     return {name for node in nodes for name in (*node.input, *node.output) if name}
 
 
 def _first_wrong(
-    call: Call, file: OnnxFile, shows: Shows, shown: set[str], tolerance: float, unchecked: list[str]
+    call: Call, file: OnnxGraph, shows: Shows, shown: set[str], tolerance: float, unchecked: list[str]
 ) -> Culprit | None:
     """The first piece of the graph, between values that the plan shows, that the plan computes otherwise.
 
