@@ -52,27 +52,29 @@ def run_graph(graph: OnnxGraph, inputs: Mapping[str, NDArray[Any]], outputs: Ite
         inputs: by name; ones that the graph does not take are ignored.
         outputs: to return, of the graph's.
     """
-    session = open_graph(graph, optimize=False)
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = open_graph(graph, options)
     names = list(outputs)
     taken = {value.name for value in session.get_inputs()}
     values = session.run(names, {name: array for name, array in inputs.items() if name in taken})
     return dict(zip(names, values, strict=True))
 
 
-def open_graph(graph: OnnxGraph, optimize: bool) -> Any:
-    """A session of ONNX Runtime.
+def open_graph(graph: OnnxGraph, options: Any = None) -> Any:
+    """A session of ONNX Runtime on the CPU.
 
     Args:
         graph: to run.
-        optimize: whether nodes may be fused.
+        options: ONNX Runtime's `SessionOptions`; None is as usual.
     """
     import onnxruntime
 
-    options = onnxruntime.SessionOptions()
+    options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
     return onnxruntime.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 

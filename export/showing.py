@@ -39,7 +39,7 @@ class ShowingRunner:
     """
 
     def __init__(self, graph: OnnxGraph, shown: Iterable[str]) -> None:
-        self._session = open_graph(with_outputs(graph, shown), optimize=True)
+        self._session = open_graph(with_outputs(graph, shown))
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 

@@ -126,22 +126,13 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, model: Any, folder: Path) -> None:
-        import onnx
+        from export.onnx_graph import OnnxGraph, kept_ids
+        from export.showing import ShowingRunner, trace_parts
 
-        from export.runner import OnnxRunner
-        from export.trace import save_onnx, trace_part
-
-        self._parts = []
-        for name, part in parts_of(model).items():
-            path = folder / f"{name}.onnx"
-            save_onnx(trace_part(part), path, external_data=True)
-            graph = onnx.load(str(path), load_external_data=False)
-            ids = [node.output[2] for node in graph.graph.node if node.op_type == "TokenCompact"]
-            for value in ids:
-                kind = onnx.TensorProto.INT32
-                graph.graph.output.append(onnx.helper.make_tensor_value_info(value, kind, ["b", None]))
-            onnx.save(graph, str(path))
-            self._parts.append((part, OnnxRunner(path), ids))
+        parts = parts_of(model)
+        graphs = {name: OnnxGraph.read(path) for name, path in trace_parts(parts, folder, lambda _: None).items()}
+        ids = {name: kept_ids(graph) for name, graph in graphs.items()}
+        self._parts = [(parts[name], ShowingRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()]
 
     def runners(self) -> tuple[dict[str, Runner], Towers]:
         """Runners of all parts, and what they note."""

@@ -10,6 +10,7 @@ from typing import Any
 
 import junitparser
 import numpy as np
+import onnx
 import pytest
 import torch
 from torch import Tensor
@@ -30,9 +31,11 @@ from export.errors import BackendError, BaselineError, ManifestError, OptionErro
 from export.runner import RunnerOptions
 from export.samples import artifact_samples
 from madtp.errors import InputError
+from madtp.files import sha256
 from madtp.tasks import Outputs, Runner
 from tests.conftest import TAU, Ran
 from tests.test_bench_statistics import FakeTimer
+from tests.test_validate import edit
 
 Cli = Callable[..., Ran]
 QUICK = ("--seconds", 0.05, "--no-profile")
@@ -158,8 +161,17 @@ def test_all_that_is_measured_and_written(
         assert words in ran.out
 
 
-def test_profiled_gflops_are_those_of_the_manifest(tiny_artifact: Path) -> None:
-    result = bench(BenchOptions(tiny_artifact / "out.json", seconds=0.01), Quiet())
+@pytest.mark.parametrize("external", [False, True])
+def test_profiled_gflops_are_those_of_the_manifest(external: bool, tiny_artifact: Path, tmp_path: Path) -> None:
+    folder = tiny_artifact
+    if external:  # weights in a file of their own
+        folder = shutil.copytree(tiny_artifact, tmp_path / "external")
+        path, weights = folder / "out.onnx", folder / "out.onnx.data"
+        onnx.save(onnx.load(str(path)), str(path), save_as_external_data=True, location=weights.name)
+        entry = {"sha256": sha256(path), "external_data": {"file": weights.name, "sha256": sha256(weights)}}
+        edit(path, lambda manifest: manifest["parts"][0].update(entry))
+    result = bench(BenchOptions(folder / "out.json", seconds=0.01), Quiet())
+    assert {"AlignedAttention", "TokenCompact"} <= result.operators[Case(TAU, 1)].milliseconds.keys()
     counted = result.described.manifest["validation"]["gflops"]["dense"]
     # The manifest counts layer norms too, but no alignment products where nothing is pruned.
     assert result.operators[Case(0.0, 1)].gflops == pytest.approx(counted, rel=0.25)

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import onnx
 import torch
 from torch import Tensor
 
 from export.bench.artifact import Described
 from export.bench.calls import Case, Inputs
+from export.onnx_graph import OnnxGraph, open_graph
 from export.runner import feed
 from madtp.opspec import OPS
 from madtp.tasks import Outputs, run_request
@@ -54,22 +54,18 @@ class ProfiledRunner:
     Args:
         path: the file.
         scratch: the profile goes there.
-        named: tell the nodes of custom ops from others; not where weights lie in a file of their own, which a model
-            in memory could not find.
         threads: of ONNX Runtime; None is its own choice.
     """
 
-    def __init__(self, path: Path, scratch: Path, named: bool, threads: int | None) -> None:
+    def __init__(self, path: Path, scratch: Path, threads: int | None) -> None:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
         options.enable_profiling = True
         options.profile_file_prefix = str(scratch / path.stem)
         if threads is not None:
             options.intra_op_num_threads = threads
-        source = _with_named_functions(path) if named else str(path)
-        self._session = onnxruntime.InferenceSession(source, options, providers=["CPUExecutionProvider"])
+        self._session = open_graph(_with_named_functions(OnnxGraph.read(path)), options)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._runs = self._first = 0
@@ -101,9 +97,7 @@ def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: 
         threads: of ONNX Runtime.
     """
     runners = {
-        part["name"]: ProfiledRunner(
-            described.folder / part["artifact"], scratch, part["external_data"] is None, threads
-        )
+        part["name"]: ProfiledRunner(described.folder / part["artifact"], scratch, threads)
         for part in described.manifest["parts"]
     }
     run_request(described.config, runners, calls[0], case.temperature)  # allocates memory, which later runs use again
@@ -166,11 +160,9 @@ def _shape(entry: Mapping[str, list[int]]) -> list[int]:
     return next(iter(entry.values()))
 
 
-def _with_named_functions(path: Path) -> bytes:
-    """The model with every node of a function named after it."""
-    model = onnx.load(str(path))
-    for function in model.functions:
+def _with_named_functions(graph: OnnxGraph) -> OnnxGraph:
+    """The graph with every node of a function named after it."""
+    for function in graph.model.functions:
         for number, node in enumerate(function.node):
             node.name = f"{function.name}/{number}"
-    content: bytes = model.SerializeToString()
-    return content
+    return graph
