@@ -1,6 +1,7 @@
 """The main job, end to end: a checkpoint becomes an artifact with a true manifest, and both formats are real."""
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,12 @@ import onnxruntime
 import pytest
 import torch
 
+import export.pipeline
 from export import cli
 from export.manifest import read_manifest
+from export.trace import trace_part
 from madtp.files import sha256
+from madtp.parts import Part
 from tests import golden
 from tests.paths import CARRIED
 
@@ -30,6 +34,21 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = json.loads((CARRIED / "config.json").read_text())
     torch.save({"model": model.state_dict(), "epoch": 7, "temperature": TAU, "config": config}, path)
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def traced_once() -> Iterator[None]:
+    """Exports after the first take its trace: they are of the same checkpoint, and a trace is most of their time."""
+    programs: dict[str, torch.onnx.ONNXProgram] = {}
+
+    def trace(part: Part) -> torch.onnx.ONNXProgram:
+        if part.name not in programs:
+            programs[part.name] = trace_part(part)
+        return programs[part.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export.pipeline, "trace_part", trace)
+        yield
 
 
 @pytest.fixture(scope="module")

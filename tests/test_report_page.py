@@ -258,7 +258,7 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
 
 
 def test_plan_that_runs_shows_what_it_pruned_itself(
-    exported: tuple[Path, Path], run_cli: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    exported: tuple[Path, Path], run_cli: Command, quick: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """ONNX Runtime stands in for a GPU."""
     artifact, checkpoint = exported
@@ -274,7 +274,7 @@ def test_plan_that_runs_shows_what_it_pruned_itself(
 
     _, expected = shown(artifact)
     assert expected
-    plan = pass_for_plan(artifact, monkeypatch)
+    plan = pass_for_plan(artifact, quick)
     assert "a plan does not give out which tokens it keeps. Give --ckpt" in shown(plan)[0]
     text, marks = shown(plan, "--ckpt", checkpoint)
     assert "source ids of the plan, built anew so that it gives out its source ids" in text
@@ -283,7 +283,7 @@ def test_plan_that_runs_shows_what_it_pruned_itself(
     def fail(*given: object, **named: object) -> None:
         raise BackendError("it did not build")
 
-    monkeypatch.setattr(export.showing, "build_plan", fail)
+    quick.setattr(export.showing, "build_plan", fail)
     text, marks = shown(plan, "--ckpt", checkpoint)
     assert "the torch model of the checkpoint (a plan that gives out source ids failed: it did not build)" in text
     assert marks == expected
