@@ -14,7 +14,7 @@ import jsonschema
 
 from export.errors import ManifestError
 from export.runner import TensorInfo
-from madtp.files import sha256
+from madtp.files import parse_json, sha256
 
 SCHEMA_VERSION = 3
 PART_NAMES = {  # see madtp/parts.py
@@ -57,7 +57,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ManifestError: missing, not JSON, of another schema version, or malformed.
     """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ManifestError(
             f"cannot read the manifest '{path}'", str(error), "It is written beside the artifact; keep both together."

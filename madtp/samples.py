@@ -1,6 +1,5 @@
 """Samples to run a model on: a folder of the user's, or the demo's."""
 
-import json
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from madtp.config import BlipConfig, ClipConfig
 from madtp.demo.data import held_out_samples
 from madtp.demo.photos import photo_samples
 from madtp.errors import InputError
+from madtp.files import parse_json
 from madtp.images import read_image
 from madtp.preprocess import Sample, image_tensor
 from madtp.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
@@ -215,7 +215,7 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
         )
     index = folder / INDEX
     try:
-        entries = json.loads(index.read_text(encoding="utf-8"))
+        entries = parse_json(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read '{index}'", str(error), f"It has to be a JSON list of {_entry_form(task)}."

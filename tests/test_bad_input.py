@@ -1,6 +1,7 @@
 """Bad options, outputs, samples and manifests, and parity that fails: a clear error, nothing written, nothing lost."""
 
 import json
+import math
 import os
 import resource
 import shutil
@@ -545,6 +546,14 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         edited(lambda manifest: manifest.update(temperature="warm")),
         ("$.temperature", "'warm'"),
     ),
+    "temperature below zero": (edited(lambda manifest: manifest.update(temperature=-1)), ("$.temperature", "minimum")),
+    "temperature too large": (
+        edited(lambda manifest: manifest.update(temperature=10**39)),
+        ("$.temperature", "maximum"),
+    ),
+    "not a number": (edited(lambda manifest: manifest.update(temperature=math.nan)), ("cannot read", "not JSON")),
+    "infinite": (edited(lambda manifest: manifest["config"].update(extra=math.inf)), ("cannot read", "not JSON")),
+    "half a character": (edited(lambda manifest: manifest.update(created="\ud800")), ("cannot read", "surrogates")),
     "unknown field": (edited(lambda manifest: manifest.update(extra=1)), ("malformed", "extra")),
     "no parts": (edited(lambda manifest: manifest.update(parts=[])), ("malformed", "$.parts")),
     "profile missing": (

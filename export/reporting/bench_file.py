@@ -1,6 +1,5 @@
 """Latencies that `python -m export bench --json` wrote (or --save)."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ import jsonschema
 
 from export.bench.baseline import SCHEMA_VERSION, measurement_schema
 from export.errors import ReportError
+from madtp.files import parse_json
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
     """
     again = "Make it with python -m export bench ... --json FILE."
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"cannot read the bench result '{path}'", str(error), again) from error
     measured: Any = content.get("measurement", content) if isinstance(content, dict) else None
