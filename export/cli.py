@@ -1,6 +1,7 @@
 """The command line: `python -m export`."""
 
 import importlib
+import os
 import sys
 from contextlib import suppress
 from typing import Any
@@ -78,6 +79,11 @@ def main() -> int:
         return WRONG_INPUT
     except MadtpError as error:
         sys.stderr.write(f"error: {error}\n")
+        return WRONG_INPUT
+    except (OSError, UnicodeError) as error:  # of standard output: closed, full, or of another encoding
+        with suppress(OSError):
+            sys.stderr.write(f"error: the result could not be printed: {error}\n")
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left at exit
         return WRONG_INPUT
     except (click.Abort, KeyboardInterrupt):
         sys.stderr.write("interrupted: nothing was written, earlier outputs are as they were\n")

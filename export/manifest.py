@@ -4,7 +4,8 @@ The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); 
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
 from pathlib import Path
@@ -14,7 +15,8 @@ import jsonschema
 
 from export.errors import ManifestError
 from export.runner import TensorInfo
-from madtp.files import parse_json, sha256
+from madtp.errors import OutputError
+from madtp.files import check_writable, parse_json, sha256
 
 SCHEMA_VERSION = 3
 PART_NAMES = {  # see madtp/parts.py
@@ -120,6 +122,12 @@ def check_files(manifest: Mapping[str, Any], folder: Path) -> None:
             "Parts of different models give answers, but wrong ones.",
             "Export again, all parts at once.",
         )
+    for name, digest in file_hashes(manifest).items():
+        _check_file(folder / name, digest, manifest["artifact"])
+
+
+def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
+    """sha256 of the files that an artifact consists of beside its manifest, by name."""
     files: dict[str, str] = {}
     for part in manifest["parts"]:
         files[part["artifact"]] = part["sha256"]
@@ -131,8 +139,37 @@ def check_files(manifest: Mapping[str, Any], folder: Path) -> None:
     vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
     if vocabulary is not None and vocabulary["file"] is not None:
         files[vocabulary["file"]] = vocabulary["sha256"]
-    for name, digest in files.items():
-        _check_file(folder / name, digest, manifest["artifact"])
+    return files
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None], artifacts: Iterable[Path | None]) -> None:
+    """Refuse, before any work, outputs that cannot be written or would take the place of another file.
+
+    Args:
+        outputs: of a run.
+        inputs: that it reads; folders stand for the files in them.
+        artifacts: that it reads, each with its manifest and all the files of that.
+
+    Raises:
+        OutputError: naming the file.
+    """
+    given = [path.resolve() for path in inputs if path is not None]
+    for artifact in artifacts:
+        if artifact is None or not artifact.name:
+            continue
+        given += [artifact.resolve(), manifest_path(artifact).resolve()]
+        with suppress(ManifestError):  # said where the manifest is needed
+            names = file_hashes(read_manifest(manifest_path(artifact)))
+            given += [(artifact.parent / name).resolve() for name in names]
+    taken = set(given)
+    for path in outputs:
+        check_writable(path)
+        target = path.resolve()
+        if target in taken or (target.exists() and target.parent in taken):
+            raise OutputError(
+                f"'{path}' is named twice", "It is an input or another output of this run.", "Name another file."
+            )
+        taken.add(target)
 
 
 def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path) -> None:

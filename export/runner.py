@@ -48,11 +48,12 @@ class RunnerOptions:
 
 
 class OnnxRunner:
-    """An ONNX file in ONNX Runtime on the CPU, nothing registered."""
+    """An ONNX file in ONNX Runtime on the CPU, nothing registered. Running raises BackendError where it cannot."""
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
         import onnxruntime
 
+        self._path = path
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -62,7 +63,15 @@ class OnnxRunner:
         self.output_names = [output.name for output in self.session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        values = self.session.run(self.output_names, feed(inputs, temperature, self.input_names))
+        given = feed(inputs, temperature, self.input_names)
+        try:
+            values = self.session.run(self.output_names, given)
+        except Exception as error:  # ONNX Runtime's own have no common type
+            raise BackendError(
+                f"ONNX Runtime cannot run '{self._path}'",
+                (str(error).strip().splitlines() or [type(error).__name__])[0],
+                "The file is not as the export left it; export again.",
+            ) from error
         return {name: torch.from_numpy(value) for name, value in zip(self.output_names, values, strict=True)}
 
 

@@ -27,6 +27,7 @@ from export.validation.pairs import Comparison, Failure, compare_samples
 from export.validation.plan import look_into_plan
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
+from madtp.errors import OutputError
 from madtp.tasks import Runner
 
 STAGES = 5
@@ -230,4 +231,7 @@ def _bisect_plan(
 def _repro(culprit: Culprit, options: ValidateOptions, tolerance: float) -> str:
     if options.repro is None:
         return "with --repro DIR the node and its inputs are saved, and a command that shows the difference is printed"
-    return save_repro(culprit, options.repro, tolerance)
+    try:
+        return save_repro(culprit, options.repro, tolerance)
+    except OutputError as error:  # no reason to lose the verdict
+        return f"the node was not saved: {error.what}"

@@ -35,7 +35,7 @@ from madtp.files import sha256
 from madtp.tasks import Outputs, Runner
 from tests.conftest import TAU, Ran
 from tests.test_bench_statistics import FakeTimer
-from tests.test_validate import edit
+from tests.test_validate import change_weight, edit, rehash
 
 Cli = Callable[..., Ran]
 QUICK = ("--seconds", 0.05, "--no-profile")
@@ -345,13 +345,28 @@ def test_neighbours_only_slow_down(factor: float, options: BenchOptions, saved: 
 
 
 def test_the_baseline_s_artifact_runs_again_where_it_is_at_hand(
-    options: BenchOptions, saved: Path, tiny_artifact: Path
+    options: BenchOptions, saved: Path, tiny_artifact: Path, tmp_path: Path
 ) -> None:
     timer = FakeTimer()
-    known = save(read_measurement(saved), saved, path=str(tiny_artifact / "out.json"))
-    result = fake_bench(replace(options, against=known), timer, FakeRunner(timer, 1), FakeRunner(timer, 2))
+    here = tiny_artifact / "out.json"
+    known = save(read_measurement(saved), saved, path=str(here))
+    rehash(shutil.copytree(tiny_artifact, tmp_path / "new") / "out.onnx", change_weight)
+    new = replace(options, against=known, artifact=tmp_path / "new" / "out.onnx")
+    result = fake_bench(new, timer, FakeRunner(timer, 1), FakeRunner(timer, 2))
     assert "side by side" in result.method
     assert overall(result.verdicts) == Outcome.PASS
+    same = replace(options, against=known, artifact=here)  # beside itself it could not be slower
+    result = fake_bench(same, timer, FakeRunner(timer, 1, 1.4))
+    assert "with the latencies in" in result.method
+    assert overall(result.verdicts) == Outcome.FAIL
+
+
+def test_a_baseline_whose_series_do_not_belong_together_is_refused(options: BenchOptions, saved: Path) -> None:
+    content = json.loads(saved.read_text())
+    for changes in ({"yardstick": "work"}, {"cases": [{**content["cases"][0], "device_milliseconds": [1.0]}]}):
+        saved.write_text(json.dumps(content | changes))
+        with pytest.raises(BaselineError, match="malformed"):
+            read_measurement(saved)
 
 
 @pytest.mark.parametrize(("factor", "status"), [(1.0, 0), (1.3, 1), (1.05, 3)])

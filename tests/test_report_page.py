@@ -353,7 +353,7 @@ def test_damage_is_refused_and_inputs_are_not_overwritten(
     exported: tuple[Path, Path], run_cli: Command, tmp_path: Path
 ) -> None:
     manifest = exported[0].with_suffix(".json")
-    run_cli("report", manifest, "-o", exported[0], "--synthetic").refused("is an input of this run")
+    run_cli("report", manifest, "-o", exported[0], "--synthetic").refused("is named twice")
     exported[0].write_bytes(exported[0].read_bytes() + b"x")
     run_cli("report", manifest, "-o", tmp_path / "page.html", "--synthetic").refused("is not the file")
     assert not (tmp_path / "page.html").exists()

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -255,7 +257,12 @@ def test_a_plan_that_cannot_be_run_is_not_run_in_every_report(
         case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if case.find("skipped") is not None
     ]
     assert len(skipped) == 2
-    assert read_manifest(manifest_path(plan))["validation"]["artifact"] == "not run"
+    validation = read_manifest(manifest_path(plan))["validation"]
+    assert (validation["artifact"], validation["validated"]) == ("not run", "onnx")
+    edit(plan, lambda manifest: manifest["validation"].update(artifact="failed", validated="artifact"))
+    ran = run_cli("validate", "--engine", plan, "--ckpt", checkpoint, *FEW)
+    assert "keeps that the plan failed elsewhere" in ran.out
+    assert read_manifest(manifest_path(plan))["validation"]["artifact"] == "failed"
 
 
 def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
@@ -283,3 +290,47 @@ def test_artifacts_of_several_parts_are_validated(
     ran = run_cli("validate", "--engine", folder / "out.onnx", "--ckpt", folder / "tiny.pt", "--limit", 2)
     assert ran.status == 0, ran
     assert read_manifest(folder / "out.json")["validation"]["artifact"] == "passed"
+
+
+def test_validate_writes_over_nothing_that_it_reads(exported: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    artifact, checkpoint = exported
+    before = {path: path.read_bytes() for path in artifact.parent.iterdir()}
+    validate = ("validate", "--engine", artifact, "--ckpt", checkpoint, *FEW)
+    for taken in (artifact, checkpoint, manifest_path(artifact)):
+        run_cli(*validate, "--json", taken).refused(f"'{taken}' is named twice")
+    run_cli(*validate, "--json", tmp_path / "v", "--junit", tmp_path / "v").refused("is named twice")
+    run_cli(*validate, "--repro", checkpoint).refused("is no folder")
+    run_cli("bench", artifact, "--save", artifact).refused("is named twice")
+    run_cli("report", artifact, "-o", manifest_path(artifact)).refused("is named twice")
+    assert {path: path.read_bytes() for path in artifact.parent.iterdir()} == before
+
+
+def test_an_artifact_that_fails_while_it_runs_is_refused(
+    validate: Run, exported: tuple[Path, Path], run_cli: Run
+) -> None:
+    def shorten(model: onnx.ModelProto) -> None:
+        name = "text_encoder.embeddings.word_embeddings.weight"
+        (table,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
+        table.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(table)[:1], name))  # ids lie outside
+
+    rehash(exported[0], shorten)
+    validate(*FEW).refused("ONNX Runtime cannot run")
+    run_cli("bench", exported[0], "--no-profile").refused("ONNX Runtime cannot run")
+
+
+def test_a_page_says_that_validation_failed(
+    validate: Run, exported: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    rehash(exported[0], change_weight)
+    assert validate(*FEW).status == 1
+    assert run_cli("report", exported[0], "-o", tmp_path / "page.html", "--synthetic").status == 0
+    assert "VALIDATION FAILED since the export; torch/onnx" in (tmp_path / "page.html").read_text()
+
+
+def test_a_result_that_cannot_be_printed_is_no_verdict(exported: tuple[Path, Path]) -> None:
+    command = [sys.executable, "-m", "export", "inspect", str(exported[0])]
+    with open("/dev/full", "w") as full:
+        ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert ran.returncode == 2
+    assert "the result could not be printed" in ran.stderr
+    assert "Traceback" not in ran.stderr

@@ -153,6 +153,15 @@ def read_measurement(path: Path) -> Measurement:
             f"At {error.json_path}: {error.message[:200]}.",
             "Make it again with python -m export bench ... --save FILE.",
         ) from error
+    for entry in content["cases"]:
+        beside = entry["device_milliseconds"], entry["yardstick_milliseconds"]
+        lengths = {len(series) for series in (entry["milliseconds"], *beside) if series is not None}
+        if len(lengths) > 1 or (content["yardstick"] is None) != (entry["yardstick_milliseconds"] is None):
+            raise BaselineError(
+                f"the baseline '{path}' is malformed",
+                "What stood beside its calls is not of as many calls.",
+                "Make it again with python -m export bench ... --save FILE.",
+            )
     if content["partial"]:
         raise BaselineError(
             f"the baseline '{path}' is partial",

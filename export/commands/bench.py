@@ -9,7 +9,6 @@ import click
 
 from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
 from madtp.command import WRONG_INPUT
-from madtp.errors import OutputError
 
 if TYPE_CHECKING:
     from export.bench.run import BenchResult
@@ -64,6 +63,7 @@ def command(
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Outcome, overall, parse_regression
+    from export.manifest import check_outputs
     from export.report import ConsoleProgress
 
     raise_interrupts()
@@ -96,7 +96,7 @@ def command(
         (junit, report.junit),
     ]
     outputs = [path for path, _ in writers if path is not None]
-    _check_outputs(outputs, [path for path in (artifact, against, against_engine) if path is not None])
+    check_outputs(outputs, [against, samples], [artifact, against_engine])
     with ConsoleProgress(errors_console(), STAGES) as progress:
         result = bench(options, progress, keep)
     for path, write in writers:
@@ -112,18 +112,3 @@ def command(
         click.echo(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
     context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])
-
-
-def _check_outputs(outputs: list[Path], inputs: list[Path]) -> None:
-    """Refuse, before anything is measured, outputs that cannot be written or would take the place of another file."""
-    from export.manifest import manifest_path
-    from madtp.files import check_writable
-
-    taken = {path.resolve() for given in inputs for path in (given, manifest_path(given))}
-    for path in outputs:
-        check_writable(path)
-        if path.resolve() in taken:
-            raise OutputError(
-                f"'{path}' is named twice", "It is an input or another output of this run.", "Name another file."
-            )
-        taken.add(path.resolve())

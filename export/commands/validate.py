@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
+from madtp.errors import OutputError
 
 
 @click.command()
@@ -24,22 +25,23 @@ from export.commands.common import FAILED, PATH, errors_console, output_console,
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
     """Hold an artifact to its checkpoint: outputs, answers, kept tokens. Exit 1 where they differ."""
+    from export.manifest import check_outputs
     from export.report import ConsoleProgress
     from export.validate import STAGES, ValidateOptions, validate_artifact
     from export.validation.data import DataOptions
     from export.validation.table import verdict_lines, verdict_table
     from export.validation.tolerances import parse_tolerances
     from export.validation.verdict import write_json, write_junit
-    from madtp.files import check_writable
 
     raise_interrupts()
     data = DataOptions(given["samples"], given["data"], given["synthetic"], given["split"], given["limit"])
     tolerances = parse_tolerances(given["tolerance"])
     options = ValidateOptions(given["engine"], given["ckpt"], given["config"], data, tolerances, given["repro"])
     reports: list[tuple[Path | None, Any]] = [(given["json_file"], write_json), (given["junit"], write_junit)]
-    for path, _ in reports:
-        if path is not None:
-            check_writable(path)
+    outputs = [path for path, _ in reports if path is not None]
+    check_outputs(outputs, [options.checkpoint, options.config, data.samples, data.data], [options.engine])
+    if options.repro is not None and options.repro.exists() and not options.repro.is_dir():
+        raise OutputError(f"'{options.repro}' is no folder", "--repro names one.", "Name another.")
     with ConsoleProgress(errors_console(), stages=STAGES) as progress:
         verdict, unwritten = validate_artifact(options, progress)
     for path, write in reports:

@@ -11,7 +11,7 @@ import madtp
 from export.artifact import model_config, open_parts, runtime
 from export.backends import Backend
 from export.errors import BackendError, OptionError
-from export.manifest import check_artifact, check_files, read_manifest
+from export.manifest import check_artifact, check_files, check_outputs, read_manifest
 from export.pipeline import Progress
 from export.profile import batch_and_text
 from export.reporting.bench_file import BenchFile, read_bench
@@ -25,7 +25,6 @@ from export.samples import ArtifactSamples, artifact_samples
 from export.session import find_manifest
 from export.showing import PlanBuilder, show_onnx, trace_parts
 from madtp.checkpoint import MAX_TEMPERATURE
-from madtp.errors import OutputError
 from madtp.files import Staging
 from madtp.parts import Part, parts_of
 from madtp.samples import Config
@@ -85,7 +84,7 @@ def report(options: ReportOptions, progress: Progress) -> None:
         _check_options(options)
         path = find_manifest(options.artifact)
         manifest = read_manifest(path)
-        _check_output(options, path, manifest)
+        check_outputs([options.output], [options.checkpoint, options.bench, options.samples], [path])
         check_files(manifest, path.parent)
         config = model_config(manifest, path)
         bench = None if options.bench is None else read_bench(options.bench, manifest)
@@ -109,12 +108,6 @@ def _check_options(options: ReportOptions) -> None:
     for temperature in options.temperatures:
         if not 0 <= temperature <= MAX_TEMPERATURE:
             raise OptionError(f"--temperature is {temperature}", "It has to be a finite number, zero or more.")
-
-
-def _check_output(options: ReportOptions, path: Path, manifest: Mapping[str, Any]) -> None:
-    read = [path, *(path.parent / part["artifact"] for part in manifest["parts"]), options.checkpoint, options.bench]
-    if options.output.resolve() in [given.resolve() for given in read if given is not None]:
-        raise OutputError(f"'{options.output}' is an input of this run", fix="Name another file.")
 
 
 @contextmanager

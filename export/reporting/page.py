@@ -116,6 +116,9 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
         of = "of the artifact itself"
         recorded = [(True, "at the export the artifact was run and compared with the torch model")]
     recorded += [(okay, f"at the export {text}, {of}") for okay, text in passed]
+    if validation["artifact"] == "failed":
+        failures = (validation.get("verdict") or {}).get("failures", [])
+        recorded.insert(0, (False, "; ".join(["VALIDATION FAILED since the export", *failures[:3]])))
     if measured.backend.can_run:
         here = (True, f"run for this page by {measured.ran}")
     else:

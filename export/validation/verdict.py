@@ -229,9 +229,12 @@ def update_manifest(verdict: Verdict, artifact: Path, validated: dict[str, Any])
         manifest = read_manifest(path)
         if manifest["parts"] != validated["parts"]:
             return f"the verdict was not written into '{path}': it was replaced meanwhile"
+        seen = manifest["validation"]
+        if verdict.runs_plan is False and (seen["validated"], seen["artifact"]) == ("artifact", FAILED):
+            return f"'{path}' keeps that the plan failed elsewhere: here its ONNX alone could be compared"
         entry = manifest["validation"] | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
-        if verdict.runs_plan:
-            entry["validated"] = "artifact"
+        if verdict.runs_plan is not None:
+            entry["validated"] = "artifact" if verdict.runs_plan else "onnx"
         _write(path, dump_manifest(manifest | {"validation": entry}))
     except MadtpError as error:
         return f"the verdict was not written into '{path}': {error.what}"
