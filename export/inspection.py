@@ -111,14 +111,15 @@ def _fill(found: Inspection, path: Path, start: bytes) -> None:
 
 
 def _read_json(path: Path) -> Any:
-    """Raises ValueError or RecursionError; numbers that JSON does not know become text."""
+    """Raises ValueError or RecursionError; numbers that JSON lacks become text, halves of surrogate pairs "?"."""
 
     def finite(text: str) -> float | str:
         return float(text) if math.isfinite(float(text)) else text
 
     if path.stat().st_size > LONGEST_MANIFEST:
         raise ValueError("it is far too long for a manifest")
-    return json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=str)
+    content = json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=str)
+    return json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
 
 
 def _manifest_of(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] | None:
@@ -150,6 +151,7 @@ def _named_files(content: Any) -> set[Any]:
     return {name for name in names if isinstance(name, str)}
 
 
+_PAIR = ("pair", "temperature", "status", "requests", "explained")
 _VOCABULARY = ("preprocessing", "text", "vocabulary")
 
 
@@ -283,7 +285,16 @@ class _Artifact:
             return None
         keys = ("temperature", "requests", "worst", "worst_output", "tolerance", "decisions_equal", "explained")
         parity = [{key: entry.get(key) for key in keys} for entry in _dicts(validation.get("parity"))]
-        return {key: validation.get(key) for key in ("artifact", "validated", "samples", "gflops")} | {"parity": parity}
+        later = validation.get("verdict")
+        verdict = None
+        if isinstance(later, dict):
+            verdict = {key: later.get(key) for key in ("created", "status", "bisected")} | {
+                "samples": _at(later, "samples", "origin"),
+                "pairs": [{key: pair.get(key) for key in _PAIR} for pair in _dicts(later.get("pairs"))],
+                "failures": [why for why in _list(later.get("failures")) if isinstance(why, str)],
+            }
+        kept = {key: validation.get(key) for key in ("artifact", "validated", "samples", "gflops")}
+        return kept | {"parity": parity, "verdict": verdict}
 
     def verdict(self) -> Verdict:
         """Whether it runs here; after `summary`."""
@@ -381,9 +392,12 @@ def _at(value: Any, *keys: str) -> Any:
     return value
 
 
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
 def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    if isinstance(value, list):
-        yield from (entry for entry in value if isinstance(entry, dict))
+    yield from (entry for entry in _list(value) if isinstance(entry, dict))
 
 
 def _inside(folder: Path, name: Any) -> Path | None:

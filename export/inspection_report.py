@@ -132,7 +132,10 @@ def _validation_rows(validation: Any) -> Iterator[Row]:
         return
     get = _reader(validation)
     of = " (its ONNX was compared instead)" if validation["validated"] == "onnx" else ""
-    yield "validated", f"{get('artifact')}{of}; samples: {get('samples')}"
+    yield "validated", f"{get('artifact')}{of}"
+    if isinstance(validation["verdict"], dict):
+        yield from _verdict_rows(validation["verdict"])
+    yield "at the export", f"samples: {get('samples')}"
     for parity in validation["parity"]:
         entry = _reader(parity)
         worst = f"worst difference {entry('worst', show=_small)} of {entry('worst_output')}"
@@ -145,6 +148,18 @@ def _validation_rows(validation: Any) -> Iterator[Row]:
         "GFLOPs a request",
         f"dense {get('gflops', 'dense', show=_digits)}, pruned {get('gflops', 'pruned', show=_digits)}",
     )
+
+
+def _verdict_rows(verdict: Mapping[str, Any]) -> Iterator[Row]:
+    get = _reader(verdict)
+    yield "by validate", f"{get('status')} on {get('created')}; samples: {get('samples')}"
+    for entry in verdict["pairs"][:LISTED]:
+        pair = _reader(entry)
+        compared = f"{pair('requests')} requests compared, {pair('explained')} left out"
+        yield f"  {pair('pair')} at {pair('temperature')}", f"{pair('status')}: {compared}"
+    yield from (("  FAILED", why) for why in verdict["failures"][:LISTED])
+    if verdict["bisected"]:
+        yield "  at fault", get("bisected")
 
 
 def _onnx_rows(file: OnnxFile) -> Iterator[Row]:

@@ -11,6 +11,8 @@ from google.protobuf.message import DecodeError
 
 from export.errors import ManifestError
 
+LONGEST_SIZE = 20  # digits; no file is longer
+
 
 @dataclass(frozen=True)
 class OnnxFile:
@@ -68,27 +70,41 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ManifestError(
             f"'{path.name}' is no complete ONNX model", f"It has no {', '.join(lacking)}: truncated, or another file."
         )
+    try:
+        return _describe(model, path.parent)
+    except UnicodeDecodeError as error:
+        raise ManifestError(
+            f"'{path.name}' is no complete ONNX model", "A name in it is not UTF-8: it is damaged."
+        ) from error
+
+
+def _describe(model: onnx.ModelProto, folder: Path) -> OnnxFile:
     nodes = list(_nodes(model.graph.node))
     inner = [node for function in model.functions for node in _nodes(function.node)]
     counts = Counter(_operator(node.domain, node.op_type) for node in [*nodes, *inner])
     weights = list(_weights(model.graph))
-    names = {weight.name for weight in weights}
+    names = {_text(weight.name) for weight in weights}
     return OnnxFile(
-        f"{model.producer_name} {model.producer_version}".strip(),
+        f"{_text(model.producer_name)} {_text(model.producer_version)}".strip(),
         model.ir_version,
-        {entry.domain: entry.version for entry in model.opset_import},
-        [_tensor(value) for value in model.graph.input if value.name not in names],
+        {_text(entry.domain): entry.version for entry in model.opset_import},
+        [_tensor(value) for value in model.graph.input if _text(value.name) not in names],
         [_tensor(value) for value in model.graph.output],
         len(nodes),
         dict(counts.most_common()),
         [_operator(function.domain, function.name) for function in model.functions],
         len(weights),
-        _external(weights, path.parent),
+        _external(weights, folder),
     )
 
 
+def _text(value: str | bytes) -> str:
+    """A string of the model, which protobuf hands over as bytes where it is not UTF-8; raises UnicodeDecodeError."""
+    return value if isinstance(value, str) else value.decode()
+
+
 def _operator(domain: str, name: str) -> str:
-    return f"{domain}::{name}" if domain not in ("", "ai.onnx") else name
+    return f"{_text(domain)}::{_text(name)}" if domain not in ("", "ai.onnx") else _text(name)
 
 
 def _nodes(nodes: Iterable[onnx.NodeProto]) -> Iterator[onnx.NodeProto]:
@@ -116,16 +132,16 @@ def _weights(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
 
 
 def _tensor(value: onnx.ValueInfoProto) -> dict[str, Any]:
-    kind = value.type.WhichOneof("value")
+    kind, name = value.type.WhichOneof("value"), _text(value.name)
     if kind != "tensor_type":
-        return {"name": value.name, "dtype": (kind or "unknown").removesuffix("_type"), "shape": None}
+        return {"name": name, "dtype": (kind or "unknown").removesuffix("_type"), "shape": None}
     tensor = value.type.tensor_type
     try:
         dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
     except KeyError:
         dtype = f"type {tensor.elem_type}"
-    shape = [dim.dim_value if dim.HasField("dim_value") else dim.dim_param or "?" for dim in tensor.shape.dim]
-    return {"name": value.name, "dtype": dtype, "shape": shape if tensor.HasField("shape") else None}
+    shape = [dim.dim_value if dim.HasField("dim_value") else _text(dim.dim_param) or "?" for dim in tensor.shape.dim]
+    return {"name": name, "dtype": dtype, "shape": shape if tensor.HasField("shape") else None}
 
 
 def _external(weights: Iterable[onnx.TensorProto], folder: Path) -> dict[str, str]:
@@ -134,9 +150,9 @@ def _external(weights: Iterable[onnx.TensorProto], folder: Path) -> dict[str, st
     for weight in weights:
         if weight.data_location != onnx.TensorProto.EXTERNAL:
             continue
-        where = {entry.key: entry.value for entry in weight.external_data}
+        where = {_text(entry.key): _text(entry.value) for entry in weight.external_data}
         numbers = [where.get(key, "0") for key in ("offset", "length")]
-        end = sum(int(number) if number.isdecimal() else 0 for number in numbers)
+        end = sum(int(number[:LONGEST_SIZE]) if number.isdecimal() else 0 for number in numbers)
         location = where.get("location", "")
         ends[location] = max(ends.get(location, 0), end)
     return {name: _external_state(name, end, folder) for name, end in ends.items()}

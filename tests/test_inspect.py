@@ -294,6 +294,8 @@ def test_manifest_of_another_schema_is_shown_as_far_as_it_is_understood(vqa: Pat
         {"task": 3, "checkpoint": [], "temperature": float("nan"), "preprocessing": None},
         {"plugins": {"library": {"sm": "90", "file": 7}}, "backend": {"name": "tensorrt-rtx", "version": "1"}},
         {"validation": {"parity": [{"worst": "x"}, 4], "gflops": [1]}, "created": "\x1b[2J\ud800"},
+        {"validation": {"verdict": {"pairs": [{"pair": []}, 3], "failures": [1, "\udfff"], "bisected": [2]}}},
+        {"checkpoint": {"file": "\ud800", "sha256": "\udc00"}, "parts": [{"name": "\ud800", "artifact": "\ud800"}]},
     ],
 )
 def test_malformed_manifests_are_shown_and_called_damaged(change: dict[str, Any], vqa: Path, inspect: Inspect) -> None:
@@ -302,6 +304,43 @@ def test_malformed_manifests_are_shown_and_called_damaged(change: dict[str, Any]
     assert any("malformed" in text for text in content["damage"])
     assert content["manifest"]["artifact"] == "out.onnx"
     assert "\x1b" not in inspect(vqa)[1]
+
+
+def test_halves_of_surrogate_pairs_are_shown_as_question_marks(vqa: Path, inspect: Inspect) -> None:
+    manifest = json.loads(vqa.read_text())
+    manifest["parts"][0]["name"] = manifest["checkpoint"]["file"] = "a\ud800b"
+    manifest["validation"]["parity"][0]["temperature"] = "\udfff"
+    vqa.write_text(json.dumps(manifest))
+    content = found(inspect, vqa, status=1)
+    assert content["manifest"]["parts"][0]["name"] == "a?b"
+    assert any("surrogates not allowed" in text for text in content["damage"])
+    assert "a?b" in inspect(vqa)[1]
+
+
+def test_failures_of_a_later_validation_are_shown_before_what_the_export_saw(vqa: Path, inspect: Inspect) -> None:
+    manifest = json.loads(vqa.read_text())
+    pair = {"pair": "torch/onnx", "temperature": 0.5, "status": "failed", "requests": 12, "explained": 1}
+    failure = "torch/onnx, temperature 0.5, samples [3]: logits differ"
+    manifest["validation"] |= {
+        "artifact": "failed",
+        "verdict": {
+            "created": "2026-02-03T04:05:06+00:00",
+            "status": "failed",
+            "samples": {"kind": "samples", "origin": "8 of there", "count": 8, "words": "read"},
+            "pairs": [pair | {"outputs": [], "layers": 2, "layers_equal": 1}],
+            "batch_mates": [],
+            "failures": [failure],
+            "bisected": "the MatMul 'm'",
+        },
+    }
+    save_manifest(vqa.parent, manifest)
+    table = inspect(vqa)[1]
+    lines = ("validated", "failed on 2026-02-03", "12 requests compared, 1 left out", failure, "the MatMul 'm'")
+    places = [table.index(text) for text in (*lines, "at the export", "32 of 32 answers equal")]
+    assert places == sorted(places)
+    verdict = found(inspect, vqa)["manifest"]["validation"]["verdict"]
+    assert verdict["failures"] == [failure]
+    assert verdict["pairs"] == [pair]
 
 
 def test_truncated_manifest_is_damage_and_the_file_beside_it_is_still_shown(vqa: Path, inspect: Inspect) -> None:
@@ -381,6 +420,22 @@ def test_weights_outside_the_folder_are_not_looked_for(location: str, foreign: P
     next(entry for entry in model.graph.initializer[0].external_data if entry.key == "location").value = location
     foreign.write_bytes(model.SerializeToString())
     assert "not looked for" in found(inspect, foreign, status=1)["onnx"]["external"][location]
+
+
+def test_names_that_are_no_text_are_damage(foreign: Path, inspect: Inspect) -> None:
+    content = foreign.read_bytes()
+    name = onnx.load(str(foreign), load_external_data=False).graph.node[0].op_type.encode()
+    foreign.write_bytes(content.replace(name, b"\xff" * len(name)))
+    assert "not UTF-8" in found(inspect, foreign, status=1)["damage"][0]
+    assert inspect(foreign)[0] == 1
+
+
+def test_sizes_that_no_file_has_are_too_long(foreign: Path, inspect: Inspect) -> None:
+    model = onnx.load(str(foreign), load_external_data=False)
+    tensor = next(t for t in model.graph.initializer if t.data_location == TensorProto.EXTERNAL)
+    next(entry for entry in tensor.external_data if entry.key == "length").value = "9" * 5000
+    foreign.write_bytes(model.SerializeToString())
+    assert "9" * 20 in " ".join(found(inspect, foreign, status=1)["damage"])
 
 
 @pytest.mark.parametrize("keep", [0, 1, 30, -1])
