@@ -72,5 +72,7 @@ def open_parts(
                 (str(error).strip().splitlines() or [type(error).__name__])[0],
                 "It was made with another version or for another GPU; export again on this machine.",
             ) from error
-        runners[part["name"]] = CheckedRunner(runner, tensor_infos(part["inputs"]), part["profile"])
+        runners[part["name"]] = CheckedRunner(
+            runner, tensor_infos(part["inputs"]), tensor_infos(part["outputs"]), part["profile"]
+        )
     return runners

@@ -208,7 +208,9 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
                 if runs_plan
                 else OnnxRunner(part.source)
             )
-            runners[name] = CheckedRunner(runner, tensor_infos(part.entry["inputs"]), part.entry["profile"])
+            runners[name] = CheckedRunner(
+                runner, tensor_infos(part.entry["inputs"]), tensor_infos(part.entry["outputs"]), part.entry["profile"]
+            )
         validation = validate_runners(
             prepared.config,
             prepared.load_parts(),

@@ -3,7 +3,8 @@
 import importlib
 import os
 from collections import defaultdict
-from collections.abc import Mapping, Set
+from collections.abc import Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,8 @@ class OnnxRunner:
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         given = feed(inputs, temperature, self.input_names)
-        try:
+        with running(f"ONNX Runtime cannot run '{self._path}'"):
             values = self.session.run(self.output_names, given)
-        except Exception as error:  # ONNX Runtime's own have no common type
-            raise BackendError(
-                f"ONNX Runtime cannot run '{self._path}'",
-                (str(error).strip().splitlines() or [type(error).__name__])[0],
-                "The file is not as the export left it; export again.",
-            ) from error
         return {name: torch.from_numpy(value) for name, value in zip(self.output_names, values, strict=True)}
 
 
@@ -115,6 +110,7 @@ class PlanRunner:
                 "Its log above says why.",
                 "It was made with another version or for another GPU; export again on this machine.",
             )
+        self._path = path
         self._kept_alive = [runtime, engine]  # what is made of them may not do that
         self._runner = TrtRunner(graph_context(engine, trt) if options.cuda_graphs else engine)
         self._runner.activate()
@@ -131,13 +127,29 @@ class PlanRunner:
         return bool(self._runner.context.is_stream_capturable(self._runner.stream.ptr))
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        values = self._runner.infer(feed(inputs, temperature, self._input_names))
+        given = feed(inputs, temperature, self._input_names)
+        with running(f"TensorRT cannot run '{self._path}'"):
+            values = self._runner.infer(given)
         return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
     def close(self) -> None:
         """Free the engine and its device memory."""
         self._runner.deactivate()
         self._kept_alive.clear()
+
+
+@contextmanager
+def running(what: str) -> Iterator[None]:
+    """Turn what a runtime raises inside the block, which has no common type, into a BackendError.
+
+    Args:
+        what: went wrong if anything does.
+    """
+    try:
+        yield
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BackendError(what, why, "The file is not as the export left it, or memory is short.") from error
 
 
 def register_plugins(trt: Any, library: Path) -> None:
@@ -158,14 +170,28 @@ def register_plugins(trt: Any, library: Path) -> None:
 
 
 class CheckedRunner:
-    """A runner that refuses inputs outside the profile that its part was built for."""
+    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's.
 
-    def __init__(self, runner: Runner, inputs: list[TensorInfo], profile: Mapping[str, list[list[int]]]) -> None:
-        self._runner, self._inputs, self._profile = runner, inputs, profile
+    Args:
+        runner: of the part.
+        inputs, outputs: of the part, from its manifest.
+        profile: see `check_inputs`.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        inputs: list[TensorInfo],
+        outputs: list[TensorInfo],
+        profile: Mapping[str, list[list[int]]],
+    ) -> None:
+        self._runner, self._inputs, self._outputs, self._profile = runner, inputs, outputs, profile
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         check_inputs(inputs, self._inputs, self._profile)
-        return self._runner.run(inputs, temperature)
+        outputs = self._runner.run(inputs, temperature)
+        check_outputs(outputs, self._outputs)
+        return outputs
 
     @property
     def capturable(self) -> bool:
@@ -176,6 +202,34 @@ class CheckedRunner:
         """Free what a plan holds on the GPU; it cannot be run any more."""
         if isinstance(self._runner, PlanRunner):
             self._runner.close()
+
+
+class FiniteRunner:
+    """A runner that refuses outputs that are not finite: speed and token counts of wrong answers mean nothing.
+
+    Args:
+        runner: of a part.
+        part: its name, and `where`: what it is run for, for the message.
+    """
+
+    def __init__(self, runner: Runner, part: str, where: str) -> None:
+        self._runner, self._part, self._where = runner, part, where
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        outputs = self._runner.run(inputs, temperature)
+        for name, value in outputs.items():
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise InputError(
+                    f"the artifact's output '{name}' of part {self._part} is not finite ({self._where})",
+                    "Speed and token counts say nothing of an artifact whose answers are wrong.",
+                    "Hold it to its checkpoint with python -m export validate.",
+                )
+        return outputs
+
+
+def finite_runners(runners: Mapping[str, Runner], where: str) -> dict[str, Runner]:
+    """All parts of a model, each a `FiniteRunner`."""
+    return {part: FiniteRunner(runner, part, where) for part, runner in runners.items()}
 
 
 def feed(inputs: Mapping[str, Tensor], temperature: float, names: Set[str]) -> dict[str, NDArray[Any]]:
@@ -217,3 +271,28 @@ def check_inputs(
                 f"The artifact was built for {smallest} to {largest}.",
                 "Send a batch of that size, or export again with another --batch or --text.",
             )
+
+
+def check_outputs(outputs: Outputs, expected: Sequence[TensorInfo]) -> None:
+    """Refuse what is not the part's: a file whose hash is right can still be of another model than its manifest.
+
+    Args:
+        outputs: by name.
+        expected: the part's outputs, from its manifest; dimensions that are symbols may have any size.
+
+    Raises:
+        BackendError: an output is missing, or has another dtype, rank or fixed dimension.
+    """
+    fix = "Artifact and manifest do not belong together; export again."
+    for info in expected:
+        value = outputs.get(info.name)
+        if value is None:
+            raise BackendError(f"the artifact gives no output '{info.name}'", "Its manifest lists it.", fix)
+        shape, dtype = list(value.shape), str(value.dtype).removeprefix("torch.")
+        fits = len(shape) == len(info.shape) and all(
+            not isinstance(wanted, int) or size == wanted for size, wanted in zip(shape, info.shape, strict=True)
+        )
+        if dtype != info.dtype or not fits:
+            wanted = ", ".join(map(str, info.shape))
+            why = f"Its manifest lists {info.dtype} [{wanted}]."
+            raise BackendError(f"the artifact's output '{info.name}' is {dtype} {shape}", why, fix)

@@ -15,7 +15,7 @@ from export.backends import Backend
 from export.engine import BuildResult, TokenSizes, build_plan, inline_functions, set_token_sizes
 from export.onnx_graph import OnnxGraph, kept_ids, open_graph, with_outputs
 from export.plugin_library import plugin_library
-from export.runner import PlanRunner, feed
+from export.runner import PlanRunner, feed, running
 from export.trace import save_onnx, trace_part
 from madtp.files import write_errors
 from madtp.parts import Part
@@ -44,7 +44,9 @@ class ShowingRunner:
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        arrays = self._session.run(self._outputs, feed(inputs, temperature, self._inputs))
+        given = feed(inputs, temperature, self._inputs)
+        with running("ONNX Runtime cannot run a copy of the artifact that shows the values inside it"):
+            arrays = self._session.run(self._outputs, given)
         return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
 
 

@@ -163,7 +163,12 @@ def _contestants(
 def _open(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
     """ONNX files in ONNX Runtime, held to the profile of the artifact."""
     return {
-        entry["name"]: CheckedRunner(OnnxRunner(files[entry["name"]]), tensor_infos(entry["inputs"]), entry["profile"])
+        entry["name"]: CheckedRunner(
+            OnnxRunner(files[entry["name"]]),
+            tensor_infos(entry["inputs"]),
+            tensor_infos(entry["outputs"]),
+            entry["profile"],
+        )
         for entry in manifest["parts"]
     }
 

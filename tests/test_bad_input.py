@@ -492,7 +492,7 @@ def test_bad_request(request_: dict[str, torch.Tensor], parts: tuple[str, ...]) 
             ran.append(inputs)
             return {}
 
-    runner = CheckedRunner(Recorder(), INPUTS, PROFILE)
+    runner = CheckedRunner(Recorder(), INPUTS, [], PROFILE)
     for batch, length in ((2, 3), (4, 16)):
         runner.run(request_of(batch, length), 1.0)
     with pytest.raises(InputError) as caught:

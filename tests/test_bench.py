@@ -439,7 +439,7 @@ def test_generated_samples(run_cli: Cli, tiny_artifact: Path) -> None:
 def test_answers_that_are_not_finite_are_refused_before_timing(options: BenchOptions) -> None:
     timer = FakeTimer()
     runner = FakeRunner(timer, broken_at=TAU)
-    with pytest.raises(InputError, match="'logits' is not finite"):
+    with pytest.raises(InputError, match="'logits' of part model is not finite"):
         fake_bench(options, timer, runner)
     assert runner.calls == 24 + 1  # dense once a sample, and the first pruned call
 

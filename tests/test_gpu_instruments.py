@@ -188,7 +188,7 @@ def test_a_plan_s_runner_meters_profiles_and_captures(open_plan: Any) -> None:
     np.testing.assert_array_equal(outputs["y"].numpy(), [2.0, 2.0])
     assert meter.take() == 3
     assert layers == {"matmul": 2.0}
-    checked = CheckedRunner(runner, [TensorInfo("x", "float32", ("batch",))], {"x": [[1], [1], [2]]})
+    checked = CheckedRunner(runner, [TensorInfo("x", "float32", ("batch",))], [], {"x": [[1], [1], [2]]})
     assert checked.capturable
     checked.close()
 

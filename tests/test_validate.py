@@ -305,8 +305,8 @@ def test_validate_writes_over_nothing_that_it_reads(exported: tuple[Path, Path],
     assert {path: path.read_bytes() for path in artifact.parent.iterdir()} == before
 
 
-def test_an_artifact_that_fails_while_it_runs_is_refused(
-    validate: Run, exported: tuple[Path, Path], run_cli: Run
+def test_an_artifact_that_fails_while_it_runs_fails_and_the_node_is_named(
+    validate: Run, exported: tuple[Path, Path], run_cli: Run, tmp_path: Path
 ) -> None:
     def shorten(model: onnx.ModelProto) -> None:
         name = "text_encoder.embeddings.word_embeddings.weight"
@@ -314,8 +314,41 @@ def test_an_artifact_that_fails_while_it_runs_is_refused(
         table.CopyFrom(onnx.numpy_helper.from_array(onnx.numpy_helper.to_array(table)[:1], name))  # ids lie outside
 
     rehash(exported[0], shorten)
-    validate(*FEW).refused("ONNX Runtime cannot run")
+    ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
+    assert ran.status == 1, ran
+    assert "it failed to run: ONNX Runtime cannot run" in ran.out
+    assert "first node that differs given identical inputs: Gather" in ran.out
+    assert "ONNX Runtime refuses it" in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert [pair["passed"] for pair in verdict["pairs"]] == [False, False]
+    assert {entry["contestant"] for entry in verdict["batch_mates"]} == {"torch"}
+    assert len(list(ElementTree.parse(tmp_path / "v.xml").iter("failure"))) == 2
+    assert read_manifest(manifest_path(exported[0]))["validation"]["artifact"] == "failed"
     run_cli("bench", exported[0], "--no-profile").refused("ONNX Runtime cannot run")
+    run_cli("report", exported[0], "-o", tmp_path / "page.html").refused("ONNX Runtime cannot run")
+
+
+def test_an_artifact_without_an_output_of_its_manifest_fails(
+    validate: Run, exported: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    def remove(model: onnx.ModelProto) -> None:
+        (output,) = (value for value in model.graph.output if value.name == "text_token_counts")
+        model.graph.output.remove(output)
+
+    rehash(exported[0], remove)
+    ran = validate(*FEW)
+    assert ran.status == 1, ran
+    assert "the artifact gives no output 'text_token_counts'" in ran.out
+    run_cli("bench", exported[0], "--no-profile").refused("gives no output 'text_token_counts'")
+    run_cli("report", exported[0], "-o", tmp_path / "page.html").refused("gives no output 'text_token_counts'")
+
+
+def test_a_page_is_not_made_of_answers_that_are_not_finite(
+    exported: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    rehash(exported[0], lambda model: change_weight(model, by=float("nan")))
+    run_cli("report", exported[0], "-o", tmp_path / "page.html").refused("'logits' of part model is not finite")
+    assert not (tmp_path / "page.html").exists()
 
 
 def test_a_page_says_that_validation_failed(

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from export.errors import OptionError
 from export.profile import batch_and_text
-from madtp.errors import InputError
+from export.runner import finite_runners
 from madtp.samples import Config, SampleSet, collate
 from madtp.tasks import Runners, run_request, token_counts
 
@@ -100,14 +100,8 @@ def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case)
     last: dict[str, list[float]] = {}
     totals = []
     for number, inputs in enumerate(calls):
-        outputs = run_request(config, runners, inputs, case.temperature)
-        for name, value in outputs.items():
-            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-                raise InputError(
-                    f"the artifact's output '{name}' is not finite ({case}, call {number})",
-                    "Speed says nothing of an artifact whose answers are wrong.",
-                    "Hold it to its checkpoint with python -m export validate.",
-                )
+        checked = finite_runners(runners, f"{case}, call {number}")
+        outputs = run_request(config, checked, inputs, case.temperature)
         counts = token_counts(outputs)
         for encoder, tokens in counts.items():
             last.setdefault(encoder, []).append(float(tokens[:, -1].double().mean()))

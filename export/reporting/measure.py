@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from export.check import mean_gflops
 from export.latency import time_rounds
+from export.runner import finite_runners
 from madtp.parts import Part
 from madtp.samples import Config, Request, SampleSet, collate
 from madtp.tasks import Outputs, Runners, count_tokens, run_request
@@ -39,10 +40,15 @@ def tokens_of(
     temperature: float,
     least: int,
 ) -> Counts:
-    """Tokens after each layer of every sample alone; of both images of an nlvr sample there are equally many."""
+    """Tokens after each layer of every sample alone; of both images of an nlvr sample there are equally many.
+
+    Raises:
+        InputError: an output is not finite.
+    """
     found: dict[str, list[Any]] = {}
-    for request in samples.requests:
-        for encoder, counts in count_tokens(config, runners, alone(request, config, least), temperature).items():
+    for number, request in enumerate(samples.requests):
+        checked = finite_runners(runners, f"temperature {temperature:g}, sample {number}")
+        for encoder, counts in count_tokens(config, checked, alone(request, config, least), temperature).items():
             found.setdefault(encoder, []).append(counts[0].numpy().astype(np.int64))
     return {encoder: np.stack(rows) for encoder, rows in found.items()}
 
@@ -50,8 +56,14 @@ def tokens_of(
 def latencies(
     config: Config, runners: Runners, samples: SampleSet, temperatures: Sequence[float], least: int
 ) -> dict[float, list[float]]:
-    """Milliseconds of calls with the smallest batch, by temperature; round after round on the next sample."""
+    """Milliseconds of calls with the smallest batch, by temperature; round after round on the next sample.
+
+    Raises:
+        InputError: an output is not finite.
+    """
     inputs = [alone(request, config, least) for request in samples.requests]
+    for tau in temperatures:  # decoders have not run before
+        run_request(config, finite_runners(runners, f"temperature {tau:g}"), inputs[0], tau)
     calls = {str(tau): _over(inputs, partial(_answer, config, runners, tau)) for tau in temperatures}
     times = time_rounds(calls, seconds=LATENCY_SECONDS)
     return {tau: times[str(tau)] for tau in temperatures}

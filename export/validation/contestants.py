@@ -51,7 +51,7 @@ class Contestant(Protocol):
     name: str
 
     def answer(self, inputs: Inputs, temperature: float) -> Answer:
-        """Run a batch of requests (`madtp.samples.collate`)."""
+        """Run a batch of requests (`madtp.samples.collate`); BackendError where it cannot be run."""
         ...
 
 
@@ -128,6 +128,8 @@ class RuntimeContestant:
         # What is shipped gives the outputs, a copy with more outputs the ids: the copy may be optimised differently.
         count_tokens(self._config, {**self._runners, **self._watched}, inputs, temperature)
         ids = [value for runner in self._watched.values() for value in runner.ids]
+        if len(ids) != len(layers):
+            return Answer(outputs, layers)  # it prunes otherwise than an export would: its counts tell
         if any(layer.tokens != value.shape[1] for layer, value in zip(layers, ids, strict=True)):
             return Answer(outputs, layers)  # at a threshold, the copy rounded the other way
         return Answer(

@@ -104,7 +104,8 @@ def measure_dependence(
                 name = f"sample {probe} in slot {slot} among {kind} mates"
                 slots.append(comparison.compare(name, collate(requests, config), temperature))
             for contestant, answer in alone.items():
-                found.append(_dependence(contestant, kind, probe, answer, [slot[contestant] for slot in slots]))
+                if all(contestant in slot for slot in slots):  # else it failed to run, which was noted
+                    found.append(_dependence(contestant, kind, probe, answer, [slot[contestant] for slot in slots]))
     return found
 
 

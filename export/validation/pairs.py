@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from export.errors import BackendError
 from export.options import Range
 from export.parity import batches_of
 from export.validation.contestants import Answer, Contestant, Inputs, TorchContestant
@@ -96,7 +97,7 @@ class Comparison:
         self.results: dict[tuple[str, float], PairResult] = {}
 
     def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, Answer]:
-        """Run everybody on one batch and compare all pairs; returns the answers by contestant.
+        """Run everybody on one batch and compare all pairs; returns the answers by contestant, of those that ran.
 
         Args:
             name: of the batch, for messages.
@@ -110,7 +111,16 @@ class Comparison:
         measured = _Yardstick(reference, exact if _same(reference, exact) else None, errors)
         answers = {REFERENCE: reference}
         for other in self._others:
-            answer = other.answer(inputs, temperature)
+            try:
+                answer = other.answer(inputs, temperature)
+            except BackendError as error:
+                result = self._result(f"{REFERENCE}/{other.name}", temperature)
+                result.requests += len(next(iter(inputs.values())))
+                text = (
+                    f"{result.pair}, temperature {temperature:g}, {name}: it failed to run: {error.what}: {error.why}"
+                )
+                result.failures.append(Failure(text, inputs, temperature))
+                continue
             for earlier, left in answers.items():
                 # Only torch knows scores; where a runtime kept torch's tokens, they are that runtime's too.
                 agrees = earlier == REFERENCE or _same(reference, left)
