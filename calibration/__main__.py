@@ -15,7 +15,7 @@ from torch import Tensor
 import madtp
 from calibration.tokens import Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
-from madtp.command import output_console, run
+from madtp.command import PATH, output_console, run
 from madtp.errors import InputError
 from madtp.files import check_writable, sha256
 from madtp.parts import parts_of
@@ -30,8 +30,6 @@ from madtp.samples import (
     sample_processor,
 )
 
-_PATH = click.Path(path_type=Path)
-
 
 @click.group()
 def cli() -> None:
@@ -39,10 +37,10 @@ def cli() -> None:
 
 
 @cli.command()
-@click.option("--ckpt", type=_PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth).")
-@click.option("--data", type=_PATH, required=True, metavar="DIR", help="Folder of samples (samples.json, images).")
-@click.option("-o", "--output", type=_PATH, default=Path("tokens.json"), show_default=True, help="File to write.")
-@click.option("--config", type=_PATH, help="JSON of model sizes that win over inferred ones.")
+@click.option("--ckpt", type=PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth).")
+@click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples (samples.json, images).")
+@click.option("-o", "--output", type=PATH, default=Path("tokens.json"), show_default=True, help="File to write.")
+@click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
 @click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
 def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""

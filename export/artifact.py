@@ -1,10 +1,11 @@
 """Opening what an export wrote: every part of an artifact behind a runner."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.backends import Backend, choose_backend
+from export.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.errors import BackendError, ManifestError
 from export.manifest import tensor_infos
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, RunnerOptions
@@ -15,13 +16,18 @@ from madtp.tasks import Runner
 
 
 def runtime(manifest: Mapping[str, Any]) -> Backend:
-    """The backend that the artifact was made with; where it is not installed or has no GPU, one that cannot run."""
+    """The backend that the artifact was made with; where it is not installed or has no GPU, one that cannot run.
+
+    The reason of one that cannot run says why.
+    """
     made = manifest["backend"]
     suffix = Path(manifest["artifact"]).suffix
     try:
-        return choose_backend(made["name"] if suffix == ".plan" else "auto", suffix)
-    except BackendError as error:
-        return Backend(made["name"], made["version"], error.what, can_run=False)
+        backend = choose_backend(made["name"] if suffix == ".plan" else "auto", suffix)
+    except BackendError as error:  # of tensorrt, also where there is no GPU
+        reason = error.what if find_gpus() else no_gpu(made["name"])
+        return Backend(made["name"], made["version"], reason, can_run=False)
+    return backend if backend.can_run else replace(backend, reason=no_gpu(backend.name))
 
 
 def model_config(manifest: Mapping[str, Any], path: Path) -> Config:

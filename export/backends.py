@@ -96,7 +96,7 @@ def _installed(module: str) -> bool:
 
 def _tensorrt(gpus: list[Gpu], reason: str) -> Backend:
     if not _installed("tensorrt"):
-        raise BackendError("--backend tensorrt is not installed", fix="pip install tensorrt")
+        raise BackendError("tensorrt is not installed", fix="pip install tensorrt")
     return Backend("tensorrt", metadata.version("tensorrt"), reason, bool(gpus))
 
 
@@ -105,3 +105,9 @@ def _tensorrt_rtx(gpus: list[Gpu], reason: str) -> Backend:
         raise BackendError("tensorrt-rtx is not installed", fix="pip install tensorrt-rtx")
     can_run = any(gpu.capability in RTX_CAPABILITIES for gpu in gpus)
     return Backend("tensorrt-rtx", metadata.version("tensorrt-rtx"), reason, can_run)
+
+
+def no_gpu(name: str) -> str:
+    """Why no GPU here can run plans of the backend `name`, in words."""
+    gpus = ", ".join(f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in find_gpus())
+    return f"{name} has no support for the GPU here, {gpus}" if gpus else "this machine has no GPU"

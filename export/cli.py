@@ -4,6 +4,7 @@ import importlib
 import os
 import sys
 from contextlib import suppress
+from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -71,6 +72,9 @@ def _export(options: ExportOptions) -> int:
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="replace")
     try:
         status = cli.main(standalone_mode=False)
         return status if isinstance(status, int) else 0
@@ -80,9 +84,11 @@ def main() -> int:
     except MadtpError as error:
         sys.stderr.write(f"error: {error}\n")
         return WRONG_INPUT
-    except (OSError, UnicodeError) as error:  # of standard output: closed, full, or of another encoding
+    except OSError as error:
+        # Standard output that is closed or full has no name.
+        what = "the result could not be printed" if error.filename is None else f"cannot use '{error.filename}'"
         with suppress(OSError):
-            sys.stderr.write(f"error: the result could not be printed: {error}\n")
+            sys.stderr.write(f"error: {what}: {error.strerror or error}\n")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left at exit
         return WRONG_INPUT
     except (click.Abort, KeyboardInterrupt):

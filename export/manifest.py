@@ -61,6 +61,13 @@ def read_manifest(path: Path) -> dict[str, Any]:
     try:
         manifest = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
+        whole = _whole(path) if isinstance(error, FileNotFoundError) else None
+        if whole is not None:
+            raise ManifestError(
+                f"'{path.stem}' is one part of '{whole}'",
+                "An artifact is used whole.",
+                f"Name '{path.with_name(whole)}'.",
+            ) from error
         raise ManifestError(
             f"cannot read the manifest '{path}'", str(error), "It is written beside the artifact; keep both together."
         ) from error
@@ -80,6 +87,16 @@ def read_manifest(path: Path) -> dict[str, Any]:
     for part in manifest["parts"]:
         _check_profile(part, path)
     return dict(manifest)
+
+
+def _whole(path: Path) -> str | None:
+    """The artifact of `out.json`, if it lists the part that `out.encoder.json`, which does not exist, is asked of."""
+    stem = path.stem.rpartition(".")[0]
+    with suppress(ManifestError):
+        manifest = read_manifest(path.with_name(f"{stem}.json")) if stem else None
+        if manifest and any(Path(part["artifact"]).stem == path.stem for part in manifest["parts"]):
+            return str(manifest["artifact"])
+    return None
 
 
 def _check_profile(part: Mapping[str, Any], path: Path) -> None:

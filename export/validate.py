@@ -1,7 +1,7 @@
 """`python -m export validate`: hold an existing artifact to the checkpoint that it was made from."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
-from export.errors import BackendError
+from export.errors import BackendError, OptionError
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
 from export.options import check_suffix
@@ -27,10 +27,12 @@ from export.validation.pairs import Comparison, Failure, compare_samples
 from export.validation.plan import look_into_plan
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
+from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.errors import OutputError
 from madtp.tasks import Runner
 
 STAGES = 5
+NOTHING_PRUNED = "pruning was not compared: the default temperature is 0, and --temperature named no other"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class ValidateOptions:
         data: what to compare on.
         tolerances: output -> largest |error|, in place of the rule's.
         repro: folder for the node at fault and its inputs.
+        temperatures: to compare at, beside the manifest's and zero.
     """
 
     engine: Path
@@ -52,6 +55,19 @@ class ValidateOptions:
     data: DataOptions = field(default_factory=DataOptions)
     tolerances: Mapping[str, float] = field(default_factory=dict)
     repro: Path | None = None
+    temperatures: Sequence[float] = ()
+
+    def __post_init__(self) -> None:
+        for temperature in self.temperatures:
+            if not 0 <= temperature <= MAX_TEMPERATURE:
+                raise OptionError(
+                    f"--temperature is {temperature}", "It has to be a finite number, zero or more.", "E.g. 0.5."
+                )
+
+    def compared_at(self, default: float) -> list[float]:
+        """All temperatures, the one that matters most first: the default, unless that prunes nothing."""
+        others = sorted({*self.temperatures, 0.0} - {default}, reverse=True)
+        return [default, *others] if default > 0 else [*others, default]
 
 
 def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Verdict, str]:
@@ -84,7 +100,9 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         compared = _contestants(options, manifest, reference, backend, Path(scratch), progress)
         comparison = Comparison(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
-        temperatures = sorted({manifest["temperature"], 0.0}, reverse=True)
+        temperatures = options.compared_at(manifest["temperature"])
+        if temperatures[0] <= 0:
+            compared.notes.append(NOTHING_PRUNED)
         counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
         progress.stage("checking batch mates")
         dependences = measure_dependence(

@@ -1,6 +1,9 @@
 """What the command lines of this package's tools share: where results go, and how a run ends."""
 
+import os
 import signal
+from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -9,6 +12,23 @@ from madtp.errors import MadtpError
 
 WRONG_INPUT = 2  # the user's input or machine
 WIDTH = 118  # of tables where there is no terminal to ask
+
+
+class TextPath(click.Path):
+    """A path that can be written into JSON and XML: of a name that is UTF-8, as are the folders above it."""
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> Any:
+        path = super().convert(value, param, context)
+        try:
+            os.fspath(Path(os.fsdecode(path)).absolute()).encode()
+        except UnicodeEncodeError:
+            self.fail(
+                f"{os.fspath(path)!r}: its name, or that of a folder above it, is not UTF-8. Rename it.", param, context
+            )
+        return path
+
+
+PATH = TextPath(path_type=Path)
 
 
 def output_console() -> Console:

@@ -37,11 +37,11 @@ class Staging:
     Use as a context; whatever was not committed is removed at its end.
 
     Args:
-        target: the main output; its folder has to exist.
+        target: the main output; its folder has to exist. Symbolic links stay, and what they name is written.
         needed: bytes that will be written, as far as known.
 
     Raises:
-        OutputError: the folder is missing or not writable, the target is a folder, or the disk has no room.
+        OutputError: the folder is missing or not writable, the target is a folder or a device, or the disk has no room.
     """
 
     def __init__(self, target: Path, needed: int = 0) -> None:
@@ -67,16 +67,20 @@ class Staging:
             try:
                 for name in names:
                     with suppress(OSError):  # nothing there yet, or a file system without hard links
-                        os.link(self.target.parent / name, earlier / name)
-                    os.replace(self.folder / name, self.target.parent / name)
+                        os.link(self._place(name), earlier / name)
+                    os.replace(self.folder / name, self._place(name))
                     moved.append(name)
             except OSError:
                 for name in moved:
                     if (earlier / name).exists():
-                        os.replace(earlier / name, self.target.parent / name)
+                        os.replace(earlier / name, self._place(name))
                     else:
-                        (self.target.parent / name).unlink()
+                        self._place(name).unlink()
                 raise
+
+    def _place(self, name: str) -> Path:
+        """Where a file belongs; its place may be a symbolic link."""
+        return (self.target.parent / name).resolve()
 
 
 @contextmanager
@@ -103,12 +107,23 @@ def _check_writable(target: Path, needed: int) -> None:
     parent = target.parent
     if target.is_dir():
         raise OutputError(f"cannot write '{target}'", "It is a folder.", "Name a file in it, e.g. out.plan.")
+    if target.exists() and not target.is_file():
+        raise OutputError(
+            f"cannot write '{target}'", "It is no regular file, and would be replaced by one.", "Name a file."
+        )
     if not parent.is_dir():
         why = "It is a file." if parent.exists() else "It does not exist."
         raise OutputError(f"cannot write into '{parent}'", why, f"Create it (mkdir -p '{parent}') or name another.")
     if not os.access(parent, os.W_OK):
         raise OutputError(
             f"cannot write into '{parent}'", "You have no permission to.", "Name a folder that you can write to."
+        )
+    beyond = target.resolve().parent
+    if target.is_symlink() and not (beyond.is_dir() and beyond.stat().st_dev == parent.stat().st_dev):
+        raise OutputError(
+            f"cannot write '{target}'",
+            f"It is a symbolic link into '{beyond}', which is missing or another file system.",
+            "Name the file itself.",
         )
     free = shutil.disk_usage(parent).free
     if free < needed:

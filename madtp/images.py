@@ -1,6 +1,7 @@
 """Image files and image objects of users: decoded completely, or refused with a reason."""
 
 import struct
+import warnings
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageOps
@@ -27,8 +28,11 @@ def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
     Raises:
         InputError: missing, no image, truncated, too large to be meant, animated, or of more than 8 bits a channel.
     """
+    quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is less
     try:
-        with Image.open(path) as image:
+        if path.is_fifo():
+            raise OSError("It is a pipe, and one could wait for it for ever.")
+        with quiet, Image.open(path) as image:
             _check(image, f"the image '{path}'")
             image.load()
             return ImageOps.exif_transpose(image) if rotate and exif_rotated(image) else image.copy()

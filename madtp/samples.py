@@ -22,6 +22,7 @@ from madtp.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize,
 MIN_SAMPLES = 8
 INDEX = "samples.json"
 VOCABULARY = "vocab.txt"
+LABELS = {"true": True, "false": False}
 FIRST_WORD_ID = 200  # below it are special tokens and single characters, in every vocabulary of this family
 CAPTION_PROMPT = "a picture of "  # that the published captioning models were trained to go on from
 HASHED_PROMPT = "a picture of"
@@ -92,13 +93,13 @@ def find_vocabulary(checkpoint: Path, folder: Path | None = None) -> Path | None
     return None
 
 
-def sample_processor(checkpoint: Path, folder: Path, config: Config) -> Processor:
-    """What turns the texts of a folder of samples into ids.
+def sample_processor(checkpoint: Path, folder: Path, config: Config, vocabulary: Path | None = None) -> Processor:
+    """What turns the texts of a folder of samples into ids; `vocabulary` is known to be the model's.
 
     Raises:
         InputError: there is no vocabulary, or another model's.
     """
-    vocabulary = find_vocabulary(checkpoint, folder)
+    vocabulary = vocabulary or find_vocabulary(checkpoint, folder)
     if vocabulary is None and not isinstance(config, ClipConfig):
         raise InputError(
             f"there is no {VOCABULARY} in '{folder}' or beside '{checkpoint}'",
@@ -115,12 +116,21 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def load_samples(folder: Path | None, checkpoint: Path, config: Config, least: int = MIN_SAMPLES) -> SampleSet:
+def load_samples(
+    folder: Path | None, checkpoint: Path, config: Config, least: int = MIN_SAMPLES, vocabulary: Path | None = None
+) -> SampleSet:
     """At least `least` samples: of `folder`, or without one the demo's.
 
     A folder holds `samples.json`, the image files that it names, and `vocab.txt` unless that lies beside the
     checkpoint. Entries are {"sentence", "images": [left, right], "label": "True" | "False"} for nlvr, as NLVR2
     annotates; {"question", "image"} for vqa; {"image"} for caption; {"caption", "image"} for retrieval and clip.
+
+    Args:
+        folder: of samples.
+        checkpoint: of the model.
+        config: of the model.
+        least: samples that there have to be.
+        vocabulary: known to be the model's; None looks for one.
 
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
@@ -132,17 +142,17 @@ def load_samples(folder: Path | None, checkpoint: Path, config: Config, least: i
             f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
         )
     if folder is not None:
-        processor = sample_processor(checkpoint, folder, config)
+        processor = sample_processor(checkpoint, folder, config, vocabulary)
         samples = read_samples(folder, config.task, least)
-        vocabulary = None if isinstance(config, ClipConfig) else find_vocabulary(checkpoint, folder)
-        return _prepare(samples, f"{len(samples)} samples of '{folder}'", processor, vocabulary, config)
+        used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint, folder)
+        return _prepare(samples, f"{len(samples)} samples of '{folder}'", processor, used, config)
     count = 2 * MIN_SAMPLES
     samples = demo_samples(config.task, count)
     origin = f"{len(samples)} of the demo's samples (--samples names others)"
-    vocabulary = None if isinstance(config, ClipConfig) else find_vocabulary(checkpoint)
+    used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint)
     try:
-        if vocabulary is not None or isinstance(config, ClipConfig):
-            return _prepare(samples, origin, text_processor(config, vocabulary), vocabulary, config)
+        if used is not None or isinstance(config, ClipConfig):
+            return _prepare(samples, origin, text_processor(config, used), used, config)
     except InputError:
         pass  # a vocabulary lies beside the checkpoint, but it is another model's
     # Another model's words: any ids do for comparing two runs of one model, as long as the user knows.
@@ -215,6 +225,8 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
         )
     index = folder / INDEX
     try:
+        if index.is_fifo():
+            raise OSError("It is a pipe, and one could wait for it for ever.")
         entries = parse_json(index.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
@@ -257,5 +269,8 @@ def read_sample(folder: Path, number: int, entry: Any, task: str) -> Sample:
         names = [entry.get("image")]
         if not isinstance(names[0], str):
             raise InputError(f"{where} does not name an image", f"It has to be {_entry_form(task)}.")
-    label = {"true": True, "false": False}.get(str(entry.get("label", "")).lower())
-    return Sample(tuple(read_image(folder / name) for name in names), text, label)
+    label = entry.get("label") if task == "nlvr" else None
+    known = None if label is None else LABELS.get(str(label).lower())
+    if label is not None and known is None:
+        raise InputError(f"{where} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
+    return Sample(tuple(read_image(folder / name) for name in names), text, known)

@@ -330,6 +330,14 @@ def vocabulary_of(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
     return lambda folder: (folder / "vocab.txt").write_bytes(change((folder / "vocab.txt").read_bytes()))
 
 
+def pipe(name: str) -> Callable[[Path], object]:
+    def replace(folder: Path) -> None:
+        (folder / name).unlink()
+        os.mkfifo(folder / name)
+
+    return replace
+
+
 def deep_image(folder: Path) -> None:
     Image.fromarray(np.full((9, 9), 40_000, dtype=np.uint16)).save(folder / "1-left.png")
 
@@ -359,6 +367,14 @@ SAMPLES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "image is large": (image_of(png(9000, 9000)), ("9000 x 9000 pixels", "Scale it down")),
     "image is enormous": (image_of(png(100_000, 100_000)), ("cannot read the image", "10000000000 pixels")),
+    "image of a size that Pillow warns of": (image_of(png(10_000, 10_000)), ("10000 x 10000 pixels", "Scale it down")),
+    "image is a pipe": (pipe("1-left.png"), ("cannot read the image", "1-left.png", "It is a pipe")),
+    "list is a pipe": (pipe("samples.json"), ("cannot read", "samples.json", "It is a pipe")),
+    "label is neither": (
+        index_of([entry(label="maybe")] * 8),
+        ("entry 0 of", "has the label 'maybe'", "True or False"),
+    ),
+    "label is an object": (index_of([entry(label={})] * 8), ("entry 0 of", "has the label {}")),
     "image is deep": (deep_image, ("more than 8 bits a channel", "I;16", "Convert it to 8 bits")),
     "sentence over the positions": (
         index_of([entry(sentence="image " * 39)] * 8),

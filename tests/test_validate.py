@@ -367,3 +367,64 @@ def test_a_result_that_cannot_be_printed_is_no_verdict(exported: tuple[Path, Pat
     assert ran.returncode == 2
     assert "the result could not be printed" in ran.stderr
     assert "Traceback" not in ran.stderr
+
+
+def test_the_vocabulary_beside_the_artifact_reads_the_samples(
+    exported: tuple[Path, Path], run_cli: Run, quick: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    artifact, checkpoint = exported
+    folder = write_samples(tmp_path / "samples", modes=("RGB",) * 2)
+    vocabulary = (folder / "vocab.txt").rename(artifact.with_suffix(".vocab.txt"))
+    command = ("validate", "--engine", artifact, "--ckpt", checkpoint, "--samples", folder)
+    run_cli(*command).refused("there is no vocab.txt")
+    entry = {"file": vocabulary.name, "sha256": sha256(vocabulary)}
+    edit(artifact, lambda manifest: manifest["preprocessing"]["text"].update(vocabulary=entry))
+    ran = run_cli(*command)
+    assert ran.status == 0, ran
+    assert "hashed" not in ran.out
+
+
+def test_a_default_that_prunes_nothing_is_said_and_other_temperatures_can_be_compared(
+    validate: Run, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    edit(exported[0], lambda manifest: manifest.update(temperature=0))
+    ran = validate(*FEW)
+    assert ran.status == 0, ran
+    assert "pruning was not compared" in ran.out
+    ran = validate(*FEW, "--temperature", 0.5, "--temperature", 0.50000001, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    assert "pruning was not compared" not in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert [pair["temperature"] for pair in verdict["pairs"]] == [0.50000001, 0.5, 0]
+    assert len({check["name"] for check in verdict["checks"] if "/" in check["group"]}) == 3
+    for wrong in ("nan", -1, "inf"):
+        validate("--temperature", wrong).refused("--temperature is")
+
+
+def test_control_characters_do_not_break_the_xml(
+    exported: tuple[Path, Path], run_cli: Run, quick: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    artifact, checkpoint = exported
+    odd = artifact.rename(artifact.with_name("a\x01\x1b.onnx"))
+    manifest_path(artifact).rename(manifest_path(odd))
+
+    def rename(manifest: dict[str, Any]) -> None:
+        manifest["artifact"] = manifest["parts"][0]["artifact"] = odd.name
+
+    edit(odd, rename)
+    ran = run_cli("validate", "--engine", odd, "--ckpt", checkpoint, *FEW, "--junit", tmp_path / "v.xml")
+    assert ran.status == 0, ran
+    assert "a??.onnx" in ElementTree.parse(tmp_path / "v.xml").getroot()[0].get("name", "")
+
+
+def test_one_part_of_an_artifact_is_not_taken_for_it(task_artifacts: dict[str, Path], run_cli: Run) -> None:
+    folder = task_artifacts["vqa"]
+    part = folder / "out.encoder.onnx"
+    for command in (("bench", part), ("report", part), ("validate", "--engine", part, "--ckpt", folder / "tiny.pt")):
+        run_cli(*command).refused("'out.encoder' is one part of 'out.onnx'", f"Name '{folder / 'out.onnx'}'")
+
+
+def test_numbers_of_the_manifest_that_cannot_be(validate: Run, exported: tuple[Path, Path]) -> None:
+    for value in (0, -1, 1e300):
+        edit(exported[0], lambda manifest, value=value: manifest["validation"]["gflops"].update(pruned=value))
+        validate(*FEW).refused("is malformed", "gflops")

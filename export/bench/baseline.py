@@ -153,15 +153,11 @@ def read_measurement(path: Path) -> Measurement:
             f"At {error.json_path}: {error.message[:200]}.",
             "Make it again with python -m export bench ... --save FILE.",
         ) from error
-    for entry in content["cases"]:
-        beside = entry["device_milliseconds"], entry["yardstick_milliseconds"]
-        lengths = {len(series) for series in (entry["milliseconds"], *beside) if series is not None}
-        if len(lengths) > 1 or (content["yardstick"] is None) != (entry["yardstick_milliseconds"] is None):
-            raise BaselineError(
-                f"the baseline '{path}' is malformed",
-                "What stood beside its calls is not of as many calls.",
-                "Make it again with python -m export bench ... --save FILE.",
-            )
+    wrong = _contradiction(content)
+    if wrong:
+        raise BaselineError(
+            f"the baseline '{path}' is malformed", wrong, "Make it again with python -m export bench ... --save FILE."
+        )
     if content["partial"]:
         raise BaselineError(
             f"the baseline '{path}' is partial",
@@ -189,6 +185,20 @@ def read_measurement(path: Path) -> Measurement:
             for entry in content["cases"]
         },
     )
+
+
+def _contradiction(content: Mapping[str, Any]) -> str:
+    """What the schema cannot say is wrong, in words; empty where nothing is."""
+    if content["partial"] != (content["ended"] == Ended.INTERRUPTED):
+        return "It says both that its run was interrupted and that it was not."
+    if len({(entry["temperature"], entry["batch"]) for entry in content["cases"]}) < len(content["cases"]):
+        return "It lists a case twice."
+    for entry in content["cases"]:
+        beside = entry["device_milliseconds"], entry["yardstick_milliseconds"]
+        lengths = {len(series) for series in (entry["milliseconds"], *beside) if series is not None}
+        if len(lengths) > 1 or (content["yardstick"] is None) != (entry["yardstick_milliseconds"] is None):
+            return "What stood beside its calls is not of as many calls."
+    return ""
 
 
 def check_comparable(

@@ -28,7 +28,7 @@ class Case:
     batch: int
 
     def __str__(self) -> str:
-        kind = "dense" if self.temperature == 0 else f"temperature {self.temperature:g}"
+        kind = "dense" if self.temperature == 0 else f"temperature {self.temperature!r}".removesuffix(".0")
         return f"{kind}, batch {self.batch}"
 
 

@@ -11,7 +11,6 @@ from export.bench.calls import Case, cases_of
 from export.bench.environment import BUSY, Machine
 from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
 from export.bench.verdict import Verdict, judge
-from export.bench.yardstick import Yardstick
 from export.errors import OptionError
 
 
@@ -30,7 +29,12 @@ class Comparison:
     described: Described | None = None
 
     def verdicts(
-        self, cases: Mapping[Case, Measured], old: Mapping[Case, Sequence[float]], allowed: float, busy: float
+        self,
+        cases: Mapping[Case, Measured],
+        old: Mapping[Case, Sequence[float]],
+        allowed: float,
+        busy: float,
+        yardstick: str | None,
     ) -> list[Verdict]:
         """Is it slower?
 
@@ -39,12 +43,15 @@ class Comparison:
             old: milliseconds of the artifact that runs side by side, of the same rounds.
             allowed: slow-down that passes.
             busy: share of the CPUs that others took meanwhile.
+            yardstick: what stood beside the calls; latencies count in units of it where it was the same then.
         """
         if self.recorded is None:
             return [judge(case, paired_ratio(new.milliseconds, old[case]), allowed) for case, new in cases.items()]
         found = []
         for case, measured in cases.items():
-            now, then = _comparable(measured, self.recorded.cases[case], self.recorded.yardstick)
+            recorded = self.recorded.cases[case]
+            same = yardstick is not None and yardstick == self.recorded.yardstick
+            now, then = (measured.steady, recorded.steady) if same else (measured.milliseconds, recorded.milliseconds)
             found.append(
                 judge(
                     case,
@@ -56,13 +63,6 @@ class Comparison:
                 )
             )
         return found
-
-
-def _comparable(now: Measured, then: Measured, yardstick: str | None) -> tuple[list[float], list[float]]:
-    """Both series in units of the yardstick, where the same one stood beside both."""
-    if now.yardstick is not None and yardstick == Yardstick.name:
-        return now.steady, then.steady
-    return now.milliseconds, then.milliseconds
 
 
 def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> Comparison:

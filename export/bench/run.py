@@ -1,5 +1,6 @@
 """`python -m export bench`: measure an artifact, and compare it with an earlier one."""
 
+import math
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
@@ -159,7 +160,8 @@ class _Run:
         if self.comparison is None:
             return []
         old = {case: series for (what, case), series in timings.series.items() if what == OLD}
-        return self.comparison.verdicts(self.cases(timings), old, self.options.allowed, self.neighbours())
+        beside = None if self.using.yardstick is None else self.using.yardstick.name
+        return self.comparison.verdicts(self.cases(timings), old, self.options.allowed, self.neighbours(), beside)
 
     def settled(self, timings: Timings[Key]) -> bool:
         """Every verdict is in, or without a comparison every median is known to PRECISION."""
@@ -180,7 +182,8 @@ def bench(
     Args:
         options: of the run.
         progress: told of STAGES stages.
-        keep: given what was measured so far, marked partial, every KEEP_SECONDS: a run that is killed leaves that.
+        keep: given what was measured so far, marked partial, after the first round and every KEEP_SECONDS: a run that
+            is killed leaves that.
         opener: makes the runners.
         instruments: what measures an artifact.
 
@@ -225,6 +228,9 @@ def bench(
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
         notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
         notes += using.notes
+        recorded = None if comparison is None or using.yardstick is None else comparison.recorded
+        if recorded is not None and using.yardstick is not None and recorded.yardstick != using.yardstick.name:
+            notes.append(f"bare latencies were compared: beside the baseline's ran {recorded.yardstick or 'nothing'}")
         before = activity()
         progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s")
         neighbours = using.watch_neighbours()
@@ -256,11 +262,11 @@ def bench(
 
 
 class _Keeper:
-    """Told of every round: shows how many there were, and keeps what was measured every KEEP_SECONDS."""
+    """Told of every round: shows how many there were; keeps what was measured, at once and then every KEEP_SECONDS."""
 
     def __init__(self, run: _Run, keep: Callable[[Measurement], None], progress: Progress) -> None:
         self._run, self._keep, self._progress = run, keep, progress
-        self._kept = run.using.timer.now()
+        self._kept = -math.inf
 
     def __call__(self, timings: Timings[Key]) -> None:
         self._progress.detail(f"{timings.rounds} rounds")

@@ -17,12 +17,12 @@ class Yardstick:
     """A fixed piece of work.
 
     Attributes:
-        name: what it is; times of another version of torch do not compare.
+        name: what it is; times of another version of torch, or with another number of threads, do not compare.
     """
 
-    name = f"{LAYERS} transformer layers of {TOKENS} x {WIDTH} in torch {torch.__version__}"
-
     def __init__(self) -> None:
+        threads = f"{torch.get_num_threads()} threads"  # OMP_NUM_THREADS is torch's, and not ONNX Runtime's
+        self.name = f"{LAYERS} transformer layers of {TOKENS} x {WIDTH} in torch {torch.__version__}, {threads}"
         random = torch.Generator().manual_seed(SEED)
 
         def weights(rows: int, columns: int) -> torch.Tensor:

@@ -1,17 +1,15 @@
 """What the commands share: options of an export, where output goes, how an interrupt is taken."""
 
 import signal
-from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
 from export.options import BACKENDS, LAYOUTS, PRECISIONS, ExportOptions, Range
-from madtp.command import output_console
+from madtp.command import PATH, output_console
 
 FAILED = 1  # a check failed
-PATH = click.Path(path_type=Path)
 
 
 def export_options(command: Any) -> Any:

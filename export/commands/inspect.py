@@ -4,11 +4,11 @@ from pathlib import Path
 
 import click
 
-from export.commands.common import FAILED, PATH, output_console, raise_interrupts
+from export.commands.common import FAILED, output_console, raise_interrupts
 
 
 @click.command()
-@click.argument("file", type=PATH)
+@click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.pass_context
 def command(context: click.Context, file: Path, as_json: bool) -> None:

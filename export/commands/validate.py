@@ -17,6 +17,7 @@ from madtp.errors import OutputError
 @click.option("--data", type=PATH, metavar="DIR", help="Compare on a data set with its annotation file.")
 @click.option("--split", help="Of the data set; test where it is there, else val.")
 @click.option("--synthetic", is_flag=True, help="Compare on random pixels and ids instead of real data.")
+@click.option("--temperature", type=float, multiple=True, help="Compare here too, beside the manifest's and 0.")
 @click.option("--limit", type=int, default=32, show_default=True, help="Most samples, evenly spread.")
 @click.option("--tolerance", multiple=True, metavar="OUTPUT=VALUE", help="Largest |error| of an output. Repeatable.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Write the checks as JUnit XML.")
@@ -36,7 +37,9 @@ def command(context: click.Context, /, **given: Any) -> None:
     raise_interrupts()
     data = DataOptions(given["samples"], given["data"], given["synthetic"], given["split"], given["limit"])
     tolerances = parse_tolerances(given["tolerance"])
-    options = ValidateOptions(given["engine"], given["ckpt"], given["config"], data, tolerances, given["repro"])
+    options = ValidateOptions(
+        given["engine"], given["ckpt"], given["config"], data, tolerances, given["repro"], given["temperature"]
+    )
     reports: list[tuple[Path | None, Any]] = [(given["json_file"], write_json), (given["junit"], write_junit)]
     outputs = [path for path, _ in reports if path is not None]
     check_outputs(outputs, [options.checkpoint, options.config, data.samples, data.data], [options.engine])

@@ -74,8 +74,8 @@ def choose_samples(
 
     Args:
         options: of the command line.
-        checkpoint: a vocabulary may lie beside it.
-        vocabulary: the artifact's, taken where none lies with a data set or the checkpoint.
+        checkpoint: of the artifact.
+        vocabulary: the artifact's, taken before one that lies with the samples or the checkpoint; None: it has none.
         config: of the model.
         batch, text: of the artifact's profile, which generated samples keep to.
 
@@ -87,7 +87,7 @@ def choose_samples(
     if options.data is not None:
         found = _data_samples(options, options.data, checkpoint, vocabulary, config)
         return ValidationSamples(found, "data set", "read")
-    found = load_samples(options.samples, checkpoint, config, least=1)
+    found = load_samples(options.samples, checkpoint, config, 1, vocabulary)
     if len(found) > options.limit:
         chosen = spread(found.requests, options.limit)
         found = replace(found, requests=chosen, origin=f"{len(chosen)} of {found.origin}")
@@ -103,7 +103,7 @@ def _data_samples(
         raise InputError(
             f"the data set '{dataset.annotation}' is empty", "There is nothing to compare on.", "Name another --split."
         )
-    vocabulary = find_vocabulary(checkpoint, folder) or vocabulary
+    vocabulary = vocabulary or find_vocabulary(checkpoint, folder)
     processor = text_processor(config, vocabulary)
     requests = [_request(item, processor, config) for item in spread(dataset.items, options.limit)]
     origin = f"{len(requests)} of {len(dataset)} items of '{dataset.annotation}' ({dataset.split})"

@@ -3,6 +3,7 @@
 import datetime
 import json
 import math
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from madtp.files import Staging, write_errors
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 KEPT_FAILURES = 20  # in the manifest
+NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # https://www.w3.org/TR/xml/#charsets
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class Verdict:
         samples: what it was compared on (`export.validation.data.ValidationSamples.to_json`).
         bounds: what was allowed.
         results: of every pair and temperature.
-        token_counts: encoder -> tokens after each layer, a row a sample, at the default temperature, in torch.
+        token_counts: encoder -> tokens after each layer, a row a sample, at the first temperature, in torch.
         dependences: of answers on batch mates.
         runs_plan: whether a GPU here can execute the plan; None of an .onnx artifact.
         culprit: the node at fault; None where nothing failed, or no single node does.
@@ -158,7 +160,8 @@ class Verdict:
 
 
 def _pair_check(result: PairResult) -> Check:
-    name = f"temperature {result.temperature:g}: outputs, answers, kept tokens"
+    temperature = f"{result.temperature!r}".removesuffix(".0")
+    name = f"temperature {temperature}: outputs, answers, kept tokens"
     why = [failure.text for failure in result.failures]
     if not why and not result.passed:
         why = [f"{result.pair}, temperature {result.temperature:g}: rounding decides a token in every comparison"]
@@ -185,6 +188,10 @@ def write_json(verdict: Verdict, path: Path) -> None:
     _write(path, json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n")
 
 
+def _xml_text(text: str) -> str:
+    return NO_XML.sub("?", text)
+
+
 def write_junit(verdict: Verdict, path: Path) -> None:
     """The checks as JUnit XML, a test suite for each group.
 
@@ -192,15 +199,16 @@ def write_junit(verdict: Verdict, path: Path) -> None:
         OutputError: it cannot be written.
     """
     suites: dict[str, Any] = {}
+    artifact = _xml_text(verdict.artifact)
     for check in verdict.checks:
-        case = TestCase(check.name, f"validate.{verdict.artifact}.{check.group}")
+        case = TestCase(check.name, f"validate.{artifact}.{check.group}")
         if check.status == FAILED:
-            result: Error | Failure | Skipped = Failure(check.why[0])
-            result.text = "\n".join([*check.why, verdict.bisected])
+            result: Error | Failure | Skipped = Failure(_xml_text(check.why[0]))
+            result.text = _xml_text("\n".join([*check.why, verdict.bisected]))
             case.result = [result]
         elif check.status == NOT_RUN:
             case.result = [Skipped("; ".join(check.why))]
-        suites.setdefault(check.group, TestSuite(f"{verdict.artifact}: {check.group}")).add_testcase(case)
+        suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
     document = JUnitXml()
     for suite in suites.values():
         document.add_testsuite(suite)
