@@ -1,6 +1,7 @@
 """`python -m export validate`, end to end: verdicts, reports, what it refuses."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -357,7 +358,16 @@ def test_a_page_says_that_validation_failed(
     rehash(exported[0], change_weight)
     assert validate(*FEW).status == 1
     assert run_cli("report", exported[0], "-o", tmp_path / "page.html", "--synthetic").status == 0
-    assert "VALIDATION FAILED since the export; torch/onnx" in (tmp_path / "page.html").read_text()
+    page = (tmp_path / "page.html").read_text()
+    assert re.search(r"VALIDATION FAILED on 20\d\d-\d\d-\d\d; torch/onnx", page)
+    assert "weight &#39;cls_head.2.bias&#39; differs" in page
+    assert validate(*FEW, "--tolerance", "logits=0.02").status == 0
+    assert run_cli("report", exported[0], "-o", tmp_path / "page.html", "--synthetic").status == 0
+    page = (tmp_path / "page.html").read_text()
+    assert "FAILED" not in page
+    assert "it agrees with torch on 2 of 16 of the demo" in page
+    for row in ("logits: worst |difference|", "1.0e-02 (2.0e-02)", "torch/onnx, temperature 2", "3 of 3"):
+        assert row in page
 
 
 def test_a_result_that_cannot_be_printed_is_no_verdict(exported: tuple[Path, Path]) -> None:

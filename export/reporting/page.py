@@ -75,6 +75,8 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
         verdicts=verdicts(manifest, measured),
         summary=_summary(measured, default),
         parity=parity_table(manifest["validation"]),
+        later=manifest["validation"].get("verdict"),
+        validated=validated_table(manifest["validation"].get("verdict")),
         failures=[failure for entry in manifest["validation"]["parity"] for failure in entry["failures"]],
         recorded=_recorded(manifest["validation"]),
         latency=_latency(measured),
@@ -106,19 +108,21 @@ def this_machine() -> str:
 
 
 def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool, str]]:
-    """What was proved and what was not, each with whether it was: recorded at the export, and here."""
+    """What was proved and what was not, each with whether it was: by the latest validation, at the export, and here."""
     validation = manifest["validation"]
-    passed = [(True, f"parity passed at temperature {entry['temperature']:g}") for entry in validation["parity"]]
-    if validation["artifact"] == "not run":
-        of = "of the ONNX file that it was built from"
-        recorded = [(False, "at the export the plan was NOT RUN: no GPU of that machine could execute it")]
+    passed = [f"at the export parity passed at temperature {entry['temperature']:g}" for entry in validation["parity"]]
+    if "verdict" in validation:  # it took the place of what the manifest said of the artifact
+        recorded = [_validated(validation["verdict"]), *((True, text) for text in passed)]
+    elif validation["artifact"] == "not run":
+        recorded = [
+            (False, "at the export the plan was NOT RUN: no GPU of that machine could execute it"),
+            *((True, f"{text}, of the ONNX file that it was built from") for text in passed),
+        ]
     else:
-        of = "of the artifact itself"
-        recorded = [(True, "at the export the artifact was run and compared with the torch model")]
-    recorded += [(okay, f"at the export {text}, {of}") for okay, text in passed]
-    if validation["artifact"] == "failed":
-        failures = (validation.get("verdict") or {}).get("failures", [])
-        recorded.insert(0, (False, "; ".join(["VALIDATION FAILED since the export", *failures[:3]])))
+        recorded = [
+            (True, "at the export the artifact was run and compared with the torch model"),
+            *((True, f"{text}, of the artifact itself") for text in passed),
+        ]
     if measured.backend.can_run:
         here = (True, f"run for this page by {measured.ran}")
     else:
@@ -127,6 +131,49 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
             f"NOT RUN for this page: {measured.backend.reason}; tokens and latency below are those of the torch model",
         )
     return [*recorded, here]
+
+
+def _validated(verdict: Mapping[str, Any]) -> tuple[bool, str]:
+    when, samples = f"on {verdict['created'][:10]}", verdict["samples"]["origin"]
+    if verdict["status"] == "failed":
+        return False, "; ".join([f"VALIDATION FAILED {when}", *verdict["failures"][:3]])
+    if verdict["status"] == "not run":
+        return False, f"when it was validated {when}, the plan was NOT RUN: its ONNX agrees with torch on {samples}"
+    return True, f"validated {when}: it agrees with torch on {samples}"
+
+
+def validated_table(verdict: Mapping[str, Any] | None) -> Table | None:
+    """What the latest validation found, a column for each pair and temperature; None without one."""
+    if verdict is None:
+        return None
+    pairs = verdict["pairs"]
+    names = dict.fromkeys(output["output"] for pair in pairs for output in pair["outputs"])
+    found = [{output["output"]: output for output in pair["outputs"]} for pair in pairs]
+    rows = [
+        ("requests compared", [str(pair["requests"] - pair["explained"]) for pair in pairs]),
+        ("left out: rounding decides a token", [str(pair["explained"]) for pair in pairs]),
+    ]
+    for name in names:
+        outputs = [entry.get(name) for entry in found]
+        rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
+        errors = [f"{_number(output, 'error')} ({_number(output, 'allowed')})" if output else "" for output in outputs]
+        rows.append((f"{name}: error against float64 (allowed)", errors))
+        cosines = [f"{output['cosine']:.7f}" if output and output["cosine"] is not None else "" for output in outputs]
+        if any(cosines):
+            rows.append((f"{name}: least cosine", cosines))
+        if any(output and output["decisions"] for output in outputs):
+            decided = [f"{output['decided']} of {output['decisions']}" if output else "" for output in outputs]
+            rows.append((f"{name}: answers equal", decided))
+    rows.append(("layers that kept the same tokens", [f"{pair['layers_equal']} of {pair['layers']}" for pair in pairs]))
+    rows.append(("verdict", ["FAILED" if pair["status"] == "failed" else "passed" for pair in pairs]))
+    head = ["", *(f"{pair['pair']}, temperature {pair['temperature']:g}" for pair in pairs)]
+    return Table(head, [[label, *cells] for label, cells in rows])
+
+
+def _number(output: Mapping[str, Any] | None, key: str) -> str:
+    if output is None:
+        return ""
+    return "not finite" if output[key] is None else f"{output[key]:.1e}"
 
 
 def parity_table(validation: Mapping[str, Any]) -> Table:
