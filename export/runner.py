@@ -210,12 +210,17 @@ class FiniteRunner:
     Args:
         runner: of a part.
         part: its name, and `where`: what it is run for, for the message.
+
+    Attributes:
+        runs: how often it ran.
     """
 
     def __init__(self, runner: Runner, part: str, where: str) -> None:
         self._runner, self._part, self._where = runner, part, where
+        self.runs = 0
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        self.runs += 1
         outputs = self._runner.run(inputs, temperature)
         for name, value in outputs.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
@@ -227,7 +232,7 @@ class FiniteRunner:
         return outputs
 
 
-def finite_runners(runners: Mapping[str, Runner], where: str) -> dict[str, Runner]:
+def finite_runners(runners: Mapping[str, Runner], where: str) -> dict[str, FiniteRunner]:
     """All parts of a model, each a `FiniteRunner`."""
     return {part: FiniteRunner(runner, part, where) for part, runner in runners.items()}
 

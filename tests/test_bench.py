@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -18,11 +19,12 @@ from torch import Tensor
 import export.bench.run
 from export.bench.artifact import Described, describe, open_described, synchronisations
 from export.bench.baseline import Measurement, read_measurement, write_text
-from export.bench.calls import Case
+from export.bench.calls import Case, Inputs
 from export.bench.environment import Activity, Machine, pinned, warnings
 from export.bench.instruments import Instruments
 from export.bench.measure import Ended
-from export.bench.report import latency_table, operator_table
+from export.bench.operators import Operators, turns, typical
+from export.bench.report import latency_table, lines, operator_table
 from export.bench.run import BenchOptions, bench
 from export.bench.summary import case_summaries
 from export.bench.verdict import Outcome, overall
@@ -33,7 +35,7 @@ from export.samples import artifact_samples
 from madtp.errors import InputError
 from madtp.files import sha256
 from madtp.tasks import Outputs, Runner
-from tests.conftest import TAU, Ran
+from tests.conftest import TAU, Ran, TaskArtifacts
 from tests.test_bench_statistics import FakeTimer
 from tests.test_validate import change_weight, edit, rehash
 
@@ -151,11 +153,17 @@ def test_all_that_is_measured_and_written(
     everything = json.loads(files["all.json"].read_text())
     assert [summary["case"]["batch"] for summary in everything["summaries"]] == [1, 1, 2, 2]
     assert len(everything["speed_ups"]) == 2
-    profiled = {entry["case"]["temperature"]: entry for entry in everything["operators"]}
-    assert profiled.keys() == {0.0, TAU}
-    for entry in profiled.values():
+    assert all(0 < speed_up["efficiency"] < math.inf for speed_up in everything["speed_ups"])
+    assert [Case(**entry["case"]) for entry in everything["operators"]] == cases
+    for entry, summary in zip(everything["operators"], everything["summaries"], strict=True):
         assert {"AlignedAttention", "TokenCompact", "MatMul", "Conv"} <= entry["milliseconds"].keys()
-        assert entry["gflops"] > 0
+        assert summary["gflops"] == entry["gflops"] > 0
+        assert (summary["runs"], summary["synchronisations"]) == ({"model": 1}, {"model": 0})
+    dense, pruned = everything["operators"][:2]
+    assert everything["gflops_from"] == "profile"
+    assert sum(everything["lost_milliseconds"].values()) == pytest.approx(
+        sum(pruned["milliseconds"].values()) - sum(dense["milliseconds"].values()) * pruned["gflops"] / dense["gflops"]
+    )
     assert files["bench.md"].read_text().count("| dense, batch") == 2
     assert len(list(next(iter(junitparser.JUnitXml.fromfile(str(files["bench.xml"])))))) == 4
     for words in ("Dense over pruned", "efficiency", "host synchronisations a call, by the manifest: model 0", "load"):
@@ -335,8 +343,38 @@ def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatc
     table = operator_table(result)
     assert "TensorRT's layer profiler" in str(table.title)
     assert table.row_count == 3
+    assert table.columns[-1].header == "lost"
+    waits = [summary.synchronisations for summary in case_summaries(result)]
+    assert waits == 2 * [synchronisations(result.described.manifest)]
+    assert any("GFLOPs are the manifest's, of the export's samples: " in line for line in lines(result))
     counted = described.manifest["validation"]["gflops"]
     assert [summary.gflops for summary in case_summaries(result)] == [counted["dense"], counted["pruned"]]
+
+
+def test_a_decoder_s_runs_are_counted(task_artifacts: TaskArtifacts) -> None:
+    result = bench(BenchOptions(task_artifacts["caption"] / "out.json", seconds=0.01, profile=False), Quiet())
+    plan = replace(result, described=as_plan(result.described))
+    each = synchronisations(plan.described.manifest)
+    for summary in case_summaries(plan):
+        assert summary.runs["encoder"] == 1
+        assert summary.runs["decoder"] > 1
+        assert summary.synchronisations == {part: summary.runs[part] * each[part] for part in ("encoder", "decoder")}
+    assert any(re.search(r"by the manifest: .*encoder 2, decoder \d.* runs\)", line) for line in lines(plan))
+
+
+def test_what_is_profiled_stands_for_all_calls() -> None:
+    def operators(milliseconds: dict[str, float], gflops: float | None) -> Operators:
+        return Operators("a profiler", milliseconds, gflops)
+
+    calls = [operators({"a": 1.0, "b": 3.0}, 2.0), operators({"a": 99.0, "b": 4.0}, 4.0), operators({"b": 5.0}, 6.0)]
+    assert typical(calls) == operators({"b": 4.0, "a": 1.0}, 4.0)  # one disturbed call does not show
+    assert typical([operators({"a": 1.0}, None)]).gflops is None
+    one: Inputs = {}
+    dense, pruned, large = Case(0.0, 1), Case(0.5, 1), Case(0.5, 8)
+    assert turns({dense: [one] * 2, pruned: [one] * 2, large: [one]}) == [
+        *((dense, 0), (pruned, 0), (large, 0)),
+        *((dense, 1), (pruned, 1)),
+    ]
 
 
 @pytest.mark.parametrize("factor", [0.8, 1.4])

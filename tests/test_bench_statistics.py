@@ -18,6 +18,7 @@ from export.bench.statistics import (
     paired_ratio,
     recorded_ratio,
     relative_half_width,
+    spread,
     summarize,
     token_groups,
 )
@@ -158,6 +159,13 @@ def test_regressions_are_percentages() -> None:
 )
 def test_groups_by_tokens(totals: list[float], groups: list[list[int]]) -> None:
     assert token_groups(totals) == groups
+
+
+def test_values_that_stand_for_all() -> None:
+    values = [float(value) for value in random.Random(0).sample(range(24), 24)]
+    assert [values[index] for index in spread(values, 8)] == [1, 4, 7, 10, 13, 16, 19, 22]
+    assert sorted(spread(values, 99)) == list(range(24))
+    assert spread([1.0, 1.0], 1) == [1]
 
 
 @dataclass

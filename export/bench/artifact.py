@@ -97,7 +97,7 @@ def identity(described: Described) -> dict[str, Any]:
 
 
 def synchronisations(manifest: Mapping[str, Any]) -> dict[str, int]:
-    """How often the host waits for the device in one call of each part; from the manifest, not measured.
+    """How often the host waits for the device in one run of each part; from the manifest, not measured.
 
     In TensorRT's dynamic layout every TokenCompact layer copies one size, how many tokens it kept, to the host, and the
     outputs are copied at the end. ONNX Runtime on a CPU has no device to wait for.

@@ -91,14 +91,18 @@ def calls_of(samples: SampleSet, config: Config, batch: int) -> list[Inputs]:
     return [collate(requests, config) for requests in rows]
 
 
-def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case) -> Kept:
+def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case) -> tuple[Kept, dict[str, float]]:
     """Make every call of a case once, untimed.
+
+    Returns:
+        Tokens, and how often a call runs each part at the mean: a decoder runs once for every id that is written.
 
     Raises:
         InputError: an output is not finite, or the artifact was not built for these inputs.
     """
     last: dict[str, list[float]] = {}
     totals = []
+    runs = dict.fromkeys(runners, 0)
     for number, inputs in enumerate(calls):
         checked = finite_runners(runners, f"{case}, call {number}")
         outputs = run_request(config, checked, inputs, case.temperature)
@@ -106,4 +110,6 @@ def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case)
         for encoder, tokens in counts.items():
             last.setdefault(encoder, []).append(float(tokens[:, -1].double().mean()))
         totals.append(sum(int(tokens.sum()) for tokens in counts.values()) / case.batch)
-    return Kept(last, totals)
+        for part, runner in checked.items():
+            runs[part] += runner.runs
+    return Kept(last, totals), {part: count / len(calls) for part, count in runs.items()}

@@ -1,12 +1,15 @@
 """Where the time of an artifact goes: by kind of operator, with the multiply-adds of its matrix products, or by layer.
 
 Short runs of their own with the profilers of ONNX Runtime and TensorRT: profiling costs time, so nothing else is timed
-meanwhile.
+meanwhile. The cases take turns, and medians over their calls count: so that neighbours do not look
+like a loss.
 """
 
 import json
 import math
 import re
+import statistics
+from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -55,6 +58,9 @@ class ProfiledRunner:
         path: the file.
         scratch: the profile goes there.
         threads: of ONNX Runtime; None is its own choice.
+
+    Attributes:
+        caller: number of the call whose runs are to follow.
     """
 
     def __init__(self, path: Path, scratch: Path, threads: int | None) -> None:
@@ -68,31 +74,34 @@ class ProfiledRunner:
         self._session = open_graph(_with_named_functions(OnnxGraph.read(path)), options)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
-        self._runs = self._first = 0
+        self._callers: list[int] = []
+        self.caller = 0
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        self._runs += 1
+        self._callers.append(self.caller)
         values = self._session.run(self._outputs, feed(inputs, temperature, self._inputs))
         return {name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
 
-    def begin(self) -> None:
-        """Leave out what has run so far."""
-        self._first = self._runs
-
-    def events(self) -> list[dict[str, Any]]:
-        """What was recorded since `begin`; ends the profile."""
+    def events(self) -> defaultdict[int, list[dict[str, Any]]]:
+        """What was recorded, by the `caller` of the run; ends the profile."""
         events: list[dict[str, Any]] = json.loads(Path(self._session.end_profiling()).read_text(encoding="utf-8"))
-        starts = sorted(event["ts"] for event in events if event["name"] == RUN)[self._first :]
-        return [event for event in events if starts and event["ts"] >= starts[0]]
+        starts = sorted(event["ts"] for event in events if event["name"] == RUN)
+        found: defaultdict[int, list[dict[str, Any]]] = defaultdict(list)
+        for event in events:
+            run = bisect_right(starts, event["ts"]) - 1
+            if run >= 0:
+                found[self._callers[run]].append(event)
+        return found
 
 
-def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: Path, threads: int | None) -> Operators:
-    """Run calls of a case under ONNX Runtime's profiler, each once, after a warm-up.
+def profile(
+    described: Described, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
+) -> dict[Case, Operators]:
+    """Run calls under ONNX Runtime's profiler, each once, after a warm-up.
 
     Args:
         described: an artifact of ONNX Runtime.
-        calls: of the case.
-        case: temperature and batch.
+        calls: of every case.
         scratch: a folder for the profiler's files.
         threads: of ONNX Runtime.
     """
@@ -100,13 +109,33 @@ def profile(described: Described, calls: Sequence[Inputs], case: Case, scratch: 
         part["name"]: ProfiledRunner(described.folder / part["artifact"], scratch, threads)
         for part in described.manifest["parts"]
     }
-    run_request(described.config, runners, calls[0], case.temperature)  # allocates memory, which later runs use again
-    for runner in runners.values():
-        runner.begin()
-    for inputs in calls:
-        run_request(described.config, runners, inputs, case.temperature)
-    requests = len(calls) * case.batch
-    return summarize_events([event for runner in runners.values() for event in runner.events()], requests)
+    for case, inputs in calls.items():  # allocates memory, which later runs use again
+        run_request(described.config, runners, inputs[0], case.temperature)
+    order = turns(calls)
+    for number, (case, which) in enumerate(order, 1):
+        for runner in runners.values():
+            runner.caller = number
+        run_request(described.config, runners, calls[case][which], case.temperature)
+    recorded = [runner.events() for runner in runners.values()]
+    found: dict[Case, list[Operators]] = {case: [] for case in calls}
+    for number, (case, _) in enumerate(order, 1):
+        found[case].append(summarize_events([event for events in recorded for event in events[number]], case.batch))
+    return {case: typical(operators) for case, operators in found.items()}
+
+
+def turns(calls: Mapping[Case, Sequence[Inputs]]) -> list[tuple[Case, int]]:
+    """All calls, the cases taking turns."""
+    most = max(len(inputs) for inputs in calls.values())
+    return [(case, number) for number in range(most) for case, inputs in calls.items() if number < len(inputs)]
+
+
+def typical(calls: Sequence[Operators]) -> Operators:
+    """Of a request of several calls: medians of the times, the mean of the multiply-adds."""
+    names = dict.fromkeys(name for call in calls for name in call.milliseconds)
+    milliseconds = {name: statistics.median(call.milliseconds.get(name, 0.0) for call in calls) for name in names}
+    counted = [call.gflops for call in calls if call.gflops is not None]
+    gflops = statistics.mean(counted) if counted else None
+    return Operators(calls[0].profiler, dict(Counter(milliseconds).most_common()), gflops)
 
 
 def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Operators:

@@ -5,11 +5,10 @@ from collections.abc import Iterable
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
-from export.bench.artifact import synchronisations
 from export.bench.environment import warnings
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE, Ratio
-from export.bench.summary import case_summaries, speed_ups
+from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
 from export.bench.verdict import Outcome, Verdict
 
 TOP_OPERATORS = 12
@@ -87,22 +86,27 @@ def speed_up_table(result: BenchResult) -> Table:
 
 
 def operator_table(result: BenchResult) -> Table:
-    """Where the time went: the dense case beside the most pruned one, under the profiler."""
-    cases = list(result.operators)
+    """Where the time went: the dense case beside the most pruned one of the smallest batch, under the profiler."""
+    cases = smallest_batch(result.operators)
     if len(cases) < 2:
         return Table()
+    lost = losses(result)
     table = Table(title=f"Where the time goes, milliseconds a request under {result.operators[cases[0]].profiler}")
     dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
-    for column in ("operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"):
+    columns = ["operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"]
+    if lost:
+        columns.append("lost")
+        table.caption = "lost: by how much an operator takes longer than if its time had shrunk as the GFLOPs did"
+    for column in columns:
         table.add_column(column, justify="left" if column == "operator" else "right")
-    totals = sum(dense.values()), sum(pruned.values())
-    names = sorted({*dense, *pruned}, key=lambda name: -pruned.get(name, 0.0))
-    rows = [(name, dense.get(name, 0.0), pruned.get(name, 0.0)) for name in names]
-    others = rows[TOP_OPERATORS:]
-    rows = rows[:TOP_OPERATORS]
+    names = sorted({*dense, *pruned}, key=lambda name: -max(dense.get(name, 0.0), pruned.get(name, 0.0)))
+    shown, others = names[:TOP_OPERATORS], names[TOP_OPERATORS:]
+    rows = [(name, [name]) for name in sorted(shown, key=lambda name: -(lost or pruned).get(name, 0.0))]
     if others:
-        rows.append((f"{len(others)} others", sum(row[1] for row in others), sum(row[2] for row in others)))
-    for name, slow, fast in [*rows, ("all", *totals)]:
+        rows.append((f"{len(others)} others", others))
+    totals = sum(dense.values()), sum(pruned.values())
+    for name, members in [*rows, ("all", names)]:
+        slow, fast, more = (sum(series.get(member, 0.0) for member in members) for series in (dense, pruned, lost))
         table.add_row(
             name,
             f"{slow:.3f}",
@@ -110,6 +114,7 @@ def operator_table(result: BenchResult) -> Table:
             f"{fast:.3f}",
             f"{100 * fast / totals[1]:.0f} %",
             f"{slow / fast:.2f}x" if fast > 0 else "",
+            *([f"{more:+.3f}"] if lost else []),
         )
     return table
 
@@ -136,16 +141,17 @@ def lines(result: BenchResult) -> list[str]:
     machine, measurement = result.measurement.machine, result.measurement
     device = ", ".join(machine.gpus) or "no GPU"
     backend = measurement.artifact["backend"]
-    waits = synchronisations(result.described.manifest)
     found = [
         f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
         f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
         f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
         "times are wall-clock, results on the host",
-        "host synchronisations a call, by the manifest: "
-        + ", ".join(f"{part} {count}" for part, count in waits.items()),
+        f"host synchronisations a call, by the manifest: {_waits(result)}",
     ]
+    if any(summary.gflops for summary in case_summaries(result)) and not gflops_are_profiled(result):
+        counted = result.described.manifest["validation"]["samples"]
+        found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
     disturbances = warnings(machine, measurement.before, measurement.after, measurement.neighbours)
     found += [f"note: {text}" for text in (*result.notes, *disturbances)]
     if not measurement.warm_up.stable:
@@ -153,6 +159,22 @@ def lines(result: BenchResult) -> list[str]:
     if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
         found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
     return found
+
+
+def _waits(result: BenchResult) -> str:
+    """In words, of every case where they differ: a decoder runs as often as it writes ids."""
+    texts = {}
+    for summary in case_summaries(result):
+        parts = summary.synchronisations.items()
+        shown = [f"{part} {waits:.4g}" + (_runs(summary.runs[part]) if waits else "") for part, waits in parts]
+        texts[str(summary.case)] = ", ".join(shown)
+    if len(set(texts.values())) == 1:
+        return next(iter(texts.values()))
+    return "; ".join(f"{case}: {text}" for case, text in texts.items())
+
+
+def _runs(runs: float) -> str:
+    return "" if runs == 1 else f" ({runs:.3g} runs)"
 
 
 def markdown(result: BenchResult) -> str:

@@ -15,8 +15,8 @@ from export.bench.comparison import Comparison, differences, side_by_side, with_
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
 from export.bench.measure import Call, Timings, WarmUp, measure, warm_up
-from export.bench.operators import Operators, profile, summarize_layers
-from export.bench.statistics import relative_half_width
+from export.bench.operators import Operators, profile, summarize_layers, turns, typical
+from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
 from export.bench.yardstick import Yardstick, repetitions
 from export.errors import OptionError
@@ -29,7 +29,8 @@ from madtp.tasks import Runner, run_request
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4
 KEEP_SECONDS = 10.0  # between writings of what was measured so far
-PROFILED_CALLS = 8
+PROFILED_CALLS = 8  # of the smallest batch
+FEWEST_PROFILED_CALLS = 2  # of larger ones
 NEW, OLD, WORK = "new", "old", "yardstick"  # what is timed of a case
 
 Opener = Callable[[Described, RunnerOptions], dict[str, Runner]]
@@ -84,15 +85,17 @@ class BenchResult:
     Attributes:
         described: the artifact.
         measurement: what `--save` keeps.
+        runs: of each part in a call, by case.
         verdicts: of every case, empty where nothing was compared.
         method: how it was compared, in words.
-        operators: by case, where the artifact can be profiled; of the smallest batch.
+        operators: by case; empty where nothing was profiled.
         notes: what a reader has to know about the numbers, a sentence each.
         interrupted: by Ctrl-C or SIGTERM; a measurement that had ended by then is whole.
     """
 
     described: Described
     measurement: Measurement
+    runs: dict[Case, dict[str, float]]
     verdicts: list[Verdict] = field(default_factory=list)
     method: str = ""
     operators: dict[Case, Operators] = field(default_factory=dict)
@@ -214,7 +217,10 @@ def bench(
         using = instruments(described)
         how = RunnerOptions(options.threads, options.cuda_graphs, using.meter)
         runners = opener(described, how)
-        kept = {case: probe(described.config, runners, calls[case], case) for case in cases}
+        kept: dict[Case, Kept] = {}
+        runs: dict[Case, dict[str, float]] = {}
+        for case in cases:
+            kept[case], runs[case] = probe(described.config, runners, calls[case], case)
         candidates = {(NEW, case): _call(described.config, runners, calls[case], case) for case in cases}
         other = None if comparison is None else comparison.described
         if other is not None:
@@ -250,15 +256,15 @@ def bench(
             raise KeyboardInterrupt
         measurement = run.measurement(timings)
         if measurement.partial:
-            return BenchResult(described, measurement, notes=notes, interrupted=True)
+            return BenchResult(described, measurement, runs, notes=notes, interrupted=True)
         operators: dict[Case, Operators] = {}
         interrupted = False
         try:
-            operators = _profile(options, described, calls, opener, progress)
+            operators = _profile(options, described, _to_profile(calls, kept), opener, progress)
         except KeyboardInterrupt:
             interrupted = True
     method = "" if comparison is None else comparison.method
-    return BenchResult(described, measurement, run.verdicts(timings), method, operators, notes, interrupted)
+    return BenchResult(described, measurement, runs, run.verdicts(timings), method, operators, notes, interrupted)
 
 
 class _Keeper:
@@ -297,29 +303,39 @@ def _repetitions(using: Instruments, yardstick: Yardstick, call: Call) -> int:
     return repetitions(using.timer.milliseconds(lambda: call(0)), using.timer.milliseconds(lambda: yardstick.work(1)))
 
 
+def _to_profile(calls: Mapping[Case, Sequence[Inputs]], kept: Mapping[Case, Kept]) -> dict[Case, list[Inputs]]:
+    """Calls that stand for all of a case: evenly spread over the tokens that they keep; few of many requests each."""
+    smallest = min(case.batch for case in calls)
+    chosen = {}
+    for case, inputs in calls.items():
+        pruned = max(other for other in kept if other.batch == case.batch)  # the same calls at every temperature
+        count = max(PROFILED_CALLS * smallest // case.batch, FEWEST_PROFILED_CALLS)
+        chosen[case] = [inputs[number] for number in spread(kept[pruned].total, count)]
+    return chosen
+
+
 def _profile(
     options: BenchOptions,
     described: Described,
-    calls: Mapping[Case, Sequence[Inputs]],
+    chosen: Mapping[Case, Sequence[Inputs]],
     opener: Opener,
     progress: Progress,
 ) -> dict[Case, Operators]:
-    """Where the time goes, for the smallest batch."""
+    """Where the time goes."""
     if not options.profile:
         return {}
     progress.stage("profiling layers" if runs_on_gpu(described) else "profiling operators")
-    smallest = min(case.batch for case in calls)
-    chosen = {case: inputs[:PROFILED_CALLS] for case, inputs in calls.items() if case.batch == smallest}
     if runs_on_gpu(described):
         milliseconds: defaultdict[str, float] = defaultdict(float)
         runners = opener(described, RunnerOptions(layer_milliseconds=milliseconds))
-        found = {}
-        for case, inputs in chosen.items():
-            _call(described.config, runners, inputs, case)(0)  # allocates memory, which later runs use again
+        calls = {case: _call(described.config, runners, inputs, case) for case, inputs in chosen.items()}
+        for call in calls.values():
+            call(0)  # allocates memory, which later runs use again
+        found: dict[Case, list[Operators]] = {case: [] for case in chosen}
+        for case, number in turns(chosen):
             milliseconds.clear()
-            for number in range(len(inputs)):
-                _call(described.config, runners, inputs, case)(number)
-            found[case] = summarize_layers(milliseconds, len(inputs) * case.batch)
-        return found
+            calls[case](number)
+            found[case].append(summarize_layers(milliseconds, case.batch))
+        return {case: typical(layers) for case, layers in found.items()}
     with tempfile.TemporaryDirectory() as scratch:
-        return {case: profile(described, chosen[case], case, Path(scratch), options.threads) for case in chosen}
+        return profile(described, chosen, Path(scratch), options.threads)

@@ -123,6 +123,13 @@ def token_groups(totals: Sequence[float]) -> list[list[int]]:
     return [np.flatnonzero(which == number).tolist() for number in np.unique(which)]
 
 
+def spread(values: Sequence[float], count: int) -> list[int]:
+    """Indices of at most `count` values that stand for all: one from the middle of each of as many equal shares."""
+    order = np.argsort(np.asarray(values, dtype=np.float64), kind="stable")
+    count = min(count, len(order))
+    return [int(order[int((share + 0.5) * len(order) / count)]) for share in range(count)]
+
+
 def _blocks(values: Sequence[float] | Floats) -> Floats:
     """[BLOCKS, length]; what is left over is dropped from the beginning."""
     array = np.asarray(values, dtype=np.float64)

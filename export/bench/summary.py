@@ -1,10 +1,12 @@
 """What follows from a run: the numbers that tables, JSON and Markdown show."""
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
+from export.bench.artifact import synchronisations
 from export.bench.baseline import Measured
 from export.bench.calls import Case
 from export.bench.run import BenchResult
@@ -37,6 +39,8 @@ class CaseSummary:
         tokens: by encoder, mean tokens of a sequence after the last layer.
         gflops: multiply-adds (1e9) of a request, None where it is not known for this batch.
         groups: fewest tokens first.
+        runs: of each part in a call, at the mean.
+        synchronisations: by part, how often the host waits for the device in a call.
     """
 
     case: Case
@@ -46,6 +50,8 @@ class CaseSummary:
     tokens: dict[str, float]
     gflops: float | None
     groups: list[Group]
+    runs: dict[str, float]
+    synchronisations: dict[str, float]
 
 
 @dataclass(frozen=True)
@@ -86,14 +92,20 @@ def _summarize(result: BenchResult, case: Case, measured: Measured) -> CaseSumma
     tokens = {encoder: float(np.mean(values)) for encoder, values in measured.kept.last.items()}
     device = None if measured.device is None else summarize(measured.device)
     throughput = 1e3 * case.batch / latency.mean
-    return CaseSummary(case, latency, device, throughput, tokens, request_gflops(result, case), groups)
+    runs = result.runs[case]
+    waits = {part: runs[part] * count for part, count in synchronisations(result.described.manifest).items()}
+    return CaseSummary(case, latency, device, throughput, tokens, request_gflops(result, case), groups, runs, waits)
+
+
+def gflops_are_profiled(result: BenchResult) -> bool:
+    """Whether multiply-adds are of the very samples that were timed."""
+    return any(found.gflops is not None for found in result.operators.values())
 
 
 def request_gflops(result: BenchResult, case: Case) -> float | None:
     """Multiply-adds (1e9) of a request: profiled here, else as the manifest counted them for single requests."""
-    profiled = [found for found in result.operators.values() if found.gflops is not None]
-    if profiled:
-        return result.operators[case].gflops if case in result.operators else None
+    if gflops_are_profiled(result):
+        return result.operators[case].gflops
     counted = result.described.manifest["validation"]["gflops"]
     kinds = {result.described.manifest["temperature"]: "pruned", 0.0: "dense"}
     value: float | None = counted[kinds[case.temperature]] if case.batch == 1 and case.temperature in kinds else None
@@ -114,6 +126,29 @@ def speed_ups(result: BenchResult) -> list[SpeedUp]:
     return found
 
 
+def losses(result: BenchResult) -> dict[str, float]:
+    """Where the saved arithmetic did not become time: milliseconds a request, by operator, the most first.
+
+    Of the most pruned case of the smallest batch: by how much an operator takes longer than if its time had shrunk as
+    the multiply-adds did. Empty where they are not known.
+    """
+    cases = smallest_batch(result.operators)
+    if len(cases) < 2:
+        return {}
+    dense, pruned = (result.operators[case].milliseconds for case in (cases[0], cases[-1]))
+    many, few = (request_gflops(result, case) for case in (cases[0], cases[-1]))
+    if not many or not few:
+        return {}
+    lost = {name: pruned.get(name, 0.0) - dense.get(name, 0.0) * few / many for name in {**pruned, **dense}}
+    return dict(sorted(lost.items(), key=lambda entry: -entry[1]))
+
+
+def smallest_batch(cases: Iterable[Case]) -> list[Case]:
+    """Those of the smallest batch, dense first."""
+    found = sorted(cases)
+    return [case for case in found if case.batch == min(other.batch for other in found)]
+
+
 def to_json(result: BenchResult) -> dict[str, Any]:
     """Everything: the measurement as `--save` keeps it, and all that follows from it. Unknown numbers are null."""
     content = {
@@ -121,6 +156,8 @@ def to_json(result: BenchResult) -> dict[str, Any]:
         "summaries": [asdict(summary) for summary in case_summaries(result)],
         "speed_ups": [asdict(speed_up) | {"efficiency": speed_up.efficiency} for speed_up in speed_ups(result)],
         "operators": [{"case": asdict(case), **asdict(found)} for case, found in result.operators.items()],
+        "lost_milliseconds": losses(result),
+        "gflops_from": "profile" if gflops_are_profiled(result) else "manifest",
         "comparison": {
             "method": result.method or None,
             "verdicts": [asdict(verdict) for verdict in result.verdicts],
