@@ -4,13 +4,14 @@ import importlib
 import os
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -20,6 +21,8 @@ from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profile
 from madtp.errors import InputError
 from madtp.opspec import DOMAIN, OPS, VERSION
 from madtp.tasks import Outputs, Runner
+
+SEARCHED = "LD_LIBRARY_PATH"  # where Polygraphy looks first
 
 
 @dataclass(frozen=True)
@@ -81,7 +84,7 @@ class PlanRunner:
         options: CUDA graphs, and what is measured.
 
     Raises:
-        BackendError: TensorRT refuses the plan.
+        BackendError: TensorRT refuses the plan, or there is no CUDA runtime.
         PluginError: TensorRT cannot load the library.
     """
 
@@ -98,6 +101,7 @@ class PlanRunner:
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
         from polygraphy.backend.trt import TrtRunner, get_trt_logger
 
+        load_cuda_runtime()
         trt = importlib.import_module(backend.module)
         if library is not None:
             register_plugins(trt, library)
@@ -150,6 +154,29 @@ def running(what: str) -> Iterator[None]:
     except Exception as error:
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise BackendError(what, why, "The file is not as the export left it, or memory is short.") from error
+
+
+def load_cuda_runtime() -> None:
+    """Have Polygraphy load CUDA's runtime, which it does not find where CUDA 13's wheels put it.
+
+    Raises:
+        BackendError: it is nowhere.
+    """
+    import polygraphy.cuda
+
+    with suppress(DynamicLibNotFoundError):
+        folder = str(Path(load_nvidia_dynamic_lib("cudart").abs_path or "").parent)
+        searched = os.environ.get(SEARCHED, "").split(os.pathsep)
+        if folder not in searched:
+            os.environ[SEARCHED] = os.pathsep.join([*filter(None, searched), folder])
+    try:
+        polygraphy.cuda.wrapper()
+    except OSError as error:
+        raise BackendError(
+            "CUDA's runtime library cannot be loaded",
+            str(error),
+            f"pip install 'cuda-toolkit[cudart]==13.*', or name the folder of libcudart.so in {SEARCHED}.",
+        ) from error
 
 
 def register_plugins(trt: Any, library: Path) -> None:

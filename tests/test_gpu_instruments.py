@@ -1,6 +1,9 @@
 """What measures on a GPU, driven without one: fakes of CUDA and TensorRT note what is asked of them, in order."""
 
+import _ctypes
 import math
+import os
+import shutil
 import sys
 import types
 from collections import defaultdict
@@ -11,14 +14,17 @@ from typing import Any
 
 import numpy as np
 import polygraphy.backend.trt
+import polygraphy.cuda.cuda
 import pytest
 import torch
+from cuda.pathfinder import DynamicLibNotFoundError
 
+import export.runner
 from export.backends import Backend, find_gpus
 from export.bench.instruments import instruments_for
 from export.errors import BackendError
 from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
-from export.runner import CheckedRunner, PlanRunner, RunnerOptions, TensorInfo
+from export.runner import CheckedRunner, PlanRunner, RunnerOptions, TensorInfo, load_cuda_runtime
 
 STREAM = 7
 
@@ -123,6 +129,30 @@ def test_cuda_graphs_are_asked_for_where_tensorrt_can() -> None:
         graph_context(engine, types.ModuleType("tensorrt"))
 
 
+def test_polygraphy_finds_cuda_s_runtime_in_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    library = shutil.copy(_ctypes.__file__, tmp_path / "libcudart.so.13")  # any library will do
+    monkeypatch.setattr(polygraphy.cuda.cuda, "G_CUDA", None)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
+    monkeypatch.setattr(export.runner, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=str(library)))
+    for _ in range(2):
+        load_cuda_runtime()
+        assert os.environ["LD_LIBRARY_PATH"] == f"/elsewhere:{tmp_path}"
+    assert polygraphy.cuda.cuda.G_CUDA.handle._name == str(library)
+
+
+def test_without_cuda_s_runtime_no_plan_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise DynamicLibNotFoundError
+
+    def fail() -> None:
+        raise OSError("libcudart.so: cannot open shared object file")
+
+    monkeypatch.setattr(export.runner, "load_nvidia_dynamic_lib", refuse)
+    monkeypatch.setattr(polygraphy.cuda, "wrapper", fail)
+    with pytest.raises(BackendError, match=r"(?s)runtime library cannot be loaded.*cuda-toolkit\[cudart\]"):
+        load_cuda_runtime()
+
+
 class FakeTrtRunner:
     """Polygraphy's runner as far as `PlanRunner` uses it: one input, twice of it as the output."""
 
@@ -172,6 +202,7 @@ def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Runn
         monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
         monkeypatch.setattr(polygraphy.backend.trt, "get_trt_logger", lambda: None)
         monkeypatch.setattr(polygraphy.backend.trt, "TrtRunner", FakeTrtRunner)
+        monkeypatch.setattr(export.runner, "load_cuda_runtime", lambda: None)
         backend = Backend("tensorrt-rtx", "1.7", "", can_run=True)
         runner = PlanRunner(plan, backend, allow_host_code=allow_host_code, options=options)
         assert runtime.engine_host_code_allowed is allow_host_code
