@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 import polygraphy.backend.trt
 import polygraphy.cuda.cuda
+import pynvml
 import pytest
 import torch
 from cuda.pathfinder import DynamicLibNotFoundError
 
 import export.runner
 from export.backends import Backend, find_gpus
+from export.bench.environment import activity, clocks
 from export.bench.instruments import instruments_for
 from export.errors import BackendError
 from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
@@ -151,6 +153,30 @@ def test_without_cuda_s_runtime_no_plan_runs(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(polygraphy.cuda, "wrapper", fail)
     with pytest.raises(BackendError, match=r"(?s)runtime library cannot be loaded.*cuda-toolkit\[cudart\]"):
         load_cuda_runtime()
+
+
+def test_clocks_of_a_gpu_that_tells_little(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> int:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    answers: dict[str, Any] = {
+        **dict.fromkeys(("nvmlInit", "nvmlShutdown"), lambda: None),
+        "nvmlDeviceGetCount": lambda: 1,
+        "nvmlDeviceGetHandleByIndex": lambda index: "handle",
+        "nvmlDeviceGetClockInfo": lambda handle, kind: {pynvml.NVML_CLOCK_SM: 1980, pynvml.NVML_CLOCK_MEM: 2619}[kind],
+        "nvmlDeviceGetTemperature": lambda handle, sensor: 45,
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: pynvml.nvmlClocksThrottleReasonSwPowerCap,
+    }
+    for name, answer in answers.items():
+        monkeypatch.setattr(pynvml, name, answer)
+    gpu = {"sm_megahertz": 1980, "memory_megahertz": 2619, "celsius": 45, "held_back_by": ["software power cap"]}
+    assert activity().gpus == [gpu]
+    words = "GPU SM 1980 MHz, memory 2619 MHz, 45 degrees Celsius, held back by software power cap"
+    assert clocks(activity()).endswith(words)
+    for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetClockInfo"):
+        monkeypatch.setattr(pynvml, name, refuse)
+    assert activity().gpus == [dict.fromkeys(gpu)]
+    assert clocks(activity()).endswith("GPU not known to be held back")
 
 
 class FakeTrtRunner:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import platform
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,7 +74,7 @@ class Activity:
         load: mean runnable processes of the last minute.
         megahertz: of the CPU, None where it does not say.
         governor: of the CPU's clocks, None where it cannot be read.
-        gpus: clocks in MHz, degrees Celsius, and why each was held back.
+        gpus: clocks in MHz, degrees Celsius, and why each was held back; None for what NVML does not tell.
     """
 
     load: float
@@ -110,6 +110,22 @@ def activity() -> Activity:
     return Activity(round(psutil.getloadavg()[0], 2), frequency.current if frequency else None, governor, gpus)
 
 
+def clocks(activity: Activity) -> str:
+    """Of CPU and GPUs, in words; what is not known is left out."""
+    found = [] if activity.megahertz is None else [f"CPU {activity.megahertz:.0f} MHz"]
+    for gpu in activity.gpus:
+        told = [
+            ("SM", gpu["sm_megahertz"], "MHz"),
+            ("memory", gpu["memory_megahertz"], "MHz"),
+            ("", gpu["celsius"], "degrees Celsius"),
+        ]
+        held = gpu["held_back_by"]
+        state = "not known to be held back" if held is None else f"held back by {', '.join(held) or 'nothing'}"
+        known = [f"{name} {value} {unit}".strip() for name, value, unit in told if value is not None]
+        found.append(f"GPU {', '.join([*known, state])}")
+    return "; ".join(found) or "not known"
+
+
 def warnings(here: Machine, before: Activity, after: Activity, neighbours: float) -> list[str]:
     """What makes the numbers worth less, a sentence each.
 
@@ -126,7 +142,7 @@ def warnings(here: Machine, before: Activity, after: Activity, neighbours: float
         found.append(f"the machine was busy before: load {before.load:g} on {here.cores} cores")
     if before.governor not in (None, PERFORMANCE):
         found.append(f"the CPU's clocks follow the governor '{before.governor}', not '{PERFORMANCE}'")
-    held = sorted({reason for gpu in (*before.gpus, *after.gpus) for reason in gpu["held_back_by"]})
+    held = sorted({reason for gpu in (*before.gpus, *after.gpus) for reason in gpu["held_back_by"] or ()})
     if held:
         found.append(f"a GPU was held back by: {', '.join(held)}")
     return found
@@ -180,10 +196,18 @@ def _gpus() -> Iterator[list[Any]]:
 
 
 def _gpu_activity(handle: Any) -> dict[str, Any]:
-    reasons = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)
+    reasons = _told(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     return {
-        "sm_megahertz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
-        "memory_megahertz": pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_MEM),
-        "celsius": pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU),
-        "held_back_by": [name for name, bit in THROTTLED.items() if reasons & bit],
+        "sm_megahertz": _told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "memory_megahertz": _told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+        "celsius": _told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "held_back_by": None if reasons is None else [name for name, bit in THROTTLED.items() if reasons & bit],
     }
+
+
+def _told(ask: Callable[..., int], *about: Any) -> int | None:
+    """What NVML says; None where it does not know: virtual, partitioned and embedded GPUs tell little."""
+    try:
+        return ask(*about)
+    except pynvml.NVMLError:
+        return None

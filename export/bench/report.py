@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
-from export.bench.environment import warnings
+from export.bench.environment import clocks, warnings
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE, Ratio
 from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
@@ -139,11 +139,12 @@ def verdict_table(result: BenchResult) -> Table:
 def lines(result: BenchResult) -> list[str]:
     """One line each: where it was measured, what the host waits for, what to know about the numbers."""
     machine, measurement = result.measurement.machine, result.measurement
-    device = ", ".join(machine.gpus) or "no GPU"
+    device = f"{', '.join(machine.gpus)}, driver {machine.driver}" if machine.gpus else "no GPU"
     backend = measurement.artifact["backend"]
     found = [
         f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
         f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
+        f"clocks: before {clocks(measurement.before)}; after {clocks(measurement.after)}",
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
         f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
         "times are wall-clock, results on the host",
