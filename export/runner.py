@@ -116,7 +116,7 @@ class PlanRunner:
             )
         self._path = path
         self._kept_alive = [runtime, engine]  # what is made of them may not do that
-        self._runner = TrtRunner(graph_context(engine, trt) if options.cuda_graphs else engine)
+        self._runner: Any = TrtRunner(graph_context(engine, trt) if options.cuda_graphs else engine)
         self._runner.activate()
         self._input_names = set(self._runner.get_input_metadata())
         if options.layer_milliseconds is not None:
@@ -138,7 +138,9 @@ class PlanRunner:
 
     def close(self) -> None:
         """Free the engine and its device memory."""
-        self._runner.deactivate()
+        if self._runner is not None:
+            self._runner.deactivate()
+        self._runner = None  # it holds what it was made of
         self._kept_alive.clear()
 
 

@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import types
+import weakref
 from collections import defaultdict
 from collections.abc import Callable
 from pathlib import Path
@@ -247,7 +248,10 @@ def test_a_plan_s_runner_meters_profiles_and_captures(open_plan: Any) -> None:
     assert layers == {"matmul": 2.0}
     checked = CheckedRunner(runner, [TensorInfo("x", "float32", ("batch",))], [], {"x": [[1], [1], [2]]})
     assert checked.capturable
-    checked.close()
+    held = weakref.ref(runner._runner)
+    for _ in range(2):
+        checked.close()
+    assert held() is None, "the engine is still in the GPU's memory"
 
 
 @pytest.mark.parametrize("allowed", [True, False])
