@@ -6,6 +6,7 @@ import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -406,6 +407,21 @@ def test_the_baseline_s_artifact_runs_again_where_it_is_at_hand(
     result = fake_bench(same, timer, FakeRunner(timer, 1, 1.4))
     assert "with the latencies in" in result.method
     assert overall(result.verdicts) == Outcome.FAIL
+
+
+def test_a_runtime_that_changed_since_the_baseline_is_said(
+    options: BenchOptions, saved: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    then = read_measurement(saved)
+    save(replace(then, machine=replace(then.machine, driver="1")), saved)
+    version = metadata.version
+    monkeypatch.setattr(metadata, "version", lambda name: "99.0" if name == "onnxruntime" else version(name))
+    timer = FakeTimer()
+    result = fake_bench(replace(options, against=saved), timer, FakeRunner(timer))
+    assert result.measurement.artifact["backend"] == {"name": "onnxruntime", "version": "99.0"}
+    assert f"onnxruntime is 99.0, in the baseline {then.artifact['backend']['version']}" in result.notes
+    assert "the driver is None, in the baseline 1" in result.notes
+    assert "the system is" not in " ".join(result.notes)
 
 
 def test_a_baseline_whose_series_do_not_belong_together_is_refused(options: BenchOptions, saved: Path) -> None:

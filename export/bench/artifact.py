@@ -82,15 +82,16 @@ def uncaptured(runners: Runners) -> list[str]:
 
 
 def identity(described: Described) -> dict[str, Any]:
-    """What a saved measurement says of its artifact."""
+    """What a saved measurement says of its artifact; the version is that of the runtime that is installed here."""
     manifest = described.manifest
+    backend = runtime(manifest)
     return {
         "path": str(described.path.resolve()),
         "task": manifest["task"],
         "precision": manifest["precision"],
         "layout": manifest["layout"],
         "batching": manifest["batching"],
-        "backend": {name: manifest["backend"][name] for name in ("name", "version")},
+        "backend": {"name": backend.name, "version": backend.version},
         "temperature": manifest["temperature"],
         "files": {part["artifact"]: part["sha256"] for part in manifest["parts"]},
     }

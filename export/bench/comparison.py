@@ -127,3 +127,14 @@ def differences(other: Described, described: Described) -> list[str]:
         for key in ("precision", "layout", "batching", "temperature")
         if other.manifest[key] != described.manifest[key]
     ]
+
+
+def changes(then: Measurement, described: Described, here: Machine) -> list[str]:
+    """What else than the artifact changed since a baseline was recorded, a sentence each."""
+    backend = then.artifact["backend"]
+    pairs = [
+        (backend["name"], backend["version"], identity(described)["backend"]["version"]),
+        ("the driver", then.machine.driver, here.driver),
+        ("the system", then.machine.system, here.system),
+    ]
+    return [f"{name} is {now}, in the baseline {before}" for name, before, now in pairs if before != now]

@@ -11,7 +11,7 @@ from typing import Any
 from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
 from export.bench.baseline import Measured, Measurement
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
-from export.bench.comparison import Comparison, differences, side_by_side, with_baseline
+from export.bench.comparison import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
 from export.bench.measure import Call, Timings, WarmUp, measure, warm_up
@@ -234,9 +234,12 @@ def bench(
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
         notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
         notes += using.notes
-        recorded = None if comparison is None or using.yardstick is None else comparison.recorded
-        if recorded is not None and using.yardstick is not None and recorded.yardstick != using.yardstick.name:
-            notes.append(f"bare latencies were compared: beside the baseline's ran {recorded.yardstick or 'nothing'}")
+        recorded = None if comparison is None else comparison.recorded
+        if recorded is not None:
+            notes += changes(recorded, described, here)
+            if using.yardstick is not None and recorded.yardstick != using.yardstick.name:
+                beside = recorded.yardstick or "nothing"
+                notes.append(f"bare latencies were compared: beside the baseline's ran {beside}")
         before = activity()
         progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s")
         neighbours = using.watch_neighbours()
