@@ -145,6 +145,7 @@ def test_all_that_is_measured_and_written(
     )
     assert ran.status == 0, ran.err
     base = read_measurement(files["base.json"])
+    assert read_measurement(files["all.json"]) == base
     cases = [Case(0.0, 1), Case(TAU, 1), Case(0.0, 2), Case(TAU, 2)]
     assert list(base.cases) == cases
     assert base.machine.threads == 1
@@ -582,11 +583,11 @@ def test_a_plan_waits_once_for_every_size_that_depends_on_the_data(tiny_artifact
         ({"artifact": {"layout": "packed"}}, "layout 'packed', now 'dynamic'"),
         ({"artifact": {"backend": {"name": "tensorrt", "version": "10"}}}, "backend 'tensorrt', now 'onnxruntime'"),
         ({"machine": {"processor": "another"}}, "processor 'another', now"),
-        ({"machine": {"gpus": ["H200"]}}, r"GPU \['H200'\], now \[\]"),
+        ({"machine": {"gpus": ["H200", "L4"]}}, "GPU 'H200' and 'L4', now none"),
         ({"machine": {"threads": 77}}, "number of threads 77, now"),
         ({"samples": {"sha256": "0" * 64}}, "now others"),
         ({"cuda_graphs": True}, "CUDA graphs on, now off"),
-        ({"cases": {"batch": 2}}, "measured .*batch 2; not dense, batch 1"),
+        ({"cases": {"batch": 2}}, r"measured \(dense, batch 2\) and \(.*batch 2\), not \(dense, batch 1\)"),
     ],
 )
 def test_a_baseline_of_something_else_is_refused(

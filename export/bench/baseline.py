@@ -127,17 +127,18 @@ def measurement_schema() -> dict[str, Any]:
 
 
 def read_measurement(path: Path) -> Measurement:
-    """A saved measurement.
+    """A saved measurement: what `--save` wrote, or `--json`, which holds the same.
 
     Raises:
         BaselineError: missing, malformed, of another schema version, or partial.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        written = parse_json(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise BaselineError(
             f"cannot read the baseline '{path}'", str(error), "Make one with python -m export bench ... --save FILE."
         ) from error
+    content: Any = written.get("measurement", written) if isinstance(written, dict) else None
     version = content.get("schema") if isinstance(content, dict) else None
     if version != SCHEMA_VERSION:
         raise BaselineError(
@@ -231,7 +232,11 @@ def check_comparable(
             for key, word in SAME_ARTIFACT.items()
             if baseline.artifact[key] != artifact[key]
         ),
-        *(f"{word} {then[key]!r}, now {now[key]!r}" for key, word in SAME_MACHINE.items() if then[key] != now[key]),
+        *(
+            f"{word} {_shown(then[key])}, now {_shown(now[key])}"
+            for key, word in SAME_MACHINE.items()
+            if then[key] != now[key]
+        ),
     ]
     backends = [entry["backend"]["name"] for entry in (baseline.artifact, artifact)]
     if backends[0] != backends[1]:
@@ -242,7 +247,7 @@ def check_comparable(
         different.append(f"samples '{baseline.samples['origin']}', now others: '{samples['origin']}'")
     lacking = [str(case) for case in cases if case not in baseline.cases]
     if lacking:
-        different.append(f"measured {', '.join(map(str, baseline.cases))}; not {', '.join(lacking)}")
+        different.append(f"measured ({') and ('.join(map(str, baseline.cases))}), not ({') and ('.join(lacking)})")
     if different:
         raise BaselineError(
             f"the baseline '{path}' does not compare with this run",
@@ -250,6 +255,11 @@ def check_comparable(
             "Make a baseline here and with the same options (--save), or hold two artifacts to each other "
             "(--against-engine).",
         )
+
+
+def _shown(value: Any) -> str:
+    """Names of GPUs as text, all else as it is."""
+    return repr(value) if not isinstance(value, list) else " and ".join(map(repr, value)) or "none"
 
 
 def artifact_at_hand(baseline: Measurement) -> Path | None:
