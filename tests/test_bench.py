@@ -25,9 +25,9 @@ from export.bench.environment import Activity, Machine, pinned, warnings
 from export.bench.instruments import Instruments
 from export.bench.measure import Ended
 from export.bench.operators import Operators, turns, typical
-from export.bench.report import latency_table, lines, operator_table
+from export.bench.report import latency_table, lines, operator_table, verdict_table
 from export.bench.run import BenchOptions, bench
-from export.bench.summary import case_summaries
+from export.bench.summary import case_summaries, to_json
 from export.bench.verdict import Outcome, overall
 from export.bench.yardstick import Yardstick, repetitions
 from export.errors import BackendError, BaselineError, ManifestError, OptionError
@@ -215,6 +215,12 @@ def test_two_artifacts_side_by_side(
     result = fake_bench(other, timer, FakeRunner(timer, 1, factor), FakeRunner(timer, 2))
     assert overall(result.verdicts) == expected
     assert {verdict.case for verdict in result.verdicts} == {Case(0.0, 1), Case(TAU, 1)}
+    for entry, verdict in zip(to_json(result)["comparison"]["earlier"], result.verdicts, strict=True):
+        assert Case(**entry["case"]) == verdict.case
+        ratio = np.divide(result.measurement.cases[verdict.case].milliseconds, entry["milliseconds"])
+        assert np.median(ratio) == pytest.approx(verdict.slowdown.ratio, rel=1e-3)
+        assert entry["latency"]["p50"] == np.median(entry["milliseconds"])
+    assert verdict_table(result).row_count == 2
     assert (result.measurement.ended == Ended.BUDGET) == (expected == Outcome.UNDECIDED)
 
 

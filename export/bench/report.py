@@ -7,7 +7,7 @@ from rich.table import Table
 
 from export.bench.environment import clocks, warnings
 from export.bench.run import BenchResult
-from export.bench.statistics import CONFIDENCE, Ratio
+from export.bench.statistics import CONFIDENCE, Ratio, summarize
 from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
 from export.bench.verdict import Outcome, Verdict
 
@@ -122,11 +122,14 @@ def operator_table(result: BenchResult) -> Table:
 def verdict_table(result: BenchResult) -> Table:
     """Slower than before?"""
     table = Table(title=f"Slower? Compared {result.method}")
-    for column in ("", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", ""):
+    columns = ("", "p50 then", "now", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", "")
+    for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for verdict in result.verdicts:
+        series = result.earlier[verdict.case], result.measurement.cases[verdict.case].milliseconds
         table.add_row(
             str(verdict.case),
+            *(f"{summarize(values).p50:.2f}" for values in series),
             _percent(verdict.slowdown.ratio),
             _bounds(verdict.slowdown),
             f"{100 * verdict.allowed:g} %",

@@ -88,6 +88,7 @@ class BenchResult:
         runs: of each part in a call, by case.
         verdicts: of every case, empty where nothing was compared.
         method: how it was compared, in words.
+        earlier: milliseconds of what it was compared with, by case.
         operators: by case; empty where nothing was profiled.
         notes: what a reader has to know about the numbers, a sentence each.
         interrupted: by Ctrl-C or SIGTERM; a measurement that had ended by then is whole.
@@ -98,6 +99,7 @@ class BenchResult:
     runs: dict[Case, dict[str, float]]
     verdicts: list[Verdict] = field(default_factory=list)
     method: str = ""
+    earlier: dict[Case, list[float]] = field(default_factory=dict)
     operators: dict[Case, Operators] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -162,9 +164,15 @@ class _Run:
         """Of every case; none where nothing is compared."""
         if self.comparison is None:
             return []
-        old = {case: series for (what, case), series in timings.series.items() if what == OLD}
+        old = self.earlier(timings)
         beside = None if self.using.yardstick is None else self.using.yardstick.name
         return self.comparison.verdicts(self.cases(timings), old, self.options.allowed, self.neighbours(), beside)
+
+    def earlier(self, timings: Timings[Key]) -> dict[Case, list[float]]:
+        """Milliseconds of what it is compared with; empty where nothing is."""
+        if self.comparison is not None and self.comparison.recorded is not None:
+            return {case: self.comparison.recorded.cases[case].milliseconds for case in self.kept}
+        return {case: series for (what, case), series in timings.series.items() if what == OLD}
 
     def settled(self, timings: Timings[Key]) -> bool:
         """Every verdict is in, or without a comparison every median is known to PRECISION."""
@@ -267,7 +275,17 @@ def bench(
         except KeyboardInterrupt:
             interrupted = True
     method = "" if comparison is None else comparison.method
-    return BenchResult(described, measurement, runs, run.verdicts(timings), method, operators, notes, interrupted)
+    return BenchResult(
+        described,
+        measurement,
+        runs,
+        run.verdicts(timings),
+        method,
+        run.earlier(timings),
+        operators,
+        notes,
+        interrupted,
+    )
 
 
 class _Keeper:

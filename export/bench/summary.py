@@ -161,6 +161,10 @@ def to_json(result: BenchResult) -> dict[str, Any]:
         "comparison": {
             "method": result.method or None,
             "verdicts": [asdict(verdict) for verdict in result.verdicts],
+            "earlier": [
+                {"case": asdict(case), "latency": asdict(summarize(series)), "milliseconds": series}
+                for case, series in result.earlier.items()
+            ],
         },
         "notes": result.notes,
         "interrupted": result.interrupted,
