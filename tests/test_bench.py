@@ -55,7 +55,10 @@ class Quiet:
 
 @dataclass
 class FakeRunner:
-    """Takes time on the fake clock only: the dense model 20 ms, pruned by its tokens; noise of a few percent."""
+    """Takes time on the fake clock only: the dense model 20 ms, pruned by its tokens; noise of a few percent.
+
+    With `waits`, neighbours take the CPU for longer than a call takes.
+    """
 
     timer: FakeTimer
     seed: int = 0
@@ -63,6 +66,7 @@ class FakeRunner:
     broken_at: float = math.nan
     interrupt_at: float = math.inf
     slowness: Callable[[float], float] = lambda seconds: 1.0
+    waits: bool = False
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(self.seed)
@@ -76,6 +80,11 @@ class FakeRunner:
         tokens = 5 if temperature == 0 else 2 + int(inputs["attention_mask"].sum()) % 3
         slowness = self.factor * self.slowness(self.timer.seconds)
         self.timer.seconds += 0.004 * tokens * batch * slowness * self.rng.lognormal(0, 0.05)
+        if self.waits:  # neighbours take the CPU, for several times as long as the call
+            lost = self.rng.exponential(0.05)
+            self.timer.seconds += lost
+            if self.timer.lost is not None:
+                self.timer.lost += lost
         logits = torch.full((batch, 2), math.nan if temperature == self.broken_at else 0.0)
         counts = torch.full((batch, LAYERS), tokens, dtype=torch.int32)
         return {"logits": logits, "vision_token_counts": counts, "text_token_counts": counts}
@@ -431,11 +440,31 @@ def test_a_runtime_that_changed_since_the_baseline_is_said(
     assert "the system is" not in " ".join(result.notes)
 
 
+@pytest.mark.parametrize(("factor", "outcome"), [(1.0, Outcome.PASS), (1.15, Outcome.FAIL)])
+def test_waiting_for_a_cpu_makes_nobody_slower(
+    factor: float, outcome: Outcome, options: BenchOptions, tmp_path: Path
+) -> None:
+    beside = replace(options, against_engine=options.artifact, seconds=60)
+    for lost, wanted in ((0.0, outcome), (None, Outcome.UNDECIDED)):
+        timer = FakeTimer(lost=lost)
+        runners = FakeRunner(timer, 1, factor, waits=True), FakeRunner(timer, 2, waits=True)
+        result = fake_bench(beside, timer, *runners)
+        assert overall(result.verdicts) == wanted
+    timer = FakeTimer(lost=0.0)
+    recorded = fake_bench(replace(options, seconds=60), timer, FakeRunner(timer, 3, waits=True)).measurement
+    against = replace(options, against=save(recorded, tmp_path / "base.json", path="/gone/out.json"), seconds=60)
+    timer = FakeTimer(lost=0.0)
+    result = fake_bench(against, timer, FakeRunner(timer, 4, factor, waits=True))
+    assert (overall(result.verdicts) == Outcome.FAIL) == (outcome == Outcome.FAIL)
+    assert any("% of their time calls waited for a CPU" in line for line in lines(result))
+
+
 def test_a_baseline_whose_series_do_not_belong_together_is_refused(options: BenchOptions, saved: Path) -> None:
     content = json.loads(saved.read_text())
     for changes in (
         {"yardstick": "work"},
         {"cases": [{**content["cases"][0], "device_milliseconds": [1.0]}]},
+        {"cases": [{**content["cases"][0], "waited_milliseconds": content["cases"][0]["milliseconds"]}]},
         {"cases": [content["cases"][0], *content["cases"]]},
         {"ended": "interrupted"},
         {"partial": True},
@@ -612,7 +641,7 @@ def test_a_baseline_of_something_else_is_refused(
         fake_bench(replace(options, against=saved), timer, FakeRunner(timer))
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 2}', "[" * 100000])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"schema": 9}', '{"schema": 3}', "[" * 100000])
 def test_a_damaged_baseline_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "base.json"
     path.write_text(text)

@@ -2,8 +2,10 @@
 
 import math
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,6 +24,7 @@ from export.bench.statistics import (
     summarize,
     token_groups,
 )
+from export.bench.timer import Time, WallTimer
 from export.bench.verdict import Outcome, judge, overall, parse_regression
 from export.errors import OptionError
 from tests.paths import ROOT
@@ -170,17 +173,23 @@ def test_values_that_stand_for_all() -> None:
 
 @dataclass
 class FakeTimer:
-    """A clock that only the calls move."""
+    """A clock that only the calls move.
+
+    Attributes:
+        lost: seconds for which calls waited for a CPU; None: it does not tell.
+    """
 
     seconds: float = 0.0
+    lost: float | None = None
 
     def now(self) -> float:
         return self.seconds
 
-    def milliseconds(self, call: Callable[[], object]) -> float:
-        begin = self.seconds
+    def time(self, call: Callable[[], object]) -> Time:
+        begin, lost = self.seconds, self.lost
         call()
-        return 1e3 * (self.seconds - begin)
+        waited = None if lost is None or self.lost is None else 1e3 * (self.lost - lost)
+        return Time(1e3 * (self.seconds - begin), waited)
 
     def takes(self, milliseconds: Callable[[int], float]) -> Callable[[int], None]:
         """A call that takes so long, by round."""
@@ -245,6 +254,62 @@ def test_all_candidates_run_every_round_on_its_input_in_varying_order() -> None:
     by_round = [calls[3 * number : 3 * number + 3] for number in range(rounds)]
     assert all(sorted(entries) == [(name, number) for name in "abc"] for number, entries in enumerate(by_round))
     assert len({tuple(name for name, _ in entries) for entries in by_round}) == 6
+
+
+def test_what_a_call_waited_for_a_cpu_is_kept_apart() -> None:
+    timer = FakeTimer(lost=0.0)
+
+    def preempted(number: int) -> None:
+        timer.seconds += 0.010 + 0.004 * (number % 3)
+        timer.lost = (timer.lost or 0.0) + 0.004 * (number % 3)
+
+    assert warm_up({"a": preempted}, timer, seconds=1000).rounds == 15
+    found = measure({"a": preempted}, timer, 1.0, never, lambda _: None)
+    assert found.series["a"][:3] == pytest.approx([10.0, 14.0, 18.0])
+    assert found.waited["a"][:3] == pytest.approx([0.0, 4.0, 8.0])
+    assert found.own("a") == pytest.approx([10.0] * found.rounds)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "waited"),
+    [
+        ("5 1000000 3", "6 6000000 4", 5.0),
+        ("5 1000000 3", "6 1000000 3", 0.0),
+        (
+            "5 1000000 3",
+            "6 60000000000 9",
+            None,
+        ),  # it waited before and after the call too: at most while it did not work
+        ("0 0 0", "0 0 0", math.nan),
+        ("5", "6", math.nan),
+    ],
+)
+def test_waiting_is_read_off_the_scheduler(
+    before: str, after: str, waited: float | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = tmp_path / "schedstat"
+    counts.write_text(before)
+    monkeypatch.setattr("export.bench.timer.SCHEDULED", counts)
+
+    def call() -> None:
+        time.sleep(0.02)
+        counts.write_text(after)
+
+    found = WallTimer().time(call)
+    assert found.wall >= 20
+    if waited is None:
+        assert found.waited is not None
+        assert 15 < found.waited < found.wall
+    elif math.isnan(waited):
+        assert found.waited is None
+        assert found.own == found.wall
+    else:
+        assert found.waited == waited
+
+
+def test_where_the_system_does_not_tell_nothing_was_waited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("export.bench.timer.SCHEDULED", Path("/nowhere"))
+    assert WallTimer().time(lambda: None).waited is None
 
 
 def test_an_interrupt_keeps_whole_rounds() -> None:

@@ -13,12 +13,12 @@ import jsonschema
 
 from export.bench.calls import Case, Kept
 from export.bench.environment import Activity, Machine
-from export.bench.measure import Ended, WarmUp
+from export.bench.measure import Ended, WarmUp, own
 from export.bench.statistics import noise_floor
 from export.errors import BaselineError
 from madtp.files import Staging, parse_json, sha256
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What has to be the same for latencies of two sessions to compare, and what it is called.
 SAME_ARTIFACT = {name: name for name in ("task", "precision", "layout", "batching")}
 SAME_MACHINE = {
@@ -37,20 +37,27 @@ class Measured:
     Attributes:
         milliseconds: wall-clock.
         device: milliseconds of the GPU; None where they were not measured.
-        yardstick: milliseconds of the `Yardstick`, beside each call; None without one.
+        waited: milliseconds that each call was ready to run while others had the CPUs; None where that is not known.
+        yardstick: milliseconds of the `Yardstick`, beside each call, without waiting; None without one.
     """
 
     milliseconds: list[float]
     kept: Kept
     device: list[float] | None = None
+    waited: list[float] | None = None
     yardstick: list[float] | None = None
 
     @property
+    def own(self) -> list[float]:
+        """Latencies less what was waited for a CPU: what verdicts rest on."""
+        return own(self.milliseconds, self.waited)
+
+    @property
     def steady(self) -> list[float]:
-        """Latencies of which the drift of the machine is taken away, in units of the yardstick where there is one."""
+        """`own`, of which the drift of the machine is taken away too: in units of the yardstick where there is one."""
         if self.yardstick is None:
-            return self.milliseconds
-        return [call / work for call, work in zip(self.milliseconds, self.yardstick, strict=True)]
+            return self.own
+        return [call / work for call, work in zip(self.own, self.yardstick, strict=True)]
 
 
 @dataclass(frozen=True)
@@ -83,6 +90,12 @@ class Measurement:
         """It was interrupted."""
         return self.ended == Ended.INTERRUPTED
 
+    @property
+    def waited_share(self) -> float:
+        """Of the time of all calls, what they waited for a CPU that others had; 0 where that is not known."""
+        waited = sum(sum(measured.waited or ()) for measured in self.cases.values())
+        return waited / sum(sum(measured.milliseconds) for measured in self.cases.values())
+
     def to_json(self) -> dict[str, Any]:
         """As the schema says."""
         return {
@@ -108,15 +121,16 @@ def _case_to_json(case: Case, measured: Measured) -> dict[str, Any]:
     return {
         **asdict(case),
         "milliseconds": _rounded(measured.milliseconds),
-        "device_milliseconds": None if measured.device is None else _rounded(measured.device),
-        "yardstick_milliseconds": None if measured.yardstick is None else _rounded(measured.yardstick),
+        "device_milliseconds": _rounded(measured.device),
+        "waited_milliseconds": _rounded(measured.waited),
+        "yardstick_milliseconds": _rounded(measured.yardstick),
         "tokens": asdict(measured.kept),
         "noise_floor": floor if math.isfinite(floor) else None,
     }
 
 
-def _rounded(milliseconds: list[float]) -> list[float]:
-    return [round(value, 4) for value in milliseconds]
+def _rounded(milliseconds: list[float] | None) -> list[float] | None:
+    return None if milliseconds is None else [round(value, 4) for value in milliseconds]
 
 
 def measurement_schema() -> dict[str, Any]:
@@ -181,6 +195,7 @@ def read_measurement(path: Path) -> Measurement:
                 entry["milliseconds"],
                 Kept(**entry["tokens"]),
                 entry["device_milliseconds"],
+                entry["waited_milliseconds"],
                 entry["yardstick_milliseconds"],
             )
             for entry in content["cases"]
@@ -195,10 +210,13 @@ def _contradiction(content: Mapping[str, Any]) -> str:
     if len({(entry["temperature"], entry["batch"]) for entry in content["cases"]}) < len(content["cases"]):
         return "It lists a case twice."
     for entry in content["cases"]:
-        beside = entry["device_milliseconds"], entry["yardstick_milliseconds"]
-        lengths = {len(series) for series in (entry["milliseconds"], *beside) if series is not None}
+        calls, waited = entry["milliseconds"], entry["waited_milliseconds"]
+        beside = entry["device_milliseconds"], waited, entry["yardstick_milliseconds"]
+        lengths = {len(series) for series in (calls, *beside) if series is not None}
         if len(lengths) > 1 or (content["yardstick"] is None) != (entry["yardstick_milliseconds"] is None):
             return "What stood beside its calls is not of as many calls."
+        if waited is not None and any(lost >= call for call, lost in zip(calls, waited, strict=True)):
+            return "A call waited for longer than it took."
     return ""
 
 

@@ -40,18 +40,18 @@ class Comparison:
 
         Args:
             cases: what was measured so far.
-            old: milliseconds of the artifact that runs side by side, of the same rounds.
+            old: milliseconds of the artifact that runs side by side, of the same rounds, less what it waited for a CPU.
             allowed: slow-down that passes.
             busy: share of the CPUs that others took meanwhile.
             yardstick: what stood beside the calls; latencies count in units of it where it was the same then.
         """
         if self.recorded is None:
-            return [judge(case, paired_ratio(new.milliseconds, old[case]), allowed) for case, new in cases.items()]
+            return [judge(case, paired_ratio(new.own, old[case]), allowed) for case, new in cases.items()]
         found = []
         for case, measured in cases.items():
             recorded = self.recorded.cases[case]
             same = yardstick is not None and yardstick == self.recorded.yardstick
-            now, then = (measured.steady, recorded.steady) if same else (measured.milliseconds, recorded.milliseconds)
+            now, then = (measured.steady, recorded.steady) if same else (measured.own, recorded.own)
             found.append(
                 judge(
                     case,

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from export.bench.artifact import Described, runs_on_gpu
 from export.bench.environment import Neighbours
-from export.bench.measure import Timer, WallTimer
+from export.bench.timer import Timer, WallTimer
 from export.bench.yardstick import Yardstick
 from export.errors import BackendError
 from export.gpu import DeviceMeter

@@ -3,18 +3,18 @@
 A round's calls are adjacent in time, so noise hits all candidates alike. The clock is a `Timer`; the one that there is
 takes wall-clock time around a call that returns with its results on the host. Runners of a GPU do that too:
 Polygraphy's `infer` copies the outputs and synchronises its stream, and a user waits for both. For what part of that
-the GPU was at work tells a `DeviceMeter`, from CUDA events.
+the GPU was at work tells a `DeviceMeter`, from CUDA events; for what part others had the CPU, the timer.
 """
 
 import random
 import statistics
-import time
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import partial
-from typing import Generic, Protocol, TypeVar
+from typing import Generic, TypeVar
 
+from export.bench.timer import Timer
 from export.gpu import DeviceMeter
 
 Call = Callable[[int], object]  # of one candidate, in the round of that number
@@ -27,30 +27,6 @@ WINDOW = 5  # rounds of a warm-up whose medians are compared
 WINDOWS = 3
 STABLE = 0.05  # relative difference of those medians
 WARM_UP_SHARE = 0.25  # of the time budget, at most
-
-
-class Timer(Protocol):
-    """Takes the time of one call."""
-
-    def now(self) -> float:
-        """Seconds since some moment."""
-        ...
-
-    def milliseconds(self, call: Callable[[], object]) -> float:
-        """How long `call` takes, its results on the host."""
-        ...
-
-
-class WallTimer:
-    """Wall-clock time."""
-
-    def now(self) -> float:
-        return time.perf_counter()
-
-    def milliseconds(self, call: Callable[[], object]) -> float:
-        begin = time.perf_counter_ns()
-        call()
-        return (time.perf_counter_ns() - begin) / 1e6
 
 
 class Ended(StrEnum):
@@ -77,17 +53,30 @@ class Timings(Generic[Key]):
     Attributes:
         series: wall-clock time.
         device: GPU time of the same calls; empty where it is not measured.
+        waited: for a CPU that others had, of the same calls; empty where the system does not tell.
         ended: why it did; INTERRUPTED while measuring.
     """
 
     series: dict[Key, list[float]]
     device: dict[Key, list[float]]
+    waited: dict[Key, list[float]]
     ended: Ended = Ended.INTERRUPTED
 
     @property
     def rounds(self) -> int:
         """Rounds that were completed."""
         return min(len(values) for values in self.series.values())
+
+    def own(self, key: Key) -> list[float]:
+        """Wall-clock time less what was waited for a CPU."""
+        return own(self.series[key], self.waited.get(key))
+
+
+def own(milliseconds: Sequence[float], waited: Sequence[float] | None) -> list[float]:
+    """Wall-clock times less what was waited for a CPU; where that is not known, as they are."""
+    if waited is None:
+        return list(milliseconds)
+    return [wall - lost for wall, lost in zip(milliseconds, waited, strict=True)]
 
 
 def warm_up(candidates: Mapping[Key, Call], timer: Timer, seconds: float) -> WarmUp:
@@ -103,7 +92,7 @@ def warm_up(candidates: Mapping[Key, Call], timer: Timer, seconds: float) -> War
     rounds = 0
     while True:
         for key, call in candidates.items():
-            series[key].append(timer.milliseconds(partial(call, 0)))
+            series[key].append(timer.time(partial(call, 0)).own)
         rounds += 1
         if all(is_stable(values) for values in series.values()):
             return WarmUp(rounds, True)
@@ -147,7 +136,7 @@ def measure(
     """
     order = list(candidates)
     shuffled = random.Random(seed)
-    timings: Timings[Key] = Timings({key: [] for key in order}, {} if meter is None else {key: [] for key in order})
+    timings: Timings[Key] = Timings({key: [] for key in order}, {} if meter is None else {key: [] for key in order}, {})
     if meter is not None:
         meter.take()  # what ran before does not count
     begin = timer.now()
@@ -157,14 +146,17 @@ def measure(
             shuffled.shuffle(order)
             groups = list(dict.fromkeys(map(group, order)))
             order.sort(key=lambda key: groups.index(group(key)))
-            taken, busy = {}, {}
+            taken, busy, waited = {}, {}, {}
             for key in order:
-                taken[key] = timer.milliseconds(partial(candidates[key], number))
+                found = timer.time(partial(candidates[key], number))
+                taken[key] = found.wall
+                if found.waited is not None:
+                    waited[key] = found.waited
                 if meter is not None:
                     busy[key] = meter.take()
-            for series, values in ((timings.series, taken), (timings.device, busy)):
+            for series, values in ((timings.series, taken), (timings.device, busy), (timings.waited, waited)):
                 for key, milliseconds in values.items():
-                    series[key].append(milliseconds)
+                    series.setdefault(key, []).append(milliseconds)
             number += 1
             on_round(timings)
             spent = timer.now() - begin >= seconds
@@ -177,7 +169,8 @@ def measure(
                 timings.ended = Ended.BUDGET if spent else Ended.ROUNDS
                 return timings
     except KeyboardInterrupt:
-        whole = min(len(values) for series in (timings.series, timings.device) for values in series.values())
-        for series in (timings.series, timings.device):
+        every = (timings.series, timings.device, timings.waited)
+        whole = min(len(values) for series in every for values in series.values())
+        for series in every:
             series.update({key: values[:whole] for key, values in series.items()})
         return timings

@@ -12,6 +12,7 @@ from export.bench.summary import case_summaries, gflops_are_profiled, losses, sm
 from export.bench.verdict import Outcome, Verdict
 
 TOP_OPERATORS = 12
+WAITED = 0.01  # share of the calls' time from which waiting for a CPU is worth a word
 SIGNS = {Outcome.PASS: "passed", Outcome.FAIL: "FAILED", Outcome.UNDECIDED: "undecided"}
 
 
@@ -120,13 +121,13 @@ def operator_table(result: BenchResult) -> Table:
 
 
 def verdict_table(result: BenchResult) -> Table:
-    """Slower than before?"""
+    """Slower than before? Times are less what calls waited for a CPU, as verdicts are."""
     table = Table(title=f"Slower? Compared {result.method}")
     columns = ("", "p50 then", "now", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", "")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for verdict in result.verdicts:
-        series = result.earlier[verdict.case], result.measurement.cases[verdict.case].milliseconds
+        series = result.earlier[verdict.case], result.measurement.cases[verdict.case].own
         table.add_row(
             str(verdict.case),
             *(f"{summarize(values).p50:.2f}" for values in series),
@@ -158,6 +159,9 @@ def lines(result: BenchResult) -> list[str]:
         found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
     disturbances = warnings(machine, measurement.before, measurement.after, measurement.neighbours)
     found += [f"note: {text}" for text in (*result.notes, *disturbances)]
+    if measurement.waited_share > WAITED:
+        share = f"{100 * measurement.waited_share:.0f} %"
+        found.append(f"note: for {share} of their time calls waited for a CPU that others had; verdicts leave that out")
     if not measurement.warm_up.stable:
         found.append("note: latencies had not become stable when the warm-up's time was up")
     if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:

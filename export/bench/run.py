@@ -88,7 +88,7 @@ class BenchResult:
         runs: of each part in a call, by case.
         verdicts: of every case, empty where nothing was compared.
         method: how it was compared, in words.
-        earlier: milliseconds of what it was compared with, by case.
+        earlier: milliseconds of what it was compared with, less what it waited for a CPU, by case.
         operators: by case; empty where nothing was profiled.
         notes: what a reader has to know about the numbers, a sentence each.
         interrupted: by Ctrl-C or SIGTERM; a measurement that had ended by then is whole.
@@ -139,9 +139,11 @@ class _Run:
         """What was timed, by case."""
         found = {}
         for case, kept in self.kept.items():
-            work = timings.series.get((WORK, case))
-            beside = None if work is None else [value / self.times[case] for value in work]
-            found[case] = Measured(timings.series[NEW, case], kept, timings.device.get((NEW, case)), beside)
+            key = (NEW, case)
+            beside = None
+            if self.using.yardstick is not None:
+                beside = [value / self.times[case] for value in timings.own((WORK, case))]
+            found[case] = Measured(timings.series[key], kept, timings.device.get(key), timings.waited.get(key), beside)
         return found
 
     def measurement(self, timings: Timings[Key]) -> Measurement:
@@ -169,10 +171,10 @@ class _Run:
         return self.comparison.verdicts(self.cases(timings), old, self.options.allowed, self.neighbours(), beside)
 
     def earlier(self, timings: Timings[Key]) -> dict[Case, list[float]]:
-        """Milliseconds of what it is compared with; empty where nothing is."""
+        """Milliseconds of what it is compared with, less what it waited for a CPU; empty where nothing is."""
         if self.comparison is not None and self.comparison.recorded is not None:
-            return {case: self.comparison.recorded.cases[case].milliseconds for case in self.kept}
-        return {case: series for (what, case), series in timings.series.items() if what == OLD}
+            return {case: self.comparison.recorded.cases[case].own for case in self.kept}
+        return {case: timings.own((what, case)) for what, case in timings.series if what == OLD}
 
     def settled(self, timings: Timings[Key]) -> bool:
         """Every verdict is in, or without a comparison every median is known to PRECISION."""
@@ -321,7 +323,7 @@ def _work(yardstick: Yardstick, times: int) -> Call:
 
 def _repetitions(using: Instruments, yardstick: Yardstick, call: Call) -> int:
     yardstick.work(1)  # the first time allocates memory
-    return repetitions(using.timer.milliseconds(lambda: call(0)), using.timer.milliseconds(lambda: yardstick.work(1)))
+    return repetitions(using.timer.time(lambda: call(0)).own, using.timer.time(lambda: yardstick.work(1)).own)
 
 
 def _to_profile(calls: Mapping[Case, Sequence[Inputs]], kept: Mapping[Case, Kept]) -> dict[Case, list[Inputs]]:

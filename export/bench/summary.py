@@ -60,7 +60,7 @@ class SpeedUp:
 
     Attributes:
         case: the pruned one.
-        achieved: dense over pruned latency, from paired rounds.
+        achieved: dense over pruned latency, from paired rounds, less what calls waited for a CPU.
         gflops: dense over pruned multiply-adds, what could be hoped for; None where they are not known.
     """
 
@@ -120,7 +120,7 @@ def speed_ups(result: BenchResult) -> list[SpeedUp]:
         dense = Case(0.0, case.batch)
         if case == dense:
             continue
-        achieved = paired_ratio(cases[dense].milliseconds, measured.milliseconds)
+        achieved = paired_ratio(cases[dense].own, measured.own)
         many, few = request_gflops(result, dense), request_gflops(result, case)
         found.append(SpeedUp(case, achieved, many / few if many and few else None))
     return found
