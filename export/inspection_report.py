@@ -166,7 +166,7 @@ def _verdict_rows(verdict: Mapping[str, Any]) -> Iterator[Row]:
     yield from (("  FAILED", why) for why in failures[:FAILURES])
     if len(failures) > FAILURES:
         more = f"{len(failures) - FAILURES}{' or more' if len(failures) == KEPT_FAILURES else ''}"
-        yield "  FAILED", f"and {more} others: --json lists what the manifest keeps, validate lists all"
+        yield "  FAILED", f"and {more} others: --json lists what the manifest keeps, validate --json all"
 
 
 def _onnx_rows(file: OnnxFile) -> Iterator[Row]:

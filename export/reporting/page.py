@@ -254,7 +254,7 @@ def _summary(measured: Measured, default: float) -> list[str]:
     if default == 0:
         return ["the default temperature is 0: the artifact runs dense unless it is told otherwise"]
     dense, pruned = (total_tokens(measured.counts[tau], measured.images).mean() for tau in (0.0, default))
-    lines = [f"{100 * pruned / dense:.0f} % of the tokens that the layers of the dense model work on"]
+    lines = [f"{100 * pruned / dense:.0f} % of the dense model's tokens are left, summed over what leaves each layer"]
     if measured.gflops is not None:
         lines.append(f"{measured.gflops[0.0] / measured.gflops[default]:.2f} times fewer GFLOPs")
     if {0.0, default} <= measured.times.keys():
@@ -329,11 +329,16 @@ def _pareto(measured: Measured, costs: Mapping[float, float], cost_name: str) ->
         }
     else:
         last = measured.bench.last
-    rows = []
+    rows, digits = [], ".4g" if cost_name == GFLOPS else ".0f"
     for temperature, values in measured.times.items():
         ends = [f"{tokens:.1f}" for tokens in last[temperature].values()]
         rows.append(
-            [temperature_name(temperature), f"{costs[temperature]:.4g}", f"{summarize(values).median_ms:.2f}", *ends]
+            [
+                temperature_name(temperature),
+                format(costs[temperature], digits),
+                f"{summarize(values).median_ms:.2f}",
+                *ends,
+            ]
         )
     encoders = [f"{encoder} tokens at the end" for encoder in next(iter(last.values()))]
     return Table(["temperature", cost_name, "median ms", *encoders], rows)
