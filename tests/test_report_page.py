@@ -24,6 +24,7 @@ from export.manifest import dump_manifest, read_manifest
 from export.reporting.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
 from export.reporting.fates import follow, patch_runs
 from export.reporting.measure import alone, temperatures_of, total_tokens
+from export.reporting.page import validated_table
 from export.reporting.watch import watch_artifact, watch_torch
 from export.reporting.words import token_names
 from export.samples import artifact_samples
@@ -195,6 +196,17 @@ def test_examples_are_the_extremes_and_the_median() -> None:
     assert choose([4]) == {"the only sample": 0}
 
 
+def test_ids_have_no_differences_and_numbers_that_are_not_finite_are_said_to_be() -> None:
+    equal = {"worst": 0.0, "error": 0.0, "allowed": 0.0, "cosine": None, "decided": 3, "decisions": 3}
+    nan = {"worst": None, "error": None, "allowed": 1e-4, "cosine": None, "decided": 0, "decisions": 0}
+    outputs = [{"output": "answer_ids", **equal}, {"output": "logits", **nan}]
+    pair = {"pair": "torch/onnx", "temperature": 0.5, "status": "failed", "requests": 3, "explained": 0, "layers": 2}
+    table = validated_table({"pairs": [{**pair, "layers_equal": 2, "outputs": outputs}]})
+    assert table is not None
+    assert [row for row in table.rows if row[0].startswith("answer_ids")] == [["answer_ids: answers equal", "3 of 3"]]
+    assert ["logits: worst |difference|", "not finite"] in table.rows
+
+
 def test_tokens_of_every_image_are_counted() -> None:
     counts = {"vision": np.array([[5, 4], [3, 3]]), "text": np.array([[3, 2], [1, 1]])}
     assert total_tokens(counts, 1).tolist() == [14, 8]
@@ -261,16 +273,23 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
     assert run_cli("report", plan, "-o", page, "--ckpt", checkpoint, "--synthetic", "--temperature", TAU).status == 0
     text = text_of(page.read_text())
     assert "the plan was NOT RUN: no GPU of that machine could execute it" in text
+    assert "at temperature 0, of the ONNX file that it was built from" in text
     assert "NOT RUN for this page: there is no GPU" in text
     assert "of the torch model, not of the plan" in text
     assert "Latencies are of the torch model, not of the plan." in text
     assert "the torch model of the checkpoint (no GPU of this machine can run the plan)" in text
     assert "word 1" in text
-    bench = tmp_path / "bench.json"
-    bench.write_text(json.dumps(bench_result(read_manifest(plan))))
+    manifest, bench = read_manifest(plan), tmp_path / "bench.json"
+    bench.write_text(json.dumps(bench_result(manifest)))
+    samples = {"kind": "demo", "origin": "the demo's", "count": 16, "words": "read"}
+    found = {"created": "2031-05-06T07:08:09+00:00", "status": "not run", "samples": samples, "pairs": []}
+    manifest["validation"]["verdict"] = {**found, "batch_mates": [], "failures": [], "bisected": ""}
+    plan.write_text(dump_manifest(manifest))
     arguments = ("-o", page, "--ckpt", checkpoint, "--synthetic", "--bench", bench)
     assert run_cli("report", plan, *arguments).status == 0
     text = text_of(page.read_text())
+    assert "when it was validated on 2031-05-06, the plan was NOT RUN" in text
+    assert "at temperature 0, of the plan or of the ONNX file that it was built from" in text
     assert "tokens (not latency, which bench measured) below are those of the torch model" in text
     assert "Latencies are of the torch model" not in text
 

@@ -129,7 +129,12 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
     validation = manifest["validation"]
     passed = [f"at the export parity passed at temperature {entry['temperature']:g}" for entry in validation["parity"]]
     if "verdict" in validation:  # it took the place of what the manifest said of the artifact
-        recorded = [_validated(validation["verdict"]), *((True, text) for text in passed)]
+        either = (
+            ", of the plan or of the ONNX file that it was built from"
+            if not manifest["artifact"].endswith(".onnx")
+            else ""
+        )
+        recorded = [_validated(validation["verdict"]), *((True, f"{text}{either}") for text in passed)]
     elif validation["artifact"] == "not run":
         recorded = [
             (False, "at the export the plan was NOT RUN: no GPU of that machine could execute it"),
@@ -174,9 +179,10 @@ def validated_table(verdict: Mapping[str, Any] | None) -> Table | None:
     ]
     for name in names:
         outputs = [entry.get(name) for entry in found]
-        rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
-        errors = [f"{_number(output, 'error')} ({_number(output, 'allowed')})" if output else "" for output in outputs]
-        rows.append((f"{name}: error against float64 (allowed)", errors))
+        if any(output and (output["worst"] != 0 or output["allowed"]) for output in outputs):  # ids differ or do not
+            rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
+            errors = [f"{_number(found, 'error')} ({_number(found, 'allowed')})" if found else "" for found in outputs]
+            rows.append((f"{name}: error against float64 (allowed)", errors))
         cosines = [f"{output['cosine']:.7f}" if output and output["cosine"] is not None else "" for output in outputs]
         if any(cosines):
             rows.append((f"{name}: least cosine", cosines))
@@ -287,7 +293,7 @@ def _requests(count: int) -> str:
 def _call_name(measured: Measured) -> str:
     """What an axis of latencies is called."""
     batch = measured.least if measured.bench is None else measured.bench.batch
-    of_torch = ", torch in the place of the plan" if measured.of_torch else ""
+    of_torch = "\n(torch, not the plan)" if measured.of_torch else ""
     return f"milliseconds a call{f' of {batch} requests' if batch > 1 else ''}{of_torch}"
 
 
