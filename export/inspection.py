@@ -23,11 +23,13 @@ from madtp.files import sha256
 VERIFIED = "verified"
 PLAN_SUFFIXES = {".plan", ".engine", ".trt"}
 CHECKPOINT_SUFFIXES = {".pt", ".pth"}
+NO_ARTIFACT = "not an artifact, nor a file of one"
 LONGEST_MANIFEST = 16_000_000  # bytes; real ones have some 10 kB
 
 # Not documented: what plans of TensorRT for RTX 1.7 begin with. Magic, layout, total bytes, version.
 _PLAN_HEADER = struct.Struct("<8sQQ4B")
 _PLAN_MAGIC, _PLAN_LAYOUT = b"vtrt\0\0\0\0", 2
+_TENSORRT_MAGIC = b"ftrt\0\0\0\0"  # the version stands at the same place, where trtexec --getPlanVersionOnly reads it
 _LEGACY_CHECKPOINT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6: a pickle of its magic number
 
 
@@ -98,16 +100,18 @@ def _fill(found: Inspection, path: Path, start: bytes) -> None:
     found.sha256 = sha256(path)
     if not found.bytes:
         found.damage.append("the file is empty")
+        if path.suffix == ".onnx" or path.suffix in PLAN_SUFFIXES:
+            found.verdict = Verdict(False, ("it is damaged",))
     elif is_library:
         _inspect_library(found, path)
     elif path.suffix == ".onnx":
         _inspect_onnx(found, path)
-    elif path.suffix in PLAN_SUFFIXES or start.startswith(_PLAN_MAGIC):
+    elif path.suffix in PLAN_SUFFIXES or start.startswith((_PLAN_MAGIC, _TENSORRT_MAGIC)):
         _inspect_plan(found, start)
     elif path.suffix in CHECKPOINT_SUFFIXES:
         _inspect_checkpoint(found, path, start)
     else:
-        found.notes.append("not something that this tool makes")
+        found.notes.append(NO_ARTIFACT)
 
 
 def _read_json(path: Path) -> Any:
@@ -144,7 +148,7 @@ def _manifest_of(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] |
 
 
 def _named_files(content: Any) -> set[Any]:
-    parts = _dicts(_at(content, "parts"))
+    parts = list(_dicts(_at(content, "parts")))
     names = [_at(part, *keys) for part in parts for keys in (("artifact",), ("external_data", "file"))]
     names += [_at(part, "timing_cache", "file") for part in parts]
     names += [_at(content, "plugins", "library", "file"), _at(content, *_VOCABULARY, "file")]
@@ -170,7 +174,7 @@ def _inspect_json(found: Inspection, path: Path) -> None:
         _inspect_artifact(found, path, content)
     else:
         found.sha256 = sha256(path)
-        found.notes.append("not something that this tool makes: JSON, and no manifest")
+        found.notes.append(f"{NO_ARTIFACT}: JSON, and no manifest")
 
 
 def _inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> None:
@@ -234,7 +238,8 @@ class _Artifact:
         digest, checkpoint = part.get("checkpoint_sha256"), _at(self._content, "checkpoint", "sha256")
         if digest != checkpoint and digest is not None:
             self._found.damage.append(f"the part '{part.get('name')}' was made from another checkpoint")
-        state = self._state({"file": part.get("artifact"), "sha256": part.get("sha256")})
+        named = {"file": part.get("artifact"), "sha256": part.get("sha256"), "bytes": part.get("bytes")}
+        state = self._state(named)
         external = part.get("external_data")
         if isinstance(external, dict):
             external = {**external, "state": self._state(external)}
@@ -264,13 +269,16 @@ class _Artifact:
             self._found.damage.append(f"its parts are {listed}; a {task} model has {', '.join(wanted)}")
 
     def _state(self, entry: Mapping[str, Any]) -> str:
-        """Whether the file of a manifest's entry {"file", "sha256"} is there and the same; damage is noted."""
+        """Whether the file of an entry {"file", "sha256", perhaps "bytes"} is there and the same; damage is noted."""
         path = _inside(self._folder, entry.get("file"))
         if path is None:
             state = "not a name of a file beside the manifest"
         else:
             try:
                 state = VERIFIED if sha256(path) == entry.get("sha256") else "DIFFERENT: its sha256 is another"
+                size, expected = path.stat().st_size, entry.get("bytes")
+                if state != VERIFIED and expected is not None and size != expected:
+                    state += f", and it has {size:,} bytes"
             except FileNotFoundError:
                 state = "MISSING"
             except OSError as error:
@@ -338,36 +346,54 @@ def capabilities(sm: Any) -> str:
 
 def _inspect_onnx(found: Inspection, path: Path) -> None:
     found.kind = "onnx"
-    found.notes.append(f"no manifest beside it ('{manifest_path(path).name}')")
+    _note_lone(found, f"no manifest beside it ('{manifest_path(path).name}')")
     try:
         found.onnx = read_onnx(path)
     except ManifestError as error:
         found.damage.append(_first_line(error) + f" ({error.why})")
+        found.verdict = Verdict(False, ("it is damaged",))
         return
     damage = [f"'{name}', which holds weights: {state}" for name, state in found.onnx.external.items()]
-    found.damage.extend(text for text in damage if not text.endswith(": found"))
-    reasons = ["weights are missing"] if found.damage else []
-    found.verdict = onnx_verdict([found.onnx], None, reasons, found.machine)
+    wrong = [text for text in damage if not text.endswith(": found")]
+    found.damage.extend(wrong)
+    found.verdict = onnx_verdict([found.onnx], None, ["weights are missing"] if wrong else [], found.machine)
 
 
 def _inspect_plan(found: Inspection, start: bytes) -> None:
     found.kind = "plan"
-    found.notes.append("no manifest beside it: what it takes, gives and needs is not known")
-    found.verdict = Verdict(None, ("no manifest beside it",))
-    if len(start) >= _PLAN_HEADER.size and start.startswith(_PLAN_MAGIC):
-        _, layout, size, *version = _PLAN_HEADER.unpack(start[: _PLAN_HEADER.size])
-        if layout == _PLAN_LAYOUT:
-            text = ".".join(map(str, version))
-            found.details["header"] = f"as of TensorRT for RTX, version {text} (seen in its plans, not documented)"
-            if size != found.bytes:
-                found.damage.append(f"its header gives {size} bytes and the file has {found.bytes}")
-            return
-    found.details["header"] = f"not known; it begins with {start[:8].hex(' ')}"
+    _note_lone(found, "no manifest beside it: what it takes, gives and needs is not known")
+    unknown = ["no manifest beside it"]
+    against = [] if found.machine.gpus else ["there is no GPU"]
+    header = start[: _PLAN_HEADER.size].ljust(_PLAN_HEADER.size, b"\0")
+    magic, layout, size, *numbers = _PLAN_HEADER.unpack(header)
+    version = ".".join(map(str, numbers))
+    if magic == _PLAN_MAGIC and layout == _PLAN_LAYOUT:
+        found.details["header"] = f"as of TensorRT for RTX, version {version} (seen in its plans, not documented)"
+        if size != found.bytes:
+            found.damage.append(f"its header gives {size} bytes and the file has {found.bytes}")
+        damage = ["it is damaged"] if size != found.bytes else []
+        against = list(plan_verdict("tensorrt-rtx", version, None, damage, found.machine).because)
+    elif magic == _TENSORRT_MAGIC and any(numbers):
+        found.details["header"] = f"of TensorRT, version {version}"
+        here = found.machine.packages["tensorrt"]
+        if here is None:
+            against.append("tensorrt is not installed")
+        else:
+            unknown.append(f"tensorrt {here} is installed, and a plan needs its own version unless built compatible")
+    else:
+        found.details["header"] = f"not known; it begins with {start[:8].hex(' ')}"
+    # That nothing speaks against it is not enough: it may need plugins, and a GPU like the one it was built on.
+    found.verdict = Verdict(False, tuple(against)) if against else Verdict(None, tuple(unknown))
+
+
+def _note_lone(found: Inspection, note: str) -> None:
+    """Say that no manifest names the file, unless one could not be read, which is damage and said as such."""
+    if not found.damage:
+        found.notes.append(note)
 
 
 def _inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
     found.kind = "checkpoint"
-    found.notes.append(f"a checkpoint, not an artifact; export it: python -m export --ckpt {path} --engine out.plan")
     if start.startswith(_LEGACY_CHECKPOINT):
         found.details["format"] = "of torch.save before 1.6"
     elif start.startswith(b"PK\3\4"):
@@ -383,6 +409,9 @@ def _inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
             found.damage.append("it is a zip file that torch.save did not write")
     else:
         found.damage.append("torch.save did not write it, or its beginning is lost")
+    if not found.damage:
+        hint = f"python -m export --ckpt {path} --engine out.plan"
+        found.notes.append(f"a checkpoint, not an artifact; export it: {hint}")
 
 
 def _at(value: Any, *keys: str) -> Any:

@@ -10,9 +10,11 @@ from rich.table import Table
 from rich.text import Text
 
 from export.inspection import Inspection, capabilities
+from export.manifest import KEPT_FAILURES
 from export.onnx_file import OnnxFile
 
 LISTED = 24  # tensors, operators or files before it says "and N more"
+FAILURES = 6  # of a validation, before it says how many more
 LONGEST = 400  # characters of one value
 
 Row = tuple[str, str]
@@ -34,7 +36,7 @@ def inspection_table(found: Inspection) -> Table:
     if found.manifest is not None:
         sections.append(list(_manifest_rows(found.manifest)))
         sections += [list(_part_rows(part)) for part in found.manifest["parts"]]
-        sections.append(list(_validation_rows(found.manifest["validation"])))
+        sections.append(list(_validation_rows(found.manifest["validation"], damaged=bool(found.damage))))
     if found.onnx is not None:
         sections.append(list(_onnx_rows(found.onnx)))
     sections.append(list(_machine_rows(found)))
@@ -126,13 +128,14 @@ def _shape(dims: list[Any]) -> str:
     return f"[{', '.join(map(_text, dims))}]"
 
 
-def _validation_rows(validation: Any) -> Iterator[Row]:
+def _validation_rows(validation: Any, damaged: bool) -> Iterator[Row]:
     if not isinstance(validation, dict):
         yield "validated", "the manifest does not say"
         return
     get = _reader(validation)
     of = " (its ONNX was compared instead)" if validation["validated"] == "onnx" else ""
-    yield "validated", f"{get('artifact')}{of}"
+    before = "; that was before the damage" if damaged else ""
+    yield "validated", f"{get('artifact')}{of}{before}"
     if isinstance(validation["verdict"], dict):
         yield from _verdict_rows(validation["verdict"])
     yield "at the export", f"samples: {get('samples')}"
@@ -157,9 +160,13 @@ def _verdict_rows(verdict: Mapping[str, Any]) -> Iterator[Row]:
         pair = _reader(entry)
         compared = f"{pair('requests')} requests compared, {pair('explained')} left out"
         yield f"  {pair('pair')} at {pair('temperature')}", f"{pair('status')}: {compared}"
-    yield from (("  FAILED", why) for why in verdict["failures"][:LISTED])
     if verdict["bisected"]:
         yield "  at fault", get("bisected")
+    failures = verdict["failures"]
+    yield from (("  FAILED", why) for why in failures[:FAILURES])
+    if len(failures) > FAILURES:
+        more = f"{len(failures) - FAILURES}{' or more' if len(failures) == KEPT_FAILURES else ''}"
+        yield "  FAILED", f"and {more} others: --json lists what the manifest keeps, validate --json all"
 
 
 def _onnx_rows(file: OnnxFile) -> Iterator[Row]:

@@ -27,6 +27,7 @@ PART_NAMES = {  # see madtp/parts.py
     "clip": ("image", "text"),
 }
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
+KEPT_FAILURES = 20  # of a validation, in a manifest
 
 
 def manifest_path(artifact: Path) -> Path:

@@ -188,12 +188,16 @@ def prepare_sample(sample: Sample, processor: Processor | None, config: Config) 
 def hashed_ids(text: str, config: Config) -> list[int]:
     """Ids of a text without a vocabulary: the task's first id, one stable id a word, its last id."""
     first, last, longest = edge_ids(config)
-    words = (HASHED_PROMPT if config.task == "caption" else normalize(text, READERS[config.task])).split()
-    words = words[: longest - (1 if last is None else 2)]
+    words = hashed_words(text, config)[: longest - (1 if last is None else 2)]
     least = min(FIRST_WORD_ID, config.vocab_size // 2)
     span = max(config.vocab_size - 2 - least, 1)
     ids = [first, *(least + zlib.crc32(word.encode()) % span for word in words)]
     return ids if last is None else [*ids, last]
+
+
+def hashed_words(text: str, config: Config) -> list[str]:
+    """The words that `hashed_ids` gives an id each."""
+    return (HASHED_PROMPT if config.task == "caption" else normalize(text, READERS[config.task])).split()
 
 
 def edge_ids(config: Config) -> tuple[int, int | None, int]:

@@ -18,7 +18,7 @@ import export.compatibility as compatibility
 from export import cli
 from export.backends import Gpu
 from export.compatibility import Machine
-from export.manifest import dump_manifest
+from export.manifest import KEPT_FAILURES, dump_manifest
 from madtp.files import sha256
 
 CHECKPOINT = "ab" * 32
@@ -246,7 +246,9 @@ def test_part_that_is_cut_short_is_named(vqa: Path, inspect: Inspect) -> None:
     path = vqa.with_name("out.decoder.onnx")
     path.write_bytes(path.read_bytes()[:-20])
     content = found(inspect, path, status=1)
-    assert any("'out.decoder.onnx': DIFFERENT" in text for text in content["damage"])
+    size = path.stat().st_size
+    assert any("'out.decoder.onnx': DIFFERENT" in text and f"has {size} bytes" in text for text in content["damage"])
+    assert "passed; that was before the damage" in inspect(path)[1]
     assert any("no complete ONNX" in text for text in content["damage"])
     assert content["manifest"]["parts"][0]["state"] == "verified"
 
@@ -335,9 +337,16 @@ def test_failures_of_a_later_validation_are_shown_before_what_the_export_saw(vqa
     }
     save_manifest(vqa.parent, manifest)
     table = inspect(vqa)[1]
-    lines = ("validated", "failed on 2026-02-03", "12 requests compared, 1 left out", failure, "the MatMul 'm'")
+    lines = ("validated", "failed on 2026-02-03", "12 requests compared, 1 left out", "the MatMul 'm'", failure)
     places = [table.index(text) for text in (*lines, "at the export", "32 of 32 answers equal")]
     assert places == sorted(places)
+    manifest["validation"]["verdict"]["failures"] = [failure] * KEPT_FAILURES
+    save_manifest(vqa.parent, manifest)
+    table = inspect(vqa)[1]
+    assert table.count(failure) == 6
+    assert "and 14 or more others" in table
+    manifest["validation"]["verdict"]["failures"] = [failure]
+    save_manifest(vqa.parent, manifest)
     verdict = found(inspect, vqa)["manifest"]["validation"]["verdict"]
     assert verdict["failures"] == [failure]
     assert verdict["pairs"] == [pair]
@@ -349,6 +358,8 @@ def test_truncated_manifest_is_damage_and_the_file_beside_it_is_still_shown(vqa:
     content = found(inspect, vqa.with_name("out.encoder.onnx"), status=1)
     assert "'out.json', cannot be read" in content["damage"][0]
     assert content["onnx"]["opsets"] == {"": 20, "madtp": 1}
+    assert content["notes"] == []
+    assert content["verdict"]["runs"] is True  # what is wrong with the manifest is not wrong with the file
     vqa.write_text("[" * 100_000)
     assert found(inspect, vqa, status=1)["kind"] == "manifest"
 
@@ -445,6 +456,7 @@ def test_truncated_onnx(keep: int, tmp_path: Path, inspect: Inspect) -> None:
     content = found(inspect, path, status=1)
     assert content["bytes"] == path.stat().st_size
     assert content["sha256"] == sha256(path)
+    assert content["verdict"] == {"runs": False, "because": ["it is damaged"]}
 
 
 @pytest.mark.parametrize(
@@ -524,21 +536,56 @@ def test_this_machine_names_the_installed_runtimes(monkeypatch: pytest.MonkeyPat
     assert compatibility.this_machine().gpus == ()
 
 
-def plan_bytes(size: int) -> bytes:
-    return struct.pack("<8sQQ4B", b"vtrt", 2, size, 1, 7, 1, 116) + bytes(28)
+def plan_bytes(size: int, magic: bytes = b"vtrt", layout: int = 2) -> bytes:
+    return struct.pack("<8sQQ4B", magic, layout, size, 1, 7, 1, 116) + bytes(28)
 
 
-def test_plan_without_a_manifest(tmp_path: Path, inspect: Inspect) -> None:
+def test_plan_without_a_manifest(tmp_path: Path, inspect: Inspect, machine: Machines) -> None:
     path = tmp_path / "lone.plan"
     path.write_bytes(plan_bytes(56))
     content = found(inspect, path)
     assert "version 1.7.1.116" in content["details"]["header"]
-    assert content["verdict"] == {"runs": None, "because": ["no manifest beside it"]}
+    assert content["verdict"] == {"runs": False, "because": ["there is no GPU"]}
+    machine(RTX)
+    assert found(inspect, path)["verdict"] == {"runs": None, "because": ["no manifest beside it"]}
+    machine(H200, tensorrt_rtx="1.8.0")
+    because = found(inspect, path)["verdict"]["because"]
+    assert ["1.8.0 is installed" in because[0], "H200 has 9.0" in because[1]] == [True, True]
+    machine(RTX)
     path.write_bytes(plan_bytes(1000))
-    assert found(inspect, path, status=1)["damage"] == ["its header gives 1000 bytes and the file has 56"]
-    for content_bytes in (b"something else", b"vtrt\0\0\0\0" + bytes(30), b"vtrt\0\0\0\0"):
+    content = found(inspect, path, status=1)
+    assert content["damage"] == ["its header gives 1000 bytes and the file has 56"]
+    assert content["verdict"] == {"runs": False, "because": ["it is damaged"]}
+    for content_bytes in (b"something else", b"vtrt\0\0\0\0" + bytes(30), b"vtrt\0\0\0\0", b"ftrt\0\0\0\0"):
         path.write_bytes(content_bytes)
-        assert "not known" in found(inspect, path)["details"]["header"]
+        content = found(inspect, path)
+        assert "not known" in content["details"]["header"]
+        assert content["verdict"] == {"runs": None, "because": ["no manifest beside it"]}
+    path.write_bytes(b"")
+    assert found(inspect, path, status=1)["verdict"] == {"runs": False, "because": ["it is damaged"]}
+
+
+def test_plan_of_another_tensorrt(tmp_path: Path, inspect: Inspect, machine: Machines) -> None:
+    path = tmp_path / "somebodys.bin"
+    path.write_bytes(plan_bytes(0, b"ftrt", 0))
+    content = found(inspect, path)
+    assert content["kind"] == "plan"
+    assert content["details"] == {"header": "of TensorRT, version 1.7.1.116"}
+    assert content["verdict"] == {"runs": False, "because": ["there is no GPU"]}
+    machine(H200, tensorrt=None)
+    assert found(inspect, path)["verdict"] == {"runs": False, "because": ["tensorrt is not installed"]}
+    machine(H200)
+    verdict = found(inspect, path)["verdict"]
+    assert verdict["runs"] is None
+    assert "tensorrt 10.14.1 is installed" in verdict["because"][1]
+
+
+def test_timing_cache_belongs_to_its_artifact(tmp_path: Path, inspect: Inspect) -> None:
+    manifest = json.loads(plan_artifact(tmp_path).read_text())
+    (tmp_path / "out.timing").write_bytes(b"timings")
+    manifest["parts"][0]["timing_cache"] = {"file": "out.timing", "reused": False}
+    save_manifest(tmp_path, manifest)
+    assert found(inspect, tmp_path / "out.timing")["kind"] == "artifact"
 
 
 def test_checkpoints_are_not_opened(tmp_path: Path, inspect: Inspect) -> None:
@@ -550,7 +597,9 @@ def test_checkpoints_are_not_opened(tmp_path: Path, inspect: Inspect) -> None:
     assert content["kind"] == "checkpoint"
     assert f"python -m export --ckpt {path}" in content["notes"][0]
     path.write_bytes(whole[:40])
-    assert "truncated" in found(inspect, path, status=1)["damage"][0]
+    content = found(inspect, path, status=1)
+    assert "truncated" in content["damage"][0]
+    assert content["notes"] == []
     path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
     assert found(inspect, path)["details"] == {"format": "of torch.save before 1.6"}
     path.write_bytes(b"weights")
@@ -576,7 +625,7 @@ def test_other_files(tmp_path: Path, inspect: Inspect) -> None:
     for path in (text, tokens):
         content = found(inspect, path)
         assert content["kind"] == "other"
-        assert content["notes"][0].startswith("not something that this tool makes")
+        assert content["notes"][0].startswith("not an artifact, nor a file of one")
     text.write_bytes(b"")
     assert found(inspect, text, status=1)["damage"] == ["the file is empty"]
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import html5lib
+import numpy as np
 import pytest
 import torch
 
@@ -17,17 +18,19 @@ import export.showing
 import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
+from export.bench.calls import samples_sha256
 from export.errors import BackendError
 from export.manifest import dump_manifest, read_manifest
 from export.reporting.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
 from export.reporting.fates import follow, patch_runs
-from export.reporting.measure import alone, temperatures_of
+from export.reporting.measure import alone, temperatures_of, total_tokens
+from export.reporting.page import validated_table
 from export.reporting.watch import watch_artifact, watch_torch
 from export.reporting.words import token_names
 from export.samples import artifact_samples
 from export.showing import show_onnx
 from madtp.parts import parts_of
-from madtp.samples import load_samples
+from madtp.samples import hashed_ids, load_samples
 from tests.conftest import TAU, Outputs, Ran, TaskArtifacts, write_samples
 from tests.paths import ROOT
 from tests.test_validation_plan import pass_for_plan
@@ -190,7 +193,24 @@ def test_words_are_struck_out_and_padding_is_left_out() -> None:
 def test_examples_are_the_extremes_and_the_median() -> None:
     assert list(choose([5, 1, 9, 3, 7]).values()) == [1, 0, 2]
     assert list(choose([4, 4]).values()) == [0, 1]
-    assert list(choose([4]).values()) == [0]
+    assert choose([4]) == {"the only sample": 0}
+
+
+def test_ids_have_no_differences_and_numbers_that_are_not_finite_are_said_to_be() -> None:
+    equal = {"worst": 0.0, "error": 0.0, "allowed": 0.0, "cosine": None, "decided": 3, "decisions": 3}
+    nan = {"worst": None, "error": None, "allowed": 1e-4, "cosine": None, "decided": 0, "decisions": 0}
+    outputs = [{"output": "answer_ids", **equal}, {"output": "logits", **nan}]
+    pair = {"pair": "torch/onnx", "temperature": 0.5, "status": "failed", "requests": 3, "explained": 0, "layers": 2}
+    table = validated_table({"pairs": [{**pair, "layers_equal": 2, "outputs": outputs}]})
+    assert table is not None
+    assert [row for row in table.rows if row[0].startswith("answer_ids")] == [["answer_ids: answers equal", "3 of 3"]]
+    assert ["logits: worst |difference|", "not finite"] in table.rows
+
+
+def test_tokens_of_every_image_are_counted() -> None:
+    counts = {"vision": np.array([[5, 4], [3, 3]]), "text": np.array([[3, 2], [1, 1]])}
+    assert total_tokens(counts, 1).tolist() == [14, 8]
+    assert total_tokens(counts, 2).tolist() == [23, 14]
 
 
 def test_default_temperatures_lie_around_the_artifacts() -> None:
@@ -224,7 +244,9 @@ def test_graph_and_torch_give_the_same_source_ids(
 
 def test_words_without_a_vocabulary_are_numbered(tiny_artifact: Path) -> None:
     config = madtp.load(tiny_artifact / "tiny.pt").config
-    assert token_names([299, 170, 180, 3], config, None) == ["[ENC]", "word 1", "word 2", "[SEP]"]
+    assert token_names([299, 170, 180, 3], config, None, "") == ["[ENC]", "word 1", "word 2", "[SEP]"]
+    ids = hashed_ids("Both images, show", config)
+    assert token_names(ids, config, None, "Both images, show") == ["[ENC]", "both", "images,", "show", "[SEP]"]
 
 
 Command = Callable[..., Ran]
@@ -251,10 +273,25 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
     assert run_cli("report", plan, "-o", page, "--ckpt", checkpoint, "--synthetic", "--temperature", TAU).status == 0
     text = text_of(page.read_text())
     assert "the plan was NOT RUN: no GPU of that machine could execute it" in text
+    assert "at temperature 0, of the ONNX file that it was built from" in text
     assert "NOT RUN for this page: there is no GPU" in text
     assert "of the torch model, not of the plan" in text
+    assert "Latencies are of the torch model, not of the plan." in text
     assert "the torch model of the checkpoint (no GPU of this machine can run the plan)" in text
     assert "word 1" in text
+    manifest, bench = read_manifest(plan), tmp_path / "bench.json"
+    bench.write_text(json.dumps(bench_result(manifest)))
+    samples = {"kind": "demo", "origin": "the demo's", "count": 16, "words": "read"}
+    found = {"created": "2031-05-06T07:08:09+00:00", "status": "not run", "samples": samples, "pairs": []}
+    manifest["validation"]["verdict"] = {**found, "batch_mates": [], "failures": [], "bisected": ""}
+    plan.write_text(dump_manifest(manifest))
+    arguments = ("-o", page, "--ckpt", checkpoint, "--synthetic", "--bench", bench)
+    assert run_cli("report", plan, *arguments).status == 0
+    text = text_of(page.read_text())
+    assert "when it was validated on 2031-05-06, the plan was NOT RUN" in text
+    assert "at temperature 0, of the plan or of the ONNX file that it was built from" in text
+    assert "tokens (not latency, which bench measured) below are those of the torch model" in text
+    assert "Latencies are of the torch model" not in text
 
 
 def test_plan_that_runs_shows_what_it_pruned_itself(
@@ -303,17 +340,35 @@ def bench_result(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
 
 
 def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> None:
-    result = tmp_path / "bench.json"
-    result.write_text(json.dumps(bench_result(read_manifest(tiny_artifact / "out.json"))))
-    page = tmp_path / "page.html"
-    ran = run_cli("report", tiny_artifact / "out.onnx", "-o", page, "--bench", result, "--synthetic")
-    assert ran.status == 0
-    assert "[5/5]" in ran.err
-    text = text_of(page.read_text())
-    assert "1234.50 ms dense, 1234.50 ms pruned: 1.00 times as fast" in text
+    manifest, page, result = read_manifest(tiny_artifact / "out.json"), tmp_path / "page.html", tmp_path / "bench.json"
+    content = bench_result(manifest)
+
+    def text_with(content: dict[str, Any]) -> str:
+        result.write_text(json.dumps(content))
+        ran = run_cli("report", tiny_artifact / "out.onnx", "-o", page, "--bench", result, "--synthetic")
+        assert ran.status == 0
+        assert "[5/5]" in ran.err
+        return text_of(page.read_text())
+
+    text = text_with(content)
+    assert "1234.50 ms dense, 1234.50 ms pruned, medians; call by call 1.00 times as fast" in text
+    assert "(99.9 % confidence: too few calls to tell)" in text
     assert "made 2031-05-06 on " in text
     assert "cores 77" in text
-    assert "Tokens stand in for GFLOPs" in text
+    assert "other calls than those of the other sections" in text  # original.json was measured with other samples
+    assert "Tokens stand in for GFLOPs, which the bench result lacks" in text
+    tokens = content["measurement"]["cases"][0]["tokens"]["total"]
+    assert f"dense (0){sum(tokens) / len(tokens):.0f}1234.50" in text
+    content["summaries"] = [{"case": {"temperature": tau, "batch": 1}, "gflops": 4 / (1 + tau)} for tau in (0.0, TAU)]
+    text = text_with(content)
+    assert "3.00 times fewer GFLOPs there" in text
+    assert "dense (0)41234.50" in text
+    config = madtp.load(tiny_artifact / "tiny.pt").config
+    samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=True, demos=16)
+    content["measurement"]["samples"]["sha256"] = samples_sha256(samples.prepared)
+    text = text_with(content)
+    assert "other calls" not in text
+    assert "which are counted on the torch model: give --ckpt" in text
 
 
 def test_refusals(tiny_artifact: Path, run_cli: Command, outputs: Outputs, tmp_path: Path) -> None:
@@ -377,5 +432,5 @@ def test_words_of_clip(task_artifacts: TaskArtifacts) -> None:
     config = madtp.load(task_artifacts["clip"] / "tiny.pt").config
     samples = artifact_samples(manifest, task_artifacts["clip"], config, None, synthetic=False, demos=16)
     assert samples.texts[2] == "a red pagoda with orange roofs by a lake"
-    names = token_names(samples.prepared.requests[2].ids, config, samples.processor)
+    names = token_names(samples.prepared.requests[2].ids, config, samples.processor, samples.texts[2])
     assert names == ["[start]", *["a", "red", "pagoda", "with", "orange", "roofs", "by", "a", "lake"], "[end]"]

@@ -1,8 +1,10 @@
 """Latencies that `python -m export bench --json` wrote (or --save)."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import jsonschema
@@ -14,10 +16,27 @@ from madtp.files import parse_json
 
 @dataclass(frozen=True)
 class BenchFile:
-    """Milliseconds of calls by temperature, of the smallest batch that was measured; when and on what machine."""
+    """A result of bench: of the smallest batch that was measured.
+
+    Attributes:
+        milliseconds: of calls, by temperature.
+        batch: requests of a call.
+        gflops: of a request, by temperature; None where the file does not have all of them, as --save does not.
+        tokens: of a request, summed over its sequences and layers, by temperature: mean of the calls.
+        last: by temperature and encoder, mean tokens of a sequence after the last layer.
+        samples: where they come from.
+        samples_sha256: `export.bench.calls.samples_sha256` of them.
+        created: when.
+        machine: on what.
+    """
 
     milliseconds: dict[float, list[float]]
     batch: int
+    gflops: dict[float, float] | None
+    tokens: dict[float, float]
+    last: dict[float, dict[str, float]]
+    samples: str
+    samples_sha256: str
     created: str
     machine: str
 
@@ -50,6 +69,29 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
     if measured["artifact"]["files"] != {part["artifact"]: part["sha256"] for part in manifest["parts"]}:
         raise ReportError(f"the bench result '{path}' is of another artifact", "The hashes of its files differ.", again)
     batch = min(case["batch"] for case in measured["cases"])
-    cases = {case["temperature"]: case["milliseconds"] for case in measured["cases"] if case["batch"] == batch}
+    cases = {case["temperature"]: case for case in measured["cases"] if case["batch"] == batch}
+    kept = {tau: cases[tau]["tokens"] for tau in sorted(cases)}
     machine = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value)
-    return BenchFile(dict(sorted(cases.items())), batch, measured["created"], machine)
+    return BenchFile(
+        milliseconds={tau: cases[tau]["milliseconds"] for tau in kept},
+        batch=batch,
+        gflops=_gflops(content, batch, kept),
+        tokens={tau: fmean(tokens["total"]) for tau, tokens in kept.items()},
+        last={tau: {name: fmean(means) for name, means in tokens["last"].items()} for tau, tokens in kept.items()},
+        samples=measured["samples"]["origin"],
+        samples_sha256=measured["samples"]["sha256"],
+        created=measured["created"],
+        machine=machine,
+    )
+
+
+def _gflops(content: Mapping[str, Any], batch: int, temperatures: Collection[float]) -> dict[float, float] | None:
+    """GFLOPs of a request by temperature; no schema describes what a result holds beside the measurement."""
+    found = {}
+    summaries = content.get("summaries")
+    for summary in summaries if isinstance(summaries, list) else ():
+        match summary:
+            case {"case": {"temperature": float() | int() as tau, "batch": number}, "gflops": float() as gflops}:
+                if number == batch and math.isfinite(gflops) and gflops > 0:
+                    found[float(tau)] = gflops
+    return {tau: found[tau] for tau in temperatures} if found.keys() >= set(temperatures) else None

@@ -10,13 +10,23 @@ from typing import Any
 import madtp
 from export.artifact import model_config, open_parts, runtime
 from export.backends import Backend
+from export.bench.calls import samples_sha256
 from export.errors import BackendError, OptionError
 from export.manifest import check_artifact, check_files, check_outputs, read_manifest
 from export.pipeline import Progress
 from export.profile import batch_and_text
 from export.reporting.bench_file import BenchFile, read_bench
 from export.reporting.examples import Example, choose, picture, text_view
-from export.reporting.measure import Counts, alone, gflops_of, latencies, temperatures_of, tokens_of, total_tokens
+from export.reporting.measure import (
+    EVERY_IMAGE,
+    Counts,
+    alone,
+    gflops_of,
+    latencies,
+    temperatures_of,
+    tokens_of,
+    total_tokens,
+)
 from export.reporting.page import Measured, render
 from export.reporting.watch import Watched, watch_artifact, watch_torch
 from export.reporting.words import token_names
@@ -33,7 +43,6 @@ from madtp.tasks import Runner, torch_runners
 STAGES = 5
 DEMO_SAMPLES = 16
 MAX_SAMPLES = 32  # each runs at every temperature
-EVERY_IMAGE = "vision"  # the encoder whose tokens are patches
 
 
 @dataclass(frozen=True)
@@ -171,6 +180,8 @@ def _measure(
     ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
     return Measured(
         samples=samples.prepared.origin,
+        images=len(samples.prepared.requests[0].images),
+        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples.prepared)),
         ran=ran,
         backend=opened.backend,
         least=opened.least,
@@ -210,7 +221,8 @@ def _examples(
     opened: _Opened, samples: ArtifactSamples, counts: Counts, dense: Counts, watched: Watched, temperature: float
 ) -> list[Example]:
     config, settings = opened.config, opened.manifest["preprocessing"]["image"]
-    totals, dense_totals = total_tokens(counts), total_tokens(dense)
+    images = len(samples.prepared.requests[0].images)
+    totals, dense_totals = total_tokens(counts, images), total_tokens(dense, images)
     grid = config.image_size // config.patch_size
     examples = []
     for title, index in choose(totals.tolist()).items():
@@ -225,7 +237,7 @@ def _examples(
                     rows = [layer[number * opened.least].tolist() for layer in layers]
                     pictures.append(picture(name, request.images[number], rows, grid, settings))
             else:
-                words = token_names(request.ids, config, samples.processor)
+                words = token_names(request.ids, config, samples.processor, samples.texts[index])
                 rows = [layer[0].tolist() for layer in layers]
                 texts.append(text_view(encoder, words, inputs["input_ids"].shape[1], rows))
         label = {None: "", 1: "true", 0: "false"}[request.label]

@@ -73,6 +73,8 @@ class Example:
 
 def choose(totals: Sequence[int]) -> dict[str, int]:
     """The samples to show, by title: with the fewest, the median and the most tokens; none of them twice."""
+    if len(totals) == 1:
+        return {"the only sample": 0}
     order = sorted(range(len(totals)), key=lambda index: totals[index])
     places = {"easy: fewest tokens": 0, "middle: median": (len(order) - 1) // 2, "hard: most tokens": len(order) - 1}
     chosen: dict[str, int] = {}

@@ -16,6 +16,7 @@ from madtp.samples import Config, Request, SampleSet, collate
 from madtp.tasks import Outputs, Runners, count_tokens, run_request
 
 LATENCY_SECONDS = 10.0
+EVERY_IMAGE = "vision"  # the encoder whose tokens are patches; it takes every image of a request
 # Of the default temperature: what is measured unless temperatures are named.
 FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
 
@@ -86,7 +87,8 @@ def gflops_of(
     return {tau: mean_gflops(config, parts, samples, tau) for tau in temperatures}
 
 
-def total_tokens(counts: Counts) -> NDArray[np.int64]:
-    """[samples]: tokens of a sequence summed over all layers and encoders, which is what layers work on."""
-    totals: NDArray[np.int64] = sum(rows.sum(axis=1) for rows in counts.values())  # type: ignore[assignment]
+def total_tokens(counts: Counts, images: int) -> NDArray[np.int64]:
+    """[samples]: tokens of a request with so many images, summed over all layers and encoders, as `bench` sums them."""
+    weighed = [rows.sum(axis=1) * (images if encoder == EVERY_IMAGE else 1) for encoder, rows in counts.items()]
+    totals: NDArray[np.int64] = np.sum(weighed, axis=0)
     return totals

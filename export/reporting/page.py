@@ -13,13 +13,16 @@ import numpy as np
 import torch
 
 from export.backends import Backend, find_gpus
+from export.bench.statistics import paired_ratio
 from export.latency import summarize
+from export.manifest import KEPT_FAILURES
 from export.reporting.bench_file import BenchFile
 from export.reporting.examples import Example
 from export.reporting.measure import Counts, total_tokens
 from export.reporting.plots import latency_plot, pareto_plot, temperature_name, tokens_plot
 
 Row = Sequence[str]
+GFLOPS, TOKENS = "GFLOPs a request", "tokens a request, summed over sequences and layers"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Measured:
 
     Attributes:
         samples: where they come from.
+        images: of a request.
+        alike: `times` are of calls of one of these samples each, as `counts` and `gflops` are.
         ran: what ran them: the runtime and its version, or "torch" in the place of a plan.
         backend: of the artifact, on this machine.
         least: requests of a call, the fewest that the artifact takes.
@@ -41,6 +46,8 @@ class Measured:
     """
 
     samples: str
+    images: int
+    alike: bool
     ran: str
     backend: Backend
     least: int
@@ -51,6 +58,11 @@ class Measured:
     shown: float | None
     watched: str | None
     examples: Sequence[Example]
+
+    @property
+    def of_torch(self) -> bool:
+        """`times` are of the torch model, in the place of a plan."""
+        return self.bench is None and not self.backend.can_run
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,8 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
     """The page as HTML that refers to nothing outside of itself. Text from outside is escaped."""
     default = float(manifest["temperature"])
     costs, cost_name = _costs(measured)
+    shown = default if measured.shown is None else measured.shown
+    call = _call_name(measured)
     return _template().render(
         manifest=manifest,
         measured=measured,
@@ -78,14 +92,17 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
         later=manifest["validation"].get("verdict"),
         validated=validated_table(manifest["validation"].get("verdict")),
         failures=[failure for entry in manifest["validation"]["parity"] for failure in entry["failures"]],
+        kept_failures=KEPT_FAILURES,
         recorded=_recorded(manifest["validation"]),
         latency=_latency(measured),
-        latency_plot=latency_plot(measured.times, default),
+        latency_plot=latency_plot(measured.times, default, call),
+        tokens_at=shown,
         tokens={
             encoder: (tokens_plot(encoder, rows, measured.counts[0.0][encoder]), _tokens(rows))
-            for encoder, rows in measured.counts[default].items()
+            for encoder, rows in measured.counts[shown].items()
         },
-        pareto_plot=pareto_plot(costs, measured.times, default, cost_name),
+        cost_title="GFLOPs" if cost_name == GFLOPS else "Tokens",
+        pareto_plot=pareto_plot(costs, measured.times, default, cost_name, call),
         pareto=_pareto(measured, costs, cost_name),
     )
 
@@ -112,7 +129,12 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
     validation = manifest["validation"]
     passed = [f"at the export parity passed at temperature {entry['temperature']:g}" for entry in validation["parity"]]
     if "verdict" in validation:  # it took the place of what the manifest said of the artifact
-        recorded = [_validated(validation["verdict"]), *((True, text) for text in passed)]
+        either = (
+            ", of the plan or of the ONNX file that it was built from"
+            if not manifest["artifact"].endswith(".onnx")
+            else ""
+        )
+        recorded = [_validated(validation["verdict"]), *((True, f"{text}{either}") for text in passed)]
     elif validation["artifact"] == "not run":
         recorded = [
             (False, "at the export the plan was NOT RUN: no GPU of that machine could execute it"),
@@ -126,9 +148,10 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
     if measured.backend.can_run:
         here = (True, f"run for this page by {measured.ran}")
     else:
+        of_torch = "tokens and latency" if measured.bench is None else "tokens (not latency, which bench measured)"
         here = (
             False,
-            f"NOT RUN for this page: {measured.backend.reason}; tokens and latency below are those of the torch model",
+            f"NOT RUN for this page: {measured.backend.reason}; {of_torch} below are those of the torch model",
         )
     return [*recorded, here]
 
@@ -136,7 +159,8 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
 def _validated(verdict: Mapping[str, Any]) -> tuple[bool, str]:
     when, samples = f"on {verdict['created'][:10]}", verdict["samples"]["origin"]
     if verdict["status"] == "failed":
-        return False, "; ".join([f"VALIDATION FAILED {when}", *verdict["failures"][:3]])
+        said = [verdict["bisected"], *verdict["failures"][:1]]
+        return False, "; ".join([f"VALIDATION FAILED {when}", *filter(None, said)])
     if verdict["status"] == "not run":
         return False, f"when it was validated {when}, the plan was NOT RUN: its ONNX agrees with torch on {samples}"
     return True, f"validated {when}: it agrees with torch on {samples}"
@@ -155,9 +179,10 @@ def validated_table(verdict: Mapping[str, Any] | None) -> Table | None:
     ]
     for name in names:
         outputs = [entry.get(name) for entry in found]
-        rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
-        errors = [f"{_number(output, 'error')} ({_number(output, 'allowed')})" if output else "" for output in outputs]
-        rows.append((f"{name}: error against float64 (allowed)", errors))
+        if any(output and (output["worst"] != 0 or output["allowed"]) for output in outputs):  # ids differ or do not
+            rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
+            errors = [f"{_number(found, 'error')} ({_number(found, 'allowed')})" if found else "" for found in outputs]
+            rows.append((f"{name}: error against float64 (allowed)", errors))
         cosines = [f"{output['cosine']:.7f}" if output and output["cosine"] is not None else "" for output in outputs]
         if any(cosines):
             rows.append((f"{name}: least cosine", cosines))
@@ -234,15 +259,42 @@ def _summary(measured: Measured, default: float) -> list[str]:
     """The numbers that a reader looks for, default against dense."""
     if default == 0:
         return ["the default temperature is 0: the artifact runs dense unless it is told otherwise"]
-    dense, pruned = (total_tokens(measured.counts[tau]).mean() for tau in (0.0, default))
-    lines = [f"{100 * pruned / dense:.0f} % of the tokens that the layers of the dense model work on"]
+    dense, pruned = (total_tokens(measured.counts[tau], measured.images).mean() for tau in (0.0, default))
+    lines = [f"{100 * pruned / dense:.0f} % of the dense model's tokens are left, summed over what leaves each layer"]
     if measured.gflops is not None:
         lines.append(f"{measured.gflops[0.0] / measured.gflops[default]:.2f} times fewer GFLOPs")
     if {0.0, default} <= measured.times.keys():
-        slow, fast = (summarize(measured.times[tau]).median_ms for tau in (0.0, default))
-        what = " of torch, not of the plan" if measured.bench is None and not measured.backend.can_run else ""
-        lines.append(f"{slow:.2f} ms dense, {fast:.2f} ms pruned: {slow / fast:.2f} times as fast (medians{what})")
+        lines.append(_speed_up(measured, default))
     return lines
+
+
+def _speed_up(measured: Measured, default: float) -> str:
+    """Medians, and the ratio of calls of the same round, which is what `bench` calls the speed-up."""
+    slow, fast = measured.times[0.0], measured.times[default]
+    found = paired_ratio(slow, fast)
+    sure = f"{found.low:.2f} to {found.high:.2f}" if found.high < float("inf") else "too few calls to tell"
+    text = (
+        f"{summarize(slow).median_ms:.2f} ms dense, {summarize(fast).median_ms:.2f} ms pruned, medians"
+        f"{' of torch, not of the plan' if measured.of_torch else ''}; "
+        f"call by call {found.ratio:.2f} times as fast (99.9 % confidence: {sure})"
+    )
+    if measured.bench is not None and not measured.alike:
+        other, gflops = measured.bench, measured.bench.gflops
+        text += f"; these are other calls, of {_requests(other.batch)} each, {other.samples}"
+        if gflops is not None:
+            text += f": {gflops[0.0] / gflops[default]:.2f} times fewer GFLOPs there"
+    return text
+
+
+def _requests(count: int) -> str:
+    return f"{count} request{'s' if count > 1 else ''}"
+
+
+def _call_name(measured: Measured) -> str:
+    """What an axis of latencies is called."""
+    batch = measured.least if measured.bench is None else measured.bench.batch
+    of_torch = "\n(torch, not the plan)" if measured.of_torch else ""
+    return f"milliseconds a call{f' of {batch} requests' if batch > 1 else ''}{of_torch}"
 
 
 def _latency(measured: Measured) -> Table:
@@ -265,19 +317,34 @@ def _tokens(counts: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
 
 
 def _costs(measured: Measured) -> tuple[dict[float, float], str]:
-    """What a request costs at each temperature that was timed, and in what."""
-    if measured.gflops is not None:
-        return {tau: measured.gflops[tau] for tau in measured.times}, "GFLOPs a request"
-    kept = {tau: float(total_tokens(measured.counts[tau]).mean()) for tau in measured.times}
-    return kept, "tokens a request, summed over layers"
+    """What a request of the calls that were timed costs at each temperature, and in what."""
+    bench = None if measured.alike else measured.bench
+    gflops = measured.gflops if bench is None else bench.gflops
+    if gflops is not None:
+        return {tau: gflops[tau] for tau in measured.times}, GFLOPS
+    if bench is not None:
+        return bench.tokens, TOKENS
+    return {tau: float(total_tokens(measured.counts[tau], measured.images).mean()) for tau in measured.times}, TOKENS
 
 
 def _pareto(measured: Measured, costs: Mapping[float, float], cost_name: str) -> Table:
-    rows = []
+    if measured.bench is None or measured.alike:
+        last = {
+            tau: {encoder: float(rows[:, -1].mean()) for encoder, rows in counts.items()}
+            for tau, counts in measured.counts.items()
+        }
+    else:
+        last = measured.bench.last
+    rows, digits = [], ".4g" if cost_name == GFLOPS else ".0f"
     for temperature, values in measured.times.items():
-        last = [f"{rows[:, -1].mean():.1f}" for rows in measured.counts[temperature].values()]
+        ends = [f"{tokens:.1f}" for tokens in last[temperature].values()]
         rows.append(
-            [temperature_name(temperature), f"{costs[temperature]:.4g}", f"{summarize(values).median_ms:.2f}", *last]
+            [
+                temperature_name(temperature),
+                format(costs[temperature], digits),
+                f"{summarize(values).median_ms:.2f}",
+                *ends,
+            ]
         )
-    encoders = [f"{encoder} tokens at the end" for encoder in next(iter(measured.counts.values()))]
+    encoders = [f"{encoder} tokens at the end" for encoder in next(iter(last.values()))]
     return Table(["temperature", cost_name, "median ms", *encoders], rows)

@@ -34,7 +34,7 @@ def temperature_name(temperature: float) -> str:
     return "dense (0)" if temperature == 0 else f"{temperature:g}"
 
 
-def latency_plot(times: Mapping[float, Sequence[float]], default: float) -> Plot:
+def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: str) -> Plot:
     """Distributions of milliseconds by temperature: box to the quartiles, whiskers to p10 and p90, single calls."""
     with mpl.rc_context(SETTINGS):
         figure = Figure((7, 1 + 0.55 * len(times)), layout="constrained")
@@ -54,7 +54,7 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float) -> Plot
             axes.plot(drawn, heights, ".", color=colour, alpha=0.45, markersize=5)
         limit = BEYOND * max(np.percentile(values, 90) for values in times.values())
         beyond = sum(value > limit for values in times.values() for value in values[:POINTS])
-        label = f"milliseconds a call{f' ({beyond} slower ones are not drawn)' if beyond else ''}"
+        label = f"{call}{f' ({beyond} slower ones are not drawn)' if beyond else ''}"
         axes.set(xlabel=label, ylabel="temperature", xlim=(0, limit))
         axes.invert_yaxis()
         uri = _uri(figure)
@@ -69,7 +69,7 @@ def tokens_plot(encoder: str, counts: NDArray[np.int64], dense: NDArray[np.int64
     """Tokens after each layer over samples [samples, layers]: mean, quartiles, range; dense ones beside it."""
     layers = np.arange(1, counts.shape[1] + 1)
     with mpl.rc_context(SETTINGS):
-        figure = Figure((7, 3.2), layout="constrained")
+        figure = Figure((7, 3.4), layout="constrained")
         axes = figure.subplots()
         low, first, third, high = np.percentile(counts, [0, 25, 75, 100], axis=0)
         axes.fill_between(layers, low, high, color=PRUNED, alpha=0.12, linewidth=0, label="fewest to most")
@@ -79,14 +79,14 @@ def tokens_plot(encoder: str, counts: NDArray[np.int64], dense: NDArray[np.int64
         axes.plot(layers, dense.mean(axis=0), "--", color=DENSE, label="dense")
         axes.set(xlabel="layer", ylabel="tokens after it", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)  # beside what is drawn
         uri = _uri(figure)
     shown = ", ".join(f"{value:.1f}" for value in mean)
     return Plot(uri, f"Tokens of the {encoder} encoder after each layer. Means: {shown}.")
 
 
 def pareto_plot(
-    costs: Mapping[float, float], times: Mapping[float, Sequence[float]], default: float, cost_name: str
+    costs: Mapping[float, float], times: Mapping[float, Sequence[float]], default: float, cost_name: str, call: str
 ) -> Plot:
     """Median latency (bars: p10 to p90) over what a request costs, one point a temperature."""
     with mpl.rc_context(SETTINGS):
@@ -114,7 +114,7 @@ def pareto_plot(
         highest = max(summarize(values).p90_ms for values in times.values())
         furthest = max(costs[temperature] for temperature in times)
         limits = {"xlim": (0, 1.15 * furthest), "ylim": (0, 1.5 * highest)}  # room for the labels
-        axes.set(xlabel=cost_name, ylabel="milliseconds a call", **limits)
+        axes.set(xlabel=cost_name, ylabel=call, **limits)
         uri = _uri(figure)
     points = ", ".join(f"{temperature_name(temperature)} at {costs[temperature]:.4g}" for temperature in times)
     return Plot(uri, f"Median latency over {cost_name}, by temperature: {points}.")

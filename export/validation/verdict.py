@@ -10,7 +10,7 @@ from typing import Any
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from export.manifest import dump_manifest, manifest_path, read_manifest, tool_versions
+from export.manifest import KEPT_FAILURES, dump_manifest, manifest_path, read_manifest, tool_versions
 from export.validation.bisect import Culprit
 from export.validation.invariance import Dependence
 from export.validation.pairs import PairResult
@@ -19,7 +19,6 @@ from madtp.errors import MadtpError
 from madtp.files import Staging, write_errors
 
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-KEPT_FAILURES = 20  # in the manifest
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # https://www.w3.org/TR/xml/#charsets
 
 
