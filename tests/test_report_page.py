@@ -395,6 +395,7 @@ def test_refusals(tiny_artifact: Path, run_cli: Command, outputs: Outputs, tmp_p
     for changes, says in (
         ({"schema": 9}, "of schema 9"),
         ({"cases": []}, "malformed"),
+        ({"ended": "interrupted"}, "malformed"),
         ({"partial": True}, "is partial"),
         ({"artifact": bench_result({"parts": []})["measurement"]["artifact"]}, "of another artifact"),
     ):

@@ -168,7 +168,7 @@ def read_measurement(path: Path) -> Measurement:
             f"At {error.json_path}: {error.message[:200]}.",
             "Make it again with python -m export bench ... --save FILE.",
         ) from error
-    wrong = _contradiction(content)
+    wrong = contradiction(content)
     if wrong:
         raise BaselineError(
             f"the baseline '{path}' is malformed", wrong, "Make it again with python -m export bench ... --save FILE."
@@ -203,7 +203,7 @@ def read_measurement(path: Path) -> Measurement:
     )
 
 
-def _contradiction(content: Mapping[str, Any]) -> str:
+def contradiction(content: Mapping[str, Any]) -> str:
     """What the schema cannot say is wrong, in words; empty where nothing is."""
     if content["partial"] != (content["ended"] == Ended.INTERRUPTED):
         return "It says both that its run was interrupted and that it was not."

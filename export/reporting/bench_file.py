@@ -9,7 +9,8 @@ from typing import Any
 
 import jsonschema
 
-from export.bench.baseline import SCHEMA_VERSION, measurement_schema
+from export.bench.baseline import SCHEMA_VERSION, contradiction, measurement_schema
+from export.bench.measure import own
 from export.errors import ReportError
 from madtp.files import parse_json
 
@@ -20,6 +21,7 @@ class BenchFile:
 
     Attributes:
         milliseconds: of calls, by temperature.
+        own: likewise, less what they waited for a CPU.
         batch: requests of a call.
         gflops: of a request, by temperature; None where the file does not have all of them, as --save does not.
         tokens: of a request, summed over its sequences and layers, by temperature: mean of the calls.
@@ -31,6 +33,7 @@ class BenchFile:
     """
 
     milliseconds: dict[float, list[float]]
+    own: dict[float, list[float]]
     batch: int
     gflops: dict[float, float] | None
     tokens: dict[float, float]
@@ -64,6 +67,9 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
         raise ReportError(
             f"the bench result '{path}' is malformed", f"At {error.json_path}: {error.message[:200]}.", again
         ) from error
+    wrong = contradiction(measured)
+    if wrong:
+        raise ReportError(f"the bench result '{path}' is malformed", wrong, again)
     if measured["partial"]:
         raise ReportError(f"the bench result '{path}' is partial", "Its run was interrupted.", again)
     if measured["artifact"]["files"] != {part["artifact"]: part["sha256"] for part in manifest["parts"]}:
@@ -74,6 +80,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
     machine = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value)
     return BenchFile(
         milliseconds={tau: cases[tau]["milliseconds"] for tau in kept},
+        own={tau: own(cases[tau]["milliseconds"], cases[tau]["waited_milliseconds"]) for tau in kept},
         batch=batch,
         gflops=_gflops(content, batch, kept),
         tokens={tau: fmean(tokens["total"]) for tau, tokens in kept.items()},

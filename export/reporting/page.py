@@ -271,7 +271,8 @@ def _summary(measured: Measured, default: float) -> list[str]:
 def _speed_up(measured: Measured, default: float) -> str:
     """Medians, and the ratio of calls of the same round, which is what `bench` calls the speed-up."""
     slow, fast = measured.times[0.0], measured.times[default]
-    found = paired_ratio(slow, fast)
+    steady = measured.times if measured.bench is None else measured.bench.own
+    found = paired_ratio(steady[0.0], steady[default])
     sure = f"{found.low:.2f} to {found.high:.2f}" if found.high < float("inf") else "too few calls to tell"
     text = (
         f"{summarize(slow).median_ms:.2f} ms dense, {summarize(fast).median_ms:.2f} ms pruned, medians"
