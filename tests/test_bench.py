@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -13,6 +15,7 @@ from typing import Any
 import junitparser
 import numpy as np
 import onnx
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -641,9 +644,19 @@ def test_what_disturbs_a_measurement_is_said() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    before = torch.get_num_threads()
+    def cpus() -> set[frozenset[int]]:
+        return {frozenset(os.sched_getaffinity(thread.id)) for thread in psutil.Process().threads()}
+
+    before, all_cpus = torch.get_num_threads(), os.sched_getaffinity(0)
+    running = threading.Event()
+    earlier = threading.Thread(target=running.wait)  # as torch has, from preparing samples
+    earlier.start()
     with pinned(1):
         assert torch.get_num_threads() == 1
+        assert cpus() == {frozenset([min(all_cpus)])}
     assert torch.get_num_threads() == before
+    assert cpus() == {frozenset(all_cpus)}
+    running.set()
+    earlier.join()
     with pinned(None):
         assert torch.get_num_threads() == before
