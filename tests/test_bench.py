@@ -277,6 +277,26 @@ def test_the_yardstick_takes_a_fifth_of_a_call(options: BenchOptions) -> None:
     assert [repetitions(call, 2.0) for call in (0.1, 9.0, 20.0, 2000.0)] == [1, 1, 2, 200]
 
 
+def test_the_yardstick_is_done_as_often_as_beside_the_baseline(options: BenchOptions, tmp_path: Path) -> None:
+    def measured(**changes: Any) -> Any:
+        timer = FakeTimer()
+        return fake_bench(replace(options, **changes), timer, FakeRunner(timer), yardstick=FakeYardstick(timer))
+
+    path = save(measured().measurement, tmp_path / "base.json", path="/gone/out.json")
+    content = json.loads(path.read_text())
+    for number, case in enumerate(content["cases"]):
+        assert case["yardstick_repetitions"] in (1, 2)
+        case["yardstick_repetitions"] = 5 + number
+    path.write_text(json.dumps(content))
+    result = measured(against=path)
+    assert [case.repetitions for case in result.measurement.cases.values()] == [5, 6]
+    assert not any("bare latencies" in note for note in result.notes)
+    for case in content["cases"]:
+        del case["yardstick_repetitions"]
+    path.write_text(json.dumps(content))
+    assert any(note.startswith("bare latencies were compared") for note in measured(against=path).notes)
+
+
 def test_the_yardstick_does_the_same_work_every_time() -> None:
     Yardstick().work(2)
     assert torch.equal(Yardstick()._states, Yardstick()._states)

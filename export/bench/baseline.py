@@ -37,13 +37,15 @@ class Measured:
     Attributes:
         milliseconds: wall-clock.
         device: milliseconds of the GPU; None where they were not measured.
-        yardstick: milliseconds of the `Yardstick`, beside each call; None without one.
+        yardstick: milliseconds of the `Yardstick`, once, beside each call; None without one.
+        repetitions: how often it was done beside each call: in a row it is faster than once. None is not known.
     """
 
     milliseconds: list[float]
     kept: Kept
     device: list[float] | None = None
     yardstick: list[float] | None = None
+    repetitions: int | None = None
 
     @property
     def steady(self) -> list[float]:
@@ -110,6 +112,7 @@ def _case_to_json(case: Case, measured: Measured) -> dict[str, Any]:
         "milliseconds": _rounded(measured.milliseconds),
         "device_milliseconds": None if measured.device is None else _rounded(measured.device),
         "yardstick_milliseconds": None if measured.yardstick is None else _rounded(measured.yardstick),
+        "yardstick_repetitions": measured.repetitions,
         "tokens": asdict(measured.kept),
         "noise_floor": floor if math.isfinite(floor) else None,
     }
@@ -182,6 +185,7 @@ def read_measurement(path: Path) -> Measurement:
                 Kept(**entry["tokens"]),
                 entry["device_milliseconds"],
                 entry["yardstick_milliseconds"],
+                entry.get("yardstick_repetitions"),
             )
             for entry in content["cases"]
         },

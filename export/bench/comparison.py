@@ -51,6 +51,7 @@ class Comparison:
         for case, measured in cases.items():
             recorded = self.recorded.cases[case]
             same = yardstick is not None and yardstick == self.recorded.yardstick
+            same = same and measured.repetitions == recorded.repetitions
             now, then = (measured.steady, recorded.steady) if same else (measured.milliseconds, recorded.milliseconds)
             found.append(
                 judge(

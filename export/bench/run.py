@@ -142,7 +142,8 @@ class _Run:
         for case, kept in self.kept.items():
             work = timings.series.get((WORK, case))
             beside = None if work is None else [value / self.times[case] for value in work]
-            found[case] = Measured(timings.series[NEW, case], kept, timings.device.get((NEW, case)), beside)
+            device = timings.device.get((NEW, case))
+            found[case] = Measured(timings.series[NEW, case], kept, device, beside, self.times.get(case))
         return found
 
     def measurement(self, timings: Timings[Key]) -> Measurement:
@@ -238,17 +239,23 @@ def bench(
                 probe(other.config, earlier, calls[case][:1], case)
                 candidates[OLD, case] = _call(other.config, earlier, calls[case], case)
         times: dict[Case, int] = {}
+        recorded = None if comparison is None else comparison.recorded
         if using.yardstick is not None:
-            times = {case: _repetitions(using, using.yardstick, candidates[NEW, case]) for case in cases}
+            for case in cases:
+                as_then = None if recorded is None else recorded.cases[case].repetitions
+                times[case] = as_then or _repetitions(using, using.yardstick, candidates[NEW, case])
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
         notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
         notes += using.notes
-        recorded = None if comparison is None else comparison.recorded
         if recorded is not None:
             notes += changes(recorded, described, here)
             if using.yardstick is not None and recorded.yardstick != using.yardstick.name:
                 beside = recorded.yardstick or "nothing"
                 notes.append(f"bare latencies were compared: beside the baseline's ran {beside}")
+            elif any(recorded.cases[case].repetitions != times.get(case) for case in cases):
+                notes.append(
+                    "bare latencies were compared: the baseline does not say how often ran what is beside them"
+                )
         before = activity()
         progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s, {FIRST_LOOK} rounds at least")
         neighbours = using.watch_neighbours()
