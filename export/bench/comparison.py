@@ -9,7 +9,7 @@ from export.bench.artifact import Described, describe, identity
 from export.bench.baseline import Measured, Measurement, artifact_at_hand, check_comparable, read_measurement
 from export.bench.calls import Case, cases_of
 from export.bench.environment import BUSY, Machine
-from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
+from export.bench.statistics import noise_floor, of_one_input, paired_ratio, recorded_ratio
 from export.bench.verdict import Verdict, judge
 from export.errors import OptionError
 
@@ -52,7 +52,8 @@ class Comparison:
             recorded = self.recorded.cases[case]
             same = yardstick is not None and yardstick == self.recorded.yardstick
             same = same and measured.repetitions == recorded.repetitions
-            now, then = (measured.steady, recorded.steady) if same else (measured.milliseconds, recorded.milliseconds)
+            series = (measured.steady, recorded.steady) if same else (measured.milliseconds, recorded.milliseconds)
+            now, then = of_one_input(*series, calls=len(measured.kept.total))
             found.append(
                 judge(
                     case,
