@@ -24,7 +24,7 @@ import export.bench.run
 from export.bench.artifact import Described, describe, open_described, synchronisations
 from export.bench.baseline import Measurement, read_measurement, write_text
 from export.bench.calls import Case, Inputs
-from export.bench.environment import Activity, Machine, pinned, warnings
+from export.bench.environment import BUSY, Activity, Machine, pinned, warnings
 from export.bench.instruments import Instruments
 from export.bench.measure import Ended
 from export.bench.operators import Operators, turns, typical
@@ -414,6 +414,9 @@ def test_neighbours_only_slow_down(factor: float, options: BenchOptions, saved: 
         timer = FakeTimer()
         runner = FakeRunner(timer, 3, factor)
         result = fake_bench(replace(options, against=saved), timer, runner, neighbours=neighbours)
+        said = " ".join(lines(result))
+        assert ("nothing can fail" in said) == (neighbours > BUSY)
+        assert ("nothing can pass" in said) == (read_measurement(saved).neighbours > BUSY)
         return overall(result.verdicts)
 
     slower = factor > 1

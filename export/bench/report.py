@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
-from export.bench.environment import clocks, warnings
+from export.bench.comparison import RECORDED
+from export.bench.environment import BUSY, clocks, warnings
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE, Ratio, summarize
 from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
@@ -158,6 +159,8 @@ def lines(result: BenchResult) -> list[str]:
         found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
     disturbances = warnings(machine, measurement.before, measurement.after, measurement.neighbours)
     found += [f"note: {text}" for text in (*result.notes, *disturbances)]
+    if measurement.neighbours > BUSY and result.method.startswith(RECORDED):
+        found.append("note: nothing can fail: against recorded latencies, other processes may be why it is slower")
     if not measurement.warm_up.stable:
         found.append("note: latencies had not become stable when the warm-up's time was up")
     if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
