@@ -2,8 +2,10 @@
 
 import json
 import math
+import os
 import re
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from importlib import metadata
@@ -13,6 +15,7 @@ from typing import Any
 import junitparser
 import numpy as np
 import onnx
+import psutil
 import pytest
 import torch
 from torch import Tensor
@@ -21,7 +24,7 @@ import export.bench.run
 from export.bench.artifact import Described, describe, open_described, synchronisations
 from export.bench.baseline import Measurement, read_measurement, write_text
 from export.bench.calls import Case, Inputs
-from export.bench.environment import Activity, Machine, pinned, warnings
+from export.bench.environment import BUSY, Activity, Machine, pinned, warnings
 from export.bench.instruments import Instruments
 from export.bench.measure import Ended
 from export.bench.operators import Operators, turns, typical
@@ -283,6 +286,26 @@ def test_the_yardstick_takes_a_fifth_of_a_call(options: BenchOptions) -> None:
     assert [repetitions(call, 2.0) for call in (0.1, 9.0, 20.0, 2000.0)] == [1, 1, 2, 200]
 
 
+def test_the_yardstick_is_done_as_often_as_beside_the_baseline(options: BenchOptions, tmp_path: Path) -> None:
+    def measured(**changes: Any) -> Any:
+        timer = FakeTimer()
+        return fake_bench(replace(options, **changes), timer, FakeRunner(timer), yardstick=FakeYardstick(timer))
+
+    path = save(measured().measurement, tmp_path / "base.json", path="/gone/out.json")
+    content = json.loads(path.read_text())
+    for number, case in enumerate(content["cases"]):
+        assert case["yardstick_repetitions"] in (1, 2)
+        case["yardstick_repetitions"] = 5 + number
+    path.write_text(json.dumps(content))
+    result = measured(against=path)
+    assert [case.repetitions for case in result.measurement.cases.values()] == [5, 6]
+    assert not any("bare latencies" in note for note in result.notes)
+    content["cases"][0]["yardstick_repetitions"] = None
+    path.write_text(json.dumps(content))
+    with pytest.raises(BaselineError, match="that it was done and that it was not"):
+        read_measurement(path)
+
+
 def test_the_yardstick_does_the_same_work_every_time() -> None:
     Yardstick().work(2)
     assert torch.equal(Yardstick()._states, Yardstick()._states)
@@ -400,6 +423,9 @@ def test_neighbours_only_slow_down(factor: float, options: BenchOptions, saved: 
         timer = FakeTimer()
         runner = FakeRunner(timer, 3, factor)
         result = fake_bench(replace(options, against=saved), timer, runner, neighbours=neighbours)
+        said = " ".join(lines(result))
+        assert ("nothing can fail" in said) == (neighbours > BUSY)
+        assert ("nothing can pass" in said) == (read_measurement(saved).neighbours > BUSY)
         return overall(result.verdicts)
 
     slower = factor > 1
@@ -670,9 +696,19 @@ def test_what_disturbs_a_measurement_is_said() -> None:
 
 
 def test_threads_are_given_back() -> None:
-    before = torch.get_num_threads()
+    def cpus() -> set[frozenset[int]]:
+        return {frozenset(os.sched_getaffinity(thread.id)) for thread in psutil.Process().threads()}
+
+    before, all_cpus = torch.get_num_threads(), os.sched_getaffinity(0)
+    running = threading.Event()
+    earlier = threading.Thread(target=running.wait)  # as torch has, from preparing samples
+    earlier.start()
     with pinned(1):
         assert torch.get_num_threads() == 1
+        assert cpus() == {frozenset([min(all_cpus)])}
     assert torch.get_num_threads() == before
+    assert cpus() == {frozenset(all_cpus)}
+    running.set()
+    earlier.join()
     with pinned(None):
         assert torch.get_num_threads() == before

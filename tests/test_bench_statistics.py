@@ -17,6 +17,7 @@ from export.bench.operators import BETWEEN, summarize_events
 from export.bench.statistics import (
     Ratio,
     noise_floor,
+    of_one_input,
     paired_ratio,
     recorded_ratio,
     relative_half_width,
@@ -114,6 +115,24 @@ def test_a_recorded_slow_artifact_fails_beside_its_original() -> None:
 def test_the_noise_floor_is_the_drift_within_a_session() -> None:
     assert noise_floor([10.0] * 100) == 0
     assert noise_floor([10.0] * 50 + [11.0] * 50) == pytest.approx(0.1)
+
+
+def test_what_inputs_differ_in_is_no_noise() -> None:
+    rng = np.random.default_rng(0)
+    inputs = rng.lognormal(0, 0.4, 24)
+
+    def session(rounds: int, factor: float = 1.0) -> list[float]:
+        return list(factor * inputs[np.arange(rounds) % 24] * rng.lognormal(0, 0.02, rounds))
+
+    for factor in (1.0, 1.15):
+        new, old = session(130, factor), session(200)
+        centred = of_one_input(new, old, 24)
+        assert max(map(noise_floor, centred)) < 0.03 < 0.1 < max(noise_floor(new), noise_floor(old))
+        ratio = recorded_ratio(*centred)
+        assert ratio.ratio == pytest.approx(factor, rel=0.01)
+        assert outcome(ratio, max(map(noise_floor, centred))) == (Outcome.PASS if factor == 1 else Outcome.FAIL)
+    few = session(71), session(200)
+    assert of_one_input(*few, 24) == few
 
 
 @pytest.mark.parametrize(

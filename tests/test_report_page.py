@@ -396,7 +396,7 @@ def test_refusals(tiny_artifact: Path, run_cli: Command, outputs: Outputs, tmp_p
         ({"schema": 9}, "of schema 9"),
         ({"cases": []}, "malformed"),
         ({"ended": "interrupted"}, "malformed"),
-        ({"partial": True}, "is partial"),
+        ({"partial": True, "ended": "interrupted"}, "is partial"),
         ({"artifact": bench_result({"parts": []})["measurement"]["artifact"]}, "of another artifact"),
     ):
         bench.write_text(json.dumps(bench_result(content, **changes)))

@@ -38,7 +38,8 @@ class Measured:
         milliseconds: wall-clock.
         device: milliseconds of the GPU; None where they were not measured.
         waited: milliseconds that each call was ready to run while others had the CPUs; None where that is not known.
-        yardstick: milliseconds of the `Yardstick`, beside each call, without waiting; None without one.
+        yardstick: milliseconds of the `Yardstick`, once, beside each call, without waiting; None without one.
+        repetitions: how often it was done beside each call: in a row it is faster than once. None without one.
     """
 
     milliseconds: list[float]
@@ -46,6 +47,7 @@ class Measured:
     device: list[float] | None = None
     waited: list[float] | None = None
     yardstick: list[float] | None = None
+    repetitions: int | None = None
 
     @property
     def own(self) -> list[float]:
@@ -124,6 +126,7 @@ def _case_to_json(case: Case, measured: Measured) -> dict[str, Any]:
         "device_milliseconds": _rounded(measured.device),
         "waited_milliseconds": _rounded(measured.waited),
         "yardstick_milliseconds": _rounded(measured.yardstick),
+        "yardstick_repetitions": measured.repetitions,
         "tokens": asdict(measured.kept),
         "noise_floor": floor if math.isfinite(floor) else None,
     }
@@ -197,6 +200,7 @@ def read_measurement(path: Path) -> Measurement:
                 entry["device_milliseconds"],
                 entry["waited_milliseconds"],
                 entry["yardstick_milliseconds"],
+                entry["yardstick_repetitions"],
             )
             for entry in content["cases"]
         },
@@ -213,8 +217,11 @@ def contradiction(content: Mapping[str, Any]) -> str:
         calls, waited = entry["milliseconds"], entry["waited_milliseconds"]
         beside = entry["device_milliseconds"], waited, entry["yardstick_milliseconds"]
         lengths = {len(series) for series in (calls, *beside) if series is not None}
-        if len(lengths) > 1 or (content["yardstick"] is None) != (entry["yardstick_milliseconds"] is None):
+        if len(lengths) > 1:
             return "What stood beside its calls is not of as many calls."
+        work = content["yardstick"], entry["yardstick_milliseconds"], entry["yardstick_repetitions"]
+        if len({value is None for value in work}) > 1:
+            return "It says of the fixed work beside its calls both that it was done and that it was not."
         if waited is not None and any(lost >= call for call, lost in zip(calls, waited, strict=True)):
             return "A call waited for longer than it took."
     return ""

@@ -9,9 +9,11 @@ from export.bench.artifact import Described, describe, identity
 from export.bench.baseline import Measured, Measurement, artifact_at_hand, check_comparable, read_measurement
 from export.bench.calls import Case, cases_of
 from export.bench.environment import BUSY, Machine
-from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
+from export.bench.statistics import noise_floor, of_one_input, paired_ratio, recorded_ratio
 from export.bench.verdict import Verdict, judge
 from export.errors import OptionError
+
+RECORDED = "with the latencies"  # how methods of that kind begin
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,8 @@ class Comparison:
         for case, measured in cases.items():
             recorded = self.recorded.cases[case]
             same = yardstick is not None and yardstick == self.recorded.yardstick
-            now, then = (measured.steady, recorded.steady) if same else (measured.own, recorded.own)
+            series = (measured.steady, recorded.steady) if same else (measured.own, recorded.own)
+            now, then = of_one_input(*series, calls=len(measured.kept.total))
             found.append(
                 judge(
                     case,
@@ -116,7 +119,7 @@ def with_baseline(
     same = baseline.artifact["files"] == identity(described)["files"]  # beside itself nothing is ever slower
     at_hand = None if same else artifact_at_hand(baseline)
     if at_hand is None:
-        return Comparison(f"with the latencies in '{path}'", recorded=baseline)
+        return Comparison(f"{RECORDED} in '{path}'", recorded=baseline)
     return Comparison(f"side by side with the baseline's artifact '{at_hand}'", described=describe(at_hand))
 
 
@@ -130,11 +133,15 @@ def differences(other: Described, described: Described) -> list[str]:
 
 
 def changes(then: Measurement, described: Described, here: Machine) -> list[str]:
-    """What else than the artifact changed since a baseline was recorded, a sentence each."""
+    """What a reader has to know of a baseline and of what changed since but for the artifact, a sentence each."""
     backend = then.artifact["backend"]
     pairs = [
         (backend["name"], backend["version"], identity(described)["backend"]["version"]),
         ("the driver", then.machine.driver, here.driver),
         ("the system", then.machine.system, here.system),
     ]
-    return [f"{name} is {now}, in the baseline {before}" for name, before, now in pairs if before != now]
+    found = [f"{name} is {now}, in the baseline {before}" for name, before, now in pairs if before != now]
+    if then.neighbours > BUSY:
+        taken = f"{100 * then.neighbours:.0f} % of the CPUs"
+        found.append(f"nothing can pass: other processes took {taken} while the baseline was recorded; record it again")
+    return found

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,13 +164,20 @@ def pinned(threads: int | None) -> Iterator[None]:
             f"--threads is {threads}", f"This process may run on {len(cpus)} CPUs.", f"Give 1 to {len(cpus)}."
         )
     before = torch.get_num_threads()
-    os.sched_setaffinity(0, cpus[:threads])
+    _keep_on(cpus[:threads])
     torch.set_num_threads(threads)
     try:
         yield
     finally:
-        os.sched_setaffinity(0, cpus)
+        _keep_on(cpus)
         torch.set_num_threads(before)
+
+
+def _keep_on(cpus: Iterable[int]) -> None:
+    """Let all threads that there are, torch's too, and those that they start run on these CPUs only."""
+    for thread in psutil.Process().threads():
+        with contextlib.suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread.id, cpus)
 
 
 def _processor() -> str:

@@ -5,7 +5,8 @@ from collections.abc import Iterable
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
-from export.bench.environment import clocks, warnings
+from export.bench.comparison import RECORDED
+from export.bench.environment import BUSY, clocks, warnings
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE, Ratio, summarize
 from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
@@ -162,6 +163,8 @@ def lines(result: BenchResult) -> list[str]:
     if measurement.waited_share > WAITED:
         share = f"{100 * measurement.waited_share:.0f} %"
         found.append(f"note: for {share} of their time calls waited for a CPU that others had; verdicts leave that out")
+    if measurement.neighbours > BUSY and result.method.startswith(RECORDED):
+        found.append("note: nothing can fail: against recorded latencies, other processes may be why it is slower")
     if not measurement.warm_up.stable:
         found.append("note: latencies had not become stable when the warm-up's time was up")
     if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:

@@ -14,7 +14,7 @@ from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases
 from export.bench.comparison import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
-from export.bench.measure import Call, Timings, WarmUp, measure, warm_up
+from export.bench.measure import FIRST_LOOK, Call, Timings, WarmUp, measure, warm_up
 from export.bench.operators import Operators, profile, summarize_layers, turns, typical
 from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
@@ -47,7 +47,8 @@ class BenchOptions:
         synthetic: generated samples instead.
         temperatures: beside dense; none is the manifest's default.
         batches: requests of a call; none is the profile's usual number.
-        seconds: time to measure, warm-up and comparison together; reading, probing and profiling come on top.
+        seconds: time to measure, warm-up and comparison together, more where FIRST_LOOK rounds take longer; reading,
+            probing and profiling come on top.
         threads: of ONNX Runtime and torch, and CPUs that the process stays on; None leaves that to them.
         against: saved measurement to compare with.
         against_engine: artifact to compare with, side by side.
@@ -143,7 +144,8 @@ class _Run:
             beside = None
             if self.using.yardstick is not None:
                 beside = [value / self.times[case] for value in timings.own((WORK, case))]
-            found[case] = Measured(timings.series[key], kept, timings.device.get(key), timings.waited.get(key), beside)
+            device, waited = timings.device.get(key), timings.waited.get(key)
+            found[case] = Measured(timings.series[key], kept, device, waited, beside, self.times.get(case))
         return found
 
     def measurement(self, timings: Timings[Key]) -> Measurement:
@@ -239,19 +241,21 @@ def bench(
                 probe(other.config, earlier, calls[case][:1], case)
                 candidates[OLD, case] = _call(other.config, earlier, calls[case], case)
         times: dict[Case, int] = {}
+        recorded = None if comparison is None else comparison.recorded
         if using.yardstick is not None:
-            times = {case: _repetitions(using, using.yardstick, candidates[NEW, case]) for case in cases}
+            for case in cases:
+                as_then = None if recorded is None else recorded.cases[case].repetitions
+                times[case] = as_then or _repetitions(using, using.yardstick, candidates[NEW, case])
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
         notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
         notes += using.notes
-        recorded = None if comparison is None else comparison.recorded
         if recorded is not None:
             notes += changes(recorded, described, here)
             if using.yardstick is not None and recorded.yardstick != using.yardstick.name:
                 beside = recorded.yardstick or "nothing"
                 notes.append(f"bare latencies were compared: beside the baseline's ran {beside}")
         before = activity()
-        progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s")
+        progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s, {FIRST_LOOK} rounds at least")
         neighbours = using.watch_neighbours()
         began = using.timer.now()
         warmed = warm_up(candidates, using.timer, options.seconds)

@@ -17,6 +17,7 @@ RESAMPLES = 1999
 CONFIDENCE = 0.999  # of every interval; a run looks at several cases several times, and each look may err
 RESAMPLES_AT_ONCE = 100  # bounds memory: so many copies of a series
 SEED = 0  # the same numbers always give the same verdict
+OFTEN = 3
 PARTS = 4  # of a session that is compared with itself
 
 Floats = NDArray[np.float64]
@@ -97,6 +98,30 @@ def recorded_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
     first, second = (_blocks(values) for values in logs)
     bounds = _interval(lambda drawn, others: _medians(first, drawn) - _medians(second, others), 2)
     return _from_logs(difference, bounds)
+
+
+def of_one_input(new: Sequence[float], old: Sequence[float], calls: int) -> tuple[list[float], list[float]]:
+    """Two sessions as if they had made one call only: what differs between their calls is no noise.
+
+    A model that prunes takes longer for some inputs, and quarters of a session see others.
+
+    Args:
+        new: a value a round, which made call number round modulo `calls`.
+        old: likewise, of another session.
+        calls: different ones, the same in both.
+
+    Returns:
+        Both, over what a call takes in both of them beside the others. As they are where a session made its calls fewer
+        than OFTEN times: then that cannot be told from noise.
+    """
+    if min(len(new), len(old)) < OFTEN * calls:
+        return list(new), list(old)
+    logs = [np.log(np.asarray(values, dtype=np.float64)) for values in (new, old)]
+    usual = [np.array([np.median(values[call::calls]) for call in range(calls)]) for values in logs]
+    beside = (usual[0] + usual[1]) / 2
+    beside -= np.median(beside)
+    first, second = (np.exp(values - beside[np.arange(len(values)) % calls]) for values in logs)
+    return first.tolist(), second.tolist()
 
 
 def noise_floor(milliseconds: Sequence[float]) -> float:

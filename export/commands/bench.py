@@ -22,7 +22,7 @@ UNDECIDED = 3
 @click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")
 @click.option("--temperature", type=float, multiple=True, help="Beside dense; the manifest's. May be repeated.")
 @click.option("--batch", type=int, multiple=True, help="Requests a call; the profile's usual. May be repeated.")
-@click.option("--seconds", type=float, default=30.0, show_default=True, help="Most time to measure.")
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="Most time to measure, if 60 rounds fit.")
 @click.option("--threads", type=int, help="CPUs and threads to use; all.")
 @click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, to compare with later.")
 @click.option("--against", type=PATH, metavar="JSON", help="Compare with latencies that --save wrote.")
