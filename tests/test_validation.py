@@ -1,5 +1,6 @@
 """The pieces of a validation: which tokens differ and why, what may differ, and which node it is."""
 
+import copy
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,7 @@ from madtp.checkpoint import Model
 from madtp.recorder import CompactRecord
 from madtp.samples import collate, load_samples
 from madtp.tasks import Outputs
+from tests.conftest import write_task_checkpoint
 
 DEMO = Path(madtp.__file__).parent / "demo" / "nlvr-digits.pt"
 FP32 = TOLERANCES["fp32"]
@@ -219,6 +221,25 @@ def test_tolerances_tell_precisions_apart(precision: str, passes: bool, model: M
     (result,) = comparison.results.values()
     assert result.passed is passes, result.failures
     assert result.yardstick == 2
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption"])
+def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, tmp_path: Path) -> None:
+    checkpoint = write_task_checkpoint(task, tmp_path / "tiny.pt")
+    model = madtp.load(checkpoint)
+    changed = copy.deepcopy(model)
+    table = changed.text_decoder.bert.embeddings.position_embeddings.weight
+    table.data[2:] *= 1.005  # no first word tells
+    contestants = [TorchContestant(name, held, torch.float32) for name, held in (("torch", model), ("onnx", changed))]
+    yardstick = TorchContestant("torch in float64", model, torch.float64)
+    comparison = Comparison(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
+    answers = comparison.compare("two samples", inputs, 0.0)
+    written = "answer_ids" if task == "vqa" else "caption_ids"
+    assert torch.equal(answers["torch"].outputs[written], answers["onnx"].outputs[written])
+    (result,) = comparison.results.values()
+    (failure,) = result.failures
+    assert "text_logits differ by" in failure.text
 
 
 # Bisecting.
