@@ -32,6 +32,10 @@ from madtp.errors import OutputError
 from madtp.tasks import Runner
 
 STAGES = 5
+NO_IDS = (
+    "tokens were only counted, not told apart: there are no TokenCompact nodes in part {}, e.g. because a tool put "
+    "function bodies in their place"
+)
 NOTHING_PRUNED = "pruning was not compared: the default temperature is 0, and --temperature named no other"
 
 
@@ -162,6 +166,9 @@ def _contestants(
         compared = _Compared(trace_parts(parts, scratch, progress.detail))
         runners = _open(manifest, compared.files)
     watched = watched_parts(compared.files, show_onnx(compared.files))
+    hidden = [name for name, part in parts.items() if part.encoders and name not in watched]
+    if hidden:
+        compared.notes.append(NO_IDS.format(", ".join(hidden)))
     compared.others.append(RuntimeContestant("onnx", config, parts, runners, watched))
     if options.engine.suffix == ".onnx" or not backend.can_run:
         return compared

@@ -18,6 +18,8 @@ def verdict_table(verdict: Verdict, title: str) -> Table:
     for result in verdict.results:
         for output in result.outputs.values():
             floats = output.cosine is not None
+            judged = [f"{output.error:.1e} ({output.allowed:.0e})"] if floats else []
+            judged += ["FAILED"] if output.failures else []
             table.add_row(
                 result.pair,
                 f"{result.temperature:g}",
@@ -25,7 +27,7 @@ def verdict_table(verdict: Verdict, title: str) -> Table:
                 f"{output.worst:.1e}" if floats else "",
                 f"{output.mean:.1e}" if floats else "",
                 f"{output.cosine:.6f}" if floats else "",
-                f"{output.error:.1e} ({output.allowed:.0e})" if floats else "",
+                "\n".join(judged),
                 f"{output.decided}/{output.decisions}" if output.decisions else "",
             )
         table.add_row(result.pair, f"{result.temperature:g}", *_tokens_row(result))
@@ -37,9 +39,12 @@ def _tokens_row(result: PairResult) -> tuple[str, ...]:
     layers = result.selection.layers
     least = [min(layer.jaccards) for layer in layers if layer.jaccards]
     compared = f"kept tokens (least Jaccard {min(least):.3f})" if least else "token counts"
-    left_out = f", {result.explained} left out" if result.explained else ""
+    left_out = f", {result.explained} of {result.requests} requests left out" if result.explained else ""
     equal = f"{result.selection.layers_equal}/{len(layers)} layers{left_out}"
-    return (compared, "", "", "", "passed" if result.passed else "FAILED", equal)
+    # Where no row has failed and yet all of it has, nothing was run or compared to the end.
+    elsewhere = any(output.failures for output in result.outputs.values())
+    passed = result.selection.passed and (result.passed or elsewhere)
+    return (compared, "", "", "", "passed" if passed else "FAILED", equal)
 
 
 def verdict_lines(verdict: Verdict) -> list[str]:
@@ -51,7 +56,10 @@ def verdict_lines(verdict: Verdict) -> list[str]:
         lines.append("compared on generated inputs: they say nothing about the tokens that real images keep")
     explained = sum(result.explained for result in verdict.results)
     if explained:
-        lines.append(f"{explained} comparisons were left out: within rounding of a threshold, both choices are right")
+        requests = sum(result.requests for result in verdict.results)
+        lines.append(
+            f"{explained} of {requests} requests were left out: within rounding of a threshold, both choices are right"
+        )
     lines += _dependence_lines(verdict)
     if verdict.runs_plan is False:
         lines.append("the plan was not run: no GPU here can execute it; ONNX traced from the checkpoint was compared")

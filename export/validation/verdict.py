@@ -161,7 +161,8 @@ class Verdict:
 
 def _pair_check(result: PairResult) -> Check:
     temperature = f"{result.temperature!r}".removesuffix(".0")
-    name = f"temperature {temperature}: outputs, answers, kept tokens"
+    tokens = "kept tokens" if result.selection.shows_ids else "token counts"
+    name = f"temperature {temperature}: outputs, answers, {tokens}"
     why = [failure.text for failure in result.failures]
     if not why and not result.passed:
         why = [f"{result.pair}, temperature {result.temperature:g}: rounding decides a token in every comparison"]
