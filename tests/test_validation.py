@@ -335,6 +335,25 @@ def test_bisecting_names_exactly_the_node_that_was_changed(
     assert (culprit.node, culprit.op) == (node.name, node.op_type)
     assert culprit.why
     assert culprit.nodes == (2 if mutate is insert_node else 1)
+    assert ("run together with Mul 'inserted' before it" in str(culprit)) is (mutate is insert_node)
+
+
+def test_another_float_type_is_told_from_another_value(model: Model, reference: OnnxGraph, tmp_path: Path) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(reference.model)
+    node = node_of(changed.graph, "Gelu")
+    value, index = node.output[0], list(changed.graph.node).index(node)
+    node.output[0] = "exact"
+    to = onnx.TensorProto.FLOAT16
+    changed.graph.node.insert(index + 1, onnx.helper.make_node("Cast", ["exact"], [value], "rounded", to=to))
+    changed.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))  # as graph optimisers do
+    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
+    assert culprit is not None
+    assert (culprit.node, culprit.why) == (
+        "rounded",
+        ["the checkpoint's is of op Gelu", "it gives float16, not float32"],
+    )
+    assert 1e-5 < culprit.difference < 1e-3
 
 
 def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model, reference: OnnxGraph) -> None:
