@@ -64,6 +64,7 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
     assert ran.status == 0, ran
     assert "validation passed" in ran.out
+    assert "the images are the demo's" in ran.out
     assert "the words were only hashed to ids" in ran.out
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert (verdict["passed"], verdict["status"]) == (True, "passed")
@@ -88,6 +89,8 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     assert any(entry["answers"] for entry in verdict["batch_mates"]), "hostile mates change answers, and it is said"
     suites = ElementTree.parse(tmp_path / "v.xml").getroot()
     assert [suite.get("failures") for suite in suites] == ["0", "0"]
+    facts = {entry.get("name"): entry.get("value") for entry in suites[0].iter("property")}
+    assert facts == {f"samples.{name}": verdict["samples"][name] for name in ("kind", "origin", "words")}
     after = read_manifest(manifest_path(artifact))
     assert after["validation"].pop("verdict")["pairs"][0]["layers_equal"] == 3
     assert after == before

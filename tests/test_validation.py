@@ -1,6 +1,7 @@
 """The pieces of a validation: which tokens differ and why, what may differ, and which node it is."""
 
 import copy
+import io
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from rich.console import Console
 
 import madtp
 from export.errors import OptionError
@@ -21,7 +23,9 @@ from export.validation.invariance import Dependence
 from export.validation.outputs import compare_outputs
 from export.validation.pairs import Comparison
 from export.validation.selection import Selection, count_margin, differing_tokens, score_errors
+from export.validation.table import verdict_table
 from export.validation.tolerances import TOLERANCES, Bounds, parse_tolerances
+from export.validation.verdict import Verdict
 from madtp.checkpoint import Model
 from madtp.recorder import CompactRecord
 from madtp.samples import collate, load_samples
@@ -381,3 +385,19 @@ def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxGraph,
     ran = run(shlex.split(command), capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "FAILED" in ran.stdout
+
+
+def test_the_table_fits_a_narrow_terminal_and_cuts_nothing(model: Model, tiny_artifact: Path) -> None:
+    contestants = [TorchContestant(name, model, torch.float32) for name in ("torch", "onnx")]
+    yardstick = TorchContestant("torch in float64", model, torch.float64)
+    comparison = Comparison(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
+    comparison.compare("two samples", inputs, 0.5)
+    samples = {"kind": "samples", "origin": "two", "words": "read"}
+    results = list(comparison.results.values())
+    verdict = Verdict("out.onnx", "nlvr", "fp32", "dynamic", samples, Bounds(FP32), results, {}, [])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(verdict_table(verdict, "a title"))
+    text = console.export_text()
+    assert "…" not in text
+    assert all(line.rstrip()[-1] in "┓┃┩│┤┘" for line in text.splitlines()[1:-1])

@@ -9,20 +9,18 @@ SHOWN = 8  # failures
 
 
 def verdict_table(verdict: Verdict, title: str) -> Table:
-    """A row for each output and for the kept tokens of every pair and temperature."""
+    """A section for every pair and temperature: a row for each output, and one for the kept tokens."""
     table = Table(title=title, caption=f"compared on {verdict.samples['origin']}")
-    for name in ("pair", "temperature", "compared"):
-        table.add_column(name)
+    table.add_column("compared", overflow="fold")  # in a narrow terminal too, no name or number is cut
     for name in ("worst |difference|", "mean", "cosine", "error (allowed)", "equal"):
-        table.add_column(name, justify="right")
+        table.add_column(name, justify="right", overflow="fold")
     for result in verdict.results:
+        table.add_row(f"{result.pair} at {result.temperature:g}", style="bold")
         for output in result.outputs.values():
             floats = output.cosine is not None
             judged = [f"{output.error:.1e} ({output.allowed:.0e})"] if floats else []
             judged += ["FAILED"] if output.failures else []
             table.add_row(
-                result.pair,
-                f"{result.temperature:g}",
                 output.output,
                 f"{output.worst:.1e}" if floats else "",
                 f"{output.mean:.1e}" if floats else "",
@@ -30,7 +28,7 @@ def verdict_table(verdict: Verdict, title: str) -> Table:
                 "\n".join(judged),
                 f"{output.decided}/{output.decisions}" if output.decisions else "",
             )
-        table.add_row(result.pair, f"{result.temperature:g}", *_tokens_row(result))
+        table.add_row(*_tokens_row(result))
         table.add_section()
     return table
 
@@ -50,6 +48,8 @@ def _tokens_row(result: PairResult) -> tuple[str, ...]:
 def verdict_lines(verdict: Verdict) -> list[str]:
     """What a table cannot say, one line each; the verdict last."""
     lines = []
+    if verdict.samples["kind"] == "demo":
+        lines.append("the images are the demo's, real but maybe unlike yours: name your own with --samples or --data")
     if verdict.samples["words"] == "hashed":
         lines.append("the words were only hashed to ids, which mean nothing to the model: no vocabulary fits")
     if verdict.samples["kind"] == "synthetic":
