@@ -32,6 +32,10 @@ from madtp.errors import OutputError
 from madtp.tasks import Runner
 
 STAGES = 5
+NO_IDS = (
+    "tokens were only counted, not told apart: the graph does not show which it keeps, e.g. because a tool put "
+    "function bodies in the place of the TokenCompact nodes, or these in another order"
+)
 NOTHING_PRUNED = "pruning was not compared: the default temperature is 0, and --temperature named no other"
 
 
@@ -108,6 +112,9 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         dependences = measure_dependence(
             comparison, config, chosen.samples, temperatures[0], batch, text, progress.detail
         )
+        seen = [result for (pair, at), result in comparison.results.items() if pair == "torch/onnx" and at > 0]
+        if any(result.selection.layers and not result.selection.shows_ids for result in seen):
+            compared.notes.append(NO_IDS)
         verdict = Verdict(
             artifact=artifact.name,
             task=config.task,

@@ -12,6 +12,7 @@ from xml.etree import ElementTree
 
 import numpy as np
 import onnx
+import onnx.inliner
 import pytest
 import torch
 from PIL import Image
@@ -63,6 +64,7 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
     assert ran.status == 0, ran
     assert "validation passed" in ran.out
+    assert "the images are the demo's" in ran.out
     assert "the words were only hashed to ids" in ran.out
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert (verdict["passed"], verdict["status"]) == (True, "passed")
@@ -87,6 +89,8 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     assert any(entry["answers"] for entry in verdict["batch_mates"]), "hostile mates change answers, and it is said"
     suites = ElementTree.parse(tmp_path / "v.xml").getroot()
     assert [suite.get("failures") for suite in suites] == ["0", "0"]
+    facts = {entry.get("name"): entry.get("value") for entry in suites[0].iter("property")}
+    assert facts == {f"samples.{name}": verdict["samples"][name] for name in ("kind", "origin", "words")}
     after = read_manifest(manifest_path(artifact))
     assert after["validation"].pop("verdict")["pairs"][0]["layers_equal"] == 3
     assert after == before
@@ -102,6 +106,8 @@ def test_a_changed_weight_fails_and_is_named(validate: Run, exported: tuple[Path
     assert f"polygraphy run {tmp_path / 'repro' / 'node.onnx'}" in ran.out
     assert (tmp_path / "repro" / "inputs.json").is_file()
     assert "validation FAILED" in ran.out
+    rows = [line for line in ran.out.splitlines() if "passed" in line or "FAILED" in line]
+    assert ["FAILED" in row for row in rows] == [True, False, True, False, True], "logits failed, no tokens"
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert verdict["bisected"].startswith("first node that differs given identical inputs")
     failures = [case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if len(case)]
@@ -145,6 +151,21 @@ def test_an_artifact_that_gives_nan_fails(validate: Run, exported: tuple[Path, P
     assert ran.status == 1, ran
     assert "logits differ by nan" in ran.out
     assert json.loads((tmp_path / "v.json").read_text())["pairs"][0]["outputs"][0]["worst"] is None
+
+
+def test_tokens_that_can_only_be_counted_are_said_to_be(
+    validate: Run, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Graph optimisers put function bodies in the place of the custom ops, whose outputs are the source ids."""
+    artifact, _ = exported
+    onnx.save(onnx.inliner.inline_local_functions(onnx.load(str(artifact))), str(artifact))
+    rehash(artifact, lambda model: None)
+    ran = validate(*FEW, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    assert "tokens were only counted, not told apart" in ran.out
+    names = [check["name"] for check in json.loads((tmp_path / "v.json").read_text())["checks"]]
+    assert "temperature 2: outputs, answers, token counts" in names
+    assert not [name for name in names if "kept tokens" in name]
 
 
 def test_an_artifact_that_depends_on_its_slot_fails(validate: Run, quick: pytest.MonkeyPatch) -> None:

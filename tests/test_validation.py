@@ -1,5 +1,7 @@
 """The pieces of a validation: which tokens differ and why, what may differ, and which node it is."""
 
+import copy
+import io
 import shlex
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from rich.console import Console
 
 import madtp
 from export.errors import OptionError
@@ -20,11 +23,14 @@ from export.validation.invariance import Dependence
 from export.validation.outputs import compare_outputs
 from export.validation.pairs import Comparison
 from export.validation.selection import Selection, count_margin, differing_tokens, score_errors
+from export.validation.table import verdict_table
 from export.validation.tolerances import TOLERANCES, Bounds, parse_tolerances
+from export.validation.verdict import Verdict
 from madtp.checkpoint import Model
 from madtp.recorder import CompactRecord
 from madtp.samples import collate, load_samples
 from madtp.tasks import Outputs
+from tests.conftest import write_task_checkpoint
 
 DEMO = Path(madtp.__file__).parent / "demo" / "nlvr-digits.pt"
 FP32 = TOLERANCES["fp32"]
@@ -221,6 +227,25 @@ def test_tolerances_tell_precisions_apart(precision: str, passes: bool, model: M
     assert result.yardstick == 2
 
 
+@pytest.mark.parametrize("task", ["vqa", "caption"])
+def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, tmp_path: Path) -> None:
+    checkpoint = write_task_checkpoint(task, tmp_path / "tiny.pt")
+    model = madtp.load(checkpoint)
+    changed = copy.deepcopy(model)
+    table = changed.text_decoder.bert.embeddings.position_embeddings.weight
+    table.data[2:] *= 1.005  # no first word tells
+    contestants = [TorchContestant(name, held, torch.float32) for name, held in (("torch", model), ("onnx", changed))]
+    yardstick = TorchContestant("torch in float64", model, torch.float64)
+    comparison = Comparison(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
+    answers = comparison.compare("two samples", inputs, 0.0)
+    written = "answer_ids" if task == "vqa" else "caption_ids"
+    assert torch.equal(answers["torch"].outputs[written], answers["onnx"].outputs[written])
+    (result,) = comparison.results.values()
+    (failure,) = result.failures
+    assert "text_logits differ by" in failure.text
+
+
 # Bisecting.
 
 
@@ -314,6 +339,25 @@ def test_bisecting_names_exactly_the_node_that_was_changed(
     assert (culprit.node, culprit.op) == (node.name, node.op_type)
     assert culprit.why
     assert culprit.nodes == (2 if mutate is insert_node else 1)
+    assert ("run together with Mul 'inserted' before it" in str(culprit)) is (mutate is insert_node)
+
+
+def test_another_float_type_is_told_from_another_value(model: Model, reference: OnnxGraph, tmp_path: Path) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(reference.model)
+    node = node_of(changed.graph, "Gelu")
+    value, index = node.output[0], list(changed.graph.node).index(node)
+    node.output[0] = "exact"
+    to = onnx.TensorProto.FLOAT16
+    changed.graph.node.insert(index + 1, onnx.helper.make_node("Cast", ["exact"], [value], "rounded", to=to))
+    changed.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))  # as graph optimisers do
+    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
+    assert culprit is not None
+    assert (culprit.node, culprit.why) == (
+        "rounded",
+        ["the checkpoint's is of op Gelu", "it gives float16, not float32"],
+    )
+    assert 1e-5 < culprit.difference < 1e-3
 
 
 def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model, reference: OnnxGraph) -> None:
@@ -341,3 +385,19 @@ def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxGraph,
     ran = run(shlex.split(command), capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "FAILED" in ran.stdout
+
+
+def test_the_table_fits_a_narrow_terminal_and_cuts_nothing(model: Model, tiny_artifact: Path) -> None:
+    contestants = [TorchContestant(name, model, torch.float32) for name in ("torch", "onnx")]
+    yardstick = TorchContestant("torch in float64", model, torch.float64)
+    comparison = Comparison(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
+    comparison.compare("two samples", inputs, 0.5)
+    samples = {"kind": "samples", "origin": "two", "words": "read"}
+    results = list(comparison.results.values())
+    verdict = Verdict("out.onnx", "nlvr", "fp32", "dynamic", samples, Bounds(FP32), results, {}, [])
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(verdict_table(verdict, "a title"))
+    text = console.export_text()
+    assert "…" not in text
+    assert all(line.rstrip()[-1] in "┓┃┩│┤┘" for line in text.splitlines()[1:-1])

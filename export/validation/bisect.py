@@ -22,6 +22,8 @@ from madtp.files import write_errors
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runner, Runners, run_request
 
+SHOWN = 4  # nodes that were run together with the one at fault
+
 
 @dataclass(frozen=True)
 class Call:
@@ -38,8 +40,8 @@ class Culprit:
 
     Attributes:
         part, node, op: whose, its name and op type; `output`: the value that differs.
-        difference: largest, relative to the output's largest |value|; infinite for another shape or other whole
-            numbers, NaN where a value is.
+        difference: largest, relative to the output's largest |value|; infinite for another shape, another kind of
+            type or other whole numbers, NaN where a value is.
         why: what is unlike the reference's node, in words; empty where nothing visible is.
         nodes: that were cut out together; 1 unless values between them cannot be seen.
         piece, inputs, expected: the cut-out, what it is given, and what `origin` makes of that.
@@ -58,7 +60,11 @@ class Culprit:
     origin: str = "torch's ONNX"
 
     def __str__(self) -> str:
-        why = f": {'; '.join(self.why)}" if self.why else ""
+        nodes = [node for node in self.piece.model.graph.node if self.output not in node.output]
+        before = [f"{node.op_type} '{node.name}'" for node in nodes if node.op_type != "Constant"]
+        more = f" and {len(before) - SHOWN} more" if len(before) > SHOWN else ""
+        together = [f"it was run together with {', '.join(before[-SHOWN:])}{more} before it"] if before else []
+        why = f": {'; '.join([*self.why, *together])}" if self.why or before else ""
         return (
             f"first node that differs given identical inputs: {self.op} '{self.node}' of part {self.part}, output "
             f"'{self.output}' by {self.difference:.1e} (relative){why}"
@@ -136,15 +142,18 @@ def _culprits(call: Call, reference: OnnxGraph, artifact: OnnxGraph, tolerance: 
         for name in outputs:
             worst = relative_difference(expected[name], actual[name])
             if not worst <= tolerance:
+                if expected[name].dtype != actual[name].dtype:
+                    why.append(f"it gives {actual[name].dtype}, not {expected[name].dtype}")
                 yield Culprit(call.part, node.name, node.op_type, name, worst, why, count, piece, inputs, expected)
                 break
 
 
 def relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
     """Largest |difference| over the largest finite |value|; 0 where both are the same infinity or NaN."""
-    if expected.shape != actual.shape or expected.dtype != actual.dtype:
+    floats = [np.issubdtype(values.dtype, np.floating) for values in (expected, actual)]
+    if expected.shape != actual.shape or (not all(floats) and expected.dtype != actual.dtype):
         return np.inf
-    if not np.issubdtype(expected.dtype, np.floating):
+    if not all(floats):
         return 0.0 if np.array_equal(expected, actual) else np.inf
     left, right = expected.astype(np.float64), actual.astype(np.float64)
     same = (left == right) | (np.isnan(left) & np.isnan(right))
@@ -156,9 +165,9 @@ def relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
 
 def differences(file: OnnxGraph, node: onnx.NodeProto, reference: OnnxGraph, original: onnx.NodeProto) -> list[str]:
     """What is unlike between two nodes that make the same value, in words."""
-    found = []
     if (node.domain, node.op_type) != (original.domain, original.op_type):
-        found.append(f"it is a {node.op_type}, the checkpoint gives a {original.op_type}")
+        return [f"the checkpoint's is of op {original.op_type}"]
+    found = []
     if list(node.input) != list(original.input):
         found.append(f"its inputs are {', '.join(node.input)}, not {', '.join(original.input)}")
     ours = {attribute.name: attribute for attribute in node.attribute}
@@ -172,7 +181,11 @@ def differences(file: OnnxGraph, node: onnx.NodeProto, reference: OnnxGraph, ori
     ]
     if bodies[0] != bodies[1]:
         found.append("its function body is another")
-    if list(file.model.opset_import) != list(reference.model.opset_import):
+    opsets = [
+        [opset.version for opset in holder.model.opset_import if opset.domain == node.domain]
+        for holder in (file, reference)
+    ]
+    if opsets[0] != opsets[1]:  # graph optimisers import domains that they may not use
         found.append("the graph is of another opset")
     weights = {tensor.name: tensor for tensor in file.model.graph.initializer}
     originals = {tensor.name: tensor for tensor in reference.model.graph.initializer}

@@ -22,6 +22,7 @@ class OutputAgreement:
         error: largest |difference| of the second from torch in float64; where that kept other tokens, from the first.
         allowed: that error may be; of the comparison that came closest to it.
         decided: requests with the same answer, of `decisions`; none where the output decides nothing.
+        failures: comparisons in which it was wrong.
     """
 
     output: str
@@ -33,6 +34,7 @@ class OutputAgreement:
     allowed: float = 0.0
     decided: int = 0
     decisions: int = 0
+    failures: int = 0
 
     @property
     def mean(self) -> float:
@@ -77,12 +79,14 @@ def compare_outputs(
         total = totals.setdefault(output, OutputAgreement(output))
         actual = answer.get(output)
         if actual is None or (expected.is_floating_point() and actual.shape != expected.shape):
-            failures.append(f"{output} is missing or has another shape")
+            wrong = [f"{output} is missing or has another shape"]
         elif expected.is_floating_point():
             yardstick = None if exact is None else (torch_outputs[output], exact[output])
-            failures += _compare_floats(total, expected, actual, yardstick, bounds)
+            wrong = _compare_floats(total, expected, actual, yardstick, bounds)
         else:
-            failures += _compare_integers(total, expected, actual)
+            wrong = _compare_integers(total, expected, actual)
+        total.failures += bool(wrong)
+        failures += wrong
     return failures
 
 

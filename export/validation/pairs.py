@@ -1,13 +1,21 @@
 """All pairs of contestants over all batches: outputs, answers and kept tokens, at every temperature."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from export.errors import BackendError
 from export.options import Range
 from export.parity import batches_of
-from export.validation.contestants import Answer, Contestant, Inputs, TorchContestant
+from export.validation.contestants import (
+    TEXT_LOGITS,
+    Answer,
+    Contestant,
+    Inputs,
+    Text,
+    TorchContestant,
+    written_text,
+)
 from export.validation.outputs import OutputAgreement, compare_outputs, outputs_of
 from export.validation.selection import Selection, same_tokens, score_errors
 from export.validation.tolerances import Bounds, check_outputs
@@ -105,21 +113,23 @@ class Comparison:
             temperature: zero compares dense answers.
         """
         reference = self._reference.answer(inputs, temperature)
+        text = written_text(inputs, reference.outputs)
+        reference = _reading(self._reference, reference, text)
         check_outputs(self._bounds.given, outputs_of(reference.outputs))
-        exact = self._yardstick.answer(inputs, temperature)
+        exact = _reading(self._yardstick, self._yardstick.answer(inputs, temperature), text)
         errors = score_errors(reference, exact, self._bounds.tolerance)
         measured = _Yardstick(reference, exact if _same(reference, exact) else None, errors)
         answers = {REFERENCE: reference}
         for other in self._others:
             try:
-                answer = other.answer(inputs, temperature)
+                answer = _reading(other, other.answer(inputs, temperature), text)
             except BackendError as error:
                 result = self._result(f"{REFERENCE}/{other.name}", temperature)
                 result.requests += len(next(iter(inputs.values())))
-                text = (
+                what = (
                     f"{result.pair}, temperature {temperature:g}, {name}: it failed to run: {error.what}: {error.why}"
                 )
-                result.failures.append(Failure(text, inputs, temperature))
+                result.failures.append(Failure(what, inputs, temperature))
                 continue
             for earlier, left in answers.items():
                 # Only torch knows scores; where a runtime kept torch's tokens, they are that runtime's too.
@@ -170,6 +180,13 @@ class Comparison:
             None if measured.exact is None else measured.exact.outputs,
             self._bounds,
         )
+
+
+def _reading(contestant: Contestant, answer: Answer, text: Text | None) -> Answer:
+    """An answer with the logits of torch's text: ids alone would hide a decoder that is somewhat off."""
+    if text is None:
+        return answer
+    return replace(answer, outputs={**answer.outputs, TEXT_LOGITS: contestant.text_logits(text)})
 
 
 def _same(left: Answer, right: Answer) -> bool:

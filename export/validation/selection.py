@@ -79,6 +79,16 @@ class Selection:
     differences: list[TokenDifference] = field(default_factory=list)
 
     @property
+    def passed(self) -> bool:
+        """Rounding explains every difference."""
+        return all(difference.explained for difference in self.differences)
+
+    @property
+    def shows_ids(self) -> bool:
+        """Whether it was seen which tokens were kept, not only how many."""
+        return any(layer.jaccards for layer in self.layers)
+
+    @property
     def layers_equal(self) -> int:
         """Layers at which every comparison agreed."""
         return sum(layer.equal == layer.compared for layer in self.layers)

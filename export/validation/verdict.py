@@ -160,7 +160,8 @@ class Verdict:
 
 def _pair_check(result: PairResult) -> Check:
     temperature = f"{result.temperature!r}".removesuffix(".0")
-    name = f"temperature {temperature}: outputs, answers, kept tokens"
+    tokens = "kept tokens" if result.selection.shows_ids else "token counts"
+    name = f"temperature {temperature}: outputs, answers, {tokens}"
     why = [failure.text for failure in result.failures]
     if not why and not result.passed:
         why = [f"{result.pair}, temperature {result.temperature:g}: rounding decides a token in every comparison"]
@@ -203,13 +204,18 @@ def write_junit(verdict: Verdict, path: Path) -> None:
         case = TestCase(check.name, f"validate.{artifact}.{check.group}")
         if check.status == FAILED:
             result: Error | Failure | Skipped = Failure(_xml_text(check.why[0]))
-            result.text = _xml_text("\n".join([*check.why, verdict.bisected]))
+            result.text = _xml_text("\n".join([*check.why, verdict.bisected, verdict.repro]))
             case.result = [result]
         elif check.status == NOT_RUN:
             case.result = [Skipped("; ".join(check.why))]
         suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
     document = JUnitXml()
+    facts = {name: verdict.samples[name] for name in ("kind", "origin", "words")}
     for suite in suites.values():
+        for name, value in facts.items():
+            suite.add_property(f"samples.{name}", _xml_text(value))
+        if verdict.notes:
+            suite.add_property("notes", _xml_text("; ".join(verdict.notes)))
         document.add_testsuite(suite)
     _write(path, document.tostring().decode("utf-8"))
 
