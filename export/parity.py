@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from export.options import Range
+from export.reading import TEXT_LOGITS, noted_runners, read_text, written_text
 from madtp.config import BlipConfig, ClipConfig
 from madtp.parts import Part
 from madtp.recorder import CompactRecord, PruningRecorder
@@ -86,7 +87,7 @@ def compare(
         batch: the profile; batches of its smallest and largest size are compared.
     """
     result = ParityResult(temperature)
-    reference_runners = torch_runners(parts)
+    reference_runners, candidate = noted_runners(torch_runners(parts)), noted_runners(candidate)
     layers = encoder_layers(parts)
     equal_layers = torch.ones(len(layers), dtype=torch.bool)
     alone: list[Outputs] = []
@@ -105,6 +106,10 @@ def compare(
             first = int((~equal).nonzero()[0])
             _judge_counts(result, recorder.records, first, layers[first], name, len(indices))
             continue
+        text = written_text(inputs, reference)
+        if text is not None:  # ids alone would hide a decoder that is somewhat off
+            for runners, outputs in ((reference_runners, reference), (candidate, answer)):
+                outputs[TEXT_LOGITS] = read_text(runners, text)
         _judge_outputs(result, reference, answer, name, len(indices))
     result.layers = len(equal_layers)
     result.layers_equal = int(equal_layers.sum())

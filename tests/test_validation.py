@@ -4,6 +4,7 @@ import copy
 import io
 import shlex
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 
@@ -16,6 +17,8 @@ from rich.console import Console
 import madtp
 from export.errors import OptionError
 from export.onnx_graph import OnnxGraph
+from export.options import Range
+from export.parity import compare
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
 from export.validation.contestants import Answer, Layer, TorchContestant
 from export.validation.data import spread
@@ -27,9 +30,10 @@ from export.validation.table import verdict_table
 from export.validation.tolerances import TOLERANCES, Bounds, parse_tolerances
 from export.validation.verdict import Verdict
 from madtp.checkpoint import Model
+from madtp.parts import parts_of
 from madtp.recorder import CompactRecord
 from madtp.samples import collate, load_samples
-from madtp.tasks import Outputs
+from madtp.tasks import Outputs, torch_runners
 from tests.conftest import write_task_checkpoint
 
 DEMO = Path(madtp.__file__).parent / "demo" / "nlvr-digits.pt"
@@ -244,6 +248,11 @@ def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, t
     (result,) = comparison.results.values()
     (failure,) = result.failures
     assert "text_logits differ by" in failure.text
+    samples = load_samples(None, checkpoint, model.config)
+    samples = replace(samples, requests=samples.requests[:2])
+    checked = compare(model.config, parts_of(model), torch_runners(parts_of(changed)), samples, 0.0, Range(1, 1, 2))
+    assert not checked.passed  # the export's own check sees it too
+    assert all("text_logits differ by" in text for text in checked.failures)
 
 
 # Bisecting.

@@ -7,15 +7,8 @@ from typing import Any
 from export.errors import BackendError
 from export.options import Range
 from export.parity import batches_of
-from export.validation.contestants import (
-    TEXT_LOGITS,
-    Answer,
-    Contestant,
-    Inputs,
-    Text,
-    TorchContestant,
-    written_text,
-)
+from export.reading import TEXT_LOGITS, Text, written_text
+from export.validation.contestants import Answer, Contestant, Inputs, TorchContestant
 from export.validation.outputs import OutputAgreement, compare_outputs, outputs_of
 from export.validation.selection import Selection, same_tokens, score_errors
 from export.validation.tolerances import Bounds, check_outputs
