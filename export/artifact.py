@@ -42,6 +42,13 @@ def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
         raise ManifestError(f"the manifest '{path}' is malformed", f"config: {error}", "Export again.") from error
 
 
+def close_runners(runners: Mapping[str, Runner]) -> None:
+    """Free what runners of `open_parts` hold on the GPU."""
+    for runner in runners.values():
+        if isinstance(runner, CheckedRunner):
+            runner.close()
+
+
 def open_parts(
     manifest: Mapping[str, Any], folder: Path, backend: Backend, options: RunnerOptions | None = None
 ) -> dict[str, Runner]:

@@ -9,13 +9,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.artifact import model_config, open_parts, runtime
+from export.artifact import close_runners, model_config, open_parts, runtime
 from export.errors import BackendError
 from export.manifest import check_files, manifest_path, read_manifest
 from export.products import Answer, Caption, Judgement, Ranking
 from export.profile import batch_and_text
 from export.requests import choose_answers, compare_embeddings, generate_answers, generate_captions, judge, rank_pairs
-from export.runner import CheckedRunner, RunnerOptions
+from export.runner import RunnerOptions
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
 from madtp.errors import InputError
@@ -87,9 +87,7 @@ class Session:
 
     def close(self) -> None:
         """Let go of the parts; nothing can be asked any more."""
-        for runner in self.runners.values():
-            if isinstance(runner, CheckedRunner):
-                runner.close()
+        close_runners(self.runners)
         self.runners = {}
 
     def judge(

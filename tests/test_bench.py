@@ -117,8 +117,8 @@ def fake_bench(
     meter: Any = None,
     keep: Callable[[Measurement], None] = lambda _: None,
 ) -> Any:
-    """Measure with fake runners: of the artifact, then of the one that it is compared with."""
-    waiting = iter(runners)
+    """Measure with fake runners: of the artifact, then of the one that it is compared with; that one first later on."""
+    waiting = iter([*runners, *reversed(runners)])
     instruments = Instruments(timer, lambda: lambda: neighbours, meter, yardstick)
 
     def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
@@ -230,10 +230,71 @@ def test_two_artifacts_side_by_side(
     for entry, verdict in zip(to_json(result)["comparison"]["earlier"], result.verdicts, strict=True):
         assert Case(**entry["case"]) == verdict.case
         ratio = np.divide(result.measurement.cases[verdict.case].milliseconds, entry["milliseconds"])
-        assert np.median(ratio) == pytest.approx(verdict.slowdown.ratio, rel=1e-3)
+        assert np.median(ratio) == pytest.approx(verdict.slowdown.ratio, rel=0.01)  # which is of both orders
         assert entry["latency"]["p50"] == np.median(entry["milliseconds"])
     assert verdict_table(result).row_count == 2
     assert (result.measurement.ended == Ended.BUDGET) == (expected == Outcome.UNDECIDED)
+
+
+def test_what_the_order_of_opening_does_is_no_slow_down(
+    tiny_artifact: Path, options: BenchOptions, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What is opened last is faster, as ONNX Runtime's sessions were found to be; here by a fifth."""
+    beside = replace(options, against_engine=tiny_artifact / "out.onnx", profile=False, seconds=60)
+    for factor, outcome in ((1.0, Outcome.PASS), (1.15, Outcome.FAIL)):
+        timer, opened = FakeTimer(), list[FakeRunner]()
+
+        def opener(
+            described: Described,
+            how: RunnerOptions,
+            timer: FakeTimer = timer,
+            opened: list[FakeRunner] = opened,
+            factor: float = factor,
+        ) -> dict[str, Runner]:
+            last, new = len(opened) % 2 == 1, len(opened) in (0, 3)
+            opened.append(FakeRunner(timer, len(opened), (factor if new else 1.0) * (0.8 if last else 1.0)))
+            return {"model": opened[-1]}
+
+        instruments = Instruments(timer, lambda: lambda: 0.0)
+        result = bench(beside, Quiet(), opener=opener, instruments=lambda _, found=instruments: found)
+        assert len(opened) == 4
+        assert overall(result.verdicts) == outcome
+        assert all(verdict.slowdown.ratio == pytest.approx(factor, rel=0.03) for verdict in result.verdicts)
+
+
+def test_an_interrupt_while_opening_again_keeps_what_was_measured(options: BenchOptions) -> None:
+    timer = FakeTimer()
+    beside = replace(options, against_engine=options.artifact)
+    runners = [FakeRunner(timer, 1), FakeRunner(timer, 2)]
+
+    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
+        if not runners:
+            raise KeyboardInterrupt
+        return {"model": runners.pop()}
+
+    instruments = Instruments(timer, lambda: lambda: 0.0)
+    result = bench(beside, Quiet(), opener=opener, instruments=lambda _: instruments)
+    assert result.interrupted
+    assert result.measurement.partial
+    assert all(len(measured.milliseconds) >= 40 for measured in result.measurement.cases.values())
+
+
+@pytest.mark.parametrize(("factor", "expected"), [(1.3, Outcome.UNDECIDED), (3.0, Outcome.FAIL)])
+def test_a_machine_that_changed_decides_little(
+    factor: float, expected: Outcome, options: BenchOptions, tmp_path: Path
+) -> None:
+    """The yardstick tells that it is half as slow again; what that did to the artifact it does not tell exactly."""
+
+    def measured(factor: float, slowness: float, **changes: Any) -> Any:
+        timer = FakeTimer()
+        runner = FakeRunner(timer, 3, factor, slowness=lambda _: slowness)
+        beside = FakeYardstick(timer, lambda _: slowness)
+        return fake_bench(replace(options, **changes), timer, runner, yardstick=beside)
+
+    path = save(measured(1.0, 1.0).measurement, tmp_path / "base.json", path="/gone/out.json")
+    result = measured(factor, 1.5, against=path)
+    assert overall(result.verdicts) == expected
+    assert all(verdict.noise_floor == pytest.approx(0.5, abs=0.1) for verdict in result.verdicts)
 
 
 @pytest.mark.parametrize(("factor", "expected"), [(0.8, Outcome.PASS), (1.4, Outcome.FAIL)])
@@ -250,7 +311,7 @@ def drifting(seconds: float) -> float:
     return 1.5 if seconds % 4 > 2 else 1.0
 
 
-@pytest.mark.parametrize(("factor", "expected"), [(0.85, Outcome.PASS), (1.0, Outcome.UNDECIDED), (1.3, Outcome.FAIL)])
+@pytest.mark.parametrize(("factor", "expected"), [(0.85, Outcome.PASS), (1.0, Outcome.PASS), (1.3, Outcome.FAIL)])
 def test_the_yardstick_takes_the_machine_s_drift_away(
     factor: float, expected: Outcome, options: BenchOptions, tmp_path: Path
 ) -> None:
@@ -575,7 +636,7 @@ def test_answers_that_are_not_finite_are_refused_before_timing(options: BenchOpt
     runner = FakeRunner(timer, broken_at=TAU)
     with pytest.raises(InputError, match="'logits' of part model is not finite"):
         fake_bench(options, timer, runner)
-    assert runner.calls == 24 + 1  # dense once a sample, and the first pruned call
+    assert runner.calls == 2  # the first of each kind
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,15 @@ def test_intervals_hold_the_truth() -> None:
         assert missed <= 1, ratio.__name__  # of 20 intervals of 99.9 %
 
 
+def test_what_the_order_of_opening_does_cancels_out() -> None:
+    new, old = np.random.default_rng(0).lognormal(0, 0.05, (2, 400))
+    new[:150], new[150:] = 1.1 * new[:150], new[150:] / 1.1
+    assert paired_ratio(list(new), list(old), 150).ratio == pytest.approx(1.0, rel=0.02)
+    assert paired_ratio(list(new), list(old)).ratio < 0.97
+    few = paired_ratio(list(new), list(old), 390)
+    assert (few.low, few.high) == (0, math.inf)
+
+
 def test_noise_that_hits_a_whole_round_cancels_out_in_pairs() -> None:
     common = np.repeat(np.random.default_rng(0).lognormal(0, 1.0, 20), 10)
     new, old = np.array(noisy(200, 1)) * common, np.array(noisy(200, 1)) * common * 1.0001

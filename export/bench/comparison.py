@@ -9,7 +9,7 @@ from export.bench.artifact import Described, describe, identity
 from export.bench.baseline import Measured, Measurement, artifact_at_hand, check_comparable, read_measurement
 from export.bench.calls import Case, cases_of
 from export.bench.environment import BUSY, Machine
-from export.bench.statistics import noise_floor, of_one_input, paired_ratio, recorded_ratio
+from export.bench.statistics import level_change, noise_floor, of_one_input, paired_ratio, recorded_ratio
 from export.bench.verdict import Verdict, judge
 from export.errors import OptionError
 
@@ -37,6 +37,7 @@ class Comparison:
         allowed: float,
         busy: float,
         yardstick: str | None,
+        swapped: int | None = None,
     ) -> list[Verdict]:
         """Is it slower?
 
@@ -46,28 +47,36 @@ class Comparison:
             allowed: slow-down that passes.
             busy: share of the CPUs that others took meanwhile.
             yardstick: what stood beside the calls; latencies count in units of it where it was the same then.
+            swapped: the first round before which both artifacts were opened anew in the other order.
         """
         if self.recorded is None:
-            return [judge(case, paired_ratio(new.own, old[case]), allowed) for case, new in cases.items()]
+            return [judge(case, paired_ratio(new.own, old[case], swapped), allowed) for case, new in cases.items()]
         found = []
         for case, measured in cases.items():
             recorded = self.recorded.cases[case]
             same = yardstick is not None and yardstick == self.recorded.yardstick
-            series = (measured.steady, recorded.steady) if same else (measured.own, recorded.own)
-            if (measured.waited is None) != (recorded.waited is None):  # another kernel: only the clock compares
-                series = measured.milliseconds, recorded.milliseconds
-            now, then = of_one_input(*series, calls=len(measured.kept.total))
+            now, then, change = _of_two_sessions(measured, recorded, same)
+            now, then = of_one_input(now, then, calls=len(measured.kept.total))
             found.append(
                 judge(
                     case,
                     recorded_ratio(now, then),
                     allowed,
-                    max(noise_floor(now), noise_floor(then)),
+                    max(noise_floor(now), noise_floor(then), change),
                     disturbed_now=busy > BUSY,
                     disturbed_then=self.recorded.neighbours > BUSY,
                 )
             )
         return found
+
+
+def _of_two_sessions(now: Measured, then: Measured, same_yardstick: bool) -> tuple[list[float], list[float], float]:
+    """The series of both that compare, and by how much the machine itself differs between them, where that is known."""
+    if (now.waited is None) != (then.waited is None):  # another kernel: only the clock compares
+        return now.milliseconds, then.milliseconds, 0.0
+    if not same_yardstick or now.yardstick is None or then.yardstick is None:
+        return now.own, then.own, 0.0
+    return now.steady, then.steady, level_change(now.yardstick, then.yardstick)
 
 
 def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> Comparison:

@@ -55,12 +55,14 @@ class Timings(Generic[Key]):
         device: GPU time of the same calls; empty where it is not measured.
         waited: for a CPU that others had, of the same calls; empty where the system does not tell.
         ended: why it did; INTERRUPTED while measuring.
+        swapped: the first round before which what is compared was opened anew, in the other order; None: it was not.
     """
 
     series: dict[Key, list[float]]
     device: dict[Key, list[float]]
     waited: dict[Key, list[float]]
     ended: Ended = Ended.INTERRUPTED
+    swapped: int | None = None
 
     @property
     def rounds(self) -> int:
@@ -118,29 +120,38 @@ def measure(
     group: Callable[[Key], Hashable] = lambda key: key,
     meter: DeviceMeter | None = None,
     seed: int = 0,
+    least: int = FIRST_LOOK,
+    earlier: Timings[Key] | None = None,
 ) -> Timings[Key]:
     """Time all candidates in rounds.
 
     Args:
         candidates: by key.
         timer: also the clock.
-        seconds: the budget; FIRST_LOOK rounds are made in any case.
-        settled: whether the timings so far are enough; asked after FIRST_LOOK rounds and then ever more rarely.
+        seconds: the budget; `least` rounds are made in any case, MAX_ROUNDS at most.
+        settled: whether the timings so far are enough; asked after `least` rounds and then ever more rarely.
         on_round: shown the timings after every round, outside of what is timed.
         group: candidates of one group follow each other directly, because they are to be compared.
         meter: of the GPU time of the calls; None does not measure it.
         seed: of the order within the rounds.
+        least: rounds.
+        earlier: timings of the same keys, which grow by these.
 
     Returns:
         Also after Ctrl-C or SIGTERM: the rounds completed by then, `ended` INTERRUPTED.
     """
     order = list(candidates)
     shuffled = random.Random(seed)
-    timings: Timings[Key] = Timings({key: [] for key in order}, {} if meter is None else {key: [] for key in order}, {})
+    timings: Timings[Key] = earlier or Timings(
+        {key: [] for key in order}, {} if meter is None else {key: [] for key in order}, {}
+    )
+    timings.ended = Ended.INTERRUPTED
     if meter is not None:
         meter.take()  # what ran before does not count
     begin = timer.now()
-    number, look = 0, FIRST_LOOK
+    number = timings.rounds
+    least, most = number + least, number + MAX_ROUNDS
+    look = least
     try:
         while True:
             shuffled.shuffle(order)
@@ -160,12 +171,12 @@ def measure(
             number += 1
             on_round(timings)
             spent = timer.now() - begin >= seconds
-            if number >= look or (spent and number >= FIRST_LOOK):
+            if number >= look or (spent and number >= least):
                 look = int(number * NEXT_LOOK) + 1
                 if settled(timings):
                     timings.ended = Ended.SETTLED
                     return timings
-            if number >= MAX_ROUNDS or (spent and number >= FIRST_LOOK):
+            if number >= most or (spent and number >= least):
                 timings.ended = Ended.BUDGET if spent else Ended.ROUNDS
                 return timings
     except KeyboardInterrupt:

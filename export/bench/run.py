@@ -5,16 +5,18 @@ import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from export.artifact import close_runners
 from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
 from export.bench.baseline import Measured, Measurement
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
 from export.bench.comparison import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
-from export.bench.measure import FIRST_LOOK, Call, Timings, WarmUp, measure, warm_up
+from export.bench.measure import FIRST_LOOK, Call, Ended, Timings, WarmUp, measure, warm_up
 from export.bench.operators import Operators, profile, summarize_layers, turns, typical
 from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
@@ -28,6 +30,7 @@ from madtp.tasks import Runner, run_request
 
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4
+SWAPPED_LOOK = 40  # rounds at least with what is compared opened in one order, and then in the other
 KEEP_SECONDS = 10.0  # between writings of what was measured so far
 PROFILED_CALLS = 8  # of the smallest batch
 FEWEST_PROFILED_CALLS = 2  # of larger ones
@@ -170,7 +173,9 @@ class _Run:
             return []
         old = self.earlier(timings)
         beside = None if self.using.yardstick is None else self.using.yardstick.name
-        return self.comparison.verdicts(self.cases(timings), old, self.options.allowed, self.neighbours(), beside)
+        return self.comparison.verdicts(
+            self.cases(timings), old, self.options.allowed, self.neighbours(), beside, timings.swapped
+        )
 
     def earlier(self, timings: Timings[Key]) -> dict[Case, list[float]]:
         """Milliseconds of what it is compared with, less what it waited for a CPU; empty where nothing is."""
@@ -228,18 +233,14 @@ def bench(
         progress.stage("opening the artifact, and one call of each kind")
         using = instruments(described)
         how = RunnerOptions(options.threads, options.cuda_graphs, using.meter)
-        runners = opener(described, how)
+        other = None if comparison is None else comparison.described
+        compared = {NEW: described} if other is None else {NEW: described, OLD: other}
+        opened = _Opened(compared, calls, lambda which: opener(which, how))
         kept: dict[Case, Kept] = {}
         runs: dict[Case, dict[str, float]] = {}
         for case in cases:
-            kept[case], runs[case] = probe(described.config, runners, calls[case], case)
-        candidates = {(NEW, case): _call(described.config, runners, calls[case], case) for case in cases}
-        other = None if comparison is None else comparison.described
-        if other is not None:
-            earlier = opener(other, how)
-            for case in cases:
-                probe(other.config, earlier, calls[case][:1], case)
-                candidates[OLD, case] = _call(other.config, earlier, calls[case], case)
+            kept[case], runs[case] = probe(described.config, opened.runners[NEW], calls[case], case)
+        candidates = opened.candidates()
         times: dict[Case, int] = {}
         recorded = None if comparison is None else comparison.recorded
         if using.yardstick is not None:
@@ -247,7 +248,8 @@ def bench(
                 as_then = None if recorded is None else recorded.cases[case].repetitions
                 times[case] = as_then or _repetitions(using, using.yardstick, candidates[NEW, case])
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
-        notes = _notes(len(samples), other, described, uncaptured(runners) if options.cuda_graphs else [])
+        uncaptured_parts = uncaptured(opened.runners[NEW]) if options.cuda_graphs else []
+        notes = _notes(len(samples), other, described, uncaptured_parts)
         notes += using.notes
         if recorded is not None:
             notes += changes(recorded, described, here)
@@ -260,15 +262,21 @@ def bench(
         began = using.timer.now()
         warmed = warm_up(candidates, using.timer, options.seconds)
         run = _Run(options, described, about, here, comparison, using, kept, times, before, neighbours, warmed)
-        timings = measure(
-            candidates,
-            using.timer,
-            options.seconds - (using.timer.now() - began),
-            run.settled,
-            _Keeper(run, keep, progress),
+        timed = partial(
+            measure,
+            timer=using.timer,
+            settled=run.settled,
+            on_round=_Keeper(run, keep, progress),
             group=lambda key: key if key[0] == WORK else key[1],  # the yardstick does not part what is compared
             meter=using.meter,
         )
+        left = options.seconds - (using.timer.now() - began)
+        if other is None:
+            timings = timed(candidates, seconds=left)
+        else:  # what is opened last is some percent faster or slower than what was opened before it: both take turns
+            timings = timed(candidates, seconds=left / 2, least=SWAPPED_LOOK)
+            if timings.ended != Ended.INTERRUPTED:
+                timings = _swapped(timings, opened, candidates, timed, using, options.seconds + began)
         if timings.rounds == 0:
             raise KeyboardInterrupt
         measurement = run.measurement(timings)
@@ -292,6 +300,67 @@ def bench(
         notes,
         interrupted,
     )
+
+
+def _swapped(
+    timings: Timings[Key],
+    opened: "_Opened",
+    candidates: dict[Key, Call],
+    timed: Callable[..., Timings[Key]],
+    using: Instruments,
+    end: float,
+) -> Timings[Key]:
+    """Open what is compared in the other order, and go on until `end`; what was timed stays after Ctrl-C too."""
+    try:
+        candidates |= opened.swapped()
+        warm_up(candidates, using.timer, end - using.timer.now())
+    except KeyboardInterrupt:
+        timings.ended = Ended.INTERRUPTED
+        return timings
+    timings.swapped = timings.rounds
+    return timed(candidates, seconds=end - using.timer.now(), least=SWAPPED_LOOK, earlier=timings)
+
+
+class _Opened:
+    """The artifacts that are timed, open.
+
+    Args:
+        compared: by NEW and OLD, opened in that order.
+        calls: of every case.
+        opener: makes the runners.
+    """
+
+    def __init__(
+        self,
+        compared: Mapping[str, Described],
+        calls: Mapping[Case, Sequence[Inputs]],
+        opener: Callable[[Described], dict[str, Runner]],
+    ) -> None:
+        self._compared, self._calls, self._opener = compared, calls, opener
+        self.runners: dict[str, dict[str, Runner]] = {}
+        self._open(list(compared))
+
+    def _open(self, order: Sequence[str]) -> None:
+        for name in order:
+            self.runners[name] = self._opener(self._compared[name])
+            for case, inputs in self._calls.items():  # allocates memory, which later calls use again
+                probe(self._compared[name].config, self.runners[name], inputs[:1], case)
+
+    def candidates(self) -> dict[Key, Call]:
+        """What is to be timed."""
+        return {
+            (name, case): _call(self._compared[name].config, runners, inputs, case)
+            for name, runners in self.runners.items()
+            for case, inputs in self._calls.items()
+        }
+
+    def swapped(self) -> dict[Key, Call]:
+        """Close all, and open them in the other order."""
+        for runners in self.runners.values():
+            close_runners(runners)
+        self.runners.clear()
+        self._open(list(self._compared)[::-1])
+        return self.candidates()
 
 
 class _Keeper:

@@ -66,24 +66,30 @@ def relative_half_width(milliseconds: Sequence[float] | Floats) -> float:
     return (high - low) / 2 / float(np.median(blocks))
 
 
-def paired_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
+def paired_ratio(new: Sequence[float], old: Sequence[float], swapped: int | None = None) -> Ratio:
     """How many times longer `new` takes, from calls that were made side by side.
 
     Args:
         new: one value a round.
         old: of the same rounds: the same input, a moment earlier or later.
+        swapped: the first round before which both were opened anew in the other order; None: they were not.
 
     Returns:
-        From the median of the rounds' log ratios: what slowed down a whole round cancels out. The interval holds the
-        medians of both halves of the session too: a burst of noise in one of them proves nothing.
+        From the median of the rounds' log ratios: what slowed down a whole round cancels out. Where both were opened in
+        both orders, it is the mean of the two medians: what the order does cancels out. The interval holds what both
+        halves of the session give too: a burst of noise in one of them proves nothing.
     """
     logs = np.log(np.asarray(new, dtype=np.float64)) - np.log(np.asarray(old, dtype=np.float64))
-    if len(logs) < BLOCKS:
-        return _unknown(float(np.median(logs)))
-    blocks = _blocks(logs)
-    low, high = _interval(lambda drawn: _medians(blocks, drawn), 1)
-    halves = [float(np.median(half)) for half in np.array_split(logs, 2)]
-    return _from_logs(float(np.median(logs)), (min(low, *halves), max(high, *halves)))
+    orders = [logs] if swapped is None else [logs[:swapped], logs[swapped:]]
+    middle = _mean_median(orders)
+    if min(map(len, orders)) < BLOCKS:
+        return _unknown(middle)
+    blocks = [_blocks(order) for order in orders]
+    low, high = _interval(
+        lambda *drawn: sum(_medians(*each) for each in zip(blocks, drawn, strict=True)) / len(blocks), len(blocks)
+    )
+    halves = [_mean_median(half) for half in zip(*(np.array_split(order, 2) for order in orders), strict=True)]
+    return _from_logs(middle, (min(low, *halves), max(high, *halves)))
 
 
 def recorded_ratio(new: Sequence[float], old: Sequence[float]) -> Ratio:
@@ -136,6 +142,12 @@ def noise_floor(milliseconds: Sequence[float]) -> float:
     return max(medians) / min(medians) - 1
 
 
+def level_change(now: Sequence[float], then: Sequence[float]) -> float:
+    """By how much the medians of the same work in two sessions differ, 0.03 for 3 %, whichever is the slower one."""
+    medians = float(np.median(now)), float(np.median(then))
+    return max(medians) / min(medians) - 1
+
+
 def token_groups(totals: Sequence[float]) -> list[list[int]]:
     """Calls by the tokens that they keep: indices of the third that keeps fewest, the middle one, the most.
 
@@ -153,6 +165,10 @@ def spread(values: Sequence[float], count: int) -> list[int]:
     order = np.argsort(np.asarray(values, dtype=np.float64), kind="stable")
     count = min(count, len(order))
     return [int(order[int((share + 0.5) * len(order) / count)]) for share in range(count)]
+
+
+def _mean_median(series: Sequence[Floats]) -> float:
+    return float(np.mean([np.median(values) if len(values) else np.nan for values in series]))
 
 
 def _blocks(values: Sequence[float] | Floats) -> Floats:
