@@ -257,7 +257,8 @@ def bench(
                 beside = recorded.yardstick or "nothing"
                 notes.append(f"bare latencies were compared: beside the baseline's ran {beside}")
         before = activity()
-        progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s, {FIRST_LOOK} rounds at least")
+        least = FIRST_LOOK if other is None else 2 * SWAPPED_LOOK
+        progress.stage(f"measuring {len(cases)} cases for up to {options.seconds:g} s, {least} rounds at least")
         neighbours = using.watch_neighbours()
         began = using.timer.now()
         warmed = warm_up(candidates, using.timer, options.seconds)
