@@ -21,10 +21,11 @@ from tests.paths import ROOT
 
 PATIENCE = 120  # seconds; far more than anything here takes
 
-# An export that is given its ONNX file instead of tracing, to be in a later phase soon.
+# An export that is given its ONNX file instead of tracing, to be in a later phase soon, and never ends the last one.
 WITHOUT_TRACE = """
-import runpy, shutil, sys
-import export.pipeline
+import functools, runpy, shutil, sys
+import export.check, export.pipeline
+export.check.interleave = functools.partial(export.check.interleave, min_rounds=10**9)
 source = sys.argv.pop(1)
 export.pipeline.trace_part = lambda part: None
 export.pipeline.save_onnx = lambda program, path, external_data: shutil.copy(source, path)
@@ -126,6 +127,24 @@ def test_ctrl_c_while_reading(start: Start, tiny_checkpoint: Write, outputs: Out
     process.wait_for_stage("[1/4] reading checkpoint and samples")
     process.interrupted(signal.SIGINT)
     outputs.untouched()
+
+
+def test_an_interrupt_where_python_cannot_raise_it_is_not_lost() -> None:
+    script = """
+import os, signal, time, weakref
+from export.commands.common import raise_interrupts
+raise_interrupts()
+class Thing: ...
+thing = Thing()
+reference = weakref.ref(thing, lambda _: os.kill(os.getpid(), signal.SIGINT))
+try:
+    del thing
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ran.stdout, ran.stderr) == ("interrupted\n", "")
 
 
 def test_ctrl_c_while_tracing(start: Start, tiny_checkpoint: Write, outputs: Outputs) -> None:

@@ -1,6 +1,9 @@
 """What the commands share: options of an export, where output goes, how an interrupt is taken."""
 
 import signal
+import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 import click
@@ -10,6 +13,7 @@ from export.options import BACKENDS, LAYOUTS, PRECISIONS, ExportOptions, Range
 from madtp.command import PATH, output_console
 
 FAILED = 1  # a check failed
+AGAIN = 0.05  # seconds until an interrupt that was lost is taken again
 
 
 def export_options(command: Any) -> Any:
@@ -57,11 +61,32 @@ def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
 
+class _LostInterrupts:
+    """Takes an interrupt again that came where Python cannot raise it and drops it, e.g. in a callback of an import.
+
+    Args:
+        usual: hook for all else that cannot be raised.
+    """
+
+    def __init__(self, usual: Callable[[Any], object]) -> None:
+        self._usual = usual
+
+    def __call__(self, lost: Any) -> None:
+        if lost.exc_type is not KeyboardInterrupt:
+            self._usual(lost)
+            return
+        timer = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
+        timer.daemon = True
+        timer.start()
+
+
 def raise_interrupts() -> None:
     """From here on, Ctrl-C and SIGTERM unwind what was begun; until then `export/__main__.py` answers them."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:
             signal.signal(number, _interrupt)
+    if not isinstance(sys.unraisablehook, _LostInterrupts):
+        sys.unraisablehook = _LostInterrupts(sys.unraisablehook)
 
 
 __all__ = [
