@@ -1,8 +1,7 @@
 """Where the time of an artifact goes: by kind of operator, with the multiply-adds of its matrix products, or by layer.
 
 Short runs of their own with the profilers of ONNX Runtime and TensorRT: profiling costs time, so nothing else is timed
-meanwhile. The cases take turns, and medians over their calls count: so that neighbours do not look
-like a loss.
+meanwhile. The cases take turns, and medians over their calls count, so that neighbours do not look like a loss.
 """
 
 import json
