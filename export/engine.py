@@ -22,7 +22,7 @@ import onnx.inliner
 from export.backends import Backend
 from export.errors import BackendError
 from madtp.files import write_errors
-from madtp.opspec import DOMAIN, TOKEN_COMPACT
+from madtp.ops.spec import DOMAIN, TOKEN_COMPACT
 
 WORKER = "export.engine_worker"
 LOG_LINES = 12  # of the builder, shown when it fails

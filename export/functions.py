@@ -1,6 +1,6 @@
 """The two custom ops in standard ONNX: their executable specification, and what ONNX Runtime runs.
 
-The bodies follow the reference in `madtp/ops.py`. They use only ops that TensorRT imports too, and get the
+The bodies follow the reference in `madtp/ops/reference.py`. They use only ops that TensorRT imports too, and get the
 data-dependent size from a Slice whose end is computed; so a plan without plugins is built from the same text.
 """
 
@@ -8,8 +8,8 @@ import onnx.parser
 from onnx import FunctionProto
 from onnx.defs import OpSchema
 
-from madtp.ops import EPSILON
-from madtp.opspec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.reference import EPSILON
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
 
 OPSET = 20
 
@@ -236,7 +236,7 @@ def _function(spec: OpSpec, body: str) -> FunctionProto:
 
 
 def functions() -> list[FunctionProto]:
-    """The function bodies of all custom ops, in the order of `madtp.opspec.OPS`."""
+    """The function bodies of all custom ops, in the order of `madtp.ops.spec.OPS`."""
     bodies = {ALIGNED_ATTENTION: _ALIGNED_ATTENTION_BODY, TOKEN_COMPACT: _TOKEN_COMPACT_BODY}
     return [_function(spec, bodies[spec]) for spec in OPS]
 

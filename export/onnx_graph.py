@@ -9,7 +9,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
-from madtp.opspec import DOMAIN, TOKEN_COMPACT
+from madtp.ops.spec import DOMAIN, TOKEN_COMPACT
 
 IDS_OUTPUT = [output.name for output in TOKEN_COMPACT.outputs].index("compacted_ids")
 Arrays = dict[str, NDArray[Any]]

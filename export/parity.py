@@ -9,8 +9,8 @@ from torch import Tensor
 from export.options import Range
 from export.reading import TEXT_LOGITS, noted_runners, read_text, written_text
 from madtp.config import BlipConfig, ClipConfig
+from madtp.ops.recorder import CompactRecord, PruningRecorder
 from madtp.parts import Part
-from madtp.recorder import CompactRecord, PruningRecorder
 from madtp.samples import SampleSet, collate
 from madtp.tasks import COUNTS_SUFFIX, Outputs, Runners, run_request, token_counts, torch_runners
 

@@ -19,7 +19,7 @@ from export.backends import Backend
 from export.errors import BackendError, PluginError
 from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
 from madtp.errors import InputError
-from madtp.opspec import DOMAIN, OPS, VERSION
+from madtp.ops.spec import DOMAIN, OPS, VERSION
 from madtp.tasks import Outputs, Runner
 
 SEARCHED = "LD_LIBRARY_PATH"  # where Polygraphy looks first

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.functions import OPSET, functions, op_schema
-from madtp.opspec import DOMAIN, OPS, VERSION, OpSpec
+from madtp.ops.spec import DOMAIN, OPS, VERSION, OpSpec
 from madtp.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part, TensorSpec
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.

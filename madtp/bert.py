@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.config import BlipConfig
-from madtp.ops import MASKED, merge_heads, split_heads
+from madtp.ops.reference import MASKED, merge_heads, split_heads
 from madtp.pruning import PruningState, align, compact
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from madtp.config import ClipConfig
 from madtp.errors import InputError
-from madtp.ops import merge_heads, split_heads
+from madtp.ops.reference import merge_heads, split_heads
 from madtp.pruning import PruningState, align, compact, resolve_temperature
 
 IMAGE_MAX_KEEP = 1  # an image layer prunes where more than this many patches stay

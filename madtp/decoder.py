@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from madtp.bert import Embeddings, Intermediate, Output, Projections
 from madtp.config import BlipConfig
 from madtp.errors import CheckpointError
-from madtp.ops import MASKED, merge_heads, split_heads
+from madtp.ops.reference import MASKED, merge_heads, split_heads
 
 
 class DecoderEmbeddings(Embeddings):

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madtp.ops.recorder import PruningRecorder
 from madtp.parts import Part, parts_of
-from madtp.recorder import PruningRecorder
 from madtp.tasks import COUNTS_SUFFIX, Outputs, Runner
 
 TOWERS = {"vision": "vision", "text": "text", "match": "text"}  # encoder -> its name in the recordings

@@ -139,7 +139,7 @@ class Kernels:
     def aligned_attention(
         self, qkv: Tensor, key_mask: Tensor, causal: int, heads: int
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Like `madtp.ops.aligned_attention`.
+        """Like `madtp.ops.reference.aligned_attention`.
 
         Raises:
             KernelError: the call returned an error.
@@ -167,7 +167,7 @@ class Kernels:
         layer: int,
         max_tokens: int = 0,
     ) -> Compacted:
-        """Like `madtp.ops.token_compact`.
+        """Like `madtp.ops.reference.token_compact`.
 
         Raises:
             KernelError: the call returned an error.

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from madtp.opspec import FLOAT, OPS, OpSpec
+from madtp.ops.spec import FLOAT, OPS, OpSpec
 from tests.harness import BUILD, HALF, INT32, INT64, Plugin, PluginLibrary, descriptions
 from tests.harness import FLOAT as FP32
 from tests.native_build import build, cuda_library

@@ -14,7 +14,7 @@ from madtp.checkpoint import NOT_DEPLOYED, load_state
 from madtp.clip import ClipModel, round_like_official_loader
 from madtp.config import ClipConfig
 from madtp.errors import CheckpointError, InputError
-from madtp.recorder import PruningRecorder
+from madtp.ops.recorder import PruningRecorder
 from tests import golden
 from tests.generate import generated_images, generated_state
 from tests.paths import RECORDINGS

@@ -17,7 +17,7 @@ from export.plugin_library import build_library
 from export.profile import input_profile, part_sizes
 from export.trace import save_onnx, trace_part
 from madtp.nlvr import NlvrModel
-from madtp.opspec import OPS
+from madtp.ops.spec import OPS
 from madtp.parts import parts_of
 from tests.precisions import TYPES, retype
 from tests.sizes import generated_model

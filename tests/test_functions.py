@@ -14,7 +14,7 @@ from onnx import TensorProto, helper
 from torch import Tensor
 
 from export.functions import OPSET, functions, op_schema
-from madtp.opspec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
 from tests.test_ops import compact_inputs
 
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}

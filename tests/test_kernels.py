@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from madtp import ops
+from madtp.ops import reference as ops
 from tests import recorded
 from tests.kernels import Compacted, Kernels, check_accuracy, libraries, load
 from tests.paths import golden_folders

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from madtp.ops import learned_threshold, token_counts, token_importance
+from madtp.ops.reference import learned_threshold, token_counts, token_importance
 
 ATTEND = torch.ops.madtp.aligned_attention
 COMPACT = torch.ops.madtp.token_compact

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from madtp.opspec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
+from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
 from tests import fuzz_plugins, harness
 from tests.harness import BUILD, FIELD_INT32, FLOAT, RUNTIME, Field, Fields, PluginLibrary, descriptions, int_field
 from tests.plugin_case import GOOD, IDS, Case, libraries, path_of, the_message

@@ -26,7 +26,7 @@ from export.plugin_library import (
 )
 from export.runner import register_plugins
 from export.trace import save_onnx
-from madtp.opspec import OPS, TOKEN_COMPACT
+from madtp.ops.spec import OPS, TOKEN_COMPACT
 from tests.conftest import TINY
 
 PROFILE = {

@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from madtp import ops
-from madtp.opspec import ALIGNED_ATTENTION, DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops import reference as ops
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 from tests import harness
 from tests.harness import BF16, BUILD, FLOAT, HALF, RUNTIME, PluginLibrary
 from tests.kernels import Kernels

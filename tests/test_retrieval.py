@@ -11,9 +11,9 @@ from torch import Tensor
 from madtp.checkpoint import NOT_DEPLOYED, load_state
 from madtp.config import RetrievalConfig
 from madtp.errors import InputError
+from madtp.ops.recorder import PruningRecorder
 from madtp.parts import parts_of
 from madtp.ranking import NOT_MATCHED, image_tokens, rank
-from madtp.recorder import PruningRecorder
 from madtp.retrieval import RetrievalModel
 from madtp.tasks import run_request, torch_runners
 from tests import golden

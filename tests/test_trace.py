@@ -10,7 +10,7 @@ import torch
 import export.trace
 from export.trace import save_onnx, trace_part
 from madtp.nlvr import NlvrModel
-from madtp.opspec import DOMAIN
+from madtp.ops.spec import DOMAIN
 from madtp.parts import parts_of
 from tests import golden
 from tests.paths import CARRIED, ROOT

@@ -30,8 +30,8 @@ from export.validation.table import verdict_table
 from export.validation.tolerances import TOLERANCES, Bounds, parse_tolerances
 from export.validation.verdict import Verdict
 from madtp.checkpoint import Model
+from madtp.ops.recorder import CompactRecord
 from madtp.parts import parts_of
-from madtp.recorder import CompactRecord
 from madtp.samples import collate, load_samples
 from madtp.tasks import Outputs, torch_runners
 from tests.conftest import write_task_checkpoint

@@ -69,8 +69,8 @@ class Call:
     """One call of an op: `run` enqueues it on the current stream, always with the same buffers.
 
     Attributes:
-        outputs: of the op, in the order of `madtp.ops`; tokens, mask and ids of TokenCompact have room for all L rows a
-            sample, of which the first count * B are dense.
+        outputs: of the op, in the order of `madtp.ops.reference`; tokens, mask and ids of TokenCompact have room for
+            all L rows a sample, of which the first count * B are dense.
         held: every buffer of the call, inputs first.
     """
 

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from benchmarks.gpu.calls import Call, attention_call, attention_inputs, compact_call, compact_inputs
 from benchmarks.gpu.floor import ALIGNMENTS, HEADS, LENGTH, WIDTH
 from benchmarks.gpu.measure import peak_bytes
-from madtp.ops import aligned_attention, split_heads, token_compact
+from madtp.ops.reference import aligned_attention, split_heads, token_compact
 
 Candidates = dict[str, Callable[[], object]]
 SDPA_BACKENDS = {

@@ -9,7 +9,7 @@ from export.artifact import model_config, open_parts, runtime
 from export.errors import BackendError, ManifestError
 from export.manifest import check_files, manifest_path, read_manifest
 from export.runner import CheckedRunner, RunnerOptions
-from madtp.opspec import TOKEN_COMPACT
+from madtp.ops.spec import TOKEN_COMPACT
 from madtp.samples import Config
 from madtp.tasks import Runner, Runners
 

@@ -22,7 +22,7 @@ from export.bench.artifact import Described
 from export.bench.calls import Case, Inputs
 from export.onnx_graph import OnnxGraph, open_graph
 from export.runner import feed
-from madtp.opspec import OPS
+from madtp.ops.spec import OPS
 from madtp.tasks import Outputs, run_request
 
 BETWEEN = "between operators"

@@ -8,8 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from export.showing import Shows, WatchedRunner, watched_parts
+from madtp.ops.recorder import PruningRecorder
 from madtp.parts import Part
-from madtp.recorder import PruningRecorder
 from madtp.samples import Config
 from madtp.tasks import COUNTS_SUFFIX, Outputs, Runner, TorchRunner, count_tokens
 

@@ -12,8 +12,8 @@ from export.parity import encoder_layers
 from export.reading import Text, noted_runners, read_text
 from export.showing import WatchedRunner
 from madtp.checkpoint import Model
+from madtp.ops.recorder import CompactRecord, PruningRecorder
 from madtp.parts import Part, parts_of
-from madtp.recorder import CompactRecord, PruningRecorder
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runners, TorchRunner, count_tokens, run_request, token_counts
 

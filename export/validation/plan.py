@@ -7,7 +7,7 @@ from export.onnx_graph import Arrays, OnnxGraph, cut, run_graph
 from export.runner import PlanRunner, feed
 from export.showing import Shows
 from export.validation.bisect import Call, Culprit, relative_difference
-from madtp.opspec import DOMAIN
+from madtp.ops.spec import DOMAIN
 
 PLAN = "the plan"
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from export.validation.contestants import Answer, Layer
 from export.validation.tolerances import YARDSTICK_FACTOR, Tolerance
-from madtp.recorder import CompactRecord
+from madtp.ops.recorder import CompactRecord
 
 LISTED = 20  # differing tokens that a verdict names
 

@@ -15,7 +15,7 @@ namespace madtp {
 
 constexpr int kWarpSize = 32;
 constexpr unsigned kFullWarp = 0xffffffffu;
-constexpr float kEpsilon = 1e-8f;  // of every normalisation, as in madtp/ops.py
+constexpr float kEpsilon = 1e-8f;  // of every normalisation, as in madtp/ops/reference.py
 constexpr float kInfinity = __builtin_huge_valf();
 
 // Whether a pointer may be read or written `bytes` at a time. TensorRT may hand over a slice of a larger tensor.

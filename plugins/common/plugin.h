@@ -11,7 +11,7 @@
 namespace madtp {
 
 constexpr char const* kNamespace = "madtp";
-constexpr char const* kVersion = "1";  // of the op definitions (madtp/opspec.py), not of the library
+constexpr char const* kVersion = "1";  // of the op definitions (madtp/ops/spec.py), not of the library
 
 // A 32-bit size from a dimension that TensorRT gives as 64 bits; zero where it is unknown (-1) or does not fit.
 inline int32_t size_of(int64_t dimension) noexcept {

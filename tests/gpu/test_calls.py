@@ -13,7 +13,7 @@ from benchmarks.gpu.calls import (
     compact_inputs,
     load_library,
 )
-from madtp.ops import aligned_attention, token_compact
+from madtp.ops.reference import aligned_attention, token_compact
 from tests import native_build
 from tests.paths import ROOT
 

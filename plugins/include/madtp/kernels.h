@@ -1,6 +1,6 @@
 /* The CUDA kernels of the two custom ops, without TensorRT: raw device pointers, sizes, a workspace and a stream.
  *
- * What they compute is written down in docs/semantics.md; `madtp/ops.py` is the readable reference. All calls are
+ * What they compute is written down in docs/semantics.md; `madtp/ops/reference.py` is the readable reference. All calls are
  * asynchronous, allocate nothing, never synchronise, and may be captured into a CUDA graph. Results are bit-identical
  * from run to run, and a sample's AlignedAttention does not depend on its batch mates.
  *

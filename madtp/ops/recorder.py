@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from madtp.ops import learned_threshold, token_counts, token_importance
+from madtp.ops.reference import learned_threshold, token_counts, token_importance
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from madtp.opspec import ALIGNED_ATTENTION, DOMAIN, TOKEN_COMPACT
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, TOKEN_COMPACT
 
 EPSILON = 1e-8  # of every normalisation in the importance
 MASKED = -10000.0  # what BERT adds to the score of a key that must not be seen
