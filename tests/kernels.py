@@ -14,59 +14,21 @@ import pytest
 import torch
 from torch import Tensor
 
+from madtp.ops.library import (
+    DTYPES,
+    SUCCESS,
+    AttentionShape,
+    CompactInputs,
+    CompactOutputs,
+    CompactShape,
+    KernelError,
+    load_library,
+)
 from tests.native_build import build, cuda_library
 
-DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 POISON, GUARD = 0xFF, 0xA5  # bytes
 GUARD_BYTES = 256
 FACTOR = 2  # a kernel's error is at most this times torch's in the same precision, and a floor of a few roundings
-SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
-
-
-class AttentionShape(ctypes.Structure):
-    """MadtpAttentionShape."""
-
-    _fields_ = tuple((name, ctypes.c_int32) for name in ("batch", "length", "width", "heads", "causal", "dtype"))
-
-
-class CompactShape(ctypes.Structure):
-    """MadtpCompactShape."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_int32) for name in ("batch", "length", "width", "alignments", "layer", "max_tokens", "dtype")
-    )
-
-
-class CompactInputs(ctypes.Structure):
-    """MadtpCompactInputs."""
-
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            "tokens",
-            "key_mask",
-            "source_ids",
-            "column_score",
-            "class_score",
-            "alignment",
-            "temperature",
-            "min_keep",
-        )
-    )
-
-
-class CompactOutputs(ctypes.Structure):
-    """MadtpCompactOutputs."""
-
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("compacted", "compacted_mask", "compacted_ids", "count"))
-
-
-class KernelError(Exception):
-    """A call returned this CUDA error."""
-
-    def __init__(self, code: int) -> None:
-        super().__init__(f"CUDA error {code}")
-        self.code = code
 
 
 @dataclass(frozen=True)
@@ -114,10 +76,8 @@ class Kernels:
     """
 
     def __init__(self, path: Path, device: str) -> None:
-        self.library = ctypes.CDLL(str(path))
+        self.library = load_library(path)
         self.device = device
-        for name in ("madtp_aligned_attention_workspace", "madtp_token_compact_workspace"):
-            getattr(self.library, name).restype = ctypes.c_size_t
         if device == "cpu":
             self.library.simt_barriers.restype = ctypes.c_char_p
 
@@ -198,7 +158,7 @@ class Kernels:
     def _call(self, name: str, *arguments: Any, rooms: Sequence[Room]) -> None:
         code = getattr(self.library, name)(*arguments, self._stream())
         if code != SUCCESS:
-            raise KernelError(code)
+            raise KernelError.of_call(name, code)
         for room in rooms:
             room.check()
 

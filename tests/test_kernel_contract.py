@@ -7,16 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from tests.kernels import (
-    INVALID_VALUE,
-    AttentionShape,
-    CompactInputs,
-    CompactOutputs,
-    CompactShape,
-    Kernels,
-    libraries,
-    load,
-)
+from madtp.ops.library import INVALID_VALUE, AttentionShape, CompactInputs, CompactOutputs, CompactShape
+from tests.kernels import Kernels, libraries, load
 
 
 @pytest.fixture(scope="module", params=libraries())

@@ -7,13 +7,12 @@ Nothing is allocated, filled or awaited in a call, so that it can be timed and c
 import ctypes
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from madtp.errors import MadtpError
-from tests.kernels import (
+from madtp.ops.library import (
     DTYPES,
     SUCCESS,
     AttentionShape,
@@ -23,12 +22,9 @@ from tests.kernels import (
     KernelError,
 )
 
-ROOT = Path(__file__).resolve().parent.parent.parent
-LIBRARY = ROOT / "install" / "lib" / "libmadtp_kernels.so"
-
 
 class DeviceError(MadtpError):
-    """There is no CUDA device, or no library of kernels to run on it."""
+    """There is no CUDA device to run on."""
 
 
 def require_device() -> None:
@@ -44,24 +40,6 @@ def require_device() -> None:
         + ("." if built else ": it is a build for CPUs (its version ends in +cpu where that is so)."),
         "Run this on a machine with an NVIDIA GPU, its driver and torch for CUDA; nvidia-smi has to list the GPU.",
     )
-
-
-def load_library(path: Path = LIBRARY) -> ctypes.CDLL:
-    """The library of kernels.
-
-    Raises:
-        DeviceError: it is missing or cannot be loaded.
-    """
-    fix = "Build it with ./build.sh plugins, which installs it there."
-    if not path.is_file():
-        raise DeviceError(f"the library of kernels '{path}' is missing", "It has not been built here.", fix)
-    try:
-        library = ctypes.CDLL(str(path))
-    except OSError as error:
-        raise DeviceError(f"the library of kernels '{path}' cannot be loaded", str(error), fix) from error
-    for name in ("madtp_aligned_attention_workspace", "madtp_token_compact_workspace"):
-        getattr(library, name).restype = ctypes.c_size_t
-    return library
 
 
 @dataclass(frozen=True)
@@ -107,7 +85,7 @@ def attention_call(library: ctypes.CDLL, qkv: Tensor, key_mask: Tensor, causal: 
     def run(_held: object = tensors) -> None:  # whoever keeps `run` keeps the buffers
         code = library.madtp_aligned_attention(ctypes.byref(shape), *pointers, _stream(qkv))
         if code != SUCCESS:
-            raise KernelError(code)
+            raise KernelError.of_call("madtp_aligned_attention", code)
 
     return Call(run, (context, column, class_score), tensors)
 
@@ -143,7 +121,7 @@ def compact_call(library: ctypes.CDLL, inputs: tuple[Tensor, ...], layer: int = 
             ctypes.byref(shape), ctypes.byref(given), ctypes.byref(wanted), _pointer(workspace), _stream(tokens)
         )
         if code != SUCCESS:
-            raise KernelError(code)
+            raise KernelError.of_call("madtp_token_compact", code)
 
     return Call(run, outputs, held)
 

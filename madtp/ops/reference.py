@@ -165,18 +165,18 @@ def _register(spec: Any, implementation: Any) -> Any:
     )
 
 
-_aligned_attention_op = _register(ALIGNED_ATTENTION, aligned_attention)
-_token_compact_op = _register(TOKEN_COMPACT, token_compact)
+ALIGNED_ATTENTION_OP = _register(ALIGNED_ATTENTION, aligned_attention)
+TOKEN_COMPACT_OP = _register(TOKEN_COMPACT, token_compact)
 
 
-@_aligned_attention_op.register_fake
+@ALIGNED_ATTENTION_OP.register_fake
 def _(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, width = qkv.shape
     score = qkv.new_empty(batch, length - 1, dtype=torch.float32)
     return qkv.new_empty(batch, length, width // 3), score, torch.empty_like(score)
 
 
-@_token_compact_op.register_fake
+@TOKEN_COMPACT_OP.register_fake
 def _(
     tokens: Tensor,
     key_mask: Tensor,
@@ -238,5 +238,5 @@ def _compact_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None
     return grads[0], None, None, *grads[1:], None, None, None
 
 
-_aligned_attention_op.register_autograd(_attention_backward, setup_context=_attention_context)
-_token_compact_op.register_autograd(_compact_backward, setup_context=_compact_context)
+ALIGNED_ATTENTION_OP.register_autograd(_attention_backward, setup_context=_attention_context)
+TOKEN_COMPACT_OP.register_autograd(_compact_backward, setup_context=_compact_context)

@@ -8,7 +8,7 @@ import ctypes
 import pytest
 import torch
 
-from benchmarks.gpu.calls import DeviceError, load_library
+from madtp.ops.library import KernelError, load_library
 
 gpu_only = [
     pytest.mark.gpu,
@@ -21,5 +21,5 @@ def library() -> ctypes.CDLL:
     """The CUDA kernels; a failure, not a skip, where they were not built: with a GPU at hand they have to be."""
     try:
         return load_library()
-    except DeviceError as error:
+    except KernelError as error:
         pytest.fail(str(error))

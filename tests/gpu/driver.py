@@ -2,8 +2,9 @@
 
 import sys
 
-from benchmarks.gpu.calls import load_library, require_device
+from benchmarks.gpu.calls import require_device
 from madtp.errors import MadtpError
+from madtp.ops.library import load_library
 from tests.gpu.cases import run_all
 
 

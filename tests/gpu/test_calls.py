@@ -6,13 +6,12 @@ import pytest
 import torch
 
 from benchmarks.gpu.calls import (
-    DeviceError,
     attention_call,
     attention_inputs,
     compact_call,
     compact_inputs,
-    load_library,
 )
+from madtp.ops.library import KernelError, load_library
 from madtp.ops.reference import aligned_attention, token_compact
 from tests import native_build
 from tests.paths import ROOT
@@ -59,5 +58,5 @@ def test_a_call_keeps_its_buffers(host: ctypes.CDLL) -> None:
 
 
 def test_missing_library_is_named() -> None:
-    with pytest.raises(DeviceError, match=r"build\.sh plugins"):
+    with pytest.raises(KernelError, match=r"build\.sh plugins"):
         load_library(ROOT / "install" / "lib" / "no-such.so")

@@ -1,0 +1,114 @@
+"""The kernels' C ABI (`plugins/include/madtp/kernels.h`) through ctypes: structures, loading, what calls return."""
+
+import ctypes
+import os
+from pathlib import Path
+
+import torch
+
+from madtp.errors import MadtpError
+
+DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
+SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
+VECTOR_BYTES = 16  # boundary of what the kernels read 16 bytes at a time
+VARIABLE = "MADTP_KERNELS"  # environment variable: the library, where it is not installed beside the package
+INSTALLED = Path(__file__).resolve().parents[2] / "install" / "lib" / "libmadtp_kernels.so"
+
+_SIZES = "Keep to the sizes in madtp/kernels.h: heads of at most 256 columns, widths that are multiples of 8."
+_REASONS = {  # cudaError_t -> why, what to do
+    1: ("A size, a type or a pointer is not one that the kernels take.", _SIZES),
+    2: ("The GPU is out of memory.", "Use smaller batches, or free memory."),
+    35: ("The driver is older than the CUDA that the kernels were built with.", "Install a newer NVIDIA driver."),
+    100: ("There is no CUDA device.", "Run this on a machine with an NVIDIA GPU; nvidia-smi has to list it."),
+    209: (
+        "The library holds no code for this GPU.",
+        "Build it for this compute capability, e.g. MADTP_SM=90 ./build.sh plugins.",
+    ),
+    801: ("This GPU cannot do that.", "bfloat16 needs compute capability 8.0: use float16 before it."),
+}
+
+
+class KernelError(MadtpError):
+    """The kernels cannot be loaded, or refuse a call.
+
+    Attributes:
+        code: the cudaError_t that a call returned; None where the library could not be loaded.
+    """
+
+    def __init__(self, what: str, why: str = "", fix: str = "", code: int | None = None) -> None:
+        super().__init__(what, why, fix)
+        self.code = code
+
+    @classmethod
+    def of_call(cls, name: str, code: int) -> "KernelError":
+        """The error for what `name` returned."""
+        other = (
+            "An earlier CUDA call may have failed.",
+            "Look it up as cudaError_t, and run with CUDA_LAUNCH_BLOCKING=1.",
+        )
+        return cls(f"{name} returned CUDA error {code}", *_REASONS.get(code, other), code=code)
+
+
+class AttentionShape(ctypes.Structure):
+    """MadtpAttentionShape."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("batch", "length", "width", "heads", "causal", "dtype"))
+
+
+class CompactShape(ctypes.Structure):
+    """MadtpCompactShape."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int32) for name in ("batch", "length", "width", "alignments", "layer", "max_tokens", "dtype")
+    )
+
+
+class CompactInputs(ctypes.Structure):
+    """MadtpCompactInputs."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_void_p)
+        for name in (
+            "tokens",
+            "key_mask",
+            "source_ids",
+            "column_score",
+            "class_score",
+            "alignment",
+            "temperature",
+            "min_keep",
+        )
+    )
+
+
+class CompactOutputs(ctypes.Structure):
+    """MadtpCompactOutputs."""
+
+    _fields_ = tuple((name, ctypes.c_void_p) for name in ("compacted", "compacted_mask", "compacted_ids", "count"))
+
+
+def library_path() -> Path:
+    """Where the library is looked for: MADTP_KERNELS, else what `./build.sh plugins` installed."""
+    given = os.environ.get(VARIABLE, "")
+    return Path(given) if given else INSTALLED
+
+
+def load_library(path: Path | None = None) -> ctypes.CDLL:
+    """The library of kernels, its four functions declared; None is `library_path()`.
+
+    Raises:
+        KernelError: it is missing, cannot be loaded, or lacks a function.
+    """
+    path = library_path() if path is None else path
+    fix = f"Build it with ./build.sh plugins, or name another one in {VARIABLE}."
+    if not path.is_file():
+        raise KernelError(f"the library of kernels '{path}' is missing", "It has not been built here.", fix)
+    try:
+        library = ctypes.CDLL(str(path))
+        for op, arguments in (("aligned_attention", 8), ("token_compact", 5)):
+            call, workspace = getattr(library, f"madtp_{op}"), getattr(library, f"madtp_{op}_workspace")
+            call.restype, call.argtypes = ctypes.c_int, [ctypes.c_void_p] * arguments
+            workspace.restype, workspace.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+    except (OSError, AttributeError) as error:
+        raise KernelError(f"the library of kernels '{path}' cannot be loaded", str(error), fix) from error
+    return library
