@@ -155,7 +155,7 @@ class TextEncoder(nn.Module):
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, image, space_dict, state, index)
             if temperature is None:
-                state.counts.append(torch.tensor(x.shape[1], device=x.device))
+                state.count_unpruned(x)
         return x, state
 
 

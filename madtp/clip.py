@@ -154,7 +154,7 @@ class Transformer(nn.Module):
         for layer, block in enumerate(self.resblocks):
             x = block(x, space_dict, state, layer)
             if state.temperature is None:
-                state.counts.append(torch.tensor(x.shape[1], device=x.device))
+                state.count_unpruned(x)
         return x
 
 

@@ -37,6 +37,11 @@ class PruningState:
         keep = torch.full((), min_keep, dtype=torch.int64, device=key_mask.device)
         return cls(key_mask, ids, temperature, keep, collect_aligned=collect_aligned)
 
+    def count_unpruned(self, tokens: Tensor) -> None:
+        """Note a layer of the dense model, which leaves `tokens` [B, L, C]."""
+        # Filled on the device: a number copied there would wait for it, and could not be captured into a CUDA graph.
+        self.counts.append(torch.full((), tokens.shape[1], dtype=torch.int64, device=tokens.device))
+
     def token_counts(self) -> Tensor:
         """[B, layers] int32: tokens of each sample after each layer, class token included."""
         counts = torch.stack(self.counts).to(torch.int32)
@@ -94,4 +99,4 @@ def resolve_temperature(temperature: Tensor | float | None, default: float, devi
     if isinstance(temperature, Tensor):
         return temperature
     value = default if temperature is None else temperature
-    return torch.tensor(value, dtype=torch.float32, device=device) if value > 0 else None
+    return torch.full((), value, dtype=torch.float32, device=device) if value > 0 else None

@@ -95,5 +95,5 @@ class TextEncoder(nn.Module):
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, image0, image1, space_dict, state, index)
             if temperature is None:
-                state.counts.append(torch.tensor(x.shape[1], device=x.device))
+                state.count_unpruned(x)
         return x, state

@@ -97,5 +97,5 @@ class VisionTransformer(nn.Module):
         for layer, block in enumerate(self.blocks):
             x = block(x, space_dict, state, layer)
             if temperature is None:
-                state.counts.append(torch.tensor(x.shape[1], device=x.device))
+                state.count_unpruned(x)
         return self.norm(x), state

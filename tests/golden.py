@@ -9,7 +9,7 @@ A folder of texts (`cases.json` with the keys "bert" and "clip") is replayed thr
 import json
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from benchmarks.gpu.calls import require_device
 from madtp.checkpoint import MODELS, load_state
 from madtp.clip import round_like_official_loader
 from madtp.config import CONFIGS
 from madtp.errors import InputError, MadtpError
+from madtp.ops import register_kernels
 from tests import golden_tokenizer
 from tests.generate import checksum_errors, generated_images, generated_state
 from tests.golden_requests import outputs_of
@@ -29,7 +31,12 @@ from tests.golden_runtimes import LayerTrace, OnnxRuntime, TorchRuntime
 from tests.verdict import Verdict
 
 TOLERANCE = 1e-4  # absolute, on outputs
+CHANGED_WEIGHTS = "weights_changed.safetensors"  # of a folder without weights: those that the rule does not give
 FLOAT64_FACTOR = 10  # or this times the recorded difference to float64, where that is larger
+
+
+def _on_cpu(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.cpu()
 
 
 @dataclass(frozen=True)
@@ -38,6 +45,17 @@ class Replay:
 
     outputs: dict[str, Tensor]
     towers: dict[str, list[LayerTrace]]
+
+    def cpu(self) -> "Replay":
+        """The same, on the CPU."""
+        towers = {
+            name: [
+                replace(layer, source_ids=None if layer.source_ids is None else layer.source_ids.cpu())
+                for layer in layers
+            ]
+            for name, layers in self.towers.items()
+        }
+        return Replay({name: tensor.cpu() for name, tensor in self.outputs.items()}, towers)
 
 
 @dataclass(frozen=True)
@@ -69,6 +87,10 @@ class GoldenCase:
         """Whether it is a run over a small data set."""
         return self.entry.get("kind") == "evaluate"
 
+    def to(self, device: str) -> "GoldenCase":
+        """The case with its inputs on a device."""
+        return replace(self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()})
+
     def tolerance(self, output: str) -> float:
         """Allowed |difference| of an output."""
         return max(TOLERANCE, FLOAT64_FACTOR * self.entry.get("fp64_max_abs_diff", {}).get(output, 0.0))
@@ -85,8 +107,10 @@ def load_model(folder: Path) -> Any:
     config = CONFIGS[task](**{name: value for name, value in values.items() if name in known})
     with torch.device("meta"):
         model = MODELS[task](config)
-    stored = folder / "weights.safetensors"
+    stored, changed = folder / "weights.safetensors", folder / CHANGED_WEIGHTS
     state = load_file(stored) if stored.is_file() else generated_state(model, values["weight_seed"])
+    if changed.is_file():
+        state |= load_file(changed)
     check = folder / "weight_check.json"
     if check.is_file() and (wrong := checksum_errors(state, json.loads(check.read_text()))):
         raise InputError(f"generated weights of {folder} differ from the recorded checksums", ", ".join(wrong))
@@ -129,11 +153,11 @@ def recorded_layers(tensors: Mapping[str, Tensor], call: Mapping[str, Any]) -> l
 
 
 def replay(config: Any, runtime: TorchRuntime | OnnxRuntime, case: GoldenCase) -> Replay:
-    """Run a case."""
+    """Run a case; what it gave is on the CPU."""
     runners, towers = runtime.runners()
     with torch.no_grad():
         outputs = outputs_of(config, runners, case)
-    return Replay(outputs, towers.layers)
+    return Replay(outputs, towers.layers).cpu()
 
 
 def compare(case: GoldenCase, replay: Replay) -> Verdict:
@@ -193,8 +217,8 @@ def _layer_mismatches(layer: LayerTrace, recorded: LayerTrace, in_order: bool) -
         yield f"K = {layer.keep}, recorded {recorded.keep}"
 
 
-def check_folder(folder: Path, onnx: bool, scratch: Path) -> Iterator[tuple[str, str, Verdict]]:
-    """(case, runtime, verdict) of every case in a folder."""
+def check_folder(folder: Path, onnx: bool, scratch: Path, device: str = "cpu") -> Iterator[tuple[str, str, Verdict]]:
+    """(case, runtime, verdict) of every case in a folder; torch runs on `device`."""
     if golden_tokenizer.holds_texts(folder):
         yield from golden_tokenizer.check_folder(folder)
         return
@@ -202,25 +226,35 @@ def check_folder(folder: Path, onnx: bool, scratch: Path) -> Iterator[tuple[str,
     if missing:
         raise InputError(f"'{folder}' is no golden folder", f"It has no {' and no '.join(missing)}.")
     model = load_model(folder)
-    runtimes = [TorchRuntime(model), *([OnnxRuntime(model, scratch)] if onnx else [])]
+    exported = [OnnxRuntime(model, scratch)] if onnx else []
+    model.to(device)
     for case in load_cases(folder, model.config.image_size):
-        dense = [TorchRuntime(model, dense=True)] if case.temperature <= 0 else []
-        for runtime in (*runtimes, *dense):
+        for runtime in exported:
             yield case.name, runtime.name, compare(case, replay(model.config, runtime, case))
+        moved = case.to(device)
+        for dense in (False, True) if case.temperature <= 0 else (False,):
+            runtime = TorchRuntime(model, dense=dense)
+            yield case.name, runtime.name, compare(case, replay(model.config, runtime, moved))
 
 
 @click.command()
 @click.argument("folders", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--onnx", is_flag=True, help="Run the exported graph in ONNX Runtime too.")
-def main(folders: tuple[Path, ...], onnx: bool) -> None:
+@click.option(
+    "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where torch runs; cuda: our kernels."
+)
+def main(folders: tuple[Path, ...], onnx: bool, device: str) -> None:
     """Replay golden FOLDERS: one line a case, worst difference, counts equal or not; exit 1 on any mismatch."""
     import tempfile
 
     failed = 0
     try:
+        if device == "cuda":
+            require_device()
+            register_kernels()
         for folder in folders:
             with tempfile.TemporaryDirectory() as scratch:
-                for name, runtime, verdict in check_folder(folder, onnx, Path(scratch)):
+                for name, runtime, verdict in check_folder(folder, onnx, Path(scratch), device):
                     failed += bool(verdict.mismatches)
                     counts = "DIFFER" if any("layer" in m for m in verdict.mismatches) else "equal"
                     click.echo(

@@ -5,7 +5,8 @@ size of what it returns.
 """
 
 import ctypes
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -173,3 +174,13 @@ def _on(device: torch.device) -> AbstractContextManager[Any]:
 
 def _stream(device: torch.device) -> int | None:
     return torch.cuda.current_stream(device).cuda_stream if device.type == "cuda" else None
+
+
+@contextmanager
+def without_kernels(device: str = "cuda") -> Iterator[None]:
+    """The reference again, while this lasts; for comparisons. The kernels have to be registered."""
+    with (
+        reference.ALIGNED_ATTENTION_OP.set_kernel_enabled(device, enabled=False),
+        reference.TOKEN_COMPACT_OP.set_kernel_enabled(device, enabled=False),
+    ):
+        yield

@@ -1,0 +1,34 @@
+"""The stages of the kit, in the order in which they run: what is worth most comes first. The standard library alone."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: `benchmarks.kit.stages.<name>`, a process of its own.
+
+    Attributes:
+        name: of the module and of its files among the results.
+        seconds: most that it may take; less where the kit's own time runs out before.
+        shows: what it is for, in words.
+    """
+
+    name: str
+    seconds: float
+    shows: str
+
+
+PROBE = Stage("probe", 45, "machine, driver, clocks, versions, the libraries' symbols")
+STAGES = (
+    PROBE,
+    Stage("calls", 40, "one call of each op and type against the CPU"),
+    Stage("parity", 100, "recorded cases of all tasks in fp32: outputs, token counts, kept sets"),
+    Stage("model", 130, "whole NLVR: dense and pruned, latency, throughput, synchronisations, memory, profile"),
+    Stage("precision", 60, "fp16 and bf16: agreement, kept tokens, flips and their margins"),
+    Stage("kernel_tests", 75, "the kernel tests that run on the host elsewhere"),
+    Stage("graphs", 40, "CUDA-graph capture of each op"),
+    Stage("timings", 100, "both ops beside eager torch, torch.compile, SDPA, FlashAttention-3, a copy"),
+    Stage("sanitizer", 100, "compute-sanitizer: memcheck and racecheck"),
+    Stage("recordings", 60, "the kernels on every layer of the recorded cases"),
+)
+MINUTES = 8.0

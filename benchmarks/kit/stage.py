@@ -1,0 +1,91 @@
+"""One stage of the kit: `python -m benchmarks.kit.stage NAME FILE --seconds N [--rehearse]`.
+
+Exit status: 0 it passed, 1 it did not, 2 the machine is at fault (FILE then holds an "error" that says what to do).
+"""
+
+import argparse
+import importlib
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from benchmarks.kit.files import write_json
+from benchmarks.kit.plan import STAGES
+
+PASSED, FAILED, WRONG_MACHINE = 0, 1, 2
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@dataclass
+class Stage:
+    """What a stage is given.
+
+    Attributes:
+        file: of its results.
+        rehearse: on the CPU, with the kernels' build for the host and tiny sizes.
+        deadline: when it will be ended, on the monotonic clock.
+        found: its results so far; `save` writes them.
+    """
+
+    file: Path
+    rehearse: bool
+    deadline: float
+    found: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def device(self) -> str:
+        """Where its tensors lie."""
+        return "cpu" if self.rehearse else "cuda"
+
+    @property
+    def library(self) -> Path:
+        """The kernels for that device."""
+        return ROOT / "lib" / ("libmadtp_kernels_host.so" if self.rehearse else "libmadtp_kernels.so")
+
+    @property
+    def seconds_left(self) -> float:
+        """Until it will be ended."""
+        return self.deadline - time.monotonic()
+
+    def save(self, **found: Any) -> None:
+        """Add to the results, and write them."""
+        self.found.update(found)
+        write_json(self.file, self.found)
+
+
+class WrongMachineError(Exception):
+    """This machine cannot run the kit: what, why, and what to do, in one sentence or two."""
+
+
+def main() -> int:
+    """Run the stage; returns the exit status."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("name", choices=[stage.name for stage in STAGES])
+    parser.add_argument("file", type=Path)
+    parser.add_argument("--seconds", type=float, required=True)
+    parser.add_argument("--rehearse", action="store_true")
+    options = parser.parse_args()
+    stage = Stage(options.file, options.rehearse, time.monotonic() + options.seconds)
+    try:
+        passed = importlib.import_module(f"benchmarks.kit.stages.{options.name}").run(stage)
+    except WrongMachineError as error:
+        stage.save(error=str(error))
+        return WRONG_MACHINE
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()  # into the stage's log
+        text = " ".join(str(error).split()) or "no message"
+        stage.save(error=f"{type(error).__name__}: {text[:500]}")
+        return FAILED
+    stage.save(passed=passed)
+    return PASSED if passed else FAILED
+
+
+if __name__ == "__main__":
+    # The module's own name, so that stages catch and raise the same classes.
+    from benchmarks.kit import stage as this
+
+    sys.exit(this.main())

@@ -1,0 +1,30 @@
+"""One call of each op and type, held to the reference on the CPU: the first thing that a broken build fails."""
+
+from benchmarks.kit.stage import Stage
+
+
+def run(stage: Stage) -> bool:
+    """Each call on its own, so that one that fails does not hide the others."""
+    import torch
+
+    from tests.kernels import Kernels
+    from tests.test_kernels import attention_inputs, check_attention, check_compact, compact_call
+
+    kernels = Kernels(stage.library, stage.device)
+    found: dict[str, str] = {}
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        checks = {
+            "aligned_attention": lambda dtype=dtype: check_attention(
+                kernels, *attention_inputs(2, 130, 2, 64, dtype, seed=1)
+            ),
+            "token_compact": lambda dtype=dtype: check_compact(kernels, tuple(compact_call(2, 60, 3, dtype, width=64))),
+        }
+        for op, check in checks.items():
+            name = f"{op} {str(dtype).removeprefix('torch.')}"
+            try:
+                check()
+                found[name] = "equal within rounding"
+            except Exception as error:
+                found[name] = f"FAILED: {type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            stage.save(calls=found)
+    return not any(text.startswith("FAILED") for text in found.values())

@@ -1,0 +1,13 @@
+"""The kernels on what every layer was given while recorded cases were replayed, in every type."""
+
+import os
+
+from benchmarks.kit.stage import ROOT, Stage
+from benchmarks.kit.stages.tests import run_tests
+
+
+def run(stage: Stage) -> bool:
+    """On a device with the full-size cases; a rehearsal takes the few that the sources carry."""
+    if stage.rehearse:
+        os.environ["MADTP_GOLDEN"] = str(ROOT / "no-recordings")
+    return run_tests(stage, ["tests/test_kernels.py"], f"recorded and {'host' if stage.rehearse else 'cuda'}")
