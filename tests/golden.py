@@ -107,15 +107,20 @@ def load_model(folder: Path) -> Any:
     config = CONFIGS[task](**{name: value for name, value in values.items() if name in known})
     with torch.device("meta"):
         model = MODELS[task](config)
-    stored, changed = folder / "weights.safetensors", folder / CHANGED_WEIGHTS
-    state = load_file(stored) if stored.is_file() else generated_state(model, values["weight_seed"])
-    if changed.is_file():
+    state = stored_weights(folder) or generated_state(model, values["weight_seed"])
+    if (changed := folder / CHANGED_WEIGHTS).is_file():
         state |= load_file(changed)
     check = folder / "weight_check.json"
     if check.is_file() and (wrong := checksum_errors(state, json.loads(check.read_text()))):
         raise InputError(f"generated weights of {folder} differ from the recorded checksums", ", ".join(wrong))
     load_state(model, round_like_official_loader(state) if task == "clip" else state, folder)
     return model.eval()
+
+
+def stored_weights(folder: Path) -> dict[str, Tensor]:
+    """The weights that a folder holds; none where they are generated."""
+    path = folder / "weights.safetensors"
+    return load_file(path) if path.is_file() else {}
 
 
 def load_cases(folder: Path, image_size: int) -> Iterator[GoldenCase]:

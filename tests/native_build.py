@@ -15,6 +15,7 @@ from tests.paths import ROOT
 
 SOURCES = ROOT / "tests" / "native"
 SANITIZE = "MADTP_SANITIZE"  # environment variable: 1 takes the sanitized build (tests/test_sanitizers.py sets it)
+PREBUILT = "MADTP_NATIVE"  # environment variable: a folder with a host build, for machines that cannot make one
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ def _tool(name: str) -> str:
 
 @cache
 def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
-    """Bring the host build up to date; with `sanitize`, one under AddressSanitizer and UndefinedBehaviorSanitizer."""
+    """Bring the host build up to date; with `sanitize`, one under AddressSanitizer and UndefinedBehaviorSanitizer.
+
+    Where MADTP_NATIVE names a folder of libraries, those are taken as they are.
+    """
+    names = ("kernels_host", "plugins_host", "harness", "probe")
+    if given := os.environ.get(PREBUILT):
+        return Native(*(Path(given) / f"libmadtp_{name}.so" for name in names))
     folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -45,7 +52,6 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
         ninja = f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"
         _run([_tool("cmake"), "-S", str(SOURCES), "-B", str(folder), "-G", "Ninja", ninja, *options])
         _run([_tool("cmake"), "--build", str(folder), "--parallel", os.environ.get("MADTP_JOBS", "2")])
-    names = ("kernels_host", "plugins_host", "harness", "probe")
     return Native(*(folder / f"libmadtp_{name}.so" for name in names))
 
 
@@ -58,5 +64,6 @@ def _run(command: list[str]) -> None:
 
 def cuda_library(name: str) -> Path | None:
     """libmadtp_<name>.so as compiled for CUDA, where that was done: kernels or plugins."""
-    places = (ROOT / "build" / "plugins", ROOT / "install" / "lib")
+    given = os.environ.get(PREBUILT)
+    places = (Path(given),) if given else (ROOT / "build" / "plugins", ROOT / "install" / "lib")
     return next((path for place in places if (path := place / f"libmadtp_{name}.so").is_file()), None)

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,21 @@ from benchmarks.gpu.measure import peak_bytes
 from madtp.ops.reference import aligned_attention, split_heads, token_compact
 
 Candidates = dict[str, Callable[[], object]]
+FLASH_3 = "FlashAttention-3, bf16"  # its wheel for inference has no fp16 kernels
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What the ops are timed on: L tokens with the class token, C, H, T, and where."""
+
+    length: int = LENGTH
+    width: int = WIDTH
+    heads: int = HEADS
+    alignments: int = ALIGNMENTS
+    device: str = "cuda"
+
+
+BASE = Sizes()
 SDPA_BACKENDS = {
     "SDPA flash": SDPBackend.FLASH_ATTENTION,
     "SDPA cuDNN": SDPBackend.CUDNN_ATTENTION,
@@ -23,14 +39,19 @@ SDPA_BACKENDS = {
 }
 
 
-def _usable(candidates: Candidates) -> tuple[Candidates, dict[str, str]]:
+def _wait(device: str) -> None:
+    if device != "cpu":
+        torch.cuda.synchronize()
+
+
+def _usable(candidates: Candidates, device: str) -> tuple[Candidates, dict[str, str]]:
     """Those that run, and why the others do not: torch refuses backends and compilations in many ways."""
     usable: Candidates = {}
     refused: dict[str, str] = {}
     for name, call in candidates.items():
         try:
             call()
-            torch.cuda.synchronize()
+            _wait(device)
         except torch.cuda.OutOfMemoryError:
             refused[name] = "out of memory"
         except Exception as error:
@@ -48,11 +69,32 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, backend: SDPBackend | Non
         return F.scaled_dot_product_attention(query, key, value)
 
 
+def _attend_flash_3(qkv: Tensor, heads: int) -> Callable[[], object]:
+    """FlashAttention-3 on the same numbers; imported where it is called, to be refused like the others."""
+    query, key, value = (
+        part.unflatten(-1, (heads, -1)).to(torch.bfloat16).contiguous() for part in qkv.chunk(3, dim=-1)
+    )
+
+    def attend() -> object:
+        from fa3_fwd_interface import flash_attn_func
+
+        return flash_attn_func(query, key, value)
+
+    return attend
+
+
+def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
+    """torch.compile; on a CPU (a rehearsal) traced alone, and no compiler started."""
+    return torch.compile(function, dynamic=False, backend="eager" if device == "cpu" else "inductor")
+
+
 def _difference(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.float() - theirs.float()).abs().max())
 
 
-def attention_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
+def attention_candidates(
+    library: ctypes.CDLL, batch: int, sizes: Sizes = BASE
+) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
     """AlignedAttention at base size, fp16.
 
     Returns:
@@ -61,21 +103,22 @@ def attention_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, 
     Raises:
         KernelError: the kernels refuse the call.
     """
-    qkv, key_mask = attention_inputs(batch, LENGTH, WIDTH, torch.float16)
-    ours: Call = attention_call(library, qkv, key_mask, 0, HEADS)
+    qkv, key_mask = attention_inputs(batch, sizes.length, sizes.width, torch.float16, device=sizes.device)
+    ours: Call = attention_call(library, qkv, key_mask, 0, sizes.heads)
     ours.run()
-    torch.cuda.synchronize()  # an error of the kernels is not to look like a candidate that does not run
-    eager = partial(aligned_attention, qkv, key_mask, 0, HEADS)
-    compiled = torch.compile(aligned_attention, dynamic=False)
-    query, key, value = (split_heads(part, HEADS) for part in qkv.chunk(3, dim=-1))
+    _wait(sizes.device)  # an error of the kernels is not to look like a candidate that does not run
+    eager = partial(aligned_attention, qkv, key_mask, 0, sizes.heads)
+    compiled = _compile(aligned_attention, sizes.device)
+    query, key, value = (split_heads(part, sizes.heads) for part in qkv.chunk(3, dim=-1))
     candidates: Candidates = {
         "kernel": ours.run,
         "eager": eager,
-        "torch.compile": partial(compiled, qkv, key_mask, 0, HEADS),
+        "torch.compile": partial(compiled, qkv, key_mask, 0, sizes.heads),
         "SDPA": partial(_attend, query, key, value, None),
         **{name: partial(_attend, query, key, value, backend) for name, backend in SDPA_BACKENDS.items()},
+        FLASH_3: _attend_flash_3(qkv, sizes.heads),
     }
-    usable, refused = _usable(candidates)
+    usable, refused = _usable(candidates, sizes.device)
     facts: dict[str, Any] = {}
     if "eager" in usable:
         names = ("context", "column_score", "class_score")
@@ -85,7 +128,9 @@ def attention_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, 
     return usable, refused, facts
 
 
-def compact_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
+def compact_candidates(
+    library: ctypes.CDLL, batch: int, sizes: Sizes = BASE
+) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
     """TokenCompact at base size, fp16.
 
     Returns:
@@ -94,20 +139,23 @@ def compact_candidates(library: ctypes.CDLL, batch: int) -> tuple[Candidates, di
     Raises:
         KernelError: the kernels refuse the call.
     """
-    inputs = compact_inputs(batch, LENGTH, WIDTH, ALIGNMENTS, torch.float16)
+    inputs = compact_inputs(batch, sizes.length, sizes.width, sizes.alignments, torch.float16, device=sizes.device)
     ours = compact_call(library, inputs)
     ours.run()
-    torch.cuda.synchronize()  # an error of the kernels is not to look like a candidate that does not run
+    _wait(sizes.device)  # an error of the kernels is not to look like a candidate that does not run
     eager = partial(token_compact, *inputs, 0)
-    compiled = torch.compile(token_compact, dynamic=False)
-    usable, refused = _usable({"kernel": ours.run, "eager": eager, "torch.compile": lambda: compiled(*inputs, 0)})
+    compiled = _compile(token_compact, sizes.device)
+    usable, refused = _usable(
+        {"kernel": ours.run, "eager": eager, "torch.compile": lambda: compiled(*inputs, 0)}, sizes.device
+    )
     count = int(ours.outputs[3])
     facts: dict[str, Any] = {"tokens": count}
     if "eager" in usable:
         theirs = eager()
         facts["tokens_of_eager"] = int(theirs[3])
         if facts["tokens_of_eager"] == count:
-            mine = ours.outputs[0].reshape(-1, WIDTH)[: batch * count].reshape(batch, count, WIDTH)
+            width = sizes.width
+            mine = ours.outputs[0].reshape(-1, width)[: batch * count].reshape(batch, count, width)
             facts["largest_difference"] = {"tokens": _difference(mine, theirs[0])}
     return usable, refused, facts
 

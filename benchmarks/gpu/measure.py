@@ -1,5 +1,6 @@
 """Timing and memory on a CUDA device."""
 
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -28,30 +29,58 @@ def summarize(microseconds: list[float]) -> Timing:
     return Timing(float(median), float(p10), float(p90), len(microseconds))
 
 
-def interleave(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time every candidate once a round between two CUDA events, L2 flushed before each; the order turns each round."""
-    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+def interleave(
+    candidates: Mapping[str, Callable[[], object]], rounds: int, *, device: str = "cuda", seconds: float = float("inf")
+) -> dict[str, Timing]:
+    """Time every candidate once a round, L2 flushed before each; the order turns each round.
+
+    Args:
+        candidates: calls by name.
+        rounds: how often each is timed; half of it and more once `seconds` are over.
+        device: "cuda" times between two events; "cpu" by the clock (a rehearsal).
+        seconds: after which the rounds end early.
+    """
+    time_call = _time_on_cpu if device == "cpu" else _event_timer()
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
+    names, begun = list(candidates), time.monotonic()
     for index in range(WARMUP_ROUNDS + rounds):
+        if index >= WARMUP_ROUNDS + rounds // 2 and time.monotonic() - begun > seconds:
+            break
         turn = index % len(names)
         for name in names[turn:] + names[:turn]:
-            begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-            flush.zero_()
-            begin.record()
-            candidates[name]()
-            end.record()
-            end.synchronize()
+            elapsed = time_call(candidates[name])
             if index >= WARMUP_ROUNDS:
-                times[name].append(begin.elapsed_time(end) * 1e3)
+                times[name].append(elapsed)
     return {name: summarize(values) for name, values in times.items()}
 
 
-def copy_bandwidth(size: int = COPY_BYTES, rounds: int = 30) -> float:
-    """Bytes a second, read and written, of a device-to-device copy of `size` bytes; the median."""
-    source = torch.zeros(size, dtype=torch.uint8, device="cuda")
+def _time_on_cpu(call: Callable[[], object]) -> float:
+    begin = time.perf_counter()
+    call()
+    return (time.perf_counter() - begin) * 1e6
+
+
+def _event_timer() -> Callable[[Callable[[], object]], float]:
+    """Microseconds of a call between two CUDA events, L2 flushed before the first."""
+    flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+
+    def time_call(call: Callable[[], object]) -> float:
+        begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+        flush.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end)) * 1e3
+
+    return time_call
+
+
+def copy_bandwidth(size: int = COPY_BYTES, rounds: int = 30, device: str = "cuda") -> float:
+    """Bytes a second, read and written, of a copy of `size` bytes on the device; the median."""
+    source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    median = interleave({"copy": lambda: target.copy_(source)}, rounds)["copy"].median_us
+    median = interleave({"copy": lambda: target.copy_(source)}, rounds, device=device)["copy"].median_us
     return 2 * size / (median * 1e-6)
 
 

@@ -46,6 +46,7 @@ def run(stage: Stage) -> bool:
         }
     )
     _check_disk(stage)
+    _check_python(kit)
     _import_everything()
     stage.save(packages={name: _version(name) for name in PACKAGES})
     stage.save(
@@ -69,6 +70,15 @@ def _check_disk(stage: Stage) -> None:
         raise WrongMachineError(
             f"the disk of '{stage.file.parent}' has {free / 1e6:.0f} MB left. The kit needs {LEAST_DISK / 1e6:.0f}. "
             "Name a results folder on another disk, or free some."
+        )
+
+
+def _check_python(kit: dict[str, Any]) -> None:
+    ours, wanted = f"{sys.version_info.major}.{sys.version_info.minor}", kit.get("python")
+    if ours != wanted:
+        raise WrongMachineError(
+            f"{sys.executable} is Python {ours}, and the kit brings packages for {wanted}. Name another Python with torch: "
+            f"PYTHON=/path/to/python{wanted} bash run.sh ..., or pack one for this: ./build.sh gpu-kit --python {ours}"
         )
 
 

@@ -1,0 +1,257 @@
+"""Packs the GPU kit into build/gpu-kit: `./build.sh gpu-kit` (docs/gpu-kit.md).
+
+    python -m benchmarks.kit.pack [--python 3.12] [--without-flash-attention-3] [--out DIR]
+
+Sources, kernels for CUDA and for the host, recordings without what can be generated again, and the wheels that a
+machine with torch lacks. Weights and images follow from a rule (tests/generate.py); what does not is packed as it is.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from safetensors.torch import load_file, save_file
+
+from benchmarks.kit.files import write_json
+from export.plugin_library import INSTALL, ROOT, SM_VARIABLE, build_library
+from madtp.clip import round_like_official_loader
+from madtp.errors import MadtpError, OutputError
+from tests import golden, native_build
+from tests.generate import generated_state
+from tests.paths import CARRIED, RECORDINGS, TASKS
+
+DEFAULT = ROOT / "build" / "gpu-kit"
+MOST_BYTES = 60_000_000
+SOURCES = ("madtp", "calibration", "export", "tests", "benchmarks", "plugins")
+LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "bench", "*.egg-info")
+# What DESIGN's machine with torch does not have; versions are those of constraints.txt.
+WHEELS = ("click", "ftfy", "hypothesis", "markdown-it-py", "mdurl", "onnx-ir", "onnxscript", "rich", "safetensors")
+WHEELS += ("sortedcontainers", "wcwidth")
+FLASH_3 = "fa3-fwd==0.0.3"
+PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64")
+
+
+@dataclass
+class Kit:
+    """What is packed, and what had to stay out.
+
+    Attributes:
+        folder: of the kit.
+        python: e.g. "3.12", of the machine that it will run on.
+        left_out: what is not in it, and why.
+    """
+
+    folder: Path
+    python: str
+    left_out: list[str] = field(default_factory=list)
+
+
+def pack_sources(kit: Kit) -> None:
+    """The project's own code; checkpoints and results stay at home."""
+    for name in SOURCES:
+        shutil.copytree(ROOT / name, kit.folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for name in ("pyproject.toml", "LICENSE"):
+        shutil.copy2(ROOT / name, kit.folder)
+    shutil.copy2(ROOT / "benchmarks" / "kit" / "run.sh", kit.folder)
+    kit.left_out.append("trained demo checkpoints: no stage runs them")
+
+
+def pack_libraries(kit: Kit) -> tuple[int, ...]:
+    """The kernels for CUDA and for the host; returns the compute capabilities of the former.
+
+    Raises:
+        PluginError: they cannot be built.
+    """
+    library = build_library(lambda text: click.echo(text, err=True))
+    target = kit.folder / "lib"
+    target.mkdir()
+    shutil.copy2(INSTALL / "lib" / "libmadtp_kernels.so", target)
+    shutil.copy2(native_build.build(sanitize=False).kernels, target)
+    return library.sm
+
+
+def pack_wheels(kit: Kit, flash_attention_3: bool) -> None:
+    """Packages from PyPI for the machine's Python, ready to import; FlashAttention-3 as it is.
+
+    Raises:
+        OutputError: pip cannot get one.
+    """
+    abi = f"cp{kit.python.replace('.', '')}"
+    target = ["--only-binary=:all:", "--no-deps", "--implementation", "cp", "--python-version", kit.python]
+    target += [f"--platform={platform}" for platform in PLATFORMS] + [f"--abi={name}" for name in (abi, "abi3", "none")]
+    site = kit.folder / "site"
+    _pip("install", "--target", site, "--constraint", ROOT / "constraints.txt", *target, *WHEELS)
+    for folder in (*site.rglob("__pycache__"), site / "bin"):
+        shutil.rmtree(folder, ignore_errors=True)
+    if flash_attention_3:
+        _pip("download", "--dest", kit.folder / "wheels", *target, FLASH_3)
+    else:
+        kit.left_out.append("FlashAttention-3: not asked for")
+
+
+def _pip(*arguments: Any) -> None:
+    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--disable-pip-version-check"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise OutputError(
+            "pip could not get the packages of the GPU kit",
+            done.stderr.strip()[-500:],
+            "The kit is packed on a machine that reaches PyPI; look at the message above.",
+        )
+
+
+def pack_recordings(kit: Kit) -> None:
+    """The recorded cases of all tasks, as far as this machine has them."""
+    folders = [RECORDINGS.parent / task / size for task in TASKS for size in ("tiny", "base")]
+    there = [folder for folder in folders if (folder / "cases.json").is_file()]
+    if not there:
+        kit.left_out.append(f"recordings: there are none at {RECORDINGS.parent}; those in tests/data are in")
+    for folder in there:
+        pack_folder(folder, kit.folder / "golden" / folder.parent.name / folder.name)
+    if there:
+        kit.left_out.append("of recordings: weights and images that the rule gives, and tensors that nothing compares")
+    pack_folder(CARRIED, kit.folder / CARRIED.relative_to(ROOT), keep_others=True)
+
+
+def pack_folder(source: Path, target: Path, *, keep_others: bool = False) -> None:
+    """One folder of recorded cases, slim: checked to load to the same model and the same cases.
+
+    Raises:
+        OutputError: what was packed would load to something else.
+    """
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.suffix == ".json" or (keep_others and path.suffix != ".safetensors"):
+            shutil.copyfile(path, target / path.name)
+    model = golden.load_model(source)
+    if (source / "weights.safetensors").is_file():
+        _pack_weights(source, target, model)
+    size = model.config.image_size
+    for entry in json.loads((source / "cases.json").read_text()):
+        tensors = {
+            name: tensor
+            for name, tensor in load_file(source / entry["file"]).items()
+            if name.startswith(("input/", "output/")) or name.endswith("/source")
+        }
+        images = {name: tensor for name, tensor in tensors.items() if name.startswith("input/image")}
+        save_file({name: tensor for name, tensor in tensors.items() if name not in images}, target / entry["file"])
+        if images and not _same_case(source, target, size, entry["name"]):
+            save_file(tensors, target / entry["file"])
+        if not _same_case(source, target, size, entry["name"]):
+            raise OutputError(
+                f"the case {entry['name']} of '{source}' cannot be packed", "It would load to another one."
+            )
+
+
+def _pack_weights(source: Path, target: Path, model: Any) -> None:
+    """Only the tensors that the rule does not give."""
+    seed = json.loads((source / "config.json").read_text())["weight_seed"]
+    stored, given = golden.stored_weights(source), generated_state(model, seed)
+    if model.task == "clip":  # rounded whenever they are loaded
+        given = round_like_official_loader(given)
+    changed = {name: stored[name] for name in given if not torch.equal(stored[name], given[name])}
+    if changed:
+        save_file(changed, target / golden.CHANGED_WEIGHTS)
+    again = golden.load_model(target).state_dict()
+    if not all(torch.equal(tensor, again[name]) for name, tensor in model.state_dict().items()):
+        raise OutputError(f"the weights of '{source}' cannot be packed", "They would load to others.")
+
+
+def _same_case(source: Path, target: Path, size: int, name: str) -> bool:
+    def load(folder: Path) -> golden.GoldenCase | None:
+        try:
+            return next(case for case in golden.load_cases(folder, size) if case.name == name)
+        except (MadtpError, KeyError, FileNotFoundError):
+            return None
+
+    left, right = load(source), load(target)
+    if left is None or right is None or left.inputs.keys() != right.inputs.keys():
+        return False
+    pairs = ((left.inputs, right.inputs), (left.recorded.outputs, right.recorded.outputs))
+    return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in mine)
+
+
+def commit() -> str:
+    """The checkout's commit, and whether there are changes on it."""
+    done = subprocess.run(
+        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    return done.stdout.strip() or "unknown"
+
+
+@contextmanager
+def new_folder(target: Path) -> Iterator[Path]:
+    """A folder that takes the place of `target` when all is in it."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
+        fresh = Path(scratch) / "new"
+        fresh.mkdir()
+        yield fresh
+        if target.exists():
+            os.replace(target, Path(scratch) / "old")
+        os.replace(fresh, target)
+
+
+def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str], None]) -> Kit:
+    """Pack the kit.
+
+    Raises:
+        MadtpError: a part cannot be had, or the kit is too large.
+    """
+    with new_folder(target) as folder:
+        kit = Kit(folder, python)
+        pack_sources(kit)
+        say("kernels")
+        sm = pack_libraries(kit)
+        say("wheels")
+        pack_wheels(kit, flash_attention_3)
+        say("recordings")
+        pack_recordings(kit)
+        packed = datetime.now(UTC).isoformat(timespec="seconds")
+        about = {"commit": commit(), "packed": packed, "sm": list(sm), "python": python, "left_out": kit.left_out}
+        write_json(folder / "kit.json", about)
+        size = folder_bytes(folder)
+        if size > MOST_BYTES:
+            raise OutputError(
+                f"the kit has {size / 1e6:.0f} MB",
+                f"It may have {MOST_BYTES / 1e6:.0f}.",
+                f"Leave out compute capabilities ({SM_VARIABLE}=90) or --without-flash-attention-3.",
+            )
+    return Kit(target, python, kit.left_out)
+
+
+def folder_bytes(folder: Path) -> int:
+    """Of all files in it."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+@click.command()
+@click.option("--out", type=click.Path(path_type=Path), default=DEFAULT, help="Folder of the kit (build/gpu-kit).")
+@click.option("--python", default="3.12", show_default=True, help="Of the machine that it will run on.")
+@click.option("--without-flash-attention-3", is_flag=True, help="Save 28 MB.")
+def main(out: Path, python: str, without_flash_attention_3: bool) -> None:
+    """Pack what a machine with a GPU and no network needs to show everything."""
+    try:
+        kit = pack(out, python, not without_flash_attention_3, lambda part: click.echo(f"packing {part}", err=True))
+    except MadtpError as error:
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    click.echo(f"{kit.folder}: {folder_bytes(kit.folder) / 1e6:.1f} MB, for Python {python}")
+    for text in kit.left_out:
+        click.echo(f"left out: {text}")
+    click.echo(f"there: bash {kit.folder.name}/run.sh RESULTS_DIR [--rehearse] [--minutes N]")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,15 @@
+"""compute-sanitizer on small cases: no bad access, no race. A rehearsal makes the same calls without it."""
+
+from benchmarks.kit.stage import Stage
+from benchmarks.kit.stages.tests import run_tests
+
+
+def run(stage: Stage) -> bool:
+    """The test of tests/gpu."""
+    if stage.rehearse:
+        from madtp.ops.library import load_library
+        from tests.gpu.cases import run_all
+
+        stage.save(calls=run_all(load_library(stage.library), device=stage.device))
+        return True
+    return run_tests(stage, ["tests/gpu/test_sanitizer.py"], "memcheck or racecheck")

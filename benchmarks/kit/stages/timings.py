@@ -1,0 +1,47 @@
+"""Both ops at base size, fp16, beside what torch offers; TokenCompact against the bandwidth of a copy."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from benchmarks.gpu.candidates import BASE, Sizes, attention_candidates, compact_candidates
+from benchmarks.gpu.floor import BATCHES, compact_bytes
+from benchmarks.gpu.measure import copy_bandwidth, device_state, interleave
+from benchmarks.kit.flash import unpack_flash_3
+from benchmarks.kit.stage import Stage
+from madtp.ops.library import load_library
+
+SMALL = Sizes(length=40, width=32, heads=1, alignments=8, device="cpu")
+ROUNDS = 30
+
+
+def run(stage: Stage) -> bool:
+    """Batch by batch, the largest last; passes where the kernels ran and kept as many tokens as torch."""
+    library = load_library(stage.library)
+    sizes, batches, rounds = (SMALL, BATCHES[:2], 5) if stage.rehearse else (BASE, BATCHES, ROUNDS)
+    stage.save(flash_attention_3=unpack_flash_3(stage), rounds=rounds)
+    if not stage.rehearse:
+        stage.save(device_before=device_state(), copy_bytes_per_second=copy_bandwidth())
+    found: dict[str, Any] = {}
+    with torch.inference_mode():
+        for index, batch in enumerate(batches):
+            found[str(batch)] = {}
+            share = stage.seconds_left / (2 * (len(batches) - index))
+            for op, make in (("aligned_attention", attention_candidates), ("token_compact", compact_candidates)):
+                candidates, refused, facts = make(library, batch, sizes)
+                timings = interleave(candidates, rounds, device=stage.device, seconds=share / 2)
+                entry = {name: asdict(timing) for name, timing in timings.items()}
+                found[str(batch)][op] = {"timings": entry, "not_run": refused, **facts}
+                stage.save(batches=found)
+                del candidates
+            if not stage.rehearse:
+                compact = found[str(batch)]["token_compact"]
+                moved = compact_bytes(batch, compact["tokens"] - 2)
+                seconds = compact["timings"]["kernel"]["median_us"] * 1e-6
+                compact["share_of_copy_bandwidth"] = moved / seconds / stage.found["copy_bytes_per_second"]
+                torch.cuda.empty_cache()
+    if not stage.rehearse:
+        stage.save(device_after=device_state())
+    counts = [batch["token_compact"] for batch in found.values()]
+    return all(entry["tokens"] == entry.get("tokens_of_eager", entry["tokens"]) for entry in counts)
