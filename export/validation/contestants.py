@@ -17,6 +17,7 @@ from madtp.ops.recorder import CompactRecord, PruningRecorder
 from madtp.parts import Part, parts_of
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runners, TorchRunner, count_tokens, run_request, token_counts
+from madtp.tf32 import forbid_tf32
 
 Inputs = Mapping[str, Tensor]
 
@@ -84,6 +85,7 @@ class TorchContestant:
     """
 
     def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:
+        forbid_tf32()
         self.name = name
         self.config: Config = model.config
         held = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)
