@@ -64,10 +64,12 @@ def test_tf32_is_off_whatever_was_set_before(allow: Callable[[], None]) -> None:
 
 def test_tf32_is_off_from_torchs_defaults() -> None:
     script = """
-from tests.test_tf32 import *
-assert BACKENDS.cudnn.allow_tf32 and BACKENDS.cudnn.conv.fp32_precision == "tf32"  # or this test says nothing
+import torch
+from madtp.tf32 import forbid_tf32
+cudnn = torch.backends.cudnn
+assert cudnn.allow_tf32 and cudnn.conv.fp32_precision == "tf32"  # or this test says nothing
 forbid_tf32()
-assert is_off()
+assert not cudnn.allow_tf32 and cudnn.conv.fp32_precision == torch.backends.cuda.matmul.fp32_precision == "ieee"
 """
     subprocess.run([sys.executable, "-W", "error::UserWarning", "-c", script], cwd=ROOT, check=True)
 
