@@ -139,6 +139,17 @@ def show_values(network: Any, wanted: set[str]) -> list[str]:
     return [network.get_output(index).name for index in range(before, network.num_outputs)]
 
 
+def builder_config(trt: Any, builder: Any, network: Any, profile: Profile, timing_cache: Path | None) -> Any:
+    """How to build. TensorRT's own default is to compute float32 in TF32, in strongly typed networks too."""
+    create = CreateConfig(
+        profiles=[profile],
+        tf32=False,
+        load_timing_cache=None if timing_cache is None else str(timing_cache),
+        progress_monitor=progress_monitor(trt),
+    )
+    return create(builder, network)
+
+
 def write_plan(trt: Any, builder: Any, network: Any, config: Any, path: str) -> bool:
     """Build and write chunk by chunk where TensorRT can (a plan is as large as the weights, and memory holds two)."""
     with open(path, "wb") as file:
@@ -189,12 +200,7 @@ def build(spec: dict[str, Any]) -> int:
             f"the network has the plugin layers {plugins}, the ONNX file the custom nodes {spec['plugin_layers']}"
         )
     shown = show_values(network, set(spec["shown"]))
-    create_config = CreateConfig(
-        profiles=[profile],
-        load_timing_cache=str(cache) if reused else None,
-        progress_monitor=progress_monitor(trt),
-    )
-    config = create_config(builder, network)
+    config = builder_config(trt, builder, network, profile, cache if reused else None)
     if spec["embed_plugins"]:
         config.plugins_to_serialize = [spec["plugin_library"]]
     if not write_plan(trt, builder, network, config, spec["plan"]):

@@ -2,7 +2,7 @@
 
 import importlib
 from collections import defaultdict
-from typing import Any
+from typing import Any, ClassVar
 
 from export.errors import BackendError
 
@@ -104,22 +104,68 @@ def layer_profiler(trt: Any, milliseconds: defaultdict[str, float]) -> Any:
     return Profiler()
 
 
-def graph_context(engine: Any, trt: Any) -> Any:
-    """An execution context that captures its runs as CUDA graphs and replays them.
+class KernelCache:
+    """The kernels that TensorRT for RTX compiles when a plan is opened; the next plan in this process begins with them.
 
-    TensorRT for RTX does so by itself, anew for every shape, and runs as usual what it cannot capture.
-    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html
+    Args:
+        config: a runtime configuration, which is given the cache. The cache has to outlive the contexts made of it.
+    """
+
+    _compiled: ClassVar[bytes] = b""
+
+    def __init__(self, config: Any) -> None:
+        self._cache = config.create_runtime_cache()
+        if self._compiled:
+            self._cache.deserialize(self._compiled)  # takes nothing of another GPU, driver or version
+        config.set_runtime_cache(self._cache)
+
+    def keep(self) -> None:
+        """Leave what there is to the next plan; only while a CUDA context is current."""
+        content = self._cache.serialize()
+        if content is not None:
+            KernelCache._compiled = bytes(content)
+
+
+def execution_context(engine: Any, trt: Any, cuda_graphs: bool) -> tuple[Any, KernelCache | None]:
+    """What Polygraphy runs a plan with, and the cache of its kernels.
+
+    TensorRT for RTX by itself compiles kernels for sizes that it has not seen, while it runs on with others, and swaps
+    them in when they are ready: times shift, and bits may. Nearly every request here has sizes of its own, so the same
+    kernels serve them all, from the first call to the last.
+    https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/dynamic-shapes-advanced.html
+
+    Args:
+        engine: a deserialised plan.
+        trt: TensorRT's Python module.
+        cuda_graphs: capture runs as CUDA graphs and replay them. TensorRT for RTX does so by itself, anew for every
+            shape, and runs as usual what it cannot capture.
+            https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html
+
+    Returns:
+        An execution context and its cache; of other TensorRTs, which compile nothing, the engine and None.
 
     Raises:
-        BackendError: this TensorRT does not.
+        BackendError: this TensorRT does not capture graphs, or there is no room for the context.
     """
-    strategies = getattr(trt, "CudaGraphStrategy", None)
+    strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
     if strategies is None:
-        raise BackendError(
-            "this TensorRT does not capture CUDA graphs by itself",
-            "Only TensorRT for RTX does; in others the application captures its own stream.",
-            "Measure without --cuda-graphs.",
-        )
+        if cuda_graphs:
+            raise BackendError(
+                "this TensorRT does not capture CUDA graphs by itself",
+                "Only TensorRT for RTX does; in others the application captures its own stream.",
+                "Measure without --cuda-graphs.",
+            )
+        return engine, None
     config = engine.create_runtime_config()
-    config.cuda_graph_strategy = strategies.WHOLE_GRAPH_CAPTURE
-    return engine.create_execution_context(config)
+    config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE
+    if cuda_graphs:
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+    cache = KernelCache(config)
+    context = engine.create_execution_context(config)
+    if context is None:
+        raise BackendError(
+            "TensorRT cannot make the plan ready to run",
+            "Its log above says why; most likely the GPU's memory is short.",
+            "Free the GPU, or export with a smaller --batch.",
+        )
+    return context, cache

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from export.backends import Backend
 from export.errors import BackendError, PluginError
-from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
+from export.gpu import DeviceMeter, MeteredContext, execution_context, layer_profiler
 from madtp.errors import InputError
 from madtp.ops.spec import DOMAIN, OPS, VERSION
 from madtp.tasks import Outputs, Runner
@@ -115,8 +115,9 @@ class PlanRunner:
                 "It was made with another version or for another GPU; export again on this machine.",
             )
         self._path = path
+        runnable, self._kernels = execution_context(engine, trt, options.cuda_graphs)
         self._kept_alive = [runtime, engine]  # what is made of them may not do that
-        self._runner: Any = TrtRunner(graph_context(engine, trt) if options.cuda_graphs else engine)
+        self._runner: Any = TrtRunner(runnable)
         self._runner.activate()
         self._input_names = set(self._runner.get_input_metadata())
         if options.layer_milliseconds is not None:
@@ -139,8 +140,11 @@ class PlanRunner:
     def close(self) -> None:
         """Free the engine and its device memory."""
         if self._runner is not None:
+            if self._kernels is not None:
+                self._kernels.keep()
             self._runner.deactivate()
         self._runner = None  # it holds what it was made of
+        self._kernels = None
         self._kept_alive.clear()
 
 

@@ -20,6 +20,7 @@ from madtp.errors import CheckpointError, ConfigError
 from madtp.nlvr import NlvrModel
 from madtp.retrieval import RetrievalModel
 from madtp.sizes import SOURCES, infer_sizes, infer_task
+from madtp.tf32 import forbid_tf32
 from madtp.vqa import VqaModel
 
 Config = BlipConfig | ClipConfig
@@ -49,13 +50,14 @@ def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None)
             wins over what the tensors say. See `madtp.config.NlvrConfig`.
 
     Returns:
-        The model in eval mode with `.task`, `.config` and `.temperature`.
+        The model in eval mode with `.task`, `.config` and `.temperature`. TF32 is off from then on in this process.
 
     Raises:
         CheckpointError: unreadable file, other architecture, keys missing, unexpected or of the wrong shape, values
             that are not finite.
         ConfigError: unreadable or contradictory configuration.
     """
+    forbid_tf32()
     overrides = (
         read_config(config)
         if isinstance(config, str | Path)

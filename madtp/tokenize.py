@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import ftfy
 import torch
 from tokenizers import BertWordPieceTokenizer, decoders
 from torch import Tensor
@@ -244,6 +243,8 @@ class ClipTextProcessor(RequestText):
         self.sha256 = hashlib.sha256(table.encode()).hexdigest()
 
     def _pieces(self, text: str) -> list[int]:
+        import ftfy  # not at the top: texts of BLIP can be read without it
+
         # CLIP's own cleaning: mended Unicode (curly quotes become straight), and HTML that was escaped up to twice.
         cleaned = html.unescape(html.unescape(ftfy.fix_text(text)))
         pieces: list[int] = self._tokenizer.encode(cleaned.lower())

@@ -1,4 +1,8 @@
-"""Fixtures for tests of the command line: a tiny model's checkpoint, samples that fit it, and outputs to protect."""
+"""Fixtures for tests of the command line: a tiny model's checkpoint, samples that fit it, and outputs to protect.
+
+Fixtures import `export` themselves: the tests for a GPU have to start where what it needs is not installed
+(`tests/bare_machine.py`).
+"""
 
 import json
 import random
@@ -17,18 +21,15 @@ import torch
 from filelock import FileLock
 from PIL import Image
 
-import export.check
-import export.pipeline
-import export.showing
-import madtp.samples
-from export import cli
-from export.trace import trace_part
 from madtp import NlvrConfig, NlvrModel
 from madtp.checkpoint import MODELS
 from madtp.config import CONFIGS
 from madtp.decoder import TextDecoder
 from madtp.parts import parts_of
+from madtp.tf32 import forbid_tf32
 from tests.generate import generated_state
+
+forbid_tf32()
 
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # A shell starts background jobs so, and commands under test would inherit it and rightly ignore Ctrl-C.
@@ -144,6 +145,14 @@ def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_samples(tmp_path_factory.mktemp("data") / "samples")
 
 
+def run_export(patch: pytest.MonkeyPatch, *arguments: object) -> int:
+    """Exit status of `python -m export ARGUMENTS`, run in this process."""
+    from export import cli
+
+    patch.setattr(sys, "argv", ["export", *map(str, arguments)])
+    return cli.main()
+
+
 @dataclass(frozen=True)
 class Ran:
     """What a command line did."""
@@ -166,9 +175,8 @@ def run_cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
 
     def run(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["export", *map(str, arguments)])
         capsys.readouterr()
-        status = cli.main()
+        status = run_export(monkeypatch, *arguments)
         captured = capsys.readouterr()
         return Ran(status, captured.out, captured.err)
 
@@ -206,6 +214,8 @@ def outputs(tmp_path: Path) -> Outputs:
 @pytest.fixture(scope="session")
 def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
     """The tiny model, traced once."""
+    from export.trace import trace_part
+
     model = NlvrModel(NlvrConfig(**TINY))
     model.load_state_dict(tiny_state)
     return trace_part(parts_of(model.eval())["model"])
@@ -214,6 +224,10 @@ def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
 @contextmanager
 def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatch]:
     """Take the tiny model's trace as given, and measure latency briefly."""
+    import export.check
+    import export.pipeline
+    import export.showing
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
         for module in (export.pipeline, export.showing):
@@ -234,8 +248,7 @@ def tiny_artifact(tmp_path_factory: pytest.TempPathFactory, tiny_program: torch.
     folder = tmp_path_factory.mktemp("artifact")
     checkpoint = save_checkpoint(folder / "tiny.pt", state_of(TINY))
     with quick_exports(tiny_program) as patch:
-        patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
-        assert cli.main() == 0
+        assert run_export(patch, "--ckpt", checkpoint, "--engine", folder / "out.onnx") == 0
     return folder
 
 
@@ -266,14 +279,16 @@ class TaskArtifacts(dict[str, Path]):
 
 
 def _export_task(task: str, folder: Path) -> None:
+    import export.check
+    import madtp.samples
+
     folder.mkdir()
     write_vocabulary(folder / "vocab.txt")
     checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
         patch.setattr(madtp.samples, "MIN_SAMPLES", 2)  # tracing takes long enough
-        patch.setattr(sys, "argv", ["export", "--ckpt", str(checkpoint), "--engine", str(folder / "out.onnx")])
-        assert cli.main() == 0
+        assert run_export(patch, "--ckpt", checkpoint, "--engine", folder / "out.onnx") == 0
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from madtp.clip import round_like_official_loader
 from madtp.config import CONFIGS
 from madtp.errors import InputError, MadtpError
 from madtp.ops import register_kernels
+from madtp.tf32 import forbid_tf32
 from tests import golden_tokenizer
 from tests.generate import checksum_errors, generated_images, generated_state
 from tests.golden_requests import outputs_of
@@ -98,6 +99,7 @@ class GoldenCase:
 
 def load_model(folder: Path) -> Any:
     """The model of a golden folder, its weights loaded or generated and checked."""
+    forbid_tf32()
     values = json.loads((folder / "config.json").read_text())
     task = values.get("task", "nlvr")
     if task not in CONFIGS:

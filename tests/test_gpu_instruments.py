@@ -26,7 +26,7 @@ from export.backends import Backend, find_gpus
 from export.bench.environment import activity, clocks
 from export.bench.instruments import instruments_for
 from export.errors import BackendError
-from export.gpu import DeviceMeter, MeteredContext, graph_context, layer_profiler
+from export.gpu import DeviceMeter, KernelCache, MeteredContext, execution_context, layer_profiler
 from export.runner import CheckedRunner, PlanRunner, RunnerOptions, TensorInfo, load_cuda_runtime
 
 STREAM = 7
@@ -64,7 +64,7 @@ class FakeContext:
 
     def __init__(self, cuda: FakeCuda | None = None) -> None:
         self.cuda, self.profiler = cuda, None
-        self.name = "context"
+        self.config: FakeConfig | None = None  # that it was made of
 
     def execute_async_v3(self, stream: int) -> bool:
         if self.cuda is not None:
@@ -90,7 +90,7 @@ def test_gpu_time_is_that_between_the_events_around_each_enqueue() -> None:
     assert meter.take() == 0
     assert cuda.asked == ["record", "enqueue", "record"] * 6
     assert len(cuda.events) == 2 * 3, "events are used again"
-    assert context.name == "context"
+    assert context.cuda is cuda
     meter.close()
     assert not cuda.events
 
@@ -116,20 +116,105 @@ def test_tensorrt_reports_layers_to_the_profiler() -> None:
     assert milliseconds == {"a": 3.5}
 
 
-def test_cuda_graphs_are_asked_for_where_tensorrt_can() -> None:
-    import tensorrt_rtx
+class FakeCache:
+    """A runtime cache whose content is bytes."""
 
-    config, context = SimpleNamespace(cuda_graph_strategy=None), object()
-    engine = SimpleNamespace(
-        create_runtime_config=lambda: config,
-        create_execution_context=lambda given: context if given is config else None,
+    def __init__(self) -> None:
+        self.content: bytes | None = b""
+
+    def deserialize(self, content: bytes) -> bool:
+        self.content = content
+        return True
+
+    def serialize(self) -> bytes | None:
+        return self.content
+
+
+class FakeConfig:
+    """A runtime configuration of TensorRT for RTX, with that one's defaults."""
+
+    def __init__(self) -> None:
+        self.dynamic_shapes_kernel_specialization_strategy, self.cuda_graph_strategy = "lazy", "disabled"
+        self.cache: FakeCache | None = None
+
+    def create_runtime_cache(self) -> FakeCache:
+        return FakeCache()
+
+    def set_runtime_cache(self, cache: FakeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class FakeEngine:
+    """An engine that keeps what contexts are made of."""
+
+    def __init__(self, context: Any) -> None:
+        self.context, self.config = context, FakeConfig()
+
+    def create_runtime_config(self) -> FakeConfig:
+        return self.config
+
+    def create_execution_context(self, config: FakeConfig) -> Any:
+        assert config is self.config
+        assert config.cache is not None, "the cache was not set"
+        return self.context
+
+
+@pytest.fixture(autouse=True)
+def no_kernels_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(KernelCache, "_compiled", b"")
+
+
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_kernels_stay_what_they_are_while_a_plan_runs(cuda_graphs: bool) -> None:
+    import tensorrt_rtx as trt
+
+    engine = FakeEngine(object())
+    context, cache = execution_context(engine, trt, cuda_graphs)
+    assert context is engine.context
+    assert cache is not None
+    assert engine.config.dynamic_shapes_kernel_specialization_strategy == (
+        trt.DynamicShapesKernelSpecializationStrategy.NONE
     )
-    assert graph_context(engine, tensorrt_rtx) is context
-    assert config.cuda_graph_strategy == tensorrt_rtx.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-    assert hasattr(tensorrt_rtx.IRuntimeConfig, "cuda_graph_strategy")
-    assert hasattr(tensorrt_rtx.IExecutionContext, "is_stream_capturable")
+    assert engine.config.cuda_graph_strategy == (
+        trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE if cuda_graphs else "disabled"
+    )
+    named = {name for name in vars(engine.config) if name != "cache"} | {"create_runtime_cache", "set_runtime_cache"}
+    assert named <= set(dir(trt.IRuntimeConfig)), "the fake has what TensorRT does not"
+    assert {"serialize", "deserialize"} <= set(dir(trt.IRuntimeCache))
+    assert hasattr(trt.IExecutionContext, "is_stream_capturable")
+
+
+def test_the_next_plan_begins_with_the_kernels_of_the_one_before() -> None:
+    import tensorrt_rtx as trt
+
+    caches = []
+    for _ in range(3):
+        engine = FakeEngine(object())
+        _, cache = execution_context(engine, trt, False)
+        assert cache is not None
+        caches.append((cache, engine.config.cache))
+        if len(caches) == 1:
+            engine.config.cache.content = b"kernels"
+        if len(caches) == 2:
+            engine.config.cache.content = None  # TensorRT could not write them
+        cache.keep()
+    assert caches[1][1] is not caches[0][1], "a cache does not outlive what it was made of"
+    assert caches[2][1].content == b"kernels"
+
+
+def test_other_tensorrts_run_plans_as_they_are_and_capture_no_graphs() -> None:
+    engine, trt = object(), types.ModuleType("tensorrt")
+    assert execution_context(engine, trt, False) == (engine, None)
     with pytest.raises(BackendError, match="does not capture CUDA graphs by itself"):
-        graph_context(engine, types.ModuleType("tensorrt"))
+        execution_context(engine, trt, True)
+
+
+def test_no_room_for_a_plan_is_an_error() -> None:
+    import tensorrt_rtx as trt
+
+    with pytest.raises(BackendError, match="cannot make the plan ready"):
+        execution_context(FakeEngine(None), trt, False)
 
 
 def test_polygraphy_finds_cuda_s_runtime_in_its_wheel(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -184,7 +269,10 @@ class FakeTrtRunner:
     """Polygraphy's runner as far as `PlanRunner` uses it: one input, twice of it as the output."""
 
     def __init__(self, engine: Any) -> None:
-        self.context = engine if isinstance(engine, FakeContext) else engine.plain_context
+        assert isinstance(engine, FakeContext), (
+            "an engine, of which Polygraphy makes a context with TensorRT's defaults"
+        )
+        self.context = engine
         self.stream = SimpleNamespace(ptr=STREAM)
 
     def activate(self) -> None: ...
@@ -208,15 +296,8 @@ def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Runn
     plan.write_bytes(b"plan")
 
     def open_it(options: RunnerOptions, context: FakeContext, allow_host_code: bool = False) -> PlanRunner:
-        config = SimpleNamespace(cuda_graph_strategy=None)
-
-        def create(given: Any) -> FakeContext:
-            context.name = given.cuda_graph_strategy
-            return context
-
-        engine = SimpleNamespace(
-            create_runtime_config=lambda: config, create_execution_context=create, plain_context=context
-        )
+        engine = FakeEngine(context)
+        context.config = engine.config
         deserialized = {b"plan": engine, b"refused": None}
         runtime = SimpleNamespace(deserialize_cuda_engine=deserialized.__getitem__, engine_host_code_allowed=None)
         module = types.ModuleType("tensorrt_rtx")
@@ -224,6 +305,7 @@ def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Runn
             Runtime=lambda logger: runtime,
             IProfiler=type("IProfiler", (), {}),
             CudaGraphStrategy=SimpleNamespace(WHOLE_GRAPH_CAPTURE="captured"),
+            DynamicShapesKernelSpecializationStrategy=SimpleNamespace(NONE="none"),
         )
         monkeypatch.setitem(sys.modules, "tensorrt_rtx", module)
         monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
@@ -248,10 +330,13 @@ def test_a_plan_s_runner_meters_profiles_and_captures(open_plan: Any) -> None:
     assert layers == {"matmul": 2.0}
     checked = CheckedRunner(runner, [TensorInfo("x", "float32", ("batch",))], [], {"x": [[1], [1], [2]]})
     assert checked.capturable
+    assert runner._runner.context.config.cuda_graph_strategy == "captured"
+    runner._runner.context.config.cache.content = b"kernels"
     held = weakref.ref(runner._runner)
     for _ in range(2):
         checked.close()
     assert held() is None, "the engine is still in the GPU's memory"
+    assert KernelCache._compiled == b"kernels"
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -269,5 +354,6 @@ def test_a_plan_s_runner_does_nothing_that_was_not_asked_for(open_plan: Any) -> 
     context = FakeContext()
     runner = open_plan(RunnerOptions(), context)
     runner.run({"x": torch.ones(1)}, 0.5)
-    assert (context.profiler, context.name) == (None, "context")
+    assert context.profiler is None
+    assert context.config.cuda_graph_strategy == "disabled"
     assert runner._runner.context is context

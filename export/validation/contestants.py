@@ -12,10 +12,12 @@ from export.parity import encoder_layers
 from export.reading import Text, noted_runners, read_text
 from export.showing import WatchedRunner
 from madtp.checkpoint import Model
+from madtp.ops.products import WideProducts
 from madtp.ops.recorder import CompactRecord, PruningRecorder
 from madtp.parts import Part, parts_of
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runners, TorchRunner, count_tokens, run_request, token_counts
+from madtp.tf32 import forbid_tf32
 
 Inputs = Mapping[str, Tensor]
 
@@ -69,7 +71,8 @@ class CastRunner(TorchRunner):
 
     def run(self, inputs: Inputs, temperature: float) -> Outputs:
         cast = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        return super().run(cast, temperature)
+        with WideProducts():  # or the yardstick would depend on the host
+            return super().run(cast, temperature)
 
 
 class TorchContestant:
@@ -82,6 +85,7 @@ class TorchContestant:
     """
 
     def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:
+        forbid_tf32()
         self.name = name
         self.config: Config = model.config
         held = model if dtype == torch.float32 else copy.deepcopy(model).to(dtype)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madtp.ops.products import product
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, TOKEN_COMPACT
 
 EPSILON = 1e-8  # of every normalisation in the importance
@@ -40,13 +41,13 @@ def aligned_attention(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) ->
         where `qkv` is: the yardstick that other precisions are held against).
     """
     query, key, value = (split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
-    scores = (query / math.sqrt(query.shape[-1])) @ key.mT + key_mask[:, None, None, :].to(qkv.dtype)
+    scores = product(query / math.sqrt(query.shape[-1]), key.mT) + key_mask[:, None, None, :].to(qkv.dtype)
     if causal:
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=qkv.device).triu(1)
         scores = scores.masked_fill(hidden, -math.inf)
     wide = torch.promote_types(qkv.dtype, torch.float32)
     probabilities = scores.to(wide).softmax(dim=-1)
-    context = probabilities.to(qkv.dtype) @ value
+    context = product(probabilities.to(qkv.dtype), value)
     column_score = probabilities.amax(dim=1)[:, 1:, 1:].sum(dim=1)
     norm = torch.linalg.vector_norm(context[:, :, 1:], dim=-1, dtype=wide)
     class_score = (probabilities[:, :, 0, 1:] * norm / (norm.sum(dim=1, keepdim=True) + EPSILON)).sum(dim=1)
