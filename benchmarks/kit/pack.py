@@ -35,9 +35,8 @@ DEFAULT = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 60_000_000
 SOURCES = ("madtp", "calibration", "export", "tests", "benchmarks", "plugins")
 LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "bench", "*.egg-info")
-# What DESIGN's machine with torch does not have; versions are those of constraints.txt.
-WHEELS = ("click", "ftfy", "hypothesis", "markdown-it-py", "mdurl", "onnx-ir", "onnxscript", "rich", "safetensors")
-WHEELS += ("sortedcontainers", "wcwidth")
+# What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
+WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64")
 

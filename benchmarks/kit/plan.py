@@ -31,4 +31,6 @@ STAGES = (
     Stage("sanitizer", 100, "compute-sanitizer: memcheck and racecheck"),
     Stage("recordings", 60, "the kernels on every layer of the recorded cases"),
 )
-MINUTES = 8.0
+MINUTES = 8.0  # of all stages
+REHEARSAL_MINUTES = 20.0
+REHEARSAL_FACTOR = 3.0  # a stage may take so much longer where its kernels are emulated

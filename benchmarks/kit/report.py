@@ -167,15 +167,12 @@ def _model(_: str, found: Mapping[str, Any]) -> str:
 
 
 def _model_row(name: str, batch: str, entry: Mapping[str, Any]) -> tuple[object, ...]:
-    timing, profile = entry["latency_us"], entry["profile"]
-    busy = profile["device_us"] / timing["median_us"]
-    ratio = timing["median_us"] / entry["predicted_us"]
-    peak = entry["peak_bytes"]
-    return (
+    timing, profile, peak = entry["latency_us"], entry["profile"], entry["peak_bytes"]
+    cells: tuple[object, ...] = (
         name,
         batch,
         "" if entry["temperature"] is None else f"{entry['temperature']:.3f}",
-        f"{entry['gflops']:.1f}",
+        f"{entry['gflops']:.3g}",
         f"{timing['median_us'] / 1e3:.2f}",
         f"{timing['p10_us'] / 1e3:.2f}-{timing['p90_us'] / 1e3:.2f}",
         f"{entry['requests_per_second']:.0f}",
@@ -184,10 +181,17 @@ def _model_row(name: str, batch: str, entry: Mapping[str, Any]) -> tuple[object,
         f"{entry['efficiency']:.2f}",
         profile["launches"],
         profile["synchronisations"],
+    )
+    if entry["predicted_us"] is None:  # a rehearsal: no GPU, nothing predicted
+        return (*cells, "", "", "", "")
+    busy, ratio = profile["device_us"] / timing["median_us"], timing["median_us"] / entry["predicted_us"]
+    reason = "" if 1 / NEAR <= ratio <= NEAR else f": {why(ratio, busy, profile)}"
+    return (
+        *cells,
         f"{busy:.0%}",
         "" if peak is None else f"{peak / 1e6:.0f}",
         f"{entry['predicted_us'] / 1e3:.2f}",
-        f"{ratio:.2f}{'' if 1 / NEAR <= ratio <= NEAR else ': ' + why(ratio, busy, profile)}",
+        f"{ratio:.2f}{reason}",
     )
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kit.files import read_json, write_json, write_text
-from benchmarks.kit.plan import MINUTES, PROBE, STAGES, Stage
+from benchmarks.kit.plan import MINUTES, PROBE, REHEARSAL_FACTOR, REHEARSAL_MINUTES, STAGES, Stage
 from benchmarks.kit.report import render
 
 PASSED, FAILED, WRONG_MACHINE = 0, 1, 2
@@ -39,11 +39,14 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
         "results", type=Path, metavar="RESULTS_DIR", help="folder for results, made where it is missing"
     )
     parser.add_argument("--rehearse", action="store_true", help="on the CPU, kernels emulated, tiny sizes")
-    parser.add_argument("--minutes", type=float, default=MINUTES, help=f"time for all of it (default {MINUTES:g})")
+    limit = f"time for all of it (default {MINUTES:g}; of a rehearsal {REHEARSAL_MINUTES:g})"
+    parser.add_argument("--minutes", type=float, help=limit)
     parser.add_argument(
         "--only", action="append", choices=[stage.name for stage in STAGES], help="this stage alone; may be repeated"
     )
     options = parser.parse_args(arguments)
+    if options.minutes is None:
+        options.minutes = REHEARSAL_MINUTES if options.rehearse else MINUTES
     if not options.minutes > 0:
         parser.error("--minutes has to be more than 0")
     return options

@@ -92,7 +92,7 @@ def measure_batch(stage: Stage, requests: Requests, batch: int, seconds: float) 
             "gflops": cost,
             "latency_us": timings[name],
             "requests_per_second": batch / (timings[name]["median_us"] * 1e-6),
-            "predicted_us": predict_model(cost, profile["launches"], profile["synchronisations"]) * 1e6,
+            "predicted_us": None if stage.rehearse else predict(cost, profile),
             "peak_bytes": None if stage.rehearse else peak_bytes(call),
             "profile": profile,
         }

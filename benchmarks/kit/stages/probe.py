@@ -13,19 +13,9 @@ from typing import Any
 from benchmarks.kit.files import read_json
 from benchmarks.kit.stage import ROOT, Stage, WrongMachineError
 
-MODULES = (
-    "torch",
-    "numpy",
-    "PIL",
-    "tokenizers",
-    "onnx",
-    "onnxruntime",
-    "onnxscript",
-    "pytest",
-    "pynvml",
-    "safetensors",
-)
-MODULES += ("click", "ftfy", "hypothesis", "rich", "madtp", "tests.golden", "export.validation.selection")
+_MACHINES = ("torch", "numpy", "PIL", "tokenizers", "onnx", "onnxruntime", "pytest", "pynvml")
+_BROUGHT = ("click", "hypothesis", "onnxscript", "safetensors")
+_OURS = ("madtp", "tests.golden", "tests.test_kernels", "tests.gpu.cases", "export.validation.selection")
 PACKAGES = ("torch", "numpy", "triton", "onnxruntime", "pytest", "nvidia-ml-py", "nvidia-cudnn-cu13")
 LEAST_DISK = 200_000_000  # bytes: FlashAttention-3 unpacked, and the results
 SYMBOLS = tuple(f"madtp_{op}{end}" for op in ("aligned_attention", "token_compact") for end in ("", "_workspace"))
@@ -77,13 +67,14 @@ def _check_python(kit: dict[str, Any]) -> None:
     ours, wanted = f"{sys.version_info.major}.{sys.version_info.minor}", kit.get("python")
     if ours != wanted:
         raise WrongMachineError(
-            f"{sys.executable} is Python {ours}, and the kit brings packages for {wanted}. Name another Python with torch: "
-            f"PYTHON=/path/to/python{wanted} bash run.sh ..., or pack one for this: ./build.sh gpu-kit --python {ours}"
+            f"{sys.executable} is Python {ours}, and the kit brings packages for {wanted}. "
+            f"Name another Python with torch, PYTHON=/path/to/python{wanted} bash run.sh ..., "
+            f"or pack one for this: ./build.sh gpu-kit --python {ours}"
         )
 
 
 def _import_everything() -> None:
-    for name in MODULES:
+    for name in (*_MACHINES, *_BROUGHT, *_OURS):
         try:
             importlib.import_module(name)
         except Exception as error:  # a broken package raises anything
