@@ -151,6 +151,11 @@ char const* interface_of(IVersionedInterface const* object) {
 
 extern "C" {
 
+// By this the plugin library tells which generation the finder and the logger above are of.
+EXPORT int32_t getInferLibVersion() noexcept {
+    return NV_TENSORRT_MAJOR * 10000 + NV_TENSORRT_MINOR * 100 + NV_TENSORRT_PATCH;
+}
+
 EXPORT int64_t harness_sizeof(int32_t which) {
     size_t const sizes[] = {
         sizeof(PluginField), sizeof(PluginFieldCollection), sizeof(Dims), sizeof(PluginTensorDesc),
