@@ -69,9 +69,9 @@ class DynamicDescription(ctypes.Structure):
 
 
 class SizeTensor(ctypes.Structure):
-    """What a plugin declared: the output that will hold the size, its value for tuning, its bound."""
+    """What a plugin declared: the output that will hold the size, its value for tuning and where from, its bound."""
 
-    _fields_ = (("output", ctypes.c_int64), ("opt", ctypes.c_int64), ("upper", ctypes.c_int64))
+    _fields_ = tuple((name, ctypes.c_int64) for name in ("output", "opt", "upper", "opt_is_derived"))
 
 
 def int_field(name: str, value: int) -> Field:
@@ -103,6 +103,7 @@ class Shapes:
 
     outputs: list[tuple[int, ...]] | None
     declared: list[tuple[int, int, int]]  # (output, opt, upper) of every declared size tensor
+    derived: list[bool]  # whether its opt depends on a size tensor
 
 
 class Plugin:
@@ -150,15 +151,22 @@ class Plugin:
         code = self.library.c.harness_output_types(self.handle, given, len(inputs), answer, outputs)
         return None if code else list(answer)
 
-    def output_shapes(self, inputs: Sequence[Sequence[int]], outputs: int, fails_from: int = NEVER) -> Shapes:
-        """getOutputShapes; with an expression builder that fails from its call number `fails_from` on."""
+    def output_shapes(
+        self, inputs: Sequence[Sequence[int]], outputs: int, fails_from: int = NEVER, later: bool = False
+    ) -> Shapes:
+        """getOutputShapes; with an expression builder that fails from its call number `fails_from` on.
+
+        Where `later`, the inputs' second dimension is the size tensor of a layer before.
+        """
         given = (Dims * len(inputs))(*map(Dims.of, inputs))
         answer, sizes, declared = (Dims * outputs)(), (SizeTensor * 8)(), ctypes.c_int32()
         code = self.library.c.harness_output_shapes(
-            self.handle, given, len(inputs), answer, outputs, fails_from, sizes, ctypes.byref(declared)
+            self.handle, given, len(inputs), later, answer, outputs, fails_from, sizes, ctypes.byref(declared)
         )
-        tensors = [(s.output, s.opt, s.upper) for s in sizes[: declared.value]]
-        return Shapes(None if code else [dims.sizes() for dims in answer], tensors)
+        told = sizes[: declared.value]
+        tensors = [(tensor.output, tensor.opt, tensor.upper) for tensor in told]
+        derived = [bool(tensor.opt_is_derived) for tensor in told]
+        return Shapes(None if code else [dims.sizes() for dims in answer], tensors, derived)
 
     def supports(self, position: int, tensors: Any, inputs: int, outputs: int) -> bool:
         """supportsFormatCombination."""

@@ -26,9 +26,12 @@ class Native:
     plugins: Path  # the TensorRT plugin library, its kernels on host memory
     harness: Path  # drives plugin objects of any plugin library
     probe: Path  # tiny kernels that test the stand-in itself
+    finder_plain: Path  # finds a logger as TensorRT 10 does
+    finder_versioned: Path  # as TensorRT 11 does
+    finder_unknown: Path  # does not say its version
 
 
-def _tool(name: str) -> str:
+def tool(name: str) -> str:
     beside_python = str(Path(sys.executable).parent)
     found = shutil.which(name) or shutil.which(name, path=beside_python)
     if found is None:
@@ -42,16 +45,16 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
 
     Where MADTP_NATIVE names a folder of libraries, those are taken as they are.
     """
-    names = ("kernels_host", "plugins_host", "harness", "probe")
+    names = ("kernels_host", "plugins_host", "harness", "probe", "finder_plain", "finder_versioned", "finder_unknown")
     if given := os.environ.get(PREBUILT):
         return Native(*(Path(given) / f"libmadtp_{name}.so" for name in names))
     folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         options = (f"-DTENSORRT_INCLUDE={find_headers()}", f"-DMADTP_SANITIZE={'ON' if sanitize else 'OFF'}")
-        ninja = f"-DCMAKE_MAKE_PROGRAM={_tool('ninja')}"
-        _run([_tool("cmake"), "-S", str(SOURCES), "-B", str(folder), "-G", "Ninja", ninja, *options])
-        _run([_tool("cmake"), "--build", str(folder), "--parallel", os.environ.get("MADTP_JOBS", "2")])
+        ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
+        _run([tool("cmake"), "-S", str(SOURCES), "-B", str(folder), "-G", "Ninja", ninja, *options])
+        _run([tool("cmake"), "--build", str(folder), "--parallel", os.environ.get("MADTP_JOBS", "2")])
     return Native(*(folder / f"libmadtp_{name}.so" for name in names))
 
 

@@ -1,13 +1,27 @@
 """Every way in which plugins and their creators refuse, each with a message that says what, why, and what to do."""
 
+import ctypes
 from collections.abc import Mapping
+from pathlib import Path
 
 import pytest
 import torch
 
 from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
 from tests import fuzz_plugins, harness
-from tests.harness import BUILD, FIELD_INT32, FLOAT, RUNTIME, Field, Fields, PluginLibrary, descriptions, int_field
+from tests.harness import (
+    BUILD,
+    ERROR,
+    FIELD_INT32,
+    FLOAT,
+    RUNTIME,
+    Field,
+    Fields,
+    PluginLibrary,
+    descriptions,
+    int_field,
+)
+from tests.native_build import build
 from tests.plugin_case import GOOD, IDS, Case, libraries, path_of, the_message
 
 REQUIRED = {"AlignedAttention": ["causal", "heads"], "TokenCompact": ["layer"]}
@@ -122,10 +136,11 @@ def test_wrong_ranks_are_refused(case: Case) -> None:
             assert f"has {rank} dimensions" in text or f"key_mask {rank}" in text
 
 
-def test_an_expression_builder_that_fails_is_not_followed(case: Case) -> None:
-    plugin = case.create(**({"max_tokens": 15} if case.spec is TOKEN_COMPACT else {}))
+@pytest.mark.parametrize("most", [0, 15])
+def test_an_expression_builder_that_fails_is_not_followed(case: Case, most: int) -> None:
+    plugin = case.create(**({"max_tokens": most} if case.spec is TOKEN_COMPACT else {}))
+    needed = 3 if case.spec is TOKEN_COMPACT and not most else 4
     answers = [plugin.output_shapes(case.sizes(), case.counts[1], fails_from=call).outputs for call in range(7)]
-    needed = 5 if case.spec is TOKEN_COMPACT else 4
     assert [answer is None for answer in answers] == [call < needed for call in range(7)]
     messages = case.library.messages()
     assert len(messages) == needed
@@ -168,6 +183,45 @@ def test_without_a_logger_messages_go_to_standard_error(
         library.use_logger(True)
     assert "TokenCompact: field 'layer' is missing" in capfd.readouterr().err
     assert library.messages() == []
+
+
+REFUSAL = "TokenCompact: field 'layer' is missing"
+PLAIN, VERSIONED = (101401, 101601, 10400, 8601), (110000, 110402, 10500, 10701, 20000)
+
+
+def refusal(kind: str, finder: Path, version: int, logger: bool = True) -> str:
+    """Make a creator refuse under a finder of `tests/native/finder.cpp`; what the logger of that finder was told."""
+    library, native = PluginLibrary(path_of(kind)), ctypes.CDLL(str(finder))
+    native.finder_of.restype, native.finder_said.restype = ctypes.c_void_p, ctypes.c_char_p
+    ctypes.CDLL(str(path_of(kind))).setLoggerFinder(ctypes.c_void_p(native.finder_of(version, logger)))
+    try:
+        assert library.create("TokenCompact", {}) is None
+    finally:
+        library.use_logger(True)
+    return native.finder_said().decode()
+
+
+@pytest.mark.parametrize("kind", libraries())
+def test_errors_reach_the_logger_of_every_generation_of_tensorrt(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    """TensorRT 10 and for RTX 1.4 put the virtual functions elsewhere than TensorRT 11 and for RTX 1.5 do."""
+    for finder, versions in ((build().finder_plain, PLAIN), (build().finder_versioned, VERSIONED)):
+        for version in versions:
+            assert refusal(kind, finder, version).startswith(f"{ERROR} {REFUSAL}"), version
+    assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", libraries())
+def test_where_no_logger_is_found_messages_go_to_standard_error(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
+    plain, versioned, unknown = build().finder_plain, build().finder_versioned, build().finder_unknown
+    for finder, version, logger in (
+        (unknown, 0, True),
+        (plain, 0, True),
+        (versioned, 0, True),
+        (plain, 101401, False),
+        (versioned, 110000, False),
+    ):
+        assert refusal(kind, finder, version, logger) == ""
+        assert REFUSAL in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", libraries())

@@ -86,7 +86,7 @@ def test_output_types_and_shapes(case: Case, dtype: int) -> None:
 
 @pytest.mark.parametrize(
     ("opt", "most", "declared"),
-    [(0, 0, (L, L)), (12, 0, (12, L)), (0, 15, (15, 15)), (12, 15, (12, 15)), (99, 99, (L, L)), (16, 15, (15, 15))],
+    [(0, 0, (L, L)), (12, 0, (12, L)), (0, 15, (15, 15)), (12, 15, (12, 15)), (99, 99, (99, L)), (16, 15, (15, 15))],
 )
 def test_token_compact_declares_how_many_tokens_it_leaves(
     library: PluginLibrary, opt: int, most: int, declared: tuple[int, int]
@@ -94,6 +94,18 @@ def test_token_compact_declares_how_many_tokens_it_leaves(
     case = Case(TOKEN_COMPACT, library)
     plugin = case.create(opt_tokens=opt, max_tokens=most)
     assert plugin.output_shapes(case.sizes(), 4).declared == [(3, *declared)]
+
+
+@pytest.mark.parametrize(("opt", "most", "derived"), [(12, 15, False), (12, 0, True), (0, 15, True), (0, 0, True)])
+def test_what_tensorrt_tunes_for_depends_on_no_size_tensor(
+    library: PluginLibrary, opt: int, most: int, derived: bool
+) -> None:
+    """NvInfer's rule for declareSizeTensor. It takes both numbers; the length bounds one alone."""
+    case = Case(TOKEN_COMPACT, library)
+    plugin = case.create(opt_tokens=opt, max_tokens=most)
+    first, later = (plugin.output_shapes(case.sizes(), 4, later=later) for later in (False, True))
+    assert first.declared == later.declared
+    assert (first.derived, later.derived) == ([False], [derived])
 
 
 def test_formats_are_linear_and_types_those_of_the_op_definition(case: Case) -> None:

@@ -74,6 +74,8 @@ def run_stage(stage: Stage, results: Path, rehearse: bool, seconds: float) -> di
         process = subprocess.Popen(
             [*command, *(["--rehearse"] if rehearse else [])],
             cwd=ROOT,
+            # Emulated kernels are one thread; torch's own would only spin beside them.
+            env={**os.environ, "OMP_NUM_THREADS": "1"} if rehearse else None,
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -146,7 +148,7 @@ def run_all(results: Results, stages: Sequence[Stage]) -> int:
             worst = FAILED
             continue
         say(f"{stage.name}: {stage.shows}")
-        entry = run_stage(stage, results.folder, rehearse, min(stage.seconds * (3 if rehearse else 1), left))
+        entry = run_stage(stage, results.folder, rehearse, min(stage.seconds * (REHEARSAL_FACTOR if rehearse else 1), left))
         results.add(entry)
         say(f"{stage.name}: {entry['state']} in {entry['seconds']:.0f} s{': ' if entry['why'] else ''}{entry['why']}")
         if entry["state"] == "refused" and stage == PROBE:

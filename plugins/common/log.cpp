@@ -1,5 +1,7 @@
 #include "common/log.h"
 
+#include <dlfcn.h>
+
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
@@ -9,6 +11,41 @@ namespace {
 
 std::atomic<nvinfer1::ILoggerFinder*> logger_finder{nullptr};
 constexpr int kLongestMessage = 1024;
+
+// The virtual functions of a TensorRT object: it may be of another generation than the headers that this was compiled with.
+void* const* functions_of(void* object) noexcept { return *static_cast<void* const* const*>(object); }
+
+// The version of the TensorRT that made the finder, as its getInferLibVersion says; zero where that cannot be told.
+int32_t version_of(nvinfer1::ILoggerFinder* finder) noexcept {
+    Dl_info library{};
+    if (dladdr(functions_of(finder), &library) == 0) return 0;
+    void* const handle = dlopen(library.dli_fname, RTLD_LAZY | RTLD_NOLOAD);
+    if (handle == nullptr) return 0;
+    auto const version = reinterpret_cast<int32_t (*)()>(dlsym(handle, "getInferLibVersion"));
+    int32_t const number = version == nullptr ? 0 : version();
+    dlclose(handle);
+    return number;
+}
+
+// Which virtual function of ILoggerFinder and of ILogger is theirs. From TensorRT 11 (110000) and TensorRT for RTX 1.5
+// (10500) on both derive from IVersionedInterface, whose four go before.
+int32_t slot_of(int32_t version) noexcept {
+    bool const rtx = version < 100000;
+    return version >= (rtx ? 10500 : 110000) ? 4 : 0;
+}
+
+// Whether TensorRT's logger took the message.
+bool log_to(nvinfer1::ILoggerFinder* finder, char const* message) noexcept {
+    int32_t const version = finder == nullptr ? 0 : version_of(finder);
+    if (version == 0) return false;
+    int32_t const slot = slot_of(version);
+    auto const find_logger = reinterpret_cast<void* (*)(void*)>(functions_of(finder)[slot]);
+    void* const logger = find_logger(finder);
+    if (logger == nullptr) return false;
+    auto const log = reinterpret_cast<void (*)(void*, int32_t, char const*)>(functions_of(logger)[slot]);
+    log(logger, static_cast<int32_t>(nvinfer1::ILogger::Severity::kERROR), message);
+    return true;
+}
 
 }  // namespace
 
@@ -20,12 +57,7 @@ void log_error(char const* format, ...) noexcept {
     va_start(arguments, format);
     std::vsnprintf(message, sizeof message, format, arguments);
     va_end(arguments);
-    nvinfer1::ILoggerFinder* const finder = logger_finder;
-    nvinfer1::ILogger* const logger = finder == nullptr ? nullptr : finder->findLogger();
-    if (logger != nullptr)
-        logger->log(nvinfer1::ILogger::Severity::kERROR, message);
-    else
-        std::fprintf(stderr, "%s\n", message);
+    if (!log_to(logger_finder, message)) std::fprintf(stderr, "%s\n", message);
 }
 
 }  // namespace madtp

@@ -1,5 +1,7 @@
 #include "token_compact/plugin.h"
 
+#include <algorithm>
+
 #include "common/dtype.h"
 
 namespace madtp {
@@ -62,9 +64,12 @@ int32_t TokenCompactPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, i
         most = budget == nullptr ? nullptr : builder.operation(DimensionOperation::kMIN, *length, *budget);
     }
     if (most == nullptr) return out_of_expressions();
-    // What TensorRT tunes the following layers for: the calibrated number, else the whole input.
+    // What TensorRT tunes the following layers for: the calibrated number, else the whole input. It must not depend on a
+    // size tensor, as the length does from the second such layer on. With both numbers, which the export gives, it does not.
     auto const* usual = most;
-    if (field(kOptTokens) > 0) {
+    if (field(kOptTokens) > 0 && field(kMaxTokens) > 0) {
+        usual = builder.constant(std::min(field(kOptTokens), field(kMaxTokens)));
+    } else if (field(kOptTokens) > 0) {
         auto const* const calibrated = builder.constant(field(kOptTokens));
         usual = calibrated == nullptr ? nullptr : builder.operation(DimensionOperation::kMIN, *most, *calibrated);
     }

@@ -39,11 +39,12 @@ struct Library {
     Finder finder;
 };
 
-// An expression with its value; only what the builder was given as a constant says that it is one.
+// An expression with its value; only what the builder was given as a constant says that it is one. `derived` says
+// whether it depends on a size tensor, which TensorRT does not tell.
 class Expression final : public IDimensionExpr, public apiv::VDimensionExpr {
 public:
-    Expression(int64_t value, bool constant, bool size_tensor = false)
-        : value_(value), constant_(constant), size_tensor_(size_tensor) {
+    Expression(int64_t value, bool constant, bool size_tensor = false, bool derived = false)
+        : derived(size_tensor || derived), value_(value), constant_(constant), size_tensor_(size_tensor) {
         mImpl = this;
     }
     bool isConstant() const override { return constant_; }
@@ -51,12 +52,15 @@ public:
     bool isSizeTensor() const override { return size_tensor_; }
     int64_t value() const { return value_; }
 
+    bool const derived;
+
 private:
     int64_t value_;
     bool constant_, size_tensor_;
 };
 
-int64_t value_of(IDimensionExpr const& expression) { return static_cast<Expression const&>(expression).value(); }
+Expression const& seen(IDimensionExpr const& expression) { return static_cast<Expression const&>(expression); }
+int64_t value_of(IDimensionExpr const& expression) { return seen(expression).value(); }
 
 // Wraps as hardware does: the plugin is on trial here, not these sums.
 int64_t evaluate(DimensionOperation operation, int64_t a, int64_t b) {
@@ -77,7 +81,7 @@ int64_t evaluate(DimensionOperation operation, int64_t a, int64_t b) {
 }
 
 struct SizeTensor {
-    int64_t output, opt, upper;
+    int64_t output, opt, upper, opt_is_derived;
 };
 
 class Builder final : public IExprBuilder, public apiv::VExprBuilder {
@@ -88,20 +92,21 @@ public:
     IDimensionExpr const* constant(int64_t value) override { return add(value, true); }
     IDimensionExpr const* operation(
         DimensionOperation operation, IDimensionExpr const& first, IDimensionExpr const& second) override {
-        return add(evaluate(operation, value_of(first), value_of(second)), false);
+        int64_t const value = evaluate(operation, value_of(first), value_of(second));
+        return add(value, false, false, seen(first).derived || seen(second).derived);
     }
     IDimensionExpr const* declareSizeTensor(
         int32_t output, IDimensionExpr const& opt, IDimensionExpr const& upper) override {
-        declared.push_back({output, value_of(opt), value_of(upper)});
+        declared.push_back({output, value_of(opt), value_of(upper), seen(opt).derived});
         return add(kSizeTensor + output, false, true);
     }
     std::vector<SizeTensor> declared;
 
 private:
-    IDimensionExpr const* add(int64_t value, bool constant, bool size_tensor = false) {
+    IDimensionExpr const* add(int64_t value, bool constant, bool size_tensor = false, bool derived = false) {
         if (left_ == 0) return nullptr;
         if (left_ > 0) --left_;
-        expressions_.push_back(std::make_unique<Expression>(value, constant, size_tensor));
+        expressions_.push_back(std::make_unique<Expression>(value, constant, size_tensor, derived));
         return expressions_.back().get();
     }
     int32_t left_;
@@ -145,6 +150,11 @@ char const* interface_of(IVersionedInterface const* object) {
 #define EXPORT __attribute__((visibility("default")))
 
 extern "C" {
+
+// By this the plugin library tells which generation the finder and the logger above are of.
+EXPORT int32_t getInferLibVersion() noexcept {
+    return NV_TENSORRT_MAJOR * 10000 + NV_TENSORRT_MINOR * 100 + NV_TENSORRT_PATCH;
+}
 
 EXPORT int64_t harness_sizeof(int32_t which) {
     size_t const sizes[] = {
@@ -224,9 +234,10 @@ EXPORT int32_t harness_output_types(
     IPluginV3* plugin, DataType const* inputs, int32_t input_count, DataType* outputs, int32_t output_count) {
     return build(plugin)->getOutputDataTypes(outputs, output_count, inputs, input_count);
 }
-// `sizes` has room for eight declared size tensors; their number goes to `declared`.
-EXPORT int32_t harness_output_shapes(IPluginV3* plugin, Dims const* inputs, int32_t input_count, Dims* outputs,
-    int32_t output_count, int32_t fails_from, SizeTensor* sizes, int32_t* declared) {
+// `sizes` has room for eight declared size tensors; their number goes to `declared`. With `later`, the second dimension of
+// every input is the size tensor of a layer before.
+EXPORT int32_t harness_output_shapes(IPluginV3* plugin, Dims const* inputs, int32_t input_count, int32_t later,
+    Dims* outputs, int32_t output_count, int32_t fails_from, SizeTensor* sizes, int32_t* declared) {
     std::vector<std::unique_ptr<Expression>> given;
     std::vector<DimsExprs> in(static_cast<size_t>(input_count)), out(static_cast<size_t>(output_count), DimsExprs{});
     for (int32_t input = 0; input < input_count; ++input) {
@@ -234,7 +245,7 @@ EXPORT int32_t harness_output_shapes(IPluginV3* plugin, Dims const* inputs, int3
         in[input].nbDims = inputs[input].nbDims;
         for (int32_t axis = 0; axis < Dims::MAX_DIMS; ++axis) {
             if (axis >= inputs[input].nbDims) continue;  // null, so that reading it is noticed
-            given.push_back(std::make_unique<Expression>(inputs[input].d[axis], false));
+            given.push_back(std::make_unique<Expression>(inputs[input].d[axis], false, later != 0 && axis == 1));
             in[input].d[axis] = given.back().get();
         }
     }

@@ -100,6 +100,11 @@ def measure_batch(stage: Stage, requests: Requests, batch: int, seconds: float) 
     return {"candidates": candidates}
 
 
+def predict(gflops: float, profile: Mapping[str, Any]) -> float:
+    """Microseconds that a call is predicted to take."""
+    return predict_model(gflops, profile["launches"], profile["synchronisations"]) * 1e6
+
+
 def add_ratios(candidates: Mapping[str, dict[str, Any]]) -> None:
     """GFLOPs ratio, speed-up and how much of the one became the other, all against the eager dense model."""
     dense = candidates[DENSE]

@@ -13,6 +13,8 @@
 #include <stddef.h>
 #include <stdint.h>
 
+/* Shown by the library, however it is compiled. */
+#define MADTP_API __attribute__((visibility("default")))
 #ifdef __cplusplus
 #define MADTP_NOEXCEPT noexcept
 extern "C" {
@@ -39,14 +41,14 @@ typedef struct MadtpAttentionShape {
 } MadtpAttentionShape;
 
 /* Bytes of workspace: 4 * B * L * (4 * H + ceil(L / 64)), no term of L * L * H. Zero for sizes that are not allowed. */
-size_t madtp_aligned_attention_workspace(MadtpAttentionShape const* shape) MADTP_NOEXCEPT;
+MADTP_API size_t madtp_aligned_attention_workspace(MadtpAttentionShape const* shape) MADTP_NOEXCEPT;
 
 /* qkv [B, L, 3C], key_mask [B, L] float32 (added to the scores of that key)
  *   -> context [B, L, C], column_score [B, N] and class_score [B, N] float32.
  * Every pointer is a device pointer; qkv, context and workspace on a 16-byte boundary, the others on one of 4 bytes.
  * Errors: cudaErrorInvalidValue (a size, dtype or pointer outside the above), cudaErrorNotSupported (bfloat16 before
  * compute capability 8.0), or whatever the launch returns. */
-cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape, void const* qkv, float const* key_mask,
+MADTP_API cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape, void const* qkv, float const* key_mask,
     void* context, float* column_score, float* class_score, void* workspace, cudaStream_t stream) MADTP_NOEXCEPT;
 
 /* Sizes of one TokenCompact call. */
@@ -61,7 +63,7 @@ typedef struct MadtpCompactShape {
 } MadtpCompactShape;
 
 /* Bytes of workspace: O(B * (L + T)). Zero for sizes that are not allowed. */
-size_t madtp_token_compact_workspace(MadtpCompactShape const* shape) MADTP_NOEXCEPT;
+MADTP_API size_t madtp_token_compact_workspace(MadtpCompactShape const* shape) MADTP_NOEXCEPT;
 
 /* The inputs of TokenCompact, all on the device; tokens on a 16-byte boundary, the others on one of their type. */
 typedef struct MadtpCompactInputs {
@@ -86,7 +88,7 @@ typedef struct MadtpCompactOutputs {
 } MadtpCompactOutputs;
 
 /* Errors: cudaErrorInvalidValue (a size, dtype or pointer outside the above), or whatever the launch returns. */
-cudaError_t madtp_token_compact(MadtpCompactShape const* shape, MadtpCompactInputs const* inputs,
+MADTP_API cudaError_t madtp_token_compact(MadtpCompactShape const* shape, MadtpCompactInputs const* inputs,
     MadtpCompactOutputs const* outputs, void* workspace, cudaStream_t stream) MADTP_NOEXCEPT;
 
 #ifdef __cplusplus

@@ -1,0 +1,58 @@
+// What a plugin library sees of a TensorRT that gives it a logger: a finder and a logger, and a version that says how
+// their virtual functions are laid out. Compiled for each generation:
+//   MADTP_VERSIONED   the two derive from IVersionedInterface: TensorRT 11, TensorRT for RTX 1.5
+//   MADTP_UNKNOWN     without getInferLibVersion
+#include <cstdint>
+#include <cstdlib>
+#include <string>
+
+namespace {
+
+#ifdef MADTP_VERSIONED
+struct Interface {
+    virtual int32_t language() const noexcept { return 0; }
+    virtual void interface_info() const noexcept { std::abort(); }
+    virtual ~Interface() { std::abort(); }
+};
+#else
+struct Interface {};
+#endif
+
+struct Logger final : Interface {
+    virtual void log(int32_t severity, char const* message) noexcept {
+        said = std::to_string(severity) + " " + message;
+    }
+    virtual ~Logger() { std::abort(); }
+    std::string said;
+};
+
+struct Finder final : Interface {
+    virtual Logger* find_logger() { return found; }
+    virtual ~Finder() { std::abort(); }
+    Logger* found = nullptr;
+};
+
+// Never destroyed: nobody may.
+Logger* const logger = new Logger;
+Finder* const finder = new Finder;
+int32_t version = 0;
+
+}  // namespace
+
+#define EXPORT __attribute__((visibility("default")))
+
+extern "C" {
+
+#ifndef MADTP_UNKNOWN
+EXPORT int32_t getInferLibVersion() noexcept { return version; }
+#endif
+// The finder of a TensorRT of this version; it finds a logger that has been told nothing so far, or none.
+EXPORT void* finder_of(int32_t of, int32_t has_logger) noexcept {
+    version = of;
+    logger->said.clear();
+    finder->found = has_logger != 0 ? logger : nullptr;
+    return finder;
+}
+// "severity message" of the last message; empty where there was none.
+EXPORT char const* finder_said() noexcept { return logger->said.c_str(); }
+}
