@@ -92,6 +92,7 @@ def test_scores_and_masks_may_lie_on_any_boundary_of_their_type(kernels: Kernels
     mask = torch.zeros(2, 33, device=kernels.device)
     context, column, class_score = kernels.aligned_attention(qkv, mask, 0, 2)
     again = kernels.aligned_attention(qkv, sliced(mask), 0, 2)
+    assert [pointer % 16 != 0 for pointer in kernels.given] == [False, True]
     assert all(map(torch.equal, (context, column, class_score), again))
 
     ids = torch.arange(33, dtype=torch.int32, device=kernels.device).expand(2, -1).contiguous()
@@ -100,6 +101,7 @@ def test_scores_and_masks_may_lie_on_any_boundary_of_their_type(kernels: Kernels
     small = (mask, ids, column, class_score, alignment)
     aligned = kernels.token_compact(context, *small, *scalars, 3)
     shifted = kernels.token_compact(context, *map(sliced, small), *scalars, 3)
+    assert [pointer % 16 != 0 for pointer in kernels.given[:6]] == [False] + 5 * [True]
     assert aligned.count == shifted.count < 33
     assert torch.equal(aligned.tokens, shifted.tokens)
     assert torch.equal(aligned.ids, shifted.ids)
