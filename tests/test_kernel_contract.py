@@ -9,10 +9,12 @@ import torch
 
 from tests.kernels import (
     INVALID_VALUE,
+    NOT_SUPPORTED,
     AttentionShape,
     CompactInputs,
     CompactOutputs,
     CompactShape,
+    KernelError,
     Kernels,
     libraries,
     load,
@@ -105,3 +107,36 @@ def test_scores_and_masks_may_lie_on_any_boundary_of_their_type(kernels: Kernels
     assert aligned.count == shifted.count < 33
     assert torch.equal(aligned.tokens, shifted.tokens)
     assert torch.equal(aligned.ids, shifted.ids)
+
+
+def refuse_heads_of_128(host: Kernels) -> None:
+    """Their kernels ask for 66 kB of shared memory."""
+    host.library.simt_allow_at_most(48 * 1024)
+    try:
+        with pytest.raises(KernelError) as refused:
+            host.aligned_attention(torch.ones(1, 4, 384, dtype=torch.float16), torch.zeros(1, 4), 0, 1)
+        assert refused.value.code == INVALID_VALUE
+    finally:
+        host.library.simt_allow_at_most(99 * 1024)
+
+
+def test_a_call_that_failed_does_not_fail_the_next_one() -> None:
+    host = load("host")
+    refuse_heads_of_128(host)
+    assert host.library.simt_last_error() == 0
+    host.aligned_attention(torch.ones(1, 4, 96, dtype=torch.float16), torch.zeros(1, 4), 0, 1)
+
+
+def test_an_error_of_the_callers_neither_fails_a_call_nor_is_lost() -> None:
+    host = load("host")
+    context, column, class_score = host.aligned_attention(torch.rand(1, 9, 24), torch.zeros(1, 9), 0, 1)
+    ids, alignment = torch.arange(9, dtype=torch.int32)[None], torch.rand(1, 8, 2)
+    host.library.simt_leave_error(NOT_SUPPORTED)
+    try:
+        host.aligned_attention(torch.rand(1, 9, 24), torch.zeros(1, 9), 0, 1)
+        host.token_compact(
+            context, torch.zeros(1, 9), ids, column, class_score, alignment, torch.tensor(0.5), torch.tensor(1), 0
+        )
+        assert host.library.simt_last_error() == NOT_SUPPORTED
+    finally:
+        host.library.simt_leave_error(0)

@@ -88,6 +88,7 @@ extern "C" cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape,
     for (float const* const score : {column_score, class_score})
         if (shape->length > 1 && !madtp::is_aligned(score, sizeof(float))) return cudaErrorInvalidValue;
 
+    madtp::CallerError const caller_error;
     Arguments a{};
     a.qkv = qkv;
     a.key_mask = key_mask;
