@@ -73,11 +73,15 @@ class Kernels:
     Args:
         path: libmadtp_kernels.so, or the host build of it.
         device: where its pointers point: "cpu" for the host build, else "cuda".
+
+    Attributes:
+        given: the addresses of the inputs of the last call.
     """
 
     def __init__(self, path: Path, device: str) -> None:
         self.library = load_library(path)
         self.device = device
+        self.given: list[int] = []
         if device == "cpu":
             self.library.simt_barriers.restype = ctypes.c_char_p
 
@@ -86,6 +90,15 @@ class Kernels:
         if self.device == "cpu":
             self.library.simt_seed(seed)
 
+    def supports(self, dtype: torch.dtype) -> bool:
+        """Whether AlignedAttention takes this type there: bfloat16 needs compute capability 8.0."""
+        return dtype != torch.bfloat16 or self.device == "cpu" or torch.cuda.get_device_capability()[0] >= 8
+
+    def require(self, dtype: torch.dtype) -> None:
+        """Skip the test where AlignedAttention does not take this type."""
+        if not self.supports(dtype):
+            pytest.skip("bfloat16 attention needs compute capability 8.0")
+
     def _stream(self) -> ctypes.c_void_p:
         return ctypes.c_void_p(torch.cuda.current_stream().cuda_stream if self.device == "cuda" else 0)
 
@@ -93,8 +106,10 @@ class Kernels:
         return Room(sizes, dtype, self.device)
 
     def _given(self, tensors: Sequence[Tensor]) -> list[Tensor]:
-        """On the device, dense, and in memory of their own: a slice may begin off the 16-byte boundary."""
-        return [tensor.to(self.device).clone(memory_format=torch.contiguous_format) for tensor in tensors]
+        """On the device and dense; what is so already stays where it is, on whatever boundary that begins."""
+        given = [tensor.to(self.device).contiguous() for tensor in tensors]
+        self.given = [tensor.data_ptr() for tensor in given]
+        return given
 
     def aligned_attention(
         self, qkv: Tensor, key_mask: Tensor, causal: int, heads: int

@@ -7,7 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from madtp.ops.library import INVALID_VALUE, AttentionShape, CompactInputs, CompactOutputs, CompactShape
+from madtp.ops.library import (
+    INVALID_VALUE,
+    NOT_SUPPORTED,
+    AttentionShape,
+    CompactInputs,
+    CompactOutputs,
+    CompactShape,
+    KernelError,
+)
 from tests.kernels import Kernels, libraries, load
 
 
@@ -84,6 +92,7 @@ def test_scores_and_masks_may_lie_on_any_boundary_of_their_type(kernels: Kernels
     mask = torch.zeros(2, 33, device=kernels.device)
     context, column, class_score = kernels.aligned_attention(qkv, mask, 0, 2)
     again = kernels.aligned_attention(qkv, sliced(mask), 0, 2)
+    assert [pointer % 16 != 0 for pointer in kernels.given] == [False, True]
     assert all(map(torch.equal, (context, column, class_score), again))
 
     ids = torch.arange(33, dtype=torch.int32, device=kernels.device).expand(2, -1).contiguous()
@@ -92,6 +101,40 @@ def test_scores_and_masks_may_lie_on_any_boundary_of_their_type(kernels: Kernels
     small = (mask, ids, column, class_score, alignment)
     aligned = kernels.token_compact(context, *small, *scalars, 3)
     shifted = kernels.token_compact(context, *map(sliced, small), *scalars, 3)
+    assert [pointer % 16 != 0 for pointer in kernels.given[:6]] == [False] + 5 * [True]
     assert aligned.count == shifted.count < 33
     assert torch.equal(aligned.tokens, shifted.tokens)
     assert torch.equal(aligned.ids, shifted.ids)
+
+
+def refuse_heads_of_128(host: Kernels) -> None:
+    """Their kernels ask for 66 kB of shared memory."""
+    host.library.simt_allow_at_most(48 * 1024)
+    try:
+        with pytest.raises(KernelError) as refused:
+            host.aligned_attention(torch.ones(1, 4, 384, dtype=torch.float16), torch.zeros(1, 4), 0, 1)
+        assert refused.value.code == INVALID_VALUE
+    finally:
+        host.library.simt_allow_at_most(99 * 1024)
+
+
+def test_a_call_that_failed_does_not_fail_the_next_one() -> None:
+    host = load("host")
+    refuse_heads_of_128(host)
+    assert host.library.simt_last_error() == 0
+    host.aligned_attention(torch.ones(1, 4, 96, dtype=torch.float16), torch.zeros(1, 4), 0, 1)
+
+
+def test_an_error_of_the_callers_neither_fails_a_call_nor_is_lost() -> None:
+    host = load("host")
+    context, column, class_score = host.aligned_attention(torch.rand(1, 9, 24), torch.zeros(1, 9), 0, 1)
+    ids, alignment = torch.arange(9, dtype=torch.int32)[None], torch.rand(1, 8, 2)
+    host.library.simt_leave_error(NOT_SUPPORTED)
+    try:
+        host.aligned_attention(torch.rand(1, 9, 24), torch.zeros(1, 9), 0, 1)
+        host.token_compact(
+            context, torch.zeros(1, 9), ids, column, class_score, alignment, torch.tensor(0.5), torch.tensor(1), 0
+        )
+        assert host.library.simt_last_error() == NOT_SUPPORTED
+    finally:
+        host.library.simt_leave_error(0)

@@ -148,7 +148,8 @@ def run_all(results: Results, stages: Sequence[Stage]) -> int:
             worst = FAILED
             continue
         say(f"{stage.name}: {stage.shows}")
-        entry = run_stage(stage, results.folder, rehearse, min(stage.seconds * (REHEARSAL_FACTOR if rehearse else 1), left))
+        seconds = min(stage.seconds * (REHEARSAL_FACTOR if rehearse else 1), left)
+        entry = run_stage(stage, results.folder, rehearse, seconds)
         results.add(entry)
         say(f"{stage.name}: {entry['state']} in {entry['seconds']:.0f} s{': ' if entry['why'] else ''}{entry['why']}")
         if entry["state"] == "refused" and stage == PROBE:

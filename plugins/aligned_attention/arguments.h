@@ -15,15 +15,16 @@ struct Arguments {
     void* context;          // [B, L, C]
     float* column_score;    // [B, L - 1]
     float* class_score;     // [B, L - 1]
-    // Workspace. A probability is exp2(score - row_maximum) * row_scale.
+    // Workspace. A probability is exp2(score - row_maximum + row_log_scale).
     float* row_maximum;     // [B, H, L], in units of log2
-    float* row_scale;       // [B, H, L], one over the sum
+    float* row_log_scale;   // [B, H, L], log2 of one over the sum
     float* context_norm;    // [B, H, L]
-    float* class_row;       // [B, H, L], probabilities of the class query
-    float* column_partial;  // [B, ceil(L / kTile), L], column sums of kTile queries each
+    float* class_row;       // [B, H, L], scores of the class query, in units of log2; where causal, of some keys only
+    float* column_partial;  // [B, ceil((L - 1) / kTile), L], column sums of kTile queries each, the class query left out
     int batch, length, width, heads, head_size;
     int capability;  // major compute capability of the device, known to the tensor-core path
     float scale;     // log2(e) / sqrt(D)
+    float unscale;   // one over it
     bool causal;
 };
 

@@ -7,12 +7,12 @@ namespace {
 constexpr int kThreads = 128;
 
 // Column score: partial sums in ascending order. Class score: the class query's probabilities, heads weighted by the
-// norm of the key's context.
+// norm of the key's context; where causal it sees no key but itself.
 __global__ void __launch_bounds__(kThreads) finish_kernel(Arguments const a) {
     int const sample = static_cast<int>(blockIdx.y);
     int const key = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x) + 1;  // not the class token
     if (key >= a.length) return;
-    int const partials = (a.length + kTile - 1) / kTile;
+    int const partials = (a.length - 1 + kTile - 1) / kTile;
     float column = 0.0f;
     for (int partial = 0; partial < partials; ++partial)
         column += a.column_partial[(int64_t{sample} * partials + partial) * a.length + key];
@@ -21,8 +21,10 @@ __global__ void __launch_bounds__(kThreads) finish_kernel(Arguments const a) {
         total_norm += a.context_norm[(int64_t{sample} * a.heads + head) * a.length + key];
     float class_score = 0.0f;
     for (int head = 0; head < a.heads; ++head) {
-        int64_t const index = (int64_t{sample} * a.heads + head) * a.length + key;
-        class_score += a.class_row[index] * a.context_norm[index] / (total_norm + kEpsilon);
+        int64_t const row = (int64_t{sample} * a.heads + head) * a.length;
+        float const score = a.causal ? -kInfinity : a.class_row[row + key];
+        float const probability = fast_exp2(score - a.row_maximum[row] + a.row_log_scale[row]);
+        class_score += probability * a.context_norm[row + key] / (total_norm + kEpsilon);
     }
     int64_t const output = int64_t{sample} * (a.length - 1) + key - 1;
     a.column_score[output] = column;
@@ -86,6 +88,7 @@ extern "C" cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape,
     for (float const* const score : {column_score, class_score})
         if (shape->length > 1 && !madtp::is_aligned(score, sizeof(float))) return cudaErrorInvalidValue;
 
+    madtp::CallerError const caller_error;
     Arguments a{};
     a.qkv = qkv;
     a.key_mask = key_mask;
@@ -98,11 +101,12 @@ extern "C" cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape,
     a.heads = shape->heads;
     a.head_size = shape->width / shape->heads;
     a.scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
+    a.unscale = 1.0f / a.scale;
     a.causal = shape->causal != 0;
     auto* const floats = static_cast<float*>(workspace);
     size_t const rows = static_cast<size_t>(a.batch) * static_cast<size_t>(a.heads) * static_cast<size_t>(a.length);
     a.row_maximum = floats;
-    a.row_scale = floats + rows;
+    a.row_log_scale = floats + rows;
     a.context_norm = floats + 2 * rows;
     a.class_row = floats + 3 * rows;
     a.column_partial = floats + 4 * rows;

@@ -100,6 +100,14 @@ __global__ void __launch_bounds__(kThreads) plain_context_kernel(Arguments const
     for (int first_key = 0; first_key < end; first_key += kTile) {
         float scores[kEach][kEach];
         tile_scores(scores, shared.operands, queries, keys, a, sample, first_query, first_key, y, x);
+        if (first_query == 0 && y == 0) {  // has the class query
+            float* const class_row = a.class_row + (int64_t{sample} * a.heads + head) * a.length;
+#pragma unroll
+            for (int j = 0; j < kEach; ++j) {
+                int const key = first_key + x * kEach + j;
+                if (key < a.length) class_row[key] = scores[0][j];
+            }
+        }
 #pragma unroll
         for (int i = 0; i < kEach; ++i) {
             float largest = maximum[i];
@@ -142,7 +150,8 @@ __global__ void __launch_bounds__(kThreads) plain_context_kernel(Arguments const
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
         int const query = first_query + y * kEach + i;
-        float const scale = 1.0f / warp_sum<kSide>(sum[i]);
+        float const total = warp_sum<kSide>(sum[i]);
+        float const scale = 1.0f / total;
         float squares = 0.0f;
 #pragma unroll
         for (int part = 0; part < parts; ++part)
@@ -157,7 +166,7 @@ __global__ void __launch_bounds__(kThreads) plain_context_kernel(Arguments const
         if (x == 0 && query < a.length) {
             int64_t const index = (int64_t{sample} * a.heads + head) * a.length + query;
             a.row_maximum[index] = maximum[i];
-            a.row_scale[index] = scale;
+            a.row_log_scale[index] = -log2f(total);
             a.context_norm[index] = sqrtf(squares);
         }
     }
@@ -174,11 +183,16 @@ template <typename T>
 __global__ void __launch_bounds__(kThreads) plain_statistics_kernel(Arguments const a) {
     auto& shared = *dynamic_shared<StatisticsShared>();
     int const x = static_cast<int>(threadIdx.x) % kSide, y = static_cast<int>(threadIdx.x) / kSide;
-    int const first_key = static_cast<int>(blockIdx.x) * kTile, sample = static_cast<int>(blockIdx.z);
-    int const first_query = static_cast<int>(blockIdx.y) * kTile;
+    // The class token has no column score and no say in the others'.
+    int const first_key = static_cast<int>(blockIdx.x) * kTile + 1, sample = static_cast<int>(blockIdx.z);
+    int const first_query = static_cast<int>(blockIdx.y) * kTile + 1;
     T const* const qkv = static_cast<T const*>(a.qkv) + int64_t{sample} * a.length * 3 * a.width;
 
-    float best[kEach][kEach] = {};
+    float best[kEach][kEach];  // over the heads, log2 of the probability
+#pragma unroll
+    for (int i = 0; i < kEach; ++i)
+#pragma unroll
+        for (int j = 0; j < kEach; ++j) best[i][j] = -kInfinity;
     float poison[kEach] = {};  // becomes NaN with any head's row statistics: a maximum alone would drop a NaN
     for (int head = 0; head < a.heads; ++head) {
         T const* const queries = qkv + head * a.head_size;
@@ -189,15 +203,10 @@ __global__ void __launch_bounds__(kThreads) plain_statistics_kernel(Arguments co
         for (int i = 0; i < kEach; ++i) {
             int const query = first_query + y * kEach + i;
             float const maximum = query < a.length ? a.row_maximum[rows + query] : 0.0f;
-            float const scale = query < a.length ? a.row_scale[rows + query] : 0.0f;
-            poison[i] += (maximum + scale) * 0.0f;
+            float const log_scale = query < a.length ? a.row_log_scale[rows + query] : 0.0f;
+            poison[i] += (maximum + log_scale) * 0.0f;
 #pragma unroll
-            for (int j = 0; j < kEach; ++j) {
-                float const probability = fast_exp2(scores[i][j] - maximum) * scale;
-                best[i][j] = fmaxf(best[i][j], probability);
-                int const key = first_key + x * kEach + j;
-                if (query == 0 && key < a.length) a.class_row[rows + key] = probability;
-            }
+            for (int j = 0; j < kEach; ++j) best[i][j] = fmaxf(best[i][j], scores[i][j] - maximum + log_scale);
         }
     }
 #pragma unroll
@@ -205,7 +214,7 @@ __global__ void __launch_bounds__(kThreads) plain_statistics_kernel(Arguments co
         float sum = 0.0f;
 #pragma unroll
         for (int i = 0; i < kEach; ++i)
-            sum += first_query + y * kEach + i == 0 ? 0.0f : best[i][j] + poison[i];  // the class query does not vote
+            sum += first_query + y * kEach + i < a.length ? fast_exp2(best[i][j]) + poison[i] : 0.0f;
         shared.sums[y][x * kEach + j] = sum;
     }
     __syncthreads();
@@ -223,8 +232,9 @@ cudaError_t launch_parts(Arguments const& a, cudaStream_t stream) {
     auto const heads = static_cast<unsigned>(a.heads), batch = static_cast<unsigned>(a.batch);
     cudaError_t const error = launch(plain_context_kernel<T, parts>, dim3(tiles, heads, batch), dim3(kThreads),
         sizeof(ContextShared), stream, a);
-    if (error != cudaSuccess) return error;
-    return launch(plain_statistics_kernel<T>, dim3(tiles, tiles, batch), dim3(kThreads), sizeof(StatisticsShared),
+    if (error != cudaSuccess || a.length == 1) return error;
+    auto const others = static_cast<unsigned>(divide_up(a.length - 1, kTile));
+    return launch(plain_statistics_kernel<T>, dim3(others, others, batch), dim3(kThreads), sizeof(StatisticsShared),
         stream, a);
 }
 

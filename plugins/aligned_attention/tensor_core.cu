@@ -2,10 +2,12 @@
 // four warps a block; warp w owns rows w * 16 ... + 15 of each of the M groups of 64 queries.
 //
 //   context_kernel    a block for each (query tile, head, sample). Walks the keys once: online softmax and context as in
-//                     FlashAttention-2 (arXiv 2307.08691), and leaves each row's maximum, scale and context norm.
-//   statistics_kernel a block for each (key tile, query tile, sample). Walks the heads: computes the tile's scores again,
-//                     turns them into probabilities with the row statistics, keeps the maximum over heads in registers,
-//                     and adds up its rows.
+//                     FlashAttention-2 (arXiv 2307.08691), and leaves each row's maximum, log2 of one over its sum, and
+//                     context norm.
+//   statistics_kernel a block for each (key tile, query tile, sample), the class token left out. Walks the heads:
+//                     computes the tile's scores again, starting from the row statistics, so that they are log2 of
+//                     probabilities but for scale and mask; keeps the maximum over heads in registers; then takes the
+//                     exponentials and adds up its rows.
 //
 // Tiles arrive by asynchronous copies of 16 bytes, one tile ahead. In shared memory the 16-byte chunks of a row are
 // permuted so that ldmatrix meets no bank conflict.
@@ -60,15 +62,16 @@ __device__ __forceinline__ void load_rows(uint32_t (&fragment)[4], T const* tile
     load_matrices(fragment, tile + tile_offset<D>(row + lane % 16, k / 8 + lane / 16));
 }
 
-// Scores of sixteen queries with a tile's 64 keys, in units of log2, mask not yet added.
+// Products of sixteen queries with a tile's 64 keys, added to `start` of their row: scores that are not yet scaled and
+// masked.
 template <typename T, int D>
-__device__ __forceinline__ void multiply_keys(
-    float (&scores)[kKeyGroups][4], uint32_t const (&query)[D / 16][4], T const* keys) {
+__device__ __forceinline__ void multiply_keys(float (&scores)[kKeyGroups][4], uint32_t const (&query)[D / 16][4],
+    T const* keys, float const (&start)[2]) {
     int const lane = lane_id();
 #pragma unroll
     for (int group = 0; group < kKeyGroups; ++group)
 #pragma unroll
-        for (float& score : scores[group]) score = 0.0f;
+        for (int part = 0; part < 4; ++part) scores[group][part] = start[part / 2];
 #pragma unroll
     for (int step = 0; step < D / 16; ++step) {
 #pragma unroll
@@ -169,8 +172,18 @@ __device__ __forceinline__ void compute_context(Arguments const& a) {
         for (int m = 0; m < M; ++m) {
             int const row = first_query + m * kTile + warp * 16 + lane / 4;
             float scores[kKeyGroups][4];
-            multiply_keys<T, D>(scores, query[m], stage.keys);
+            multiply_keys<T, D>(scores, query[m], stage.keys, {0.0f, 0.0f});
             add_mask(scores, shared.masks[tile % 2], a, row, tile * kTile);
+            if (m == 0 && first_query + warp == 0) {  // this warp has the class query, in its first four lanes
+                float* const class_row = a.class_row + (int64_t{sample} * a.heads + head) * a.length;
+#pragma unroll
+                for (int group = 0; group < kKeyGroups; ++group)
+#pragma unroll
+                    for (int part = 0; part < 2; ++part) {
+                        int const key = tile * kTile + group * 8 + lane % 4 * 2 + part;
+                        if (lane < 4 && key < a.length) class_row[key] = scores[group][part];
+                    }
+            }
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 float largest = maximum[m][half];
@@ -244,7 +257,7 @@ __device__ __forceinline__ void compute_context(Arguments const& a) {
             if (lane % 4 == 0 && first_row + row < a.length) {
                 int64_t const index = (int64_t{sample} * a.heads + head) * a.length + first_row + row;
                 a.row_maximum[index] = maximum[m][half];
-                a.row_scale[index] = scale;
+                a.row_log_scale[index] = -log2f(total);
                 a.context_norm[index] = sqrtf(squares);
             }
         }
@@ -269,6 +282,19 @@ __global__ void __launch_bounds__(kThreads, M == 1 ? kLeastBlocks : 0) context_k
     if constexpr (M <= kMostTiles) compute_context<T, D, M>(a);
 }
 
+// Up to this size of a row's maximum (in units of log2) its difference to log2 of the sum is rounded as scores are. Rows
+// whose keys are all masked are beyond it, and so far that the sum would vanish.
+constexpr float kLarge = 1024.0f;
+
+// Whether any head's maximum in any of sixteen rows is larger.
+__device__ __forceinline__ bool any_large(Arguments const& a, int64_t first_row_of_sample, int first_row) {
+    int const row = first_row + lane_id() % 16;
+    float largest = 0.0f;
+    for (int head = lane_id() / 16; row < a.length && head < a.heads; head += 2)
+        largest = fmaxf(largest, fabsf(a.row_maximum[first_row_of_sample + int64_t{head} * a.length + row]));
+    return __ballot_sync(kFullWarp, largest > kLarge) != 0;
+}
+
 template <typename T, int D, int M>
 struct StatisticsStage {
     T queries[M * kTile * D];
@@ -287,8 +313,9 @@ template <typename T, int D, int M>
 __device__ __forceinline__ void compute_statistics(Arguments const& a) {
     auto& shared = *dynamic_shared<StatisticsShared<T, D, M>>();
     int const lane = lane_id(), warp = static_cast<int>(threadIdx.x) / kWarpSize;
-    int const first_key = static_cast<int>(blockIdx.x) * kTile, sample = static_cast<int>(blockIdx.z);
-    int const first_query = static_cast<int>(blockIdx.y) * kTile * M;
+    // The class token has no column score and no say in the others'.
+    int const first_key = static_cast<int>(blockIdx.x) * kTile + 1, sample = static_cast<int>(blockIdx.z);
+    int const first_query = static_cast<int>(blockIdx.y) * kTile * M + 1;
     int64_t const stride = 3 * int64_t{a.width};
     T const* const qkv = static_cast<T const*>(a.qkv) + int64_t{sample} * a.length * stride;
     int64_t const first_row_of_sample = int64_t{sample} * a.heads * a.length;
@@ -300,10 +327,19 @@ __device__ __forceinline__ void compute_statistics(Arguments const& a) {
         async_commit();
     };
 
-    float best[M][kKeyGroups][4] = {};
-    float poison[M][2] = {};  // becomes NaN with any head's row statistics: a maximum alone would drop a NaN
     copy_mask(shared.mask, a.key_mask + int64_t{sample} * a.length, first_key, a.length);
     copy_stage(0);
+    float best[M][kKeyGroups][4];
+    float poison[M][2] = {};  // becomes NaN with any head's row statistics: a maximum alone would drop a NaN
+    bool large[M];
+#pragma unroll
+    for (int m = 0; m < M; ++m) {
+        large[m] = any_large(a, first_row_of_sample, first_query + m * kTile + warp * 16);
+#pragma unroll
+        for (int group = 0; group < kKeyGroups; ++group)
+#pragma unroll
+            for (float& value : best[m][group]) value = -kInfinity;
+    }
     for (int head = 0; head < a.heads; ++head) {
         if (head + 1 < a.heads) {
             copy_stage(head + 1);
@@ -316,39 +352,36 @@ __device__ __forceinline__ void compute_statistics(Arguments const& a) {
         int64_t const rows = first_row_of_sample + int64_t{head} * a.length;
 #pragma unroll
         for (int m = 0; m < M; ++m) {
+            if (m > 0 && first_query + m * kTile >= a.length) break;  // no queries are left
             int const row = first_query + m * kTile + warp * 16 + lane / 4;
-            float maximum[2], scale[2];
+            float maximum[2], log_scale[2], start[2];
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 bool const inside = row + 8 * half < a.length;
                 maximum[half] = inside ? a.row_maximum[rows + row + 8 * half] : 0.0f;
-                scale[half] = inside ? a.row_scale[rows + row + 8 * half] : 0.0f;
-                poison[m][half] += (maximum[half] + scale[half]) * 0.0f;
+                log_scale[half] = inside ? a.row_log_scale[rows + row + 8 * half] : 0.0f;
+                poison[m][half] += (maximum[half] + log_scale[half]) * 0.0f;
+                start[half] = large[m] ? 0.0f : (log_scale[half] - maximum[half]) * a.unscale;
             }
             uint32_t query[D / 16][4];
 #pragma unroll
             for (int step = 0; step < D / 16; ++step)
                 load_rows<T, D>(query[step], stage.queries, m * kTile + warp * 16, step * 16);
             float scores[kKeyGroups][4];
-            multiply_keys<T, D>(scores, query, stage.keys);
-            add_mask(scores, shared.mask, a, row, first_key);
-#pragma unroll
-            for (int group = 0; group < kKeyGroups; ++group)
-#pragma unroll
-                for (int part = 0; part < 4; ++part) {
-                    float const probability = fast_exp2(scores[group][part] - maximum[part / 2]) * scale[part / 2];
-                    scores[group][part] = probability;
-                    best[m][group][part] = fmaxf(best[m][group][part], probability);
-                }
-            if (first_query == 0 && m == 0 && warp == 0) {  // one warp has the class query, in its first four lanes
+            multiply_keys<T, D>(scores, query, stage.keys, start);
+            if (large[m]) {
+                add_mask(scores, shared.mask, a, row, first_key);
 #pragma unroll
                 for (int group = 0; group < kKeyGroups; ++group)
 #pragma unroll
-                    for (int part = 0; part < 2; ++part) {
-                        int const key = first_key + group * 8 + lane % 4 * 2 + part;
-                        if (lane < 4 && key < a.length) a.class_row[rows + key] = scores[group][part];
-                    }
+                    for (int part = 0; part < 4; ++part)
+                        scores[group][part] = scores[group][part] - maximum[part / 2] + log_scale[part / 2];
             }
+#pragma unroll
+            for (int group = 0; group < kKeyGroups; ++group)
+#pragma unroll
+                for (int part = 0; part < 4; ++part)
+                    best[m][group][part] = fmaxf(best[m][group][part], scores[group][part]);
         }
         __syncthreads();
     }
@@ -356,13 +389,14 @@ __device__ __forceinline__ void compute_statistics(Arguments const& a) {
 #pragma unroll
     for (int m = 0; m < M; ++m) {
         int const row = first_query + m * kTile + warp * 16 + lane / 4;
-        bool const class_query = row == 0;  // does not vote on the others
+        if (!large[m]) add_mask(best[m], shared.mask, a, row, first_key);
 #pragma unroll
         for (int group = 0; group < kKeyGroups; ++group) {
 #pragma unroll
             for (int part = 0; part < 2; ++part) {
-                float const upper = class_query ? 0.0f : best[m][group][part] + poison[m][0];
-                float sum = upper + (best[m][group][part + 2] + poison[m][1]);
+                float const upper = row < a.length ? fast_exp2(best[m][group][part]) + poison[m][0] : 0.0f;
+                float const lower = row + 8 < a.length ? fast_exp2(best[m][group][part + 2]) + poison[m][1] : 0.0f;
+                float sum = upper + lower;
 #pragma unroll
                 for (int mask = 4; mask < kWarpSize; mask *= 2) sum += __shfl_xor_sync(kFullWarp, sum, mask);
                 if (lane < 4) shared.sums[m][warp][group * 8 + lane * 2 + part] = sum;
@@ -370,7 +404,7 @@ __device__ __forceinline__ void compute_statistics(Arguments const& a) {
         }
     }
     __syncthreads();
-    int const partials = (a.length + kTile - 1) / kTile;
+    int const partials = (a.length - 1 + kTile - 1) / kTile;
     for (int index = static_cast<int>(threadIdx.x); index < M * kTile; index += kThreads) {
         int const m = index / kTile, key = index % kTile, partial = static_cast<int>(blockIdx.y) * M + m;
         if (partial >= partials || first_key + key >= a.length) continue;
@@ -389,12 +423,13 @@ __global__ void __launch_bounds__(kThreads) statistics_kernel(Arguments const a)
 template <typename T, int D, int M>
 cudaError_t launch_tiles(Arguments const& a, cudaStream_t stream) {
     auto const queries = static_cast<unsigned>(divide_up(a.length, kTile * M));
-    auto const keys = static_cast<unsigned>(divide_up(a.length, kTile));
     auto const heads = static_cast<unsigned>(a.heads), batch = static_cast<unsigned>(a.batch);
     cudaError_t const error = launch(context_kernel<T, D, M>, dim3(queries, heads, batch), dim3(kThreads),
         sizeof(ContextShared<T, D>), stream, a);
-    if (error != cudaSuccess) return error;
-    return launch(statistics_kernel<T, D, M>, dim3(keys, queries, batch), dim3(kThreads),
+    if (error != cudaSuccess || a.length == 1) return error;
+    auto const other_queries = static_cast<unsigned>(divide_up(a.length - 1, kTile * M));
+    auto const other_keys = static_cast<unsigned>(divide_up(a.length - 1, kTile));
+    return launch(statistics_kernel<T, D, M>, dim3(other_keys, other_queries, batch), dim3(kThreads),
         sizeof(StatisticsShared<T, D, M>), stream, a);
 }
 

@@ -27,23 +27,43 @@ constexpr size_t kVectorBytes = 16;
 // Rounded up. `value` may be anything from zero to the largest int.
 inline int divide_up(int value, int divisor) { return value / divisor + (value % divisor != 0 ? 1 : 0); }
 
-// Start a kernel. Dynamic shared memory above 48 KB has to be asked for once per kernel and device; asking again costs
-// nothing that can be measured, and enqueue may run on any device.
-template <typename... Parameters, typename... Arguments>
+// Keeps the thread's last CUDA error as a caller left it: failures of our own calls are returned, and would be taken for
+// one of its next call if they stayed behind.
+class CallerError {
+public:
+    CallerError() = default;
+    CallerError(CallerError const&) = delete;
+    CallerError& operator=(CallerError const&) = delete;
+    ~CallerError() {
+        if (clean_) static_cast<void>(cudaGetLastError());
+    }
+
+private:
+    bool const clean_ = cudaPeekAtLastError() == cudaSuccess;
+};
+
+template <typename T>
+struct Identity {  // keeps a parameter from taking part in template argument deduction
+    using Type = T;
+};
+
+// Start a kernel; the error is that of the launch, whatever earlier calls left behind. Dynamic shared memory above 48 KB
+// has to be asked for once per kernel and device; asking again costs nothing that can be measured, and enqueue may run on
+// any device.
+template <typename... Parameters>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes, cudaStream_t stream,
-    Arguments const&... arguments) {
-#ifdef MADTP_SIMT
-    (void)stream;
-    simt::launch(grid, block, shared_bytes, [&] { kernel(arguments...); });
-    return cudaSuccess;
-#else
+    typename Identity<Parameters>::Type... arguments) {
     if (shared_bytes > 48 * 1024) {
         cudaError_t const allowed = cudaFuncSetAttribute(
             kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(shared_bytes));
         if (allowed != cudaSuccess) return allowed;
     }
-    kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-    return cudaGetLastError();
+#ifdef MADTP_SIMT
+    (void)stream;
+    return simt::launch(simt::address(kernel), grid, block, shared_bytes, [&] { kernel(arguments...); });
+#else
+    void* addresses[] = {&arguments...};
+    return cudaLaunchKernel(kernel, grid, block, addresses, shared_bytes, stream);
 #endif
 }
 

@@ -8,3 +8,7 @@ using cudaStream_t = struct CUstream_st*;
 using cudaEvent_t = struct CUevent_st*;
 
 char const* cudaGetErrorString(cudaError_t error);
+
+// The thread's last error: of a call that failed, until it is got.
+cudaError_t cudaGetLastError();
+cudaError_t cudaPeekAtLastError();

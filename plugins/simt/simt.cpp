@@ -30,6 +30,11 @@ char const* cudaGetErrorString(cudaError_t error) {
     return "unknown error";
 }
 
+static thread_local cudaError_t last_error = cudaSuccess;
+
+cudaError_t cudaPeekAtLastError() { return last_error; }
+cudaError_t cudaGetLastError() { return std::exchange(last_error, cudaSuccess); }
+
 #if defined(__x86_64__)
 extern "C" void simt_switch(void** save, void* load);
 asm(R"(
@@ -135,6 +140,8 @@ struct Machine {
     std::mt19937 random{0};
     std::map<std::pair<std::string, int>, long> barrier_calls;
     std::pair<std::string, int> skipped_barrier;
+    int most_shared = 99 * 1024;  // bytes that a kernel may be allowed, as on compute capability 8.6
+    std::map<void const*, int> allowed_shared;
 };
 
 Machine machine;
@@ -257,13 +264,23 @@ void run_block() {
 
 }  // namespace
 
-void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> const& kernel) {
+cudaError_t allow_shared(void const* kernel, int bytes) {
     std::lock_guard<std::mutex> const lock(machine.mutex);
+    if (bytes < 0 || bytes > machine.most_shared) return last_error = cudaErrorInvalidValue;
+    machine.allowed_shared[kernel] = bytes;
+    return cudaSuccess;
+}
+
+cudaError_t launch(
+    void const* kernel, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> const& body) {
+    std::lock_guard<std::mutex> const lock(machine.mutex);
+    if (shared_bytes > 48 * 1024 && shared_bytes > size_t(machine.allowed_shared[kernel]))
+        return last_error = cudaErrorInvalidValue;
     machine.threads = static_cast<int>(block.x * block.y * block.z);
     if (machine.threads % kWarp != 0 || machine.threads > 1024) fail("a block of a size that is not supported");
     while (machine.fibers.size() < size_t(machine.threads)) machine.fibers.push_back(std::make_unique<Fiber>());
     machine.warps.assign(machine.threads / kWarp, {});
-    machine.kernel = &kernel;
+    machine.kernel = &body;
     gridDim = grid;
     blockDim = block;
     std::vector<unsigned> blocks(size_t(grid.x) * grid.y * grid.z);
@@ -279,6 +296,7 @@ void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> co
         run_block();
         std::free(shared);
     }
+    return cudaSuccess;
 }
 
 void* shared_memory() { return machine.shared; }
@@ -361,7 +379,8 @@ uint16_t float_to_half(float value) {
 
 }  // namespace simt
 
-// For tests: the seed of all interleaving, and barriers that can be taken out to see whether the tests notice.
+// For tests: the seed of all interleaving, barriers that can be taken out to see whether the tests notice, the most shared
+// memory that a kernel is allowed, and the thread's last error.
 extern "C" {
 
 __attribute__((visibility("default"))) void simt_seed(unsigned seed) { simt::machine.random.seed(seed); }
@@ -371,6 +390,14 @@ __attribute__((visibility("default"))) void simt_skip_barrier(char const* file, 
 }
 
 __attribute__((visibility("default"))) void simt_forget_barriers() { simt::machine.barrier_calls.clear(); }
+
+__attribute__((visibility("default"))) void simt_allow_at_most(int bytes) { simt::machine.most_shared = bytes; }
+
+__attribute__((visibility("default"))) void simt_leave_error(int error) {
+    last_error = static_cast<cudaError_t>(error);
+}
+
+__attribute__((visibility("default"))) int simt_last_error() { return cudaPeekAtLastError(); }
 
 // "file:line calls\n" of every barrier passed since they were forgotten. Valid until the next call.
 __attribute__((visibility("default"))) char const* simt_barriers() {

@@ -28,9 +28,18 @@ namespace simt {
 
 constexpr int kWarp = 32;
 
-// Run `kernel` once for each thread of the grid. Shared memory of `shared_bytes` is a heap block of exactly that size,
-// filled with 0xff (a NaN) for every block of the grid.
-void launch(dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> const& kernel);
+// What a kernel is known by.
+template <typename... Parameters>
+void const* address(void (*kernel)(Parameters...)) {
+    return reinterpret_cast<void const*>(kernel);
+}
+
+// Run `body` once for each thread of the grid. Shared memory of `shared_bytes` is a heap block of exactly that size, filled
+// with 0xff (a NaN) for every block of the grid; above 48 KB the kernel has to have been allowed as much.
+cudaError_t launch(
+    void const* kernel, dim3 grid, dim3 block, size_t shared_bytes, std::function<void()> const& body);
+
+cudaError_t allow_shared(void const* kernel, int bytes);
 
 void* shared_memory();
 
@@ -60,6 +69,13 @@ float half_to_float(uint16_t bits);
 uint16_t float_to_half(float value);
 
 }  // namespace simt
+
+enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
+
+template <typename... Parameters>
+cudaError_t cudaFuncSetAttribute(void (*kernel)(Parameters...), cudaFuncAttribute, int value) {
+    return simt::allow_shared(simt::address(kernel), value);
+}
 
 #define __syncthreads() ::simt::block_barrier(__FILE__, __LINE__)
 

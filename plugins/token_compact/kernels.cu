@@ -482,6 +482,7 @@ extern "C" cudaError_t madtp_token_compact(MadtpCompactShape const* shape, Madtp
     using namespace madtp::compact;
     if (shape == nullptr || inputs == nullptr || outputs == nullptr || !valid(*shape)) return cudaErrorInvalidValue;
     if (!aligned(*inputs, *outputs) || !madtp::is_aligned(workspace, madtp::kVectorBytes)) return cudaErrorInvalidValue;
+    madtp::CallerError const caller_error;
     Arguments a = arguments_of(*shape);
     a.in = *inputs;
     a.out = *outputs;
