@@ -5,6 +5,7 @@
 #   ./build.sh plugins     compile the TensorRT plugins (build/) and install them (install/); no GPU needed
 #   ./build.sh demo        export the demo checkpoint to out/demo/out.plan and show the comparison with torch
 #   ./build.sh test        run every check and test
+#   ./build.sh gpu-kit     pack build/gpu-kit/: everything to be shown on a GPU, offline (docs/gpu-kit.md)
 #   ./build.sh gpu-test    run the tests that need a CUDA device
 #   ./build.sh gpu-bench   time the kernels on a CUDA device; results go to benchmarks/gpu/
 set -euo pipefail
@@ -67,6 +68,10 @@ test)
     make_env
     run_tests "${@:2}"
     ;;
+gpu-kit)
+    make_env
+    "$VENV/bin/python" -m benchmarks.kit.pack "${@:2}"
+    ;;
 gpu-test)
     make_env
     plugins
@@ -78,7 +83,7 @@ gpu-bench)
     "$VENV/bin/python" -m benchmarks.kernels "${@:2}"
     ;;
 *)
-    sed -n '2,9p' "$0" | cut -c3-
+    sed -n '2,10p' "$0" | cut -c3-
     exit 2
     ;;
 esac

@@ -133,10 +133,9 @@ def pack_folder(source: Path, target: Path, *, keep_others: bool = False) -> Non
     for path in source.iterdir():
         if path.suffix == ".json" or (keep_others and path.suffix != ".safetensors"):
             shutil.copyfile(path, target / path.name)
-    model = golden.load_model(source)
-    if (source / "weights.safetensors").is_file():
-        _pack_weights(source, target, model)
-    size = model.config.image_size
+    if golden.stored_weights(source):
+        _pack_weights(source, target)
+    size = json.loads((source / "config.json").read_text())["image_size"]
     for entry in json.loads((source / "cases.json").read_text()):
         tensors = {
             name: tensor
@@ -153,8 +152,9 @@ def pack_folder(source: Path, target: Path, *, keep_others: bool = False) -> Non
             )
 
 
-def _pack_weights(source: Path, target: Path, model: Any) -> None:
+def _pack_weights(source: Path, target: Path) -> None:
     """Only the tensors that the rule does not give."""
+    model = golden.load_model(source)
     seed = json.loads((source / "config.json").read_text())["weight_seed"]
     stored, given = golden.stored_weights(source), generated_state(model, seed)
     if model.task == "clip":  # rounded whenever they are loaded

@@ -1,0 +1,436 @@
+"""The GPU kit, packed and rehearsed here as it will run elsewhere; and what it says where it cannot run."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from filelock import FileLock
+
+from benchmarks.kit import pack, report, run, status
+from benchmarks.kit.files import read_json, write_json
+from benchmarks.kit.plan import PROBE, STAGES, Stage
+from benchmarks.kit.stage import Stage as Given
+from benchmarks.kit.stage import WrongMachineError
+from benchmarks.kit.stages import probe
+from benchmarks.kit.trace import profile_call
+from madtp.errors import OutputError
+from tests import bare_environment, golden
+from tests.paths import CARRIED, golden_folders
+
+SHORT_PATH = "/usr/bin:/bin"
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """A packed kit, and a Python that has what a GPU machine has."""
+
+    kit: Path
+    python: Path
+
+    def run(self, results: Path, *arguments: str, prefix: tuple[str, ...] = (), **environment: str) -> Any:
+        """run.sh in an empty environment, from another folder."""
+        command = [*prefix, "bash", str(self.kit / "run.sh"), str(results), *arguments]
+        clean = {"PATH": SHORT_PATH, "PYTHON": str(self.python), "HOME": str(results.parent), **environment}
+        return subprocess.run(command, env=clean, cwd="/", capture_output=True, text=True, check=False)
+
+
+@pytest.fixture(scope="session")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Elsewhere:
+    """Packed once for all workers of a test run; not to be changed."""
+    base = tmp_path_factory.getbasetemp()
+    root = base if worker_id == "master" else base.parent
+    kit, environment = root / "gpu-kit", root / "bare"
+    with FileLock(root / "gpu-kit.lock"):
+        if not kit.is_dir():
+            python = f"{sys.version_info.major}.{sys.version_info.minor}"
+            packed = pack.pack(kit, python, flash_attention_3=False, say=lambda _: None)
+            assert any("FlashAttention-3" in text for text in packed.left_out)
+            bare_environment.make(environment)
+    return Elsewhere(kit, environment / "bin" / "python")
+
+
+@pytest.fixture
+def copied(elsewhere: Elsewhere, tmp_path: Path) -> Elsewhere:
+    """A kit to be changed; its libraries, packages and recordings are links."""
+    kit = tmp_path / "kit"
+    large = ("lib", "site", "golden")
+    shutil.copytree(elsewhere.kit, kit, ignore=shutil.ignore_patterns(*large))
+    for name in large:
+        if (elsewhere.kit / name).is_dir():
+            (kit / name).symlink_to(elsewhere.kit / name)
+    return Elsewhere(kit, elsewhere.python)
+
+
+def no_network() -> tuple[str, ...]:
+    """A prefix that runs a command without any network, where that is permitted."""
+    tried = subprocess.run(["unshare", "-n", "true"], capture_output=True, check=False)
+    return ("unshare", "-n") if tried.returncode == 0 else ()
+
+
+def complete(results: Path) -> dict[str, Any]:
+    """results.json, which has to be there and whole; nothing may be left half written."""
+    assert not [path for path in results.iterdir() if path.name.startswith(".")]
+    content = json.loads((results / "results.json").read_text())
+    assert (results / "results.md").read_text() == report.render(
+        content, read_json(run.ROOT / "benchmarks/gpu/static.json")
+    )
+    return content
+
+
+def test_rehearsal_passes_where_nothing_of_ours_is_installed(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    """Every stage, from outside the checkout, in an empty environment, without a network."""
+    done = elsewhere.run(tmp_path / "results", "--rehearse", prefix=no_network())
+    assert done.returncode == 0, done.stdout + done.stderr
+    content = complete(tmp_path / "results")
+    assert [(stage["name"], stage["state"]) for stage in content["stages"]] == [(s.name, "passed") for s in STAGES]
+    found = {stage["name"]: stage["result"] for stage in content["stages"]}
+    recorded = {(case["folder"], case["case"]) for case in found["parity"]["cases"]}
+    assert {folder for folder, _ in recorded} == {
+        f"{folder.parent.name}/{folder.name}" for folder in golden_folders() if folder.name != "base"
+    }
+    if not torch.cuda.is_available():
+        assert found["probe"]["call_without_a_driver"] in probe.NO_DRIVER
+    assert (tmp_path / "results" / "results.md").read_text().startswith("# A rehearsal on a CPU: nothing here was")
+    assert len(found["model"]["batches"]["1"]["candidates"]) == 5
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_is_refused(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    done = elsewhere.run(tmp_path / "results")
+    assert done.returncode == 2
+    reason = "is a build for CPUs" if torch.version.cuda is None else "no GPU can be used"
+    assert reason in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [stage["state"] for stage in complete(tmp_path / "results")["stages"]] == ["refused"]
+
+
+def test_without_torch_it_is_refused(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    empty = bare_environment.venv
+    empty.create(tmp_path / "empty", with_pip=False)
+    done = elsewhere.run(tmp_path / "results", PYTHON=str(tmp_path / "empty/bin/python"))
+    assert done.returncode == 2
+    assert "cannot import torch" in done.stderr
+    assert "PYTHON=/path/to/python3" in done.stderr
+    assert "Traceback" not in done.stderr
+    complete(tmp_path / "results")
+
+
+def test_a_missing_module_of_ours_is_named(copied: Elsewhere, tmp_path: Path) -> None:
+    (copied.kit / "madtp" / "pruning.py").unlink()
+    done = copied.run(tmp_path / "results", "--rehearse")
+    assert done.returncode == 2
+    assert "No module named 'madtp.pruning'" in done.stderr
+
+
+def test_a_library_without_its_functions_is_named(copied: Elsewhere, tmp_path: Path) -> None:
+    libraries = copied.kit / "lib"
+    elsewhere = libraries.resolve()
+    libraries.unlink()
+    libraries.mkdir()
+    shutil.copy(elsewhere / "libmadtp_kernels_host.so", libraries)
+    source = tmp_path / "empty.c"
+    source.write_text("void nothing(void) {}\n")
+    subprocess.run(["gcc", "-shared", "-o", libraries / "libmadtp_kernels.so", source], check=True)
+    done = copied.run(tmp_path / "results", "--rehearse")
+    assert done.returncode == 2
+    assert "lacks madtp_aligned_attention," in done.stderr
+
+
+def test_another_python_is_refused(copied: Elsewhere, tmp_path: Path) -> None:
+    about = read_json(copied.kit / "kit.json")
+    write_json(copied.kit / "kit.json", {**about, "python": "3.99"})
+    done = copied.run(tmp_path / "results", "--rehearse")
+    assert done.returncode == 2
+    assert "brings packages for 3.99" in done.stderr
+    done = copied.run(tmp_path / "results", PYTHON="/no/python")
+    assert done.returncode == 2
+    assert "'/no/python' is missing" in done.stderr
+
+
+@pytest.fixture
+def stage_given(tmp_path: Path) -> Given:
+    return Given(tmp_path / "stage.json", rehearse=False, deadline=time.monotonic() + 60)
+
+
+class Driver:
+    """torch.cuda as on some GPU."""
+
+    def __init__(self, capability: tuple[int, int], error: str = "") -> None:
+        self.capability, self.error = capability, error
+
+    def init(self) -> None:
+        if self.error:
+            raise RuntimeError(self.error)
+
+    def get_device_capability(self) -> tuple[int, int]:
+        return self.capability
+
+    def get_device_name(self) -> str:
+        return "NVIDIA Something"
+
+
+@pytest.mark.parametrize(
+    ("driver", "sm", "says"),
+    [
+        (Driver((8, 9)), [90], "compute capability 8.9, and the kit holds code for 9.0. Pack one for it: MADTP_SM=89"),
+        (Driver((9, 0)), [80, 86], "holds code for 8.0, 8.6"),
+        (Driver((9, 0), "The NVIDIA driver on your\nsystem is too old (found version 12020)"), [90], "too old (found"),
+    ],
+)
+def test_a_gpu_that_it_was_not_packed_for_is_refused(
+    monkeypatch: pytest.MonkeyPatch, driver: Driver, sm: list[int], says: str
+) -> None:
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch, "cuda", driver)
+    monkeypatch.setattr(torch, "zeros", lambda *_, **__: torch.ones(1))
+    with pytest.raises(WrongMachineError) as caught:
+        probe._gpu({"sm": sm})
+    assert says in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_full_disk_is_refused(
+    monkeypatch: pytest.MonkeyPatch, stage_given: Given, elsewhere: Elsewhere, tmp_path: Path
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(probe.shutil, "disk_usage", lambda _: usage._replace(free=1000))
+    with pytest.raises(WrongMachineError, match="has 0 MB left"):
+        probe.run(stage_given)
+    # A file may have no bytes at all: what the first write meets on a full disk.
+    done = elsewhere.run(tmp_path / "results", "--rehearse", prefix=("bash", "-c", 'ulimit -f 0; exec "$@"', "limited"))
+    assert done.returncode == 2, done.stderr
+    assert "cannot write the results to" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not list((tmp_path / "results").iterdir())
+
+
+def slow_kit(kit: Elsewhere) -> None:
+    """Its second stage takes for ever, and starts a process that does, too."""
+    (kit.kit / "benchmarks/kit/stages/calls.py").write_text(
+        "import subprocess, sys, time\n"
+        "def run(stage):\n"
+        "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
+        "    stage.save(child=child.pid)\n"
+        "    time.sleep(600)\n"
+    )
+
+
+@pytest.fixture
+def running(copied: Elsewhere, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path, int]]:
+    """A rehearsal in its second stage, its results, and a process that the stage has started."""
+    slow_kit(copied)
+    results = tmp_path / "results"
+    command = ["bash", str(copied.kit / "run.sh"), str(results), "--rehearse"]
+    clean = {"PATH": SHORT_PATH, "PYTHON": str(copied.python), "HOME": str(tmp_path)}
+    process = subprocess.Popen(command, env=clean, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (results / "calls.json").is_file() and time.monotonic() < deadline and process.poll() is None:
+        time.sleep(0.1)
+    child = json.loads((results / "calls.json").read_text())["child"]
+    yield process, results, child
+    process.kill()
+
+
+def is_gone(pid: int) -> bool:
+    """Within a few seconds."""
+    for _ in range(50):
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().split(")")[1].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def test_a_termination_leaves_the_results_so_far(running: tuple[subprocess.Popen[str], Path, int]) -> None:
+    process, results, child = running
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 2
+    assert "interrupted by SIGTERM" in errors
+    content = complete(results)
+    assert [stage["state"] for stage in content["stages"]] == ["passed"]
+    assert content["cut_short"] == "interrupted by SIGTERM"
+    assert is_gone(child)
+
+
+def test_a_kill_leaves_the_results_so_far(running: tuple[subprocess.Popen[str], Path, int]) -> None:
+    process, results, child = running
+    process.kill()
+    process.wait(timeout=30)
+    assert [stage["state"] for stage in complete(results)["stages"]] == ["passed"]
+    os.kill(child, signal.SIGKILL)  # of a group whose leader is dead with the run
+
+
+def test_overlong_and_broken_stages_do_not_stop_the_next(
+    copied: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slow_kit(copied)
+    stages = copied.kit / "benchmarks" / "kit" / "stages"
+    (stages / "parity.py").write_text("import os\ndef run(stage): os.abort()\n")
+    (stages / "model.py").write_text("def run(stage): raise ValueError('no\\nmodel')\n")
+    (stages / "precision.py").write_text("def run(stage):\n    stage.save(seen=1)\n    return False\n")
+    (stages / "graphs.py").write_text("def run(stage): return True\n")
+    monkeypatch.setattr(run, "ROOT", copied.kit)
+    monkeypatch.setattr(run.sys, "executable", str(copied.python))
+    monkeypatch.setenv("PYTHONPATH", str(copied.kit))
+    names = ("calls", "parity", "model", "precision", "graphs")
+    results = run.Results(tmp_path, rehearse=False, minutes=1)
+    assert run.run_all(results, [Stage(name, 3 if name == "calls" else 30, "") for name in names]) == 1
+    content = complete(tmp_path)
+    states = {stage["name"]: (stage["state"], stage["why"]) for stage in content["stages"]}
+    assert states["calls"] == ("overlong", "it took more than the 3 s that it had")
+    assert states["parity"] == ("crashed", f"it ended with signal {int(signal.SIGABRT)}")
+    assert states["model"] == ("failed", "ValueError: no model")
+    assert states["precision"] == ("failed", "")
+    assert states["graphs"] == ("passed", "")
+    assert is_gone(content["stages"][0]["result"]["child"])
+    late = run.Results(tmp_path, rehearse=False, minutes=0.01)
+    assert run.run_all(late, STAGES[:2]) == 1
+    assert [stage["state"] for stage in complete(tmp_path)["stages"]] == ["not begun", "not begun"]
+
+
+def test_recordings_are_packed_without_what_the_rule_gives(tmp_path: Path) -> None:
+    for folder in golden_folders():
+        if folder.name == "base":
+            continue
+        target = tmp_path / folder.parent.name / folder.name
+        pack.pack_folder(folder, target)
+        assert pack.folder_bytes(target) < pack.folder_bytes(folder)
+        assert not (target / "weights.safetensors").is_file()
+        wanted = golden.load_model(folder).state_dict()
+        packed = golden.load_model(target).state_dict()
+        assert all(torch.equal(tensor, packed[name]) for name, tensor in wanted.items())
+
+
+def test_a_recording_that_would_load_to_another_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack, "_same_case", lambda *_: False)
+    with pytest.raises(OutputError, match="cannot be packed"):
+        pack.pack_folder(CARRIED, tmp_path)
+
+
+def test_a_kit_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("pack_sources", "pack_wheels", "pack_recordings"):
+        monkeypatch.setattr(pack, name, lambda *_: None)
+    monkeypatch.setattr(pack, "pack_libraries", lambda kit: (kit.folder / "x").write_bytes(bytes(2000)) and (90,))
+    monkeypatch.setattr(pack, "MOST_BYTES", 1000)
+    with pytest.raises(OutputError, match="MADTP_SM=90"):
+        pack.pack(tmp_path / "kit", "3.12", True, lambda _: None)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_profile_counts_what_is_read_back() -> None:
+    numbers = torch.ones(3)
+
+    def call() -> None:
+        for _ in range(4):
+            (numbers + 1).sum().item()
+
+    found = profile_call(call, "cpu")
+    assert found["synchronisations"] == found["read_back"] == 4
+    assert {"aten::add", "aten::sum"} <= {kernel["name"] for kernel in found["kernels"]}
+
+
+def on_a_gpu(seconds: float) -> dict[str, Any]:
+    """results.json of a run on a GPU that took so long for a call, as the stages write it."""
+    timing = {"median_us": seconds * 1e6, "p10_us": seconds * 1e6, "p90_us": seconds * 1e6, "calls": 5}
+    profile = {
+        "launches": 700,
+        "synchronisations": 24,
+        "device_us": 4000.0,
+        "kernels": [{"name": "gemm", "calls": 9, "us": 9.0}],
+    }
+    candidate = {
+        "temperature": 0.4,
+        "gflops": 30.0,
+        "latency_us": timing,
+        "requests_per_second": 1 / seconds,
+        "predicted_us": 5000.0,
+        "peak_bytes": 10**9,
+        "profile": profile,
+        "gflops_ratio": 4.0,
+        "speed_up": 2.0,
+        "efficiency": 0.5,
+    }
+    gpu = {
+        "name": "NVIDIA H100 80GB HBM3",
+        "capability": "9.0",
+        "multiprocessors": 132,
+        "memory_bytes": 80 * 2**30,
+        "l2_bytes": 50_000_000,
+        "state": {"sm_mhz": 1980},
+    }
+    timed = {"timings": {"kernel": timing, "SDPA": timing}, "not_run": {"eager": "out of memory"}}
+    results = {
+        "probe": {"gpu": gpu},
+        "model": {"batches": {"1": {"candidates": {"ours": candidate}}}, "compiled": {"1": {"not_run": "no compiler"}}},
+        "timings": {"batches": {"1": {"aligned_attention": timed}}, "copy_bytes_per_second": 3e12},
+        "graphs": None,
+    }
+    stages = [
+        {"name": name, "state": "passed" if result else "overlong", "seconds": 1.0, "why": "", "result": result}
+        for name, result in results.items()
+    ]
+    began = "2026-01-02T03:04:05+00:00"
+    return {"schema": 1, "rehearsal": False, "began": began, "ended": began, "kit": {"commit": "abc"}, "stages": stages}
+
+
+@pytest.mark.parametrize(
+    ("seconds", "says"),
+    [
+        (0.02, "4.00: the GPU idles 80% of the time: launches and 24 waits cost more"),
+        (0.0052, "| 1.04 |"),
+        (0.001, "0.20: "),
+    ],
+)
+def test_the_page_says_what_was_predicted_and_why_it_is_off(seconds: float, says: str) -> None:
+    static = read_json(run.ROOT / "benchmarks/gpu/static.json")
+    page = report.render(on_a_gpu(seconds), static)
+    assert page.startswith("# NVIDIA H100 80GB HBM3")
+    assert says in page
+    assert "not run: out of memory" in page
+    predicted = next(entry for name, entry in static["predictions"].items() if name in "NVIDIA H100 80GB HBM3")
+    assert f"{predicted['1']['aligned_attention']['predicted'] * 1e6:.1f}" in page
+
+
+def test_results_of_a_gpu_are_kept_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    page = tmp_path / "gpu-status.md"
+    page.write_text(f"before\n{status.BEGIN}\nold\n{status.END}\nafter\n")
+    monkeypatch.setattr(status, "KEPT", tmp_path / "kept")
+    monkeypatch.setattr(status, "PAGE", page)
+    results = tmp_path / "results"
+    results.mkdir()
+    write_json(results / "results.json", on_a_gpu(0.01) | {"rehearsal": True})
+    (results / "results.md").write_text("page")
+    refused = CliRunner().invoke(status.main, [str(results)])
+    assert refused.exit_code == 2
+    assert "not of a GPU" in refused.stderr
+    write_json(results / "results.json", on_a_gpu(0.01))
+    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
+    assert (tmp_path / "kept/nvidia-h100-80gb-hbm3-2026-01-02/results.md").read_text() == "page"
+    text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "| abc | 3/4 | graphs overlong |" in text
+    assert CliRunner().invoke(status.main, [str(tmp_path)]).exit_code == 2
+
+
+def test_the_status_page_lists_the_runs_that_are_kept() -> None:
+    text = status.PAGE.read_text()
+    assert text == status.updated(text), "run: python -m benchmarks.kit.status RESULTS_DIR"
+
+
+def test_the_probe_comes_first() -> None:
+    assert STAGES[0] == PROBE
