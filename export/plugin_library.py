@@ -33,6 +33,7 @@ SOURCES = ROOT / "plugins"
 BUILD = ROOT / "build" / "plugins"
 INSTALL = ROOT / "install"
 LIBRARY_NAME = "libmadtp_plugins.so"
+KERNELS_NAME = "libmadtp_kernels.so"
 DEFAULT_SM = (75, 80, 86, 89, 90, 120)
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
 SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in"}
@@ -256,7 +257,7 @@ def build_library(on_build: Callable[[str], None] = lambda _: None) -> PluginLib
         _compile(wanted)
         with write_errors(stamp):
             fresh = stamp.with_suffix(".new")
-            fresh.write_text(json.dumps({**wanted, "sha256": sha256(library)}) + "\n")
+            fresh.write_text(json.dumps({**wanted, **_hashes(library)}) + "\n")
             os.replace(fresh, stamp)
         return read_library(library)
 
@@ -264,9 +265,14 @@ def build_library(on_build: Callable[[str], None] = lambda _: None) -> PluginLib
 def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the installed library is complete and made from `wanted`; a build cut short leaves no such stamp."""
     try:
-        return bool(json.loads(stamp.read_text()) == {**wanted, "sha256": sha256(library)})
+        return bool(json.loads(stamp.read_text()) == {**wanted, **_hashes(library)})
     except (OSError, ValueError):
         return False
+
+
+def _hashes(library: Path) -> dict[str, str]:
+    """Of the library, and of the kernels alone, which are installed beside it."""
+    return {"sha256": sha256(library), "kernels_sha256": sha256(library.with_name(KERNELS_NAME))}
 
 
 def _compile(wanted: Mapping[str, Any]) -> None:

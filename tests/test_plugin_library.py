@@ -86,7 +86,7 @@ def test_library_is_built_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not said
 
 
-@pytest.mark.parametrize("change", ["sources", "architectures", "library", "stamp"])
+@pytest.mark.parametrize("change", ["sources", "architectures", "library", "kernels", "stamp"])
 def test_library_is_built_again_when_something_changed(
     change: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -94,6 +94,7 @@ def test_library_is_built_again_when_something_changed(
     install = tmp_path / "install"
     (install / "lib").mkdir(parents=True)
     copy = Path(shutil.copy(real.path, install / "lib"))
+    kernels = Path(shutil.copy(real.path.with_name(module.KERNELS_NAME), install / "lib"))
     shutil.copy(module.INSTALL / "madtp-plugins.json", install)
     monkeypatch.setattr(module, "INSTALL", install)
     monkeypatch.setattr(module, "BUILD", tmp_path / "build" / "plugins")
@@ -107,6 +108,8 @@ def test_library_is_built_again_when_something_changed(
         monkeypatch.setenv("MADTP_SM", "90")
     elif change == "library":
         copy.write_bytes(copy.read_bytes() + b"x")
+    elif change == "kernels":
+        kernels.write_bytes(kernels.read_bytes() + b"x")
     else:
         (install / "madtp-plugins.json").write_text("{")
     build_library()

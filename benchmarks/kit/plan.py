@@ -23,7 +23,7 @@ STAGES = (
     PROBE,
     Stage("calls", 40, "one call of each op and type against the CPU"),
     Stage("parity", 100, "recorded cases of all tasks in fp32: outputs, token counts, kept sets"),
-    Stage("model", 130, "whole NLVR: dense and pruned, latency, throughput, synchronisations, memory, profile"),
+    Stage("model", 160, "whole NLVR: dense and pruned, latency, throughput, synchronisations, memory, profile"),
     Stage("precision", 60, "fp16 and bf16: agreement, kept tokens, flips and their margins"),
     Stage("kernel_tests", 75, "the kernel tests that run on the host elsewhere"),
     Stage("graphs", 40, "CUDA-graph capture of each op"),

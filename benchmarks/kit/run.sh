@@ -12,4 +12,4 @@ python=${PYTHON:-python3}
 # The results folder is meant from where the caller stands; the modules are found from the kit.
 exec env PYTHONPATH="$kit:$kit/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     MADTP_GOLDEN="$kit/golden" MADTP_KERNELS="$kit/lib/libmadtp_kernels.so" MADTP_NATIVE="$kit/lib" \
-    "$python" -m benchmarks.kit.run "$@"
+    "$python" -P -m benchmarks.kit.run "$@"  # -P: modules of the folder where the caller stands are not ours

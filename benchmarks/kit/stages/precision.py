@@ -22,6 +22,7 @@ from madtp.parts import parts_of
 from tests import golden
 from tests.paths import golden_folders
 
+REHEARSED = 2  # cases of a folder
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
@@ -46,9 +47,8 @@ def compare_precision(stage: Stage, model: NlvrModel, folder: Any, precision: st
     selection, tolerance = Selection(), TOLERANCES[precision]
     narrow = copy.deepcopy(model).to(PRECISIONS[precision])
     decisions, equal, worst = 0, 0, 0.0
-    for case in golden.load_cases(folder, model.config.image_size):
-        if case.temperature <= 0:
-            continue
+    cases = [case for case in golden.load_cases(folder, model.config.image_size) if case.temperature > 0]
+    for case in cases[:REHEARSED] if stage.rehearse else cases:
         moved = case.to(stage.device)
         exact, ours = answer(model, moved), answer(narrow, moved)
         with without_kernels(stage.device):

@@ -6,20 +6,21 @@ from typing import Any
 import torch
 
 from benchmarks.gpu.candidates import BASE, Sizes, attention_candidates, compact_candidates
-from benchmarks.gpu.floor import BATCHES, compact_bytes
+from benchmarks.gpu.floor import compact_bytes
 from benchmarks.gpu.measure import copy_bandwidth, device_state, interleave
 from benchmarks.kit.flash import unpack_flash_3
 from benchmarks.kit.stage import Stage
 from madtp.ops.library import load_library
 
 SMALL = Sizes(length=40, width=32, heads=1, alignments=8, device="cpu")
+ORDER = (32, 1, 8, 128)  # of batches: the one that targets are set for comes first
 ROUNDS = 30
 
 
 def run(stage: Stage) -> bool:
-    """Batch by batch, the largest last; passes where the kernels ran and kept as many tokens as torch."""
+    """Batch by batch; passes where the kernels ran and kept as many tokens as torch."""
     library = load_library(stage.library)
-    sizes, batches, rounds = (SMALL, BATCHES[:2], 5) if stage.rehearse else (BASE, BATCHES, ROUNDS)
+    sizes, batches, rounds = (SMALL, ORDER[1:3], 5) if stage.rehearse else (BASE, ORDER, ROUNDS)
     stage.save(flash_attention_3=unpack_flash_3(stage), rounds=rounds)
     if not stage.rehearse:
         stage.save(device_before=device_state(), copy_bytes_per_second=copy_bandwidth())
