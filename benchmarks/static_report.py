@@ -2,7 +2,7 @@
 
 Compiles every kernel for every architecture (about two minutes of one core; cached in build/static), and writes
 benchmarks/gpu/static.json and static.md: registers, shared memory, spills, occupancy, machine code, and the time that
-each kernel is predicted to take on two GPUs. `python -m benchmarks.kernels` holds its measurements against them.
+each kernel is predicted to take on some GPUs. `python -m benchmarks.kernels` holds its measurements against them.
 """
 
 import json
@@ -59,6 +59,7 @@ def predictions(gpu: Gpu, kernels: list[Kernel]) -> dict[str, Any]:
     for batch in floor.BATCHES:
         attention = _op(
             floor.attention_costs(gpu, kernels, batch),
+            former_statistics=asdict(floor.former_statistics_cost(gpu, kernels, batch)),
             sdpa=floor.sdpa_predictions(gpu, kernels, batch),
             eager=floor.eager_prediction(gpu, batch),
         )

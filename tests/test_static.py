@@ -164,6 +164,15 @@ def test_sass_is_read() -> None:
     assert summary.counts["hmma"] == summary.counts["ldgsts_128"] == summary.counts["stg_128"] == 1
     # Branch, copy, branch to the end; the branch over the store, and not the store; product and branch back.
     assert summary.loop == {"instructions": 6, "exp": 0, "hmma": 1}
+    assert summary.once == 3
+
+
+def test_a_block_that_most_warps_jump_over_is_not_counted() -> None:
+    """One that neither loads nor multiplies; the condition may be the branch's first operand."""
+    for condition in ("@!P6 BRA ", "BRA.U !UP0, "):
+        listing = LISTING.replace("@P1 BRA ", condition).replace("STG.E desc[UR4][R2.64], R1", "FADD R1, R1, R2")
+        (code,) = parse(listing).values()
+        assert summarize(code).loop == {"instructions": 6, "exp": 0, "hmma": 1}
 
 
 def test_ptxas_is_read() -> None:

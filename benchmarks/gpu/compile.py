@@ -35,7 +35,7 @@ COMPACT = "token_compact/kernels.cu"
 SMS = tuple(LIMITS)
 FLAGS = ("-std=c++17", "-O3", "-Xptxas", "-v")
 NVDISASM = "nvidia-cuda-nvdisasm==13.5.37"  # the pip package that has nvdisasm
-FORMAT = 2  # of cached results; counts up when their content changes
+FORMAT = 4  # of cached results; counts up when their content changes
 _INCLUDE = re.compile(r'^\s*#include "([^"]+)"', re.MULTILINE)
 _ENTRY = re.compile(r"Compiling entry function '(\S+)' for")
 _STACK = re.compile(r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads")
