@@ -9,7 +9,6 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,14 +19,11 @@ from benchmarks.gpu import floor
 from benchmarks.gpu.architectures import GPUS, Gpu, occupancy
 from benchmarks.gpu.compile import FILES, SMS, Kernel, compile_kernels, find_nvdisasm, source_hash, toolkit_version
 from benchmarks.gpu.launches import dynamic_shared, launched, threads
+from benchmarks.gpu.results import FOLDER, REPORT, rounded
 from benchmarks.gpu.static_markdown import render
 from export.errors import PluginError
 from export.plugin_library import find_nvcc
 from madtp.errors import MadtpError
-
-FOLDER = Path(__file__).resolve().parent / "gpu"
-REPORT = FOLDER / "static.json"
-COMMAND = "python -m benchmarks.static_report"
 
 
 def kernel_entry(kernel: Kernel, file: str, sm: int) -> dict[str, Any]:
@@ -100,15 +96,6 @@ def build_report(jobs: Iterable[tuple[str, int]]) -> dict[str, Any]:
             for name, gpu in GPUS.items()
         },
     }
-
-
-def rounded(value: Any) -> Any:
-    """The same with floats of six significant digits."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def to_json(content: dict[str, Any]) -> str:

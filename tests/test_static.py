@@ -25,9 +25,10 @@ from benchmarks.gpu.compile import (
 )
 from benchmarks.gpu.floor import tail_factor
 from benchmarks.gpu.launches import dynamic_shared, launched
+from benchmarks.gpu.results import FOLDER, REPORT, STATIC_COMMAND
 from benchmarks.gpu.sass import parse, summarize
 from benchmarks.gpu.static_markdown import render
-from benchmarks.static_report import COMMAND, FOLDER, REPORT, to_json
+from benchmarks.static_report import to_json
 from export.errors import PluginError
 from export.plugin_library import find_nvcc
 
@@ -76,12 +77,12 @@ def toolkit() -> str:
 
 
 def test_report_is_of_these_sources(report: dict[str, Any]) -> None:
-    assert report["source"] == source_hash(), f"the kernels changed since the report was written; run: {COMMAND}"
+    assert report["source"] == source_hash(), f"the kernels changed since the report was written; run: {STATIC_COMMAND}"
 
 
 def test_page_is_of_this_report(report: dict[str, Any]) -> None:
-    assert (FOLDER / "static.md").read_text() == render(report), f"run: {COMMAND}"
-    assert to_json(report) == REPORT.read_text(), f"run: {COMMAND}"
+    assert (FOLDER / "static.md").read_text() == render(report), f"run: {STATIC_COMMAND}"
+    assert to_json(report) == REPORT.read_text(), f"run: {STATIC_COMMAND}"
 
 
 def check(kernel: Kernel, sm: int) -> None:
@@ -123,7 +124,7 @@ def test_compiled_anew_they_are_as_reported(file: str, sm: int, report: dict[str
         again = json.loads(json.dumps(asdict(kernel)))
         if kernel.code is None:  # no disassembler here
             again["code"] = entry["code"]
-        assert again == {name: entry[name] for name in again}, f"{kernel.label}: run {COMMAND}"
+        assert again == {name: entry[name] for name in again}, f"{kernel.label}: run {STATIC_COMMAND}"
 
 
 def test_shared_memory_is_what_the_structs_take(report: dict[str, Any], tmp_path: Path) -> None:
