@@ -1,6 +1,7 @@
 """Calls of both ops that the GPU tests share: sizes that do and do not fill tiles, every dtype, causal and not."""
 
 import ctypes
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -73,19 +74,35 @@ def compact_of(library: ctypes.CDLL, case: CompactCase, seed: int = 0) -> Call:
     return compact_call(library, compact_inputs(*sizes, DTYPES[case.dtype], temperature=case.temperature, seed=seed))
 
 
-def supported(case: AttentionCase) -> bool:
+def call_of(library: ctypes.CDLL, case: AttentionCase | CompactCase) -> Call:
+    """The call of a case of either op."""
+    return attention_of(library, case) if isinstance(case, AttentionCase) else compact_of(library, case)
+
+
+def supported(case: AttentionCase | CompactCase) -> bool:
     """Whether this device takes the case: bfloat16 attention needs compute capability 8.0."""
-    return case.dtype != "bf16" or torch.cuda.get_device_capability()[0] >= 8
+    return isinstance(case, CompactCase) or case.dtype != "bf16" or torch.cuda.get_device_capability()[0] >= 8
 
 
-def run_all(library: ctypes.CDLL) -> int:
-    """Run every case once; how many calls that were.
+def chosen(names: Sequence[str]) -> list[AttentionCase | CompactCase]:
+    """The cases of these names.
+
+    Raises:
+        ValueError: there is no case of that name.
+    """
+    known: dict[str, AttentionCase | CompactCase] = {case.name: case for case in (*ATTENTION, *COMPACT)}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no case is named {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def run_all(library: ctypes.CDLL, cases: Iterable[AttentionCase | CompactCase] = (*ATTENTION, *COMPACT)) -> int:
+    """Run every case that this device takes once; how many calls that were.
 
     Raises:
         KernelError: a call returned an error.
     """
-    calls = [attention_of(library, case) for case in ATTENTION if supported(case)]
-    calls += [compact_of(library, case) for case in COMPACT]
+    calls = [call_of(library, case) for case in cases if supported(case)]
     torch.cuda.synchronize()
     for call in calls:
         call.run()
