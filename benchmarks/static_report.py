@@ -2,14 +2,13 @@
 
 Compiles every kernel for every architecture (about two minutes of one core; cached in build/static), and writes
 benchmarks/gpu/static.json and static.md: registers, shared memory, spills, occupancy, machine code, and the time that
-each kernel is predicted to take on two GPUs. `python -m benchmarks.kernels` holds its measurements against them.
+each kernel is predicted to take on some GPUs. `python -m benchmarks.kernels` holds its measurements against them.
 """
 
 import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import click
@@ -20,14 +19,11 @@ from benchmarks.gpu import floor
 from benchmarks.gpu.architectures import GPUS, Gpu, occupancy
 from benchmarks.gpu.compile import FILES, SMS, Kernel, compile_kernels, find_nvdisasm, source_hash, toolkit_version
 from benchmarks.gpu.launches import dynamic_shared, launched, threads
+from benchmarks.gpu.results import FOLDER, REPORT, rounded
 from benchmarks.gpu.static_markdown import render
 from export.errors import PluginError
 from export.plugin_library import find_nvcc
 from madtp.errors import MadtpError
-
-FOLDER = Path(__file__).resolve().parent / "gpu"
-REPORT = FOLDER / "static.json"
-COMMAND = "python -m benchmarks.static_report"
 
 
 def kernel_entry(kernel: Kernel, file: str, sm: int) -> dict[str, Any]:
@@ -59,6 +55,7 @@ def predictions(gpu: Gpu, kernels: list[Kernel]) -> dict[str, Any]:
     for batch in floor.BATCHES:
         attention = _op(
             floor.attention_costs(gpu, kernels, batch),
+            former_statistics=asdict(floor.former_statistics_cost(gpu, kernels, batch)),
             sdpa=floor.sdpa_predictions(gpu, kernels, batch),
             eager=floor.eager_prediction(gpu, batch),
         )
@@ -99,15 +96,6 @@ def build_report(jobs: Iterable[tuple[str, int]]) -> dict[str, Any]:
             for name, gpu in GPUS.items()
         },
     }
-
-
-def rounded(value: Any) -> Any:
-    """The same with floats of six significant digits."""
-    if isinstance(value, dict):
-        return {key: rounded(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [rounded(entry) for entry in value]
-    return float(f"{value:.6g}") if isinstance(value, float) else value
 
 
 def to_json(content: dict[str, Any]) -> str:

@@ -138,3 +138,16 @@ def test_an_error_of_the_callers_neither_fails_a_call_nor_is_lost() -> None:
         assert host.library.simt_last_error() == NOT_SUPPORTED
     finally:
         host.library.simt_leave_error(0)
+
+
+def test_bfloat16_attention_is_skipped_where_there_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels = load("host")
+    kernels.require(torch.bfloat16)
+    kernels.device = "cuda"
+    for capability, lacking in (((7, 5), True), ((8, 0), False), ((12, 0), False)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda capability=capability: capability)
+        assert kernels.supports(torch.bfloat16) is not lacking
+        assert kernels.supports(torch.float16)
+        if lacking:
+            with pytest.raises(pytest.skip.Exception, match=r"needs compute capability 8\.0"):
+                kernels.require(torch.bfloat16)

@@ -25,9 +25,10 @@ from benchmarks.gpu.compile import (
 )
 from benchmarks.gpu.floor import tail_factor
 from benchmarks.gpu.launches import dynamic_shared, launched
+from benchmarks.gpu.results import FOLDER, REPORT, STATIC_COMMAND
 from benchmarks.gpu.sass import parse, summarize
 from benchmarks.gpu.static_markdown import render
-from benchmarks.static_report import COMMAND, FOLDER, REPORT, to_json
+from benchmarks.static_report import to_json
 from export.errors import PluginError
 from export.plugin_library import find_nvcc
 
@@ -76,12 +77,12 @@ def toolkit() -> str:
 
 
 def test_report_is_of_these_sources(report: dict[str, Any]) -> None:
-    assert report["source"] == source_hash(), f"the kernels changed since the report was written; run: {COMMAND}"
+    assert report["source"] == source_hash(), f"the kernels changed since the report was written; run: {STATIC_COMMAND}"
 
 
 def test_page_is_of_this_report(report: dict[str, Any]) -> None:
-    assert (FOLDER / "static.md").read_text() == render(report), f"run: {COMMAND}"
-    assert to_json(report) == REPORT.read_text(), f"run: {COMMAND}"
+    assert (FOLDER / "static.md").read_text() == render(report), f"run: {STATIC_COMMAND}"
+    assert to_json(report) == REPORT.read_text(), f"run: {STATIC_COMMAND}"
 
 
 def check(kernel: Kernel, sm: int) -> None:
@@ -123,7 +124,7 @@ def test_compiled_anew_they_are_as_reported(file: str, sm: int, report: dict[str
         again = json.loads(json.dumps(asdict(kernel)))
         if kernel.code is None:  # no disassembler here
             again["code"] = entry["code"]
-        assert again == {name: entry[name] for name in again}, f"{kernel.label}: run {COMMAND}"
+        assert again == {name: entry[name] for name in again}, f"{kernel.label}: run {STATIC_COMMAND}"
 
 
 def test_shared_memory_is_what_the_structs_take(report: dict[str, Any], tmp_path: Path) -> None:
@@ -164,6 +165,15 @@ def test_sass_is_read() -> None:
     assert summary.counts["hmma"] == summary.counts["ldgsts_128"] == summary.counts["stg_128"] == 1
     # Branch, copy, branch to the end; the branch over the store, and not the store; product and branch back.
     assert summary.loop == {"instructions": 6, "exp": 0, "hmma": 1}
+    assert summary.once == 3
+
+
+def test_a_block_that_most_warps_jump_over_is_not_counted() -> None:
+    """One that neither loads nor multiplies; the condition may be the branch's first operand."""
+    for condition in ("@!P6 BRA ", "BRA.U !UP0, "):
+        listing = LISTING.replace("@P1 BRA ", condition).replace("STG.E desc[UR4][R2.64], R1", "FADD R1, R1, R2")
+        (code,) = parse(listing).values()
+        assert summarize(code).loop == {"instructions": 6, "exp": 0, "hmma": 1}
 
 
 def test_ptxas_is_read() -> None:

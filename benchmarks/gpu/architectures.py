@@ -1,11 +1,13 @@
-"""Limits of a multiprocessor (SM) for each compute capability, published rates of two GPUs, and theoretical occupancy.
+"""Limits of a multiprocessor (SM) for each compute capability, published rates of some GPUs, and theoretical occupancy.
 
 Sources:
     [guide] CUDA C++ Programming Guide 13.0, "Compute Capabilities", table "Technical Specifications per Compute
         Capability"; results per clock and SM from "Arithmetic Instructions", table of throughputs.
     [occ] cuda_occupancy.h of CUDA 13.0: granularity of allocation, blocks per SM, sizes of shared memory.
-    [h200] NVIDIA H200 datasheet (SXM): 4.8 TB/s HBM3e, 1,979 TFLOPS FP16 with sparsity, half of it dense.
-    [h100] NVIDIA H100 whitepaper: 132 SMs, 4096 dense FP16 FLOP a clock and SM; 989 TFLOPS is 1.83 GHz. 50 MB of L2.
+    [h200] NVIDIA H200 datasheet (SXM): 4.8 TB/s HBM3e, 1,979 TFLOPS FP16 with sparsity, half of it dense. Its L2 is not
+        published; torch was seen to report 60 MB.
+    [h100] NVIDIA H100 whitepaper and datasheet (SXM): 132 SMs, 4096 dense FP16 FLOP a clock and SM; 989 TFLOPS is
+        1.83 GHz. 3.35 TB/s HBM3, 50 MB of L2.
     [ada] NVIDIA Ada whitepaper, RTX 4090: 128 SMs, 2.52 GHz boost, 165.2 TFLOPS FP16 with FP32 accumulate, 1008 GB/s,
         72 MB of L2.
     [mma] Luo et al., arXiv 2402.13499: `mma.sync` reaches about 62 % of the published rate on Hopper.
@@ -95,6 +97,7 @@ class Gpu:
     """Published rates of a GPU, per second; assumptions are marked so."""
 
     name: str
+    device: str  # what its name ends with, as the driver gives it
     sm: int
     multiprocessors: int
     clock: float  # Hz, boost, of the published rates
@@ -116,11 +119,12 @@ class Gpu:
 
 
 GPUS = {
-    "H200": Gpu("H200", 90, 132, 1.83e9, 4.8e12, 989e12, 0.62, 5.5e12, 50_000_000),
-    "RTX 4090": Gpu("RTX 4090", 89, 128, 2.52e9, 1.008e12, 165.2e12, 1.0, 5.0e12, 72_000_000),
+    "H100": Gpu("H100", "H100 80GB HBM3", 90, 132, 1.83e9, 3.35e12, 989e12, 0.62, 5.5e12, 50_000_000),
+    "H200": Gpu("H200", "H200", 90, 132, 1.83e9, 4.8e12, 989e12, 0.62, 5.5e12, 60_000_000),
+    "RTX 4090": Gpu("RTX 4090", "RTX 4090", 89, 128, 2.52e9, 1.008e12, 165.2e12, 1.0, 5.0e12, 72_000_000),
 }
 
 
 def known_gpu(device_name: str) -> Gpu | None:
     """The entry of GPUS that a device's name (as the driver gives it) belongs to."""
-    return next((gpu for key, gpu in GPUS.items() if key in device_name), None)
+    return next((gpu for gpu in GPUS.values() if device_name.endswith(gpu.device)), None)

@@ -5,22 +5,23 @@ The model, per kernel, in seconds:
                 except where it no longer fits there.
     tensor      FLOP of the padded tiles over the rate that mma.sync reaches.
     exp         exponentials over 16 a clock and SM.
-    issue       warp instructions of the main loop (counted in SASS) over 4 a clock and SM.
+    issue       warp instructions of the main loop and around it (counted in SASS) over 4 a clock and SM.
     tail        factor for the last, partly filled wave of blocks.
 `floor` is the largest of the five times the tail: nothing overlaps better than that. `predicted` is what a measurement
 is held against: tensor + max(exp, issue), since within a warp the products and the softmax between them take turns,
 but no less than dram and l2, and START for each kernel. A check on plausibility: for the context kernel, which is a
-FlashAttention-2, it comes to 28 % of an H200's published rate at B = 128; FlashAttention-2 itself was reported at 35 %
+FlashAttention-2, it comes to 29 % of an H200's published rate at B = 128; FlashAttention-2 itself was reported at 35 %
 on an H100 (arXiv 2407.08608, abstract). With one block of four warps an SM, as at B = 1, latencies stay visible that
 the model does not have: there it is optimistic.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 
 from benchmarks.gpu.architectures import Gpu, occupancy
 from benchmarks.gpu.compile import Kernel
 from benchmarks.gpu.launches import TILE, dynamic_shared, threads
+from benchmarks.gpu.sass import Code
 
 LENGTH, WIDTH, HEADS, ALIGNMENTS = 577, 768, 12, 100  # tokens with the class token, C, H, T of the base model
 HEAD = WIDTH // HEADS
@@ -33,6 +34,25 @@ MANY_BLOCKS = 256  # kManyBlocks of tensor_core.cu
 # Eager torch moves this many bytes a score: product 2, mask 4, to float32 6, softmax 8, to float16 6, product with the
 # values 2, maximum over heads 4 and a twelfth of 8.
 EAGER_BYTES = 32 + 8 / HEADS
+
+
+@dataclass(frozen=True)
+class Former:
+    """statistics_kernel<fp16, 64, M> while it took an exponential for every head, and the class token too."""
+
+    registers: int
+    instructions: int  # of a turn of the main loop
+    exp: int
+    once: int
+
+
+# Compiled by nvcc 13.0.88 from the last sources that had it. By SM and M.
+FORMER = {
+    (89, 1): Former(166, 326, 32, 634),
+    (89, 2): Former(252, 617, 64, 939),
+    (90, 1): Former(184, 334, 32, 627),
+    (90, 2): Former(248, 633, 64, 960),
+}
 
 
 @dataclass(frozen=True)
@@ -112,55 +132,84 @@ def _find(kernels: list[Kernel], name: str, dtype: str = "", parameters: tuple[i
     return next(kernel for kernel in kernels if (kernel.name, kernel.dtype, kernel.parameters) == wanted)
 
 
-def _loop(kernel: Kernel) -> dict[str, int]:
-    if kernel.code is None or kernel.code.loop is None:
+def _main_loop(kernel: Kernel) -> tuple[dict[str, int], int]:
+    """What a turn of it runs, and the instructions before and after it."""
+    if kernel.code is None or kernel.code.loop is None or kernel.code.once is None:
         raise ValueError(f"{kernel.label} was compiled without nvdisasm, or has no loop of tensor-core instructions")
-    return kernel.code.loop
+    return kernel.code.loop, kernel.code.once
+
+
+def _context_cost(gpu: Gpu, kernel: Kernel, batch: int, many: int) -> Cost:
+    tiles, wide = ceil(LENGTH / TILE), ceil(LENGTH / (TILE * many))
+    rows, blocks = batch * LENGTH, batch * HEADS * wide
+    turn, once = _main_loop(kernel)
+    return _cost(
+        gpu,
+        kernel,
+        blocks,
+        dram=rows * (3 * WIDTH * HALF + FLOAT) + rows * (WIDTH * HALF + 4 * HEADS * FLOAT),
+        l2=batch * HEADS * (wide * 2 * LENGTH + LENGTH) * HEAD * HALF,
+        flop=2 * 2 * blocks * tiles * many * TILE * TILE * HEAD,
+        exponentials=blocks * tiles * 4 * turn["exp"] * 32,
+        instructions=blocks * 4 * (tiles * turn["instructions"] + once),
+    )
+
+
+def _statistics_cost(gpu: Gpu, kernel: Kernel, batch: int, many: int, tokens: int, groups: int) -> Cost:
+    """Of `tokens` queries and keys each, in so many groups of 64 queries."""
+    tiles, wide = ceil(tokens / TILE), ceil(tokens / (TILE * many))
+    rows, blocks = batch * LENGTH, batch * tiles * wide
+    turn, once = _main_loop(kernel)
+    query_key = 2 * rows * WIDTH * HALF
+    again = query_key if query_key > gpu.l2_size else 0
+    turns = batch * tiles * groups / many * HEADS * 4  # of warps
+    in_the_end = 0 if turn["exp"] else batch * tiles * groups * TILE * TILE
+    return _cost(
+        gpu,
+        kernel,
+        blocks,
+        dram=again + rows * HEADS * FLOAT * 2 + batch * tokens * ceil(tokens / TILE) * FLOAT,
+        l2=batch * tiles * HEADS * (groups + wide) * TILE * HEAD * HALF,
+        flop=2 * batch * tiles * groups * HEADS * TILE * TILE * HEAD,
+        exponentials=turns * turn["exp"] * 32 + in_the_end,
+        instructions=turns * turn["instructions"] + blocks * 4 * once,
+    )
+
+
+def former_statistics_cost(gpu: Gpu, kernels: list[Kernel], batch: int) -> Cost:
+    """What statistics_kernel cost while it took an exponential for every head, by the same model."""
+    many = query_tiles(batch, gpu.sm)
+    former = FORMER[gpu.sm, many]
+    kernel = _find(kernels, "statistics_kernel", "fp16", (HEAD, many))
+    loop = {"instructions": former.instructions, "exp": former.exp, "hmma": 32 * many}
+    code = Code(former.once + former.instructions, {}, loop, former.once)
+    wide = ceil(LENGTH / (TILE * many))
+    return _statistics_cost(
+        gpu, replace(kernel, registers=former.registers, code=code), batch, many, LENGTH, wide * many
+    )
 
 
 def attention_costs(gpu: Gpu, kernels: list[Kernel], batch: int) -> list[Cost]:
     """The three kernels of AlignedAttention, fp16."""
-    many = query_tiles(batch, gpu.sm)
-    tiles, wide = ceil(LENGTH / TILE), ceil(LENGTH / (TILE * many))
+    many, body = query_tiles(batch, gpu.sm), LENGTH - 1
     context = _find(kernels, "context_kernel", "fp16", (HEAD, many))
     statistics = _find(kernels, "statistics_kernel", "fp16", (HEAD, many))
-    turn_context, turn_statistics = _loop(context), _loop(statistics)
-    rows = batch * LENGTH
-    turns = batch * HEADS * wide * tiles * 4  # of warps
-    scores = batch * HEADS * wide * TILE * many * tiles * TILE
-    product = 2 * scores * HEAD
-    row = HEAD * HALF
-    query_key = 2 * rows * WIDTH * HALF
-    again = query_key if query_key > gpu.l2_size else 0
-    partials = rows * tiles * FLOAT
+    partials = batch * body * ceil(body / TILE) * FLOAT
     return [
-        _cost(
-            gpu,
-            context,
-            batch * HEADS * wide,
-            dram=rows * (3 * WIDTH * HALF + FLOAT) + rows * (WIDTH * HALF + 3 * HEADS * FLOAT),
-            l2=batch * HEADS * (wide * 2 * LENGTH + LENGTH) * row,
-            flop=2 * product,
-            exponentials=turns * turn_context["exp"] * 32,
-            instructions=turns * turn_context["instructions"],
-        ),
-        _cost(
-            gpu,
-            statistics,
-            batch * tiles * wide,
-            dram=again + rows * HEADS * FLOAT * 3 + partials,
-            l2=batch * tiles * wide * HEADS * (many + 1) * TILE * row,
-            flop=product,
-            exponentials=turns * turn_statistics["exp"] * 32,
-            instructions=turns * turn_statistics["instructions"],
-        ),
+        _context_cost(gpu, context, batch, many),
+        _statistics_cost(gpu, statistics, batch, many, body, ceil(body / TILE)),
         _cost(
             gpu,
             _find(kernels, "finish_kernel"),
-            batch * ceil((LENGTH - 1) / 128),
-            dram=partials + rows * (2 * HEADS + 2) * FLOAT,
+            batch * ceil(body / 128),
+            dram=partials + batch * LENGTH * (2 * HEADS + 2) * FLOAT,
         ),
     ]
+
+
+def context_tiles(peeled: bool) -> int:
+    """Tiles of 64 x 64 that the context kernel multiplies for a head, with the class token among the others or not."""
+    return ceil((LENGTH - peeled) / TILE) ** 2
 
 
 def compact_bytes(batch: int, kept: int) -> float:

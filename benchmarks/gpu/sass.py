@@ -7,6 +7,7 @@ from dataclasses import dataclass
 _FUNCTION = re.compile(r"^\.text\.(\S+):")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(@!?U?P\w+)?\s*([A-Z][\w.]*)(.*);")
+_CONDITION = re.compile(r"\s*!?U?P\d+,")  # a predicate as the first operand, as in BRA.U !UP0
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
 
 # What is counted, and the pattern of its opcodes.
@@ -37,6 +38,7 @@ class Code:
     instructions: int
     counts: dict[str, int]
     loop: dict[str, int] | None  # of one turn of the main loop: instructions, exp, hmma
+    once: int | None  # instructions before and after the main loop
 
 
 def parse(listing: str) -> dict[str, list[Instruction]]:
@@ -61,7 +63,8 @@ def parse(listing: str) -> dict[str, list[Instruction]]:
             labels[found[1]] = len(raw)
         elif found := _INSTRUCTION.match(line):
             target = _TARGET.search(found[3]) if found[2].startswith("BRA") else None
-            raw.append((found[2], found[1] is not None or " !P" in found[3][:4], target[1] if target else None))
+            conditional = found[1] is not None or _CONDITION.match(found[3]) is not None
+            raw.append((found[2], conditional, target[1] if target else None))
     finish()
     return kernels
 
@@ -71,11 +74,11 @@ def _has(code: Sequence[Instruction], *prefixes: str) -> bool:
 
 
 def executed_turn(code: Sequence[Instruction], begin: int, end: int) -> list[Instruction]:
-    """The instructions of code[begin:end + 1] that most warps run in a turn of that loop, when not causal.
+    """The instructions of code[begin:end + 1], e.g. of a loop, that most warps run once through, when not causal.
 
     A rule of thumb for these kernels: of an if and its else, the one that starts copies is taken, else the shorter one
-    (the longer one hides keys after the query); a block that only stores to global memory is skipped (the class row,
-    which one warp writes).
+    (the longer one hides keys after the query); a block without an else is skipped unless it loads or multiplies (the
+    class row, which one warp writes; rows of very large scores).
     """
     run: list[Instruction] = []
     index = begin
@@ -92,7 +95,7 @@ def executed_turn(code: Sequence[Instruction], begin: int, end: int) -> list[Ins
             copies = [arm for arm in (first, second) if _has(arm, "LDGSTS", "STS")]
             run += copies[0] if copies else min(first, second, key=len)
             index = joined
-        elif _has(first, "STG"):
+        elif not _has(first, "LDG", "LDSM", "HMMA", "BAR"):
             index = here.target
     return run
 
@@ -108,7 +111,7 @@ def summarize(code: Sequence[Instruction]) -> Code:
         if instruction.target is not None and instruction.target < index
         if _has(code[instruction.target : index], "HMMA")
     ]
-    loop = None
+    loop = once = None
     if loops:
         begin, end = max(loops, key=lambda span: span[1] - span[0])
         turn = executed_turn(code, begin, end)
@@ -117,4 +120,8 @@ def summarize(code: Sequence[Instruction]) -> Code:
             "exp": sum(bool(COUNTED["exp"].match(instruction.opcode)) for instruction in turn),
             "hmma": sum(bool(COUNTED["hmma"].match(instruction.opcode)) for instruction in turn),
         }
-    return Code(len(code), counts, loop)
+        last = end  # what lies behind the exit is called from elsewhere
+        while last < len(code) - 1 and (code[last].opcode != "EXIT" or code[last].predicated):
+            last += 1
+        once = len(executed_turn(code, 0, begin - 1)) + len(executed_turn(code, end + 1, last))
+    return Code(len(code), counts, loop, once)

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.gpu.architectures import GPUS, LIMITS
-from benchmarks.gpu.floor import ALIGNMENTS, BATCHES, HEADS, LENGTH, WIDTH, one_pass_shape
+from benchmarks.gpu.floor import ALIGNMENTS, BATCHES, HEADS, LENGTH, WIDTH, context_tiles, one_pass_shape
 
 MICRO = 1e6
 MEGA = 1e-6
@@ -32,9 +32,23 @@ FLOOR = """\
 Base size: {length} tokens with the class token, C = {width}, H = {heads}, T = {alignments}, fp16, B = {batches}; half
 of the tokens stay in TokenCompact. Model, sources and what is assumed: `benchmarks/gpu/floor.py`. Rates; columns with *
 are assumptions, not published:"""
+ONE_EXPONENTIAL = """\
+## One exponential a score, not one a head
+
+The maximum over heads of exp(score - maximum) / sum is the exponential of the maximum of score - maximum - log(sum).
+So the second kernel starts each product from (log of one over the sum) - maximum, keeps the largest over the heads,
+and takes one exponential of each at the end; scale, key mask and causal mask are the same for all heads and wait until
+then. It also leaves the class token out, which the column score does not need: of {length} = 9 x 64 + 1 queries and
+keys that one made a tenth tile each way. Predicted microseconds at base size, before (as compiled then) and now:"""
+PEELING = """\
+The context kernel does need the class token: of its {tiles} tiles of 64 x 64 a head, {saved} hold only one row or
+column of use. Without them it would take up to {share:.0f} % less, {micros:.0f} of {of:.0f} us at B = 32 on an H200.
+That needs the class key as the start of every row's softmax and a pass of its own for the class query: two more pieces
+of code whose sums have to come out the same in every tile shape. It waits until a GPU has shown what the kernels
+take."""
 TIMES = """\
 Times in microseconds. In brackets: our prediction over SDPA's, and eager torch over our prediction. SDPA computes less:
-two products and one exponential a score, where AlignedAttention has three and two."""
+two products a score, where AlignedAttention has three."""
 WHY_TWO_PASSES = """\
 ## Why two passes
 
@@ -42,13 +56,13 @@ The column score needs the maximum over heads of finished probabilities, and a p
 row's sum is. So either a second pass computes the scores again from the rows' sums (what is here), or one pass keeps
 whole rows of scores, and of maxima, on the chip while it walks the heads:"""
 ONE_PASS = """\
-One pass saves a third of the products and half of the exponentials. But a block that keeps whole rows of float32
+One pass saves a third of the products. But a block that keeps whole rows of float32
 scores and maxima can have few queries, and keys and values are read again by each group of queries: with 16 queries
 the traffic from L2 alone (at the rate assumed above) takes longer than both of our passes are predicted to. With 32
 queries the rows (164 kB) exceed the 99 kB that a block can have on sm_86, sm_89 and sm_120, and with 64 (328 kB) the
 shared memory of all of these architectures. At B = 1 groups of 16 make 37 blocks for the 132 SMs of an H200, each
 with all the heads to walk. Two passes ask for at most 67 kB (51 kB at base size), fill the GPU better from B = 1 on,
-and are one piece of code for all batches; the price is one more product and one more exponential a score."""
+and are one piece of code for all batches; the price is one more product a score."""
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
@@ -150,6 +164,28 @@ def _predictions(name: str, costs: dict[str, Any]) -> str:
     return table(header, rows)
 
 
+def _gain(predictions: dict[str, Any]) -> str:
+    rows = []
+    for name, costs in predictions.items():
+        for batch, ops in costs.items():
+            attention = ops["aligned_attention"]
+            now, before = attention["kernels"][1]["predicted"], attention["former_statistics"]["predicted"]
+            total = attention["predicted"]
+            former = total - now + before
+            kernel = (f"{before * MICRO:.1f}", f"{now * MICRO:.1f}", f"{(1 - now / before) * 100:.0f} %")
+            op = (f"{former * MICRO:.1f}", f"{total * MICRO:.1f}", f"{(1 - total / former) * 100:.0f} %")
+            rows.append((name, batch, *kernel, *op))
+    kernel_columns = ("statistics before", "now", "less")
+    return table(("GPU", "B", *kernel_columns, "attention before", "now", "less"), rows)
+
+
+def _peeling(predicted: float) -> str:
+    whole, peeled = context_tiles(False), context_tiles(True)
+    share = 1 - peeled / whole
+    micros = predicted * MICRO
+    return PEELING.format(tiles=whole, saved=whole - peeled, share=share * 100, micros=share * micros, of=micros)
+
+
 def _rates() -> str:
     rows = [
         (
@@ -222,6 +258,9 @@ def render(content: dict[str, Any]) -> str:
         _rates(),
         TIMES,
         *(_predictions(name, costs) for name, costs in content["predictions"].items()),
+        ONE_EXPONENTIAL.format(length=LENGTH),
+        _gain(content["predictions"]),
+        _peeling(content["predictions"]["H200"]["32"]["aligned_attention"]["kernels"][0]["predicted"]),
         *(
             f"### {name}, kernel by kernel (microseconds; tail is a factor)\n\n{_costs(costs)}"
             for name, costs in content["predictions"].items()

@@ -1,6 +1,7 @@
 """Calls of both ops that the GPU tests share: sizes that do and do not fill tiles, every dtype, causal and not."""
 
 import ctypes
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,34 +61,63 @@ COMPACT = tuple(
 )
 
 
-def attention_of(library: ctypes.CDLL, case: AttentionCase, seed: int = 0) -> Call:
+def attention_of(library: ctypes.CDLL, case: AttentionCase, seed: int = 0, device: str = "cuda") -> Call:
     """The call of a case; the last third of the keys of every other sample is masked, as padded words are."""
-    qkv, key_mask = attention_inputs(case.batch, case.length, case.width, DTYPES[case.dtype], seed=seed)
+    qkv, key_mask = attention_inputs(case.batch, case.length, case.width, DTYPES[case.dtype], seed=seed, device=device)
     key_mask[::2, case.length - case.length // 3 :] = -10000.0
     return attention_call(library, qkv, key_mask, case.causal, case.heads)
 
 
-def compact_of(library: ctypes.CDLL, case: CompactCase, seed: int = 0) -> Call:
+def compact_of(library: ctypes.CDLL, case: CompactCase, seed: int = 0, device: str = "cuda") -> Call:
     """The call of a case."""
-    sizes = (case.batch, case.length, case.width, case.alignments)
-    return compact_call(library, compact_inputs(*sizes, DTYPES[case.dtype], temperature=case.temperature, seed=seed))
+    sizes, temperature = (case.batch, case.length, case.width, case.alignments), case.temperature
+    inputs = compact_inputs(*sizes, DTYPES[case.dtype], temperature=temperature, seed=seed, device=device)
+    return compact_call(library, inputs)
 
 
-def supported(case: AttentionCase) -> bool:
+def call_of(library: ctypes.CDLL, case: AttentionCase | CompactCase, device: str = "cuda") -> Call:
+    """The call of a case of either op."""
+    if isinstance(case, AttentionCase):
+        return attention_of(library, case, device=device)
+    return compact_of(library, case, device=device)
+
+
+def supported(case: AttentionCase | CompactCase) -> bool:
     """Whether this device takes the case: bfloat16 attention needs compute capability 8.0."""
-    return case.dtype != "bf16" or torch.cuda.get_device_capability()[0] >= 8
+    return isinstance(case, CompactCase) or case.dtype != "bf16" or torch.cuda.get_device_capability()[0] >= 8
 
 
-def run_all(library: ctypes.CDLL) -> int:
-    """Run every case once; how many calls that were.
+def chosen(names: Sequence[str]) -> list[AttentionCase | CompactCase]:
+    """The cases of these names.
+
+    Raises:
+        ValueError: there is no case of that name.
+    """
+    known: dict[str, AttentionCase | CompactCase] = {case.name: case for case in (*ATTENTION, *COMPACT)}
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"no case is named {', '.join(unknown)}; there are {', '.join(known)}")
+    return [known[name] for name in names]
+
+
+def run_all(
+    library: ctypes.CDLL, cases: Iterable[AttentionCase | CompactCase] = (*ATTENTION, *COMPACT), device: str = "cuda"
+) -> int:
+    """Run every case that this device takes once; how many calls that were.
+
+    Args:
+        library: of kernels.
+        cases: of `ATTENTION` and `COMPACT`.
+        device: "cpu" for the kernels' build for the host.
 
     Raises:
         KernelError: a call returned an error.
     """
-    calls = [attention_of(library, case) for case in ATTENTION if supported(case)]
-    calls += [compact_of(library, case) for case in COMPACT]
-    torch.cuda.synchronize()
+    on_gpu = device != "cpu"
+    calls = [call_of(library, case, device) for case in cases if not on_gpu or supported(case)]
+    if on_gpu:
+        torch.cuda.synchronize()
     for call in calls:
         call.run()
-    torch.cuda.synchronize()
+    if on_gpu:
+        torch.cuda.synchronize()
     return len(calls)

@@ -14,6 +14,8 @@ from benchmarks.gpu.calls import (
 from madtp.ops.library import KernelError, load_library
 from madtp.ops.reference import aligned_attention, token_compact
 from tests import native_build
+from tests.gpu.cases import chosen
+from tests.gpu.test_sanitizer import CASES
 from tests.paths import ROOT
 
 
@@ -60,3 +62,9 @@ def test_a_call_keeps_its_buffers(host: ctypes.CDLL) -> None:
 def test_missing_library_is_named() -> None:
     with pytest.raises(KernelError, match=r"build\.sh plugins"):
         load_library(ROOT / "install" / "lib" / "no-such.so")
+
+
+def test_cases_are_chosen_by_name() -> None:
+    assert [case.name for case in chosen(CASES)] == list(CASES)
+    with pytest.raises(ValueError, match="no case is named fp8; there are fp32-tiles-of-64, "):
+        chosen(["fp16-pruned", "fp8"])

@@ -1,6 +1,8 @@
 """A captured CUDA graph of each op, replayed, gives bit by bit what a launch gives; also after its inputs changed."""
 
 import ctypes
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -10,8 +12,10 @@ from torch import Tensor
 from benchmarks.gpu.calls import Call
 from tests.gpu.cases import ATTENTION, COMPACT, AttentionCase, CompactCase, attention_of, compact_of, supported
 from tests.gpu.conftest import gpu_only
+from tests.paths import ROOT
 
 pytestmark = gpu_only
+SECONDS = 120  # of a fresh process
 
 
 def poison(call: Call) -> None:
@@ -86,3 +90,14 @@ def test_a_graph_follows_the_count_of_tokens(library: ctypes.CDLL) -> None:
     graph.replay()
     assert int(call.outputs[3]) == case.length
     assert 2 < pruned < case.length
+
+
+@pytest.mark.usefixtures("library")
+def test_a_first_call_may_be_captured() -> None:
+    """Not promised (plugins/README.md tells users to call once before): where it fails, this says how."""
+    command = [sys.executable, "-m", "tests.gpu.capture_first"]  # an error there leaves this process's context alone
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=SECONDS)
+    assert "captured first: different" not in done.stdout, done.stdout
+    if done.returncode != 0:
+        pytest.xfail(f"a first call cannot be captured here: {done.stderr[-1000:]}")
+    assert "captured first: equal" in done.stdout

@@ -8,8 +8,9 @@ def run(stage: Stage) -> bool:
     """The test of tests/gpu."""
     if stage.rehearse:
         from madtp.ops.library import load_library
-        from tests.gpu.cases import run_all
+        from tests.gpu.cases import chosen, run_all
+        from tests.gpu.test_sanitizer import CASES
 
-        stage.save(calls=run_all(load_library(stage.library), device=stage.device))
+        stage.save(calls=run_all(load_library(stage.library), chosen(CASES), stage.device))
         return True
     return run_tests(stage, ["tests/gpu/test_sanitizer.py"], "memcheck or racecheck")
