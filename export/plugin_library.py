@@ -34,6 +34,7 @@ BUILD = ROOT / "build" / "plugins"
 INSTALL = ROOT / "install"
 LIBRARY_NAME = "libmadtp_plugins.so"
 KERNELS_NAME = "libmadtp_kernels.so"
+KERNELS_TARGET = "madtp_kernels_shared"
 DEFAULT_SM = (75, 80, 86, 89, 90, 120)
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
 SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in"}
@@ -275,7 +276,27 @@ def _hashes(library: Path) -> dict[str, str]:
     return {"sha256": sha256(library), "kernels_sha256": sha256(library.with_name(KERNELS_NAME))}
 
 
+def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
+    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again.
+
+    Raises:
+        PluginError: compiler or headers are missing, or the compiler failed.
+        OutputError: the build folder cannot be written.
+    """
+    _check_sources()
+    with write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.with_suffix(".lock")):
+        _run_cmake({"source": source_hash(), "sm": list(sm)}, folder, ["--build", folder, "--target", KERNELS_TARGET])
+    return folder / KERNELS_NAME
+
+
 def _compile(wanted: Mapping[str, Any]) -> None:
+    _run_cmake(wanted, BUILD, ["--build", BUILD], ["--install", BUILD])
+
+
+def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> None:
+    """Configure in `folder`, then take the steps."""
     nvcc, headers = find_nvcc(), find_headers()
     _check_host_compiler()
     environment = dict(os.environ)
@@ -295,12 +316,9 @@ def _compile(wanted: Mapping[str, Any]) -> None:
         "MADTP_SOURCE_SHA256": wanted["source"],
         "MADTP_VERSION": metadata.version("madtp-deploy"),
     }
-    configure = [_tool("cmake"), "-S", SOURCES, "-B", BUILD, "-G", "Ninja", "--fresh"]
-    for command in (
-        [*configure, *(f"-D{name}={value}" for name, value in defines.items())],
-        [_tool("cmake"), "--build", BUILD],
-        [_tool("cmake"), "--install", BUILD],
-    ):
+    configure = ["-S", SOURCES, "-B", folder, "-G", "Ninja", "--fresh"]
+    for step in ([*configure, *(f"-D{name}={value}" for name, value in defines.items())], *steps):
+        command = [_tool("cmake"), *step]
         run = subprocess.run(
             list(map(str, command)), env=environment, capture_output=True, text=True, check=False, errors="replace"
         )

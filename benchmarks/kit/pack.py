@@ -24,7 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.kit.files import write_json
-from export.plugin_library import INSTALL, ROOT, SM_VARIABLE, build_library
+from export.plugin_library import ROOT, SM_VARIABLE, architectures, build_kernels
 from madtp.clip import round_like_official_loader
 from madtp.errors import MadtpError, OutputError
 from tests import golden, native_build
@@ -33,6 +33,7 @@ from tests.paths import CARRIED, RECORDINGS, TASKS
 
 DEFAULT = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 60_000_000
+DEFAULT_SM = (90,)  # H100 and H200; MADTP_SM names others
 SOURCES = ("madtp", "calibration", "export", "tests", "benchmarks", "plugins")
 LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "bench", "*.egg-info")
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
@@ -70,14 +71,14 @@ def pack_libraries(kit: Kit) -> tuple[int, ...]:
     """The kernels for CUDA and for the host; returns the compute capabilities of the former.
 
     Raises:
-        PluginError: they cannot be built.
+        PluginError: they cannot be built, or MADTP_SM is no list of compute capabilities.
     """
-    library = build_library(lambda text: click.echo(text, err=True))
+    sm = architectures() if os.environ.get(SM_VARIABLE, "").strip() else DEFAULT_SM
     target = kit.folder / "lib"
     target.mkdir()
-    shutil.copy2(INSTALL / "lib" / "libmadtp_kernels.so", target)
+    shutil.copy2(build_kernels(sm, ROOT / "build" / f"kernels-{'-'.join(map(str, sm))}"), target)
     shutil.copy2(native_build.build(sanitize=False).kernels, target)
-    return library.sm
+    return sm
 
 
 def pack_wheels(kit: Kit, flash_attention_3: bool) -> None:

@@ -24,6 +24,7 @@ from madtp.flops import count_call
 
 BATCHES = (1, 8, 32, 64)
 REHEARSED = (1, 2)
+COMPILER = "inductor"
 COMPILED_FIRST = 32  # every batch is compiled anew, which takes a quarter of a minute
 SHARES = (0.5, 0.3, 0.2)  # of the dense model's GFLOPs
 COLDEST, HOTTEST = 0.02, 8.0  # temperatures between which a share is looked for
@@ -152,7 +153,7 @@ def take_turns(calls: Mapping[str, Call], seconds: float, synchronize: Call) -> 
 
 def compile_blocks(model: NlvrModel, stage: Stage) -> None:
     """torch.compile of every layer: layers are alike, so that this takes a twelfth of compiling the whole."""
-    backend = "eager" if stage.rehearse else "inductor"  # the rehearsal traces, and spares the machine a compiler
+    backend = "eager" if stage.rehearse else COMPILER  # the rehearsal traces, and spares the machine a compiler
     for layer in (*model.visual_encoder.blocks, *model.text_encoder.encoder.layer):
         layer.compile(dynamic=False, backend=backend)
 
