@@ -39,6 +39,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(timings, "copy_bandwidth", lambda: copy_bandwidth(1 << 16, 3))
     monkeypatch.setattr(model, "BATCHES", (2, 1))
     monkeypatch.setattr(model, "STEPS", 2)
+    monkeypatch.setattr(model, "MOST_ROUNDS", 2)
     monkeypatch.setattr(model, "COMPILER", "eager")  # with inductor it was tried by hand, and takes a minute and a half
     monkeypatch.setattr("benchmarks.gpu.measure.FLUSH_BYTES", 1 << 10)
     for module in (parity, precision):
