@@ -374,7 +374,18 @@ def on_a_gpu(seconds: float) -> dict[str, Any]:
         "l2_bytes": 50_000_000,
         "state": {"sm_mhz": 1980},
     }
-    timed = {"timings": {"kernel": timing, "SDPA": timing}, "not_run": {"eager": "out of memory"}}
+    timed = {
+        "timings": {"kernel": timing, "SDPA": timing},
+        "not_run": {"eager": "out of memory"},
+        "kernels": [
+            {
+                "name": "void madtp::attention::(anonymous namespace)::statistics_kernel<__half, 64, 2>(A)",
+                "calls": 1,
+                "us": 9.0,
+            },
+            {"name": "Memset", "calls": 1, "us": 1.0},
+        ],
+    }
     results = {
         "probe": {"gpu": gpu},
         "model": {"batches": {"1": {"candidates": {"ours": candidate}}}, "compiled": {"1": {"not_run": "no compiler"}}},
@@ -403,6 +414,8 @@ def test_the_page_says_what_was_predicted_and_why_it_is_off(seconds: float, says
     assert page.startswith("# NVIDIA H100 80GB HBM3")
     assert says in page
     assert "not run: out of memory" in page
+    assert "| statistics_kernel | 1 | 9.0 |" in page
+    assert "Memset" not in page
     predicted = next(entry for name, entry in static["predictions"].items() if name in "NVIDIA H100 80GB HBM3")
     assert f"{predicted['1']['aligned_attention']['predicted'] * 1e6:.1f}" in page
 

@@ -1,5 +1,6 @@
 """results.json as one page: what was predicted, what was seen, and why they differ. The standard library alone."""
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -224,7 +225,34 @@ def _timings(found: Mapping[str, Any], predictions: Mapping[str, Any]) -> str:
             if op in entry:
                 rows += _timing_rows(batch, entry[op], predictions.get(batch, {}).get(op))
         parts += [f"### {op}", table(header, rows)]
+        kernels = [
+            row
+            for batch, entry in found.get("batches", {}).items()
+            for row in _kernel_rows(batch, entry.get(op, {}), predictions.get(batch, {}).get(op))
+        ]
+        if kernels:
+            parts += [
+                "Of which, once and with the profiler on: where seen and predicted part.",
+                table(
+                    ("kernel", "B", "seen us", "predicted us", "seen / predicted", "predicted to be bound by"), kernels
+                ),
+            ]
     return "\n\n".join(parts)
+
+
+def _kernel_rows(batch: str, entry: Mapping[str, Any], predicted: Mapping[str, Any] | None) -> list[tuple[object, ...]]:
+    """What each kernel of a call took, beside its prediction."""
+    costs = {cost["kernel"].partition("<")[0]: cost for cost in (predicted or {}).get("kernels", [])}
+    rows: list[tuple[object, ...]] = []
+    for kernel in entry.get("kernels", []):
+        name = next((name for name in costs if re.search(rf"\b{name}\b", kernel["name"])), None)
+        if name is None:
+            continue
+        expected = costs[name]["predicted"] * MICRO
+        bounds = ("dram", "l2", "tensor", "exp", "issue", "serial")
+        bound = max(bounds, key=lambda term: costs[name][term])
+        rows.append((name, batch, f"{kernel['us']:.1f}", f"{expected:.1f}", f"{kernel['us'] / expected:.2f}", bound))
+    return rows
 
 
 def _timing_rows(

@@ -10,6 +10,7 @@ from benchmarks.gpu.floor import compact_bytes
 from benchmarks.gpu.measure import copy_bandwidth, device_state, interleave
 from benchmarks.kit.flash import unpack_flash_3
 from benchmarks.kit.stage import Stage
+from benchmarks.kit.trace import profile_call
 from madtp.ops.library import load_library
 
 SMALL = Sizes(length=40, width=32, heads=1, alignments=8, device="cpu")
@@ -33,7 +34,8 @@ def run(stage: Stage) -> bool:
                 candidates, refused, facts = make(library, batch, sizes)
                 timings = interleave(candidates, rounds, device=stage.device, seconds=share / 2)
                 entry = {name: asdict(timing) for name, timing in timings.items()}
-                found[str(batch)][op] = {"timings": entry, "not_run": refused, **facts}
+                profile = profile_call(candidates["kernel"], stage.device)
+                found[str(batch)][op] = {"timings": entry, "not_run": refused, "kernels": profile["kernels"], **facts}
                 stage.save(batches=found)
                 del candidates
             if not stage.rehearse:
