@@ -97,6 +97,7 @@ def resolve_temperature(temperature: Tensor | float | None, default: float, devi
             zero or less is the dense model without statistics; None is `default`.
     """
     if isinstance(temperature, Tensor):
-        return temperature
+        # Once a forward pass, not in every layer: a copy from the CPU waits for the device.
+        return temperature if temperature.device == device else temperature.to(device)
     value = default if temperature is None else temperature
     return torch.full((), value, dtype=torch.float32, device=device) if value > 0 else None

@@ -145,12 +145,30 @@ def test_tensors_of_two_devices_are_refused(ops: KernelOps) -> None:
         ops.aligned_attention(qkv, mask.to("meta"), causal, heads)
 
 
+@pytest.mark.parametrize("sizes", [(1, 1), (1, 5), (2,), (2, 6), ()])
+def test_attention_takes_no_tensor_that_would_be_broadcast(ops: KernelOps, sizes: tuple[int, ...]) -> None:
+    """The reference broadcasts; a kernel would read what lies behind."""
+    qkv, _, causal, heads = attention_inputs(2, 5, 2, 8, torch.float32, 0)
+    with pytest.raises(InputError, match=r"key_mask of aligned_attention is \[.*\n.*B = 2, L = 5"):
+        ops.aligned_attention(qkv, torch.zeros(sizes), causal, heads)
+
+
+@pytest.mark.parametrize("index", range(8))
+def test_compaction_takes_no_tensor_of_another_size(ops: KernelOps, index: int) -> None:
+    inputs = list(compact_call(2, 40, 3, torch.float32))
+    inputs[index] = inputs[index][:1] if inputs[index].dim() else inputs[index].expand(1)
+    with pytest.raises(InputError, match="of token_compact is"):
+        ops.token_compact(*inputs)
+
+
 def test_library_is_found_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     assert library_path().parts[-3:] == ("install", "lib", "libmadtp_kernels.so")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none.so"))
     with pytest.raises(KernelError, match=r"none\.so' is missing.*\n.*\n.*build\.sh plugins"):
         register_kernels()
+    with pytest.raises(KernelError, match="is missing"):
+        register_kernels(str(tmp_path / "none.so"))
     (tmp_path / "none.so").write_bytes(b"no library")
     with pytest.raises(KernelError, match="cannot be loaded"):
         register_kernels()

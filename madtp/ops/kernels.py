@@ -26,6 +26,7 @@ from madtp.ops.library import (
     KernelError,
     load_library,
 )
+from madtp.ops.spec import ALIGNED_ATTENTION, FLOAT32, INT32, INT64, TOKEN_COMPACT, OpSpec, TensorSpec
 from madtp.tf32 import forbid_tf32
 
 
@@ -49,13 +50,13 @@ class KernelOps:
 
         Raises:
             KernelError: sizes that the kernels do not take, or a CUDA error.
-            InputError: the tensors lie on different devices.
+            InputError: the tensors do not fit together, or lie on different devices.
         """
         if qkv.dtype not in DTYPES:
             return reference.aligned_attention(qkv, key_mask, causal, heads)
+        given = _given(ALIGNED_ATTENTION, (qkv, key_mask))
         batch, length, triple = qkv.shape
         shape = AttentionShape(batch, length, triple // 3, heads, causal, DTYPES[qkv.dtype])
-        given = [_given(qkv, qkv.dtype, qkv.device), _given(key_mask, torch.float32, qkv.device)]
         context = qkv.new_empty(batch, length, triple // 3)
         column, class_score = (qkv.new_empty(batch, length - 1, dtype=torch.float32) for _ in range(2))
         with _on(qkv.device):
@@ -76,27 +77,23 @@ class KernelOps:
         min_keep: Tensor,
         layer: int,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Like the reference; temperature and min_keep may lie on the CPU. The results keep room for all L tokens.
+        """Like the reference; temperature and min_keep may lie on the CPU, from where each copy waits for the device.
+
+        The results keep room for all L tokens.
 
         Raises:
             KernelError: sizes that the kernels do not take, or a CUDA error.
-            InputError: the tensors lie on different devices.
+            InputError: the tensors do not fit together, or lie on different devices.
         """
         if tokens.dtype not in DTYPES:
             return reference.token_compact(
                 tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep, layer
             )
+        tensors = (tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep)
+        given = _given(TOKEN_COMPACT, tensors)
         batch, length, width = tokens.shape
         shape = CompactShape(batch, length, width, alignment.shape[2], layer, 0, DTYPES[tokens.dtype])
         device = tokens.device
-        given = [
-            _given(tokens, tokens.dtype, device),
-            _given(key_mask, torch.float32, device),
-            _given(source_ids, torch.int32, device),
-            *(_given(score, torch.float32, device) for score in (column_score, class_score, alignment)),
-            temperature.to(device, torch.float32),
-            min_keep.to(device, torch.int64),
-        ]
         room = [
             tokens.new_empty(batch * length * width),
             tokens.new_empty(batch * length, dtype=torch.float32),
@@ -132,7 +129,7 @@ class KernelOps:
             raise KernelError.of_call(f"madtp_{op}", code)
 
 
-def register_kernels(library: Path | None = None, *, device: str = "cuda") -> KernelOps:
+def register_kernels(library: Path | str | None = None, *, device: str = "cuda") -> KernelOps:
     """Make the CUDA kernels the implementation of both ops for tensors on a GPU; may be called again.
 
     Call it once, before the first model runs on a GPU. Tensors on a CPU go on with the reference. TF32 is turned off
@@ -145,26 +142,56 @@ def register_kernels(library: Path | None = None, *, device: str = "cuda") -> Ke
     Raises:
         KernelError: the library is missing or cannot be loaded.
     """
-    ops = KernelOps(load_library(library))
+    ops = KernelOps(load_library(None if library is None else Path(library)))
     forbid_tf32()
-    reference.ALIGNED_ATTENTION_OP.register_kernel(device, ops.aligned_attention)
-    reference.TOKEN_COMPACT_OP.register_kernel(device, ops.token_compact)
+    kind = torch.device(device).type  # all devices of a kind at once
+    reference.ALIGNED_ATTENTION_OP.register_kernel(kind, ops.aligned_attention)
+    reference.TOKEN_COMPACT_OP.register_kernel(kind, ops.token_compact)
     return ops
 
 
-def _given(tensor: Tensor, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Dense, of the type and on the boundary that the kernels read; the tensor itself where it is so already.
+_DTYPES = {FLOAT32: torch.float32, INT32: torch.int32, INT64: torch.int64}
 
-    Source ids enter an encoder expanded from one row, and a slice may begin anywhere.
+
+def _given(op: OpSpec, tensors: tuple[Tensor, ...]) -> list[Tensor]:
+    """The inputs of an op as the kernels read them: dense, of the specified type, on the boundary that they need.
+
+    Source ids enter an encoder expanded from one row, and a slice may begin anywhere. Numbers of no dimension may lie
+    on the CPU.
+
+    Raises:
+        InputError: their sizes do not fit together, or they lie on different devices.
     """
-    if tensor.device != device:
+    first, sizes = tensors[0], dict[str, int]()
+    given = []
+    for spec, tensor in zip(op.inputs, tensors, strict=True):
+        _check_sizes(op, spec, tensor, sizes)
+        if tensor.device != first.device and tensor.dim():
+            raise InputError(
+                f"{op.torch_name} got tensors on {first.device} and {tensor.device}",
+                "Its kernels read them all on one device.",
+                "Move the model and all of its inputs to the same device.",
+            )
+        dense = tensor.to(first.device, _DTYPES.get(spec.dtype, first.dtype)).contiguous()
+        given.append(dense if dense.data_ptr() % VECTOR_BYTES == 0 or not dense.dim() else dense.clone())
+    return given
+
+
+def _check_sizes(op: OpSpec, spec: TensorSpec, tensor: Tensor, sizes: dict[str, int]) -> None:
+    """Hold a tensor to its dimensions in the specification; those seen for the first time are noted in `sizes`."""
+    fits = tensor.dim() == len(spec.dims)
+    for symbol, size in zip(spec.dims, tensor.shape, strict=False):
+        if symbol == "N":
+            fits &= size == sizes.get("L", size + 1) - 1
+        else:
+            fits &= size == sizes.setdefault(symbol, size)
+    if not fits:
+        known = ", ".join(f"{symbol} = {size}" for symbol, size in sizes.items())
         raise InputError(
-            f"an op got tensors on {device} and {tensor.device}",
-            "Its kernels read them all on one device.",
-            "Move the model and all of its inputs to the same device.",
+            f"{spec.name} of {op.torch_name} is {list(tensor.shape)}",
+            f"It has to be [{', '.join(spec.dims)}]; of the tensors before it, {known}, N = L - 1.",
+            "Expand it: kernels read memory, and broadcast nothing.",
         )
-    dense = tensor.to(dtype).contiguous()
-    return dense if dense.data_ptr() % VECTOR_BYTES == 0 else dense.clone()
 
 
 def _on(device: torch.device) -> AbstractContextManager[Any]:
