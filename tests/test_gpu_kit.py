@@ -19,7 +19,7 @@ from filelock import FileLock
 
 from benchmarks.kit import pack, report, run, status
 from benchmarks.kit.files import read_json, write_json
-from benchmarks.kit.plan import PROBE, STAGES, Stage
+from benchmarks.kit.plan import MINUTES, PROBE, STAGES, Stage
 from benchmarks.kit.stage import Stage as Given
 from benchmarks.kit.stage import WrongMachineError
 from benchmarks.kit.stages import probe
@@ -88,6 +88,12 @@ def complete(results: Path) -> dict[str, Any]:
     return content
 
 
+def small_folders() -> list[Path]:
+    """What a rehearsal replays: the cases that the sources carry are among the recorded ones, where those are."""
+    folders = [folder for folder in golden_folders() if folder.name != "base"]
+    return folders if folders == [CARRIED] else [folder for folder in folders if folder != CARRIED]
+
+
 def test_rehearsal_passes_where_nothing_of_ours_is_installed(elsewhere: Elsewhere, tmp_path: Path) -> None:
     """Every stage, from outside the checkout, in an empty environment, without a network."""
     done = elsewhere.run(tmp_path / "results", "--rehearse", prefix=no_network())
@@ -96,9 +102,7 @@ def test_rehearsal_passes_where_nothing_of_ours_is_installed(elsewhere: Elsewher
     assert [(stage["name"], stage["state"]) for stage in content["stages"]] == [(s.name, "passed") for s in STAGES]
     found = {stage["name"]: stage["result"] for stage in content["stages"]}
     recorded = {(case["folder"], case["case"]) for case in found["parity"]["cases"]}
-    assert {folder for folder, _ in recorded} == {
-        f"{folder.parent.name}/{folder.name}" for folder in golden_folders() if folder.name != "base"
-    }
+    assert {folder for folder, _ in recorded} == {f"{folder.parent.name}/{folder.name}" for folder in small_folders()}
     if not torch.cuda.is_available():
         assert found["probe"]["call_without_a_driver"] in probe.NO_DRIVER
     assert (tmp_path / "results" / "results.md").read_text().startswith("# A rehearsal on a CPU: nothing here was")
@@ -153,7 +157,7 @@ def test_another_python_is_refused(copied: Elsewhere, tmp_path: Path) -> None:
     done = copied.run(tmp_path / "results", "--rehearse")
     assert done.returncode == 2
     assert "brings packages for 3.99" in done.stderr
-    done = copied.run(tmp_path / "results", PYTHON="/no/python")
+    done = copied.run(tmp_path / "others", PYTHON="/no/python")
     assert done.returncode == 2
     assert "'/no/python' is missing" in done.stderr
 
@@ -300,8 +304,62 @@ def test_overlong_and_broken_stages_do_not_stop_the_next(
     assert states["graphs"] == ("passed", "")
     assert is_gone(content["stages"][0]["result"]["child"])
     late = run.Results(tmp_path, rehearse=False, minutes=0.01)
-    assert run.run_all(late, STAGES[:2]) == 1
+    assert run.run_all(late, STAGES[:2]) == run.OPEN
     assert [stage["state"] for stage in complete(tmp_path)["stages"]] == ["not begun", "not begun"]
+    fine = run.Results(tmp_path, rehearse=False, minutes=1)
+    assert run.run_all(fine, [Stage("graphs", 30, "")]) == 0
+    (stages / "graphs.py").write_text(
+        "from benchmarks.kit.stage import SKIPPED\n"
+        "def run(stage):\n    stage.save(error='no tool')\n    return SKIPPED\n"
+    )
+    lacking = run.Results(tmp_path, rehearse=False, minutes=1)
+    assert run.run_all(lacking, [Stage("graphs", 30, "")]) == 0
+    assert [(stage["state"], stage["why"]) for stage in complete(tmp_path)["stages"]] == [("skipped", "no tool")]
+
+
+def test_a_stage_may_use_what_others_left_and_not_what_others_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[float] = []
+
+    def ran(stage: Stage, folder: Path, rehearse: bool, seconds: float) -> dict[str, Any]:
+        given.append(seconds)
+        return {"name": stage.name, "state": "passed", "seconds": 0.0, "why": "", "result": {}}
+
+    monkeypatch.setattr(run, "run_stage", ran)
+    assert run.run_all(run.Results(tmp_path, rehearse=False, minutes=2), [Stage(name, 40, "") for name in "abc"]) == 0
+    assert given == pytest.approx([40, 80, 120], abs=1)
+    given.clear()
+    assert run.run_all(run.Results(tmp_path, rehearse=False, minutes=0.5), [Stage(name, 40, "") for name in "ab"]) == 0
+    assert given == pytest.approx([30, 30], abs=1)
+
+
+def test_stages_share_the_time() -> None:
+    assert sum(stage.seconds for stage in STAGES) == 60 * MINUTES
+
+
+def test_results_of_another_run_are_not_overwritten(elsewhere: Elsewhere, tmp_path: Path) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "results.json").write_text("{}")
+    done = elsewhere.run(results, "--rehearse")
+    assert done.returncode == 2
+    assert "holds the results of another run already" in done.stderr
+    assert [path.name for path in results.iterdir()] == ["results.json"]
+    (tmp_path / "file").write_text("")
+    done = elsewhere.run(tmp_path / "file", "--rehearse")
+    assert done.returncode == 2
+    assert "is no folder" in done.stderr
+    for minutes in ("0", "inf", "nan", "-1"):
+        assert elsewhere.run(tmp_path / "other", f"--minutes={minutes}").returncode == 2
+    assert not (tmp_path / "other").exists()
+
+
+def test_a_kit_in_a_folder_that_python_cannot_import_from_is_refused(copied: Elsewhere, tmp_path: Path) -> None:
+    moved = copied.kit.rename(tmp_path / "a:b")
+    done = Elsewhere(moved, copied.python).run(tmp_path / "results", "--rehearse")
+    assert done.returncode == 2
+    assert "a folder with a colon in its name" in done.stderr
 
 
 def test_recordings_are_packed_without_what_the_rule_gives(tmp_path: Path) -> None:
@@ -360,6 +418,7 @@ def on_a_gpu(seconds: float) -> dict[str, Any]:
         "latency_us": timing,
         "requests_per_second": 1 / seconds,
         "predicted_us": 5000.0,
+        "expected": {"launches": 650, "waits": 24},
         "peak_bytes": 10**9,
         "profile": profile,
         "gflops_ratio": 4.0,
@@ -388,7 +447,10 @@ def on_a_gpu(seconds: float) -> dict[str, Any]:
     }
     results = {
         "probe": {"gpu": gpu},
-        "model": {"batches": {"1": {"candidates": {"ours": candidate}}}, "compiled": {"1": {"not_run": "no compiler"}}},
+        "model": {
+            "batches": {"1": {"candidates": {"ours": candidate}, "not_run": {"dense": "no"}}},
+            "compiled": {"1": {"not_run": "no compiler"}},
+        },
         "timings": {"batches": {"1": {"aligned_attention": timed}}, "copy_bytes_per_second": 3e12},
         "graphs": None,
     }
@@ -416,7 +478,8 @@ def test_the_page_says_what_was_predicted_and_why_it_is_off(seconds: float, says
     assert "not run: out of memory" in page
     assert "| statistics_kernel | 1 | 9.0 |" in page
     assert "Memset" not in page
-    predicted = next(entry for name, entry in static["predictions"].items() if name in "NVIDIA H100 80GB HBM3")
+    assert "| 700 (650) | 24 (24) |" in page
+    predicted = static["predictions"]["H100"]
     assert f"{predicted['1']['aligned_attention']['predicted'] * 1e6:.1f}" in page
 
 
@@ -435,10 +498,18 @@ def test_results_of_a_gpu_are_kept_and_listed(tmp_path: Path, monkeypatch: pytes
     write_json(results / "results.json", on_a_gpu(0.01))
     assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
     assert (tmp_path / "kept/nvidia-h100-80gb-hbm3-2026-01-02/results.md").read_text() == "page"
+    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 1  # the same run once more
     text = page.read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "| abc | 3/4 | graphs overlong |" in text
+    write_json(results / "results.json", on_a_gpu(0.02))
+    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
+    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
+        "nvidia-h100-80gb-hbm3-2026-01-02",
+        "nvidia-h100-80gb-hbm3-2026-01-02-0304",
+    ]
     assert CliRunner().invoke(status.main, [str(tmp_path)]).exit_code == 2
 
 

@@ -37,6 +37,8 @@ add_executable(in_c main.c)
 target_link_libraries(in_c PRIVATE madtp::kernels)
 add_executable(in_cxx main.cpp)
 target_link_libraries(in_cxx PRIVATE madtp::kernels madtp::plugins)
+add_executable(with_plugins_alone only.cpp)
+target_link_libraries(with_plugins_alone PRIVATE madtp::plugins)
 """
 C = """
 #include <madtp/kernels.h>
@@ -50,6 +52,17 @@ int main(void) {
         printf(" %d", (int)madtp_aligned_attention(
             &shape, made_up, made_up, made_up, made_up, made_up, made_up, 0));
     return 0;
+}
+"""
+ONLY = """
+#include <madtp/kernels.h>
+
+extern "C" void* const* getCreators(int32_t& count) noexcept;
+
+int main() {
+    int32_t creators = 0;
+    getCreators(creators);
+    return creators - 2;
 }
 """
 CXX = """
@@ -101,7 +114,7 @@ def configure(kernels: Path, tmp_path: Path) -> Callable[..., subprocess.Complet
     """Configure a project that uses the package, which was moved elsewhere after it was installed."""
     moved, project = shutil.copytree(INSTALL, tmp_path / "moved"), tmp_path / "project"
     project.mkdir()
-    for name, text in (("CMakeLists.txt", CMAKE), ("main.c", C), ("main.cpp", CXX)):
+    for name, text in (("CMakeLists.txt", CMAKE), ("main.c", C), ("main.cpp", CXX), ("only.cpp", ONLY)):
         (project / name).write_text(text)
 
     def configure(*options: str, wanted: str = "0.1") -> subprocess.CompletedProcess[str]:

@@ -93,9 +93,9 @@ def _difference(ours: Tensor, theirs: Tensor) -> float:
 
 
 def attention_candidates(
-    library: ctypes.CDLL, batch: int, sizes: Sizes = BASE
+    library: ctypes.CDLL, batch: int, sizes: Sizes = BASE, *, compiled: bool = True
 ) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
-    """AlignedAttention at base size, fp16.
+    """AlignedAttention at base size, fp16; with `compiled`, torch.compile of the reference too.
 
     Returns:
         Candidates, those refused, and the kernels' largest absolute differences from eager torch.
@@ -108,16 +108,17 @@ def attention_candidates(
     ours.run()
     _wait(sizes.device)  # an error of the kernels is not to look like a candidate that does not run
     eager = partial(aligned_attention, qkv, key_mask, 0, sizes.heads)
-    compiled = _compile(aligned_attention, sizes.device)
     query, key, value = (split_heads(part, sizes.heads) for part in qkv.chunk(3, dim=-1))
     candidates: Candidates = {
         "kernel": ours.run,
         "eager": eager,
-        "torch.compile": partial(compiled, qkv, key_mask, 0, sizes.heads),
         "SDPA": partial(_attend, query, key, value, None),
         **{name: partial(_attend, query, key, value, backend) for name, backend in SDPA_BACKENDS.items()},
         FLASH_3: _attend_flash_3(qkv, sizes.heads),
     }
+    if compiled:
+        fused = _compile(aligned_attention, sizes.device)
+        candidates["torch.compile"] = partial(fused, qkv, key_mask, 0, sizes.heads)
     usable, refused = _usable(candidates, sizes.device)
     facts: dict[str, Any] = {}
     if "eager" in usable:
@@ -129,9 +130,9 @@ def attention_candidates(
 
 
 def compact_candidates(
-    library: ctypes.CDLL, batch: int, sizes: Sizes = BASE
+    library: ctypes.CDLL, batch: int, sizes: Sizes = BASE, *, compiled: bool = True
 ) -> tuple[Candidates, dict[str, str], dict[str, Any]]:
-    """TokenCompact at base size, fp16.
+    """TokenCompact at base size, fp16; with `compiled`, torch.compile of the reference too.
 
     Returns:
         Candidates, those refused, and how many tokens stay (kernel and eager torch).
@@ -144,10 +145,10 @@ def compact_candidates(
     ours.run()
     _wait(sizes.device)  # an error of the kernels is not to look like a candidate that does not run
     eager = partial(token_compact, *inputs, 0)
-    compiled = _compile(token_compact, sizes.device)
-    usable, refused = _usable(
-        {"kernel": ours.run, "eager": eager, "torch.compile": lambda: compiled(*inputs, 0)}, sizes.device
-    )
+    candidates: Candidates = {"kernel": ours.run, "eager": eager}
+    if compiled:
+        candidates["torch.compile"] = partial(_compile(token_compact, sizes.device), *inputs, 0)
+    usable, refused = _usable(candidates, sizes.device)
     count = int(ours.outputs[3])
     facts: dict[str, Any] = {"tokens": count}
     if "eager" in usable:

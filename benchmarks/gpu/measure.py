@@ -60,6 +60,12 @@ def _time_on_cpu(call: Callable[[], object]) -> float:
     return (time.perf_counter() - begin) * 1e6
 
 
+def flush_l2() -> None:
+    """Leave nothing of what was read or written before in the GPU's L2 cache."""
+    torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
+    torch.cuda.synchronize()
+
+
 def _event_timer() -> Callable[[Callable[[], object]], float]:
     """Microseconds of a call between two CUDA events, L2 flushed before the first."""
     flush = torch.empty(FLUSH_BYTES, dtype=torch.uint8, device="cuda")

@@ -23,7 +23,8 @@ import click
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.kit.files import write_json
+from benchmarks.gpu.compile import source_hash
+from benchmarks.kit.files import read_json, write_json
 from export.plugin_library import ROOT, SM_VARIABLE, architectures, build_kernels
 from madtp.clip import round_like_official_loader
 from madtp.errors import MadtpError, OutputError
@@ -219,7 +220,15 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
         say("recordings")
         pack_recordings(kit)
         packed = datetime.now(UTC).isoformat(timespec="seconds")
-        about = {"commit": commit(), "packed": packed, "sm": list(sm), "python": python, "left_out": kit.left_out}
+        static = json.loads((ROOT / "benchmarks" / "gpu" / "static.json").read_text())
+        about = {
+            "commit": commit(),
+            "packed": packed,
+            "sm": list(sm),
+            "python": python,
+            "predictions_current": static["source"] == source_hash(),
+            "left_out": kit.left_out,
+        }
         write_json(folder / "kit.json", about)
         size = folder_bytes(folder)
         if size > MOST_BYTES:
@@ -250,6 +259,8 @@ def main(out: Path, python: str, without_flash_attention_3: bool) -> None:
     click.echo(f"{kit.folder}: {folder_bytes(kit.folder) / 1e6:.1f} MB, for Python {python}")
     for text in kit.left_out:
         click.echo(f"left out: {text}")
+    if read_json(kit.folder / "kit.json")["commit"].endswith(("-dirty", "unknown")):
+        click.echo("warning: packed from sources that no commit holds; results could not be told from others")
     click.echo(f"there: bash {kit.folder.name}/run.sh RESULTS_DIR [--rehearse] [--minutes N]")
 
 

@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from benchmarks.gpu.architectures import known_gpu
+
 MICRO = 1e6
 NEAR = 1.3  # seen / predicted within this factor of one needs no explanation
 BUSY = 0.85  # share of a call in which the GPU works, above which the host does not hold it up
@@ -46,6 +48,11 @@ def render(content: Mapping[str, Any], static: Mapping[str, Any] | None) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def _number(value: float | None, spec: str) -> str:
+    """A number; one that JSON could not hold is said to be none."""
+    return "not finite" if value is None else format(value, spec)
+
+
 def _head(content: Mapping[str, Any], probe: Mapping[str, Any]) -> str:
     kit, gpu, host = content.get("kit") or {}, probe.get("gpu") or {}, probe.get("host") or {}
     rehearsal = content["rehearsal"]
@@ -57,6 +64,7 @@ def _head(content: Mapping[str, Any], probe: Mapping[str, Any]) -> str:
             "kit",
             f"sources {kit.get('commit', '?')}, compute capability {kit.get('sm')}, packed {kit.get('packed', '?')}",
         ),
+        ("predictions for kernels", "of these sources" if kit.get("predictions_current") else "**of other sources**"),
         ("host", f"{host.get('processor', '?')}, {host.get('cpus', '?')} CPUs, Python {host.get('python', '?')}"),
         (
             "packages",
@@ -108,14 +116,23 @@ def _precision(_: str, found: Mapping[str, Any]) -> str:
         (
             name,
             f"{entry['decisions_equal']}/{entry['decisions']}",
-            f"{entry['worst_logit_difference']:.1e}",
+            _number(entry["worst_logit_difference"], ".1e"),
             f"{entry['layers_equal']}/{entry['layers']}",
             f"{entry['jaccard_mean']:.4f}" if entry["jaccard_mean"] is not None else "",
             f"{entry['flips_explained']}/{entry['flips']}",
+            "; ".join(entry["wrong"]),
         )
         for name, entry in found.get("comparisons", {}).items()
     ]
-    header = ("cases", "decisions equal", "worst logit", "layers equal", "Jaccard, mean", "flips explained by rounding")
+    header = (
+        "cases",
+        "decisions equal",
+        "worst logit",
+        "layers equal",
+        "Jaccard, mean",
+        "flips explained by rounding",
+        "wrong",
+    )
     return (
         "## 16 bits against 32\n\nThe same models on the kernels. A flip is a token that one keeps and the other does "
         "not, in the first layer of a case at which they part; explained: its margin is within what torch's own scores "
@@ -133,11 +150,14 @@ def _tests(name: str, found: Mapping[str, Any]) -> str:
 
 def _model(_: str, found: Mapping[str, Any]) -> str:
     header = ("candidate", "B", "tau", "GFLOPs", "median ms", "p10-p90", "requests/s", "GFLOPs ratio", "speed-up")
-    header += ("efficiency", "launches", "host waits", "GPU busy", "peak MB", "predicted ms", "seen / predicted, why")
+    header += ("efficiency", "launches (expected)", "host waits (expected)", "GPU busy", "peak MB", "predicted ms")
+    header += ("seen / predicted, why",)
     rows = []
     for batch, entry in found.get("batches", {}).items():
         for name, candidate in entry["candidates"].items():
             rows.append(_model_row(name, batch, candidate))
+        for name, reason in entry["not_run"].items():
+            rows.append((name, batch, f"not run: {reason}", *[""] * (len(header) - 3)))
     parts = [
         "## Whole NLVR, base size\n\nEfficiency is the speed-up over the GFLOPs ratio, both against the eager dense "
         "model. The prediction knows rates and launches alone (benchmarks/kit/predict.py).",
@@ -160,6 +180,8 @@ def _model(_: str, found: Mapping[str, Any]) -> str:
             table(("candidate", "B", "median ms", "p10-p90", "graph's time / this"), compiled),
         ]
     for batch, entry in found.get("batches", {}).items():
+        if not entry["candidates"]:
+            continue
         last = list(entry["candidates"])[-1]
         kernels = entry["candidates"][last]["profile"]["kernels"][:KERNELS]
         rows = [(kernel["name"][:90], kernel["calls"], f"{kernel['us']:.0f}") for kernel in kernels]
@@ -180,11 +202,11 @@ def _model_row(name: str, batch: str, entry: Mapping[str, Any]) -> tuple[object,
         f"{entry['gflops_ratio']:.2f}",
         f"{entry['speed_up']:.2f}",
         f"{entry['efficiency']:.2f}",
-        profile["launches"],
-        profile["synchronisations"],
+        f"{profile['launches']} ({entry['expected']['launches']})",
+        f"{profile['synchronisations']} ({entry['expected']['waits']})",
     )
-    if entry["predicted_us"] is None:  # a rehearsal: no GPU, nothing predicted
-        return (*cells, "", "", "", "")
+    if entry["predicted_us"] is None:  # a rehearsal, or a GPU whose rates are not known
+        return (*cells, "", "" if peak is None else f"{peak / 1e6:.0f}", "", "")
     busy, ratio = profile["device_us"] / timing["median_us"], timing["median_us"] / entry["predicted_us"]
     reason = "" if 1 / NEAR <= ratio <= NEAR else f": {why(ratio, busy, profile)}"
     return (
@@ -209,8 +231,9 @@ def why(ratio: float, busy: float, profile: Mapping[str, Any]) -> str:
 
 def _predictions(static: Mapping[str, Any] | None, gpu: str) -> Mapping[str, Any]:
     """Batch -> op -> prediction of static.json for this GPU; empty where it knows none."""
-    known = (static or {}).get("predictions", {})
-    return next((entry for name, entry in known.items() if name in gpu), {})
+    known = known_gpu(gpu)
+    found: Mapping[str, Any] = (static or {}).get("predictions", {}).get(known.name, {}) if known is not None else {}
+    return found
 
 
 def _timings(found: Mapping[str, Any], predictions: Mapping[str, Any]) -> str:

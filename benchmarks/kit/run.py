@@ -1,7 +1,8 @@
 """Runs the kit's stages, each in a process of its own under a time limit, and keeps what they found as it is found.
 
 The standard library alone, so that a machine without torch gets a sentence and no traceback. Exit status: 0 every stage
-passed, 1 one did not, 2 the machine or the folder is at fault.
+passed (or lacks a tool that it can do without), 1 one did not, 2 the machine or the folder is at fault or the run was
+interrupted, 3 nothing failed, but time ran out for something.
 """
 
 import argparse
@@ -17,14 +18,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kit.files import read_json, write_json, write_text
+from benchmarks.kit.files import claim, read_json, write_json, write_text
 from benchmarks.kit.plan import MINUTES, PROBE, REHEARSAL_FACTOR, REHEARSAL_MINUTES, STAGES, Stage
 from benchmarks.kit.report import render
 
-PASSED, FAILED, WRONG_MACHINE = 0, 1, 2
+PASSED, FAILED, WRONG_MACHINE, OPEN = 0, 1, 2, 3
+STATES = {0: "passed", 1: "failed", 2: "refused", 4: "skipped"}  # by a stage's exit status
+CUT_SHORT = ("overlong", "not begun")
 SCHEMA = 1
 ROOT = Path(__file__).resolve().parents[2]
 LEAST_SECONDS = 5.0  # a stage that has less is not begun
+MOST_MINUTES = 600.0
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
@@ -47,8 +51,8 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.minutes is None:
         options.minutes = REHEARSAL_MINUTES if options.rehearse else MINUTES
-    if not options.minutes > 0:
-        parser.error("--minutes has to be more than 0")
+    if not 0 < options.minutes <= MOST_MINUTES:
+        parser.error(f"--minutes has to be more than 0, and at most {MOST_MINUTES:g}")
     return options
 
 
@@ -83,7 +87,7 @@ def run_stage(stage: Stage, results: Path, rehearse: bool, seconds: float) -> di
         )
         try:
             status = process.wait(timeout=seconds)
-            state = {PASSED: "passed", FAILED: "failed", WRONG_MACHINE: "refused"}.get(status, "crashed")
+            state = STATES.get(status, "crashed")
             if state == "crashed":
                 why = f"it ended with {f'signal {-status}' if status < 0 else f'status {status}'}"
         except subprocess.TimeoutExpired:
@@ -130,6 +134,11 @@ class Results:
         self.content["cut_short"] = why
         self.write()
 
+    def begin(self) -> None:
+        """Make the files, which must not be there. Raises OSError."""
+        claim(self.folder / "results.json", self.content)
+        self.write()
+
     def write(self) -> None:
         """Raises OSError."""
         write_json(self.folder / "results.json", self.content)
@@ -137,28 +146,32 @@ class Results:
 
 
 def run_all(results: Results, stages: Sequence[Stage]) -> int:
-    """Run the stages while there is time; the exit status."""
+    """Run the stages while there is time; the exit status.
+
+    A stage may use what earlier ones left of their time, but not the share of those that follow.
+    """
     rehearse, minutes = results.content["rehearsal"], results.content["minutes"]
+    factor = REHEARSAL_FACTOR if rehearse else 1.0
     deadline = time.monotonic() + 60 * minutes
-    worst = PASSED
-    for stage in stages:
+    for index, stage in enumerate(stages):
         left = deadline - time.monotonic()
         if left < LEAST_SECONDS:
             results.add({"name": stage.name, "state": "not begun", "seconds": 0, "why": "time ran out", "result": None})
-            worst = FAILED
             continue
         say(f"{stage.name}: {stage.shows}")
-        seconds = min(stage.seconds * (REHEARSAL_FACTOR if rehearse else 1), left)
+        later = sum(other.seconds for other in stages[index + 1 :])
+        seconds = min(left, max(factor * stage.seconds, left - factor * later))
         entry = run_stage(stage, results.folder, rehearse, seconds)
         results.add(entry)
         say(f"{stage.name}: {entry['state']} in {entry['seconds']:.0f} s{': ' if entry['why'] else ''}{entry['why']}")
         if entry["state"] == "refused" and stage == PROBE:
             results.end(entry["why"])
             return WRONG_MACHINE
-        if entry["state"] != "passed":
-            worst = FAILED
     results.end()
-    return worst
+    states = {entry["state"] for entry in results.content["stages"]}
+    if states <= {"passed", "skipped"}:
+        return PASSED
+    return OPEN if states <= {"passed", "skipped", *CUT_SHORT} else FAILED
 
 
 def say(line: str) -> None:
@@ -186,13 +199,19 @@ def main() -> int:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         results = Results(folder, options.rehearse, options.minutes)
-        results.write()
+        results.begin()
         try:
             status = run_all(results, stages)
         except InterruptedRunError as interrupt:
             results.end(f"interrupted by {interrupt}")
             complain(f"interrupted by {interrupt}. What was found so far is in {folder}.")
             return WRONG_MACHINE
+    except FileExistsError:
+        complain(
+            f"'{folder}' is no folder, or holds the results of another run already. They are worth keeping. "
+            "Name a new folder."
+        )
+        return WRONG_MACHINE
     except OSError as error:
         complain(
             f"cannot write the results to '{folder}': {error.strerror or error}. "

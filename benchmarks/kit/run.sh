@@ -9,6 +9,11 @@ python=${PYTHON:-python3}
         "PYTHON=/path/to/python3 bash run.sh ..." >&2
     exit 2
 }
+case $kit in *:*)
+    echo "error: the kit lies in '$kit'. Python cannot import from a folder with a colon in its name. Move it elsewhere." >&2
+    exit 2
+    ;;
+esac
 # The results folder is meant from where the caller stands; the modules are found from the kit.
 exec env PYTHONPATH="$kit:$kit/site${PYTHONPATH:+:$PYTHONPATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
     MADTP_GOLDEN="$kit/golden" MADTP_KERNELS="$kit/lib/libmadtp_kernels.so" MADTP_NATIVE="$kit/lib" \

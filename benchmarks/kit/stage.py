@@ -1,6 +1,7 @@
 """One stage of the kit: `python -m benchmarks.kit.stage NAME FILE --seconds N [--rehearse]`.
 
-Exit status: 0 it passed, 1 it did not, 2 the machine is at fault (FILE then holds an "error" that says what to do).
+Exit status: 0 it passed, 1 it did not, 2 the machine is at fault, 4 there was nothing that could be run (FILE then
+holds an "error" that says why).
 """
 
 import argparse
@@ -14,7 +15,8 @@ from typing import Any
 from benchmarks.kit.files import write_json
 from benchmarks.kit.plan import STAGES
 
-PASSED, FAILED, WRONG_MACHINE = 0, 1, 2
+PASSED, FAILED, WRONG_MACHINE, NOTHING_RAN = 0, 1, 2, 4
+SKIPPED = "skipped"  # what a stage returns where this machine lacks what it needs, and could do without
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -81,7 +83,7 @@ def main() -> int:
         stage.save(error=f"{type(error).__name__}: {text[:500]}")
         return FAILED
     stage.save(passed=passed)
-    return PASSED if passed else FAILED
+    return NOTHING_RAN if passed == SKIPPED else PASSED if passed else FAILED
 
 
 if __name__ == "__main__":

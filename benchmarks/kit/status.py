@@ -38,6 +38,8 @@ def keep(results: Path) -> Path:
         )
     name = re.sub(r"[^a-z0-9]+", "-", gpu["name"].lower()).strip("-")
     target = KEPT / f"{name}-{content['began'][:10]}"
+    if read_json(target / "results.json") not in (None, content):  # another run of that day
+        target = KEPT / f"{target.name}-{content['began'][11:16].replace(':', '')}"
     target.mkdir(parents=True, exist_ok=True)
     for file in FILES:
         shutil.copyfile(results / file, target / file)

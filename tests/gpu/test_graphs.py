@@ -15,7 +15,7 @@ from tests.gpu.conftest import gpu_only
 from tests.paths import ROOT
 
 pytestmark = gpu_only
-SECONDS = 120  # of a fresh process
+SECONDS = 30  # of a fresh process
 
 
 def poison(call: Call) -> None:

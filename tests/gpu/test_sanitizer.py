@@ -18,7 +18,7 @@ pytestmark = gpu_only
 
 FOUND = 86  # exit status that compute-sanitizer is told to give where it finds something
 REFUSAL = "Device not supported"  # e.g. on a virtual machine that hides what the tool needs
-SECONDS = 90  # a tool
+SECONDS = 60  # a tool
 CASES = ("fp16-tiles-of-128", "fp32-causal", "fp16-pruned")  # tensor cores, the plain path, TokenCompact
 # Our kernels alone are looked at, and what the driver asks of it in vain (torch probes a lot) is no finding.
 OPTIONS = ("--kernel-name", "kns=madtp", "--report-api-errors", "no", "--error-exitcode", str(FOUND))

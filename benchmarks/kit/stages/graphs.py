@@ -4,7 +4,7 @@ from benchmarks.kit.stage import Stage
 from benchmarks.kit.stages.tests import run_tests
 
 
-def run(stage: Stage) -> bool:
+def run(stage: Stage) -> bool | str:
     """The tests of tests/gpu."""
     if stage.rehearse:
         return run_tests(stage, ["tests/gpu/test_calls.py"], "gives or keeps")

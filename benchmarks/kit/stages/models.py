@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -11,6 +12,7 @@ from madtp import NlvrModel
 from madtp.config import NlvrConfig
 from madtp.ops import register_kernels
 from tests.generate import generated_images, generated_state
+from tests.paths import CARRIED, golden_folders
 from tests.sizes import BASE, TEMPERATURE
 
 WORDS = 20  # of a request, as NLVR2's sentences have on average
@@ -36,6 +38,17 @@ SMALL = NlvrConfig(
     bos_token_id=298,
     enc_token_id=299,
 )
+
+
+def recordings(stage: Stage, *tasks: str) -> list[Path]:
+    """Folders of recorded cases, small models first; without the full-size ones in a rehearsal.
+
+    The few cases that the sources carry are among the small ones of NLVR, where those are there.
+    """
+    folders = golden_folders(*tasks)
+    if any(folder != CARRIED and folder.parent.name == "nlvr" and folder.name == "tiny" for folder in folders):
+        folders.remove(CARRIED)
+    return sorted((f for f in folders if not (stage.rehearse and f.name == "base")), key=lambda f: f.name == "base")
 
 
 def use_kernels(stage: Stage) -> None:

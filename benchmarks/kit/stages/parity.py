@@ -6,9 +6,8 @@ from typing import Any
 import torch
 
 from benchmarks.kit.stage import Stage
-from benchmarks.kit.stages.models import use_kernels
+from benchmarks.kit.stages.models import recordings, use_kernels
 from tests import golden
-from tests.paths import golden_folders
 
 
 def run(stage: Stage) -> bool:
@@ -21,9 +20,7 @@ def run(stage: Stage) -> bool:
     stage.save(tf32=flags)
     found: list[dict[str, Any]] = []
     seconds: dict[str, float] = {}
-    for folder in sorted(golden_folders(), key=lambda folder: folder.name == "base"):
-        if stage.rehearse and folder.name == "base":
-            continue
+    for folder in recordings(stage):
         name, begun = f"{folder.parent.name}/{folder.name}", time.monotonic()
         for case, runtime, verdict in golden.check_folder(folder, onnx=False, scratch=folder, device=stage.device):
             entry = {"folder": name, "case": case, "runtime": runtime, "worst": verdict.worst}

@@ -6,7 +6,7 @@ from benchmarks.kit.stage import ROOT, Stage
 from benchmarks.kit.stages.tests import run_tests
 
 
-def run(stage: Stage) -> bool:
+def run(stage: Stage) -> bool | str:
     """On a device with the full-size cases; a rehearsal takes the few that the sources carry."""
     if stage.rehearse:
         os.environ["MADTP_GOLDEN"] = str(ROOT / "no-recordings")

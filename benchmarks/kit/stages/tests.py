@@ -1,49 +1,80 @@
-"""Stages that are tests of the project: pytest in this process, its verdicts as results."""
+"""Stages that are tests of the project: pytest in this process, its verdicts as results, written as they come."""
 
 import os
-import xml.etree.ElementTree as ET
+import time
 from collections.abc import Sequence
 from typing import Any
 
 import pytest
 
-from benchmarks.kit.stage import ROOT, Stage
+from benchmarks.kit.stage import ROOT, SKIPPED, Stage
 
 SHOWN = 20  # tests that failed or were skipped
+SAVE_SECONDS = 1.0  # least time between two writes
 
 
-def run_tests(stage: Stage, files: Sequence[str], select: str) -> bool:
-    """Run the tests of `files` whose names match `select`; passes where some ran and none failed."""
+class Verdicts:
+    """A plugin of pytest that writes how each test went."""
+
+    def __init__(self, stage: Stage) -> None:
+        self._stage = stage
+        self._saved = 0.0
+        self.passed = 0
+        self.failed: list[dict[str, str]] = []
+        self.skipped: list[dict[str, str]] = []
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """A test was set up, run or torn down."""
+        if report.failed:
+            self.failed.append({"test": report.nodeid, "why": _why(report)})
+        elif report.skipped:
+            self.skipped.append({"test": report.nodeid, "why": _why(report)})
+        elif report.when == "call":
+            self.passed += 1
+        if time.monotonic() - self._saved > SAVE_SECONDS:
+            self.save()
+
+    def save(self) -> None:
+        """Write the counts, and the first that failed or were skipped."""
+        self._saved = time.monotonic()
+        self._stage.save(
+            passed_tests=self.passed,
+            failed_tests=len(self.failed),
+            skipped_tests=len(self.skipped),
+            failed=self.failed[:SHOWN],
+            skipped=self.skipped[:SHOWN],
+        )
+
+
+def _why(report: pytest.TestReport) -> str:
+    """The last line of an error, or the reason of a skip."""
+    if report.skipped and isinstance(report.longrepr, tuple):
+        text = report.longrepr[2].removeprefix("Skipped: ")
+    else:
+        crash = getattr(report.longrepr, "reprcrash", None)
+        text = getattr(report, "wasxfail", "") or (crash.message if crash is not None else str(report.longrepr))
+    return " ".join(text.split())[:300]
+
+
+def run_tests(stage: Stage, files: Sequence[str], select: str, *, may_skip: bool = False) -> bool | str:
+    """Run the tests of `files` whose names match `select`; passes where some ran and none failed.
+
+    Args:
+        stage: to write to.
+        files: of tests.
+        select: as pytest's -k.
+        may_skip: where all were skipped, so is the stage (`SKIPPED`); else it has not passed.
+    """
     # The machine's own pytest plugins are not ours to trust; the kernels' build for the host lies in the kit.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"
     os.environ["MADTP_NATIVE"] = str(ROOT / "lib")
-    report = stage.file.with_suffix(".xml")
-    report.unlink(missing_ok=True)
-    options = ["-p", "no:cacheprovider", "-q", "-rs", "--durations=5", f"--junitxml={report}"]
-    status = pytest.main([*options, "--rootdir", str(ROOT), *(str(ROOT / file) for file in files), "-k", select])
-    found = read_report(ET.parse(report).getroot()) if report.is_file() else {}
-    stage.save(selected=select, exit_status=int(status), **found)
-    return status == 0 and found.get("passed_tests", 0) > 0
-
-
-def read_report(root: ET.Element) -> dict[str, Any]:
-    """Counts of a JUnit report, and which tests failed or were skipped, with the reason."""
-    cases = list(root.iter("testcase"))
-
-    def with_child(*tags: str) -> list[dict[str, str]]:
-        listed = []
-        for case in cases:
-            child = next((found for tag in tags if (found := case.find(tag)) is not None), None)
-            if child is not None:
-                name = f"{case.get('classname')}::{case.get('name')}"
-                listed.append({"test": name, "why": " ".join((child.get("message") or "").split())[:300]})
-        return listed
-
-    failed, skipped = with_child("failure", "error"), with_child("skipped")
-    return {
-        "passed_tests": len(cases) - len(failed) - len(skipped),
-        "failed_tests": len(failed),
-        "skipped_tests": len(skipped),
-        "failed": failed[:SHOWN],
-        "skipped": skipped[:SHOWN],
-    }
+    verdicts = Verdicts(stage)
+    stage.save(selected=select)
+    options: list[Any] = ["-p", "no:cacheprovider", "-q", "-rs", "--durations=5", "--rootdir", ROOT, "-k", select]
+    status = pytest.main([*map(str, options), *(str(ROOT / file) for file in files)], plugins=[verdicts])
+    verdicts.save()
+    stage.save(exit_status=int(status))
+    if status == pytest.ExitCode.OK and not verdicts.passed:
+        stage.save(error=f"nothing ran: {verdicts.skipped[0]['why'] if verdicts.skipped else 'no test was found'}")
+        return SKIPPED if may_skip else False
+    return status == pytest.ExitCode.OK
