@@ -294,10 +294,10 @@ def test_overlong_and_broken_stages_do_not_stop_the_next(
     monkeypatch.setenv("PYTHONPATH", str(copied.kit))
     names = ("calls", "parity", "model", "precision", "graphs")
     results = run.Results(tmp_path, rehearse=False, minutes=1)
-    assert run.run_all(results, [Stage(name, 3 if name == "calls" else 30, "") for name in names]) == 1
+    assert run.run_all(results, [Stage(name, 8 if name == "calls" else 30, "") for name in names]) == 1
     content = complete(tmp_path)
     states = {stage["name"]: (stage["state"], stage["why"]) for stage in content["stages"]}
-    assert states["calls"] == ("overlong", "it took more than the 3 s that it had")
+    assert states["calls"] == ("overlong", "it took more than the 8 s that it had")
     assert states["parity"] == ("crashed", f"it ended with signal {int(signal.SIGABRT)}")
     assert states["model"] == ("failed", "ValueError: no model")
     assert states["precision"] == ("failed", "")
