@@ -105,7 +105,7 @@ def test_library_is_built_again_when_something_changed(
     if change == "sources":
         monkeypatch.setattr(module, "source_hash", lambda: "0" * 64)
     elif change == "architectures":
-        monkeypatch.setenv("MADTP_SM", "90")
+        monkeypatch.setenv("MADTP_SM", "80" if architectures() == (90,) else "90")
     elif change == "library":
         copy.write_bytes(copy.read_bytes() + b"x")
     elif change == "kernels":
