@@ -218,6 +218,20 @@ def test_failure_leaves_earlier_outputs_as_they_were(tmp_path: Path) -> None:
     assert (tmp_path / "vocab.txt").read_text() == "earlier"
 
 
+def test_an_interrupt_of_generated_code_ends_with_our_status_too(tmp_path: Path) -> None:
+    (tmp_path / "interrupted.py").write_text(
+        "import sys, click\n"
+        "from madtp.command import run\n"
+        "@click.command()\n"
+        "def command(): exec('raise KeyboardInterrupt')\n"
+        "if __name__ == '__main__': sys.exit(run(command, 'interrupted'))\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "interrupted"]
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (done.returncode, done.stderr.split()) == (2, ["interrupted"])
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_command_leaves_nothing(tmp_path: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
