@@ -60,8 +60,8 @@ def run(command: click.Command, interrupted: str) -> int:
         click.echo(f"error: {error}", err=True)
         return WRONG_INPUT
     except (click.Abort, KeyboardInterrupt):
-        # CPython ends `python -m` by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has passed
-        # through an exec() of a string, as imports of torch are full of; the next exec() makes it forget that.
+        # CPython ends `python -m` by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has
+        # passed through an exec() of a string, as imports of torch are full of; the next exec() makes it forget that.
         exec("")
         click.echo(interrupted, err=True)
         return WRONG_INPUT
