@@ -20,8 +20,8 @@ from benchmarks.gpu.calls import require_device
 from benchmarks.gpu.candidates import attention_candidates, compact_candidates, memory_against_length
 from benchmarks.gpu.compile import source_hash
 from benchmarks.gpu.floor import BATCHES, compact_bytes
+from benchmarks.gpu.markdown import table
 from benchmarks.gpu.measure import copy_bandwidth, device_state, interleave
-from benchmarks.gpu.static_markdown import table
 from madtp.files import write_errors
 from madtp.ops.library import load_library
 

@@ -1,10 +1,10 @@
 """Writes static.json as static.md."""
 
-from collections.abc import Iterable, Sequence
 from typing import Any
 
 from benchmarks.gpu.architectures import GPUS, LIMITS
 from benchmarks.gpu.floor import ALIGNMENTS, BATCHES, HEADS, LENGTH, WIDTH, context_tiles, one_pass_shape
+from benchmarks.gpu.markdown import table
 
 MICRO = 1e6
 MEGA = 1e-6
@@ -63,12 +63,6 @@ queries the rows (164 kB) exceed the 99 kB that a block can have on sm_86, sm_89
 shared memory of all of these architectures. At B = 1 groups of 16 make 37 blocks for the 132 SMs of an H200, each
 with all the heads to walk. Two passes ask for at most 67 kB (51 kB at base size), fill the GPU better from B = 1 on,
 and are one piece of code for all batches; the price is one more product a score."""
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; the first column is text, the others are right-aligned."""
-    lines = ["| " + " | ".join(header) + " |", "| --- |" + " ---: |" * (len(header) - 1)]
-    return "\n".join(lines + ["| " + " | ".join(map(str, row)) + " |" for row in rows])
 
 
 def _resources(kernels: list[dict[str, Any]]) -> str:

@@ -1,22 +1,16 @@
 """results.json as one page: what was predicted, what was seen, and why they differ. The standard library alone."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from benchmarks.gpu.architectures import known_gpu
+from benchmarks.gpu.markdown import table
 
 MICRO = 1e6
 NEAR = 1.3  # seen / predicted within this factor of one needs no explanation
 BUSY = 0.85  # share of a call in which the GPU works, above which the host does not hold it up
 KERNELS = 8  # of a profile
-
-
-def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
-    lines = [f"| {' | '.join(header)} |", "| --- " * len(header) + "|"]
-    lines += [f"| {' | '.join(str(cell).replace('|', '/') for cell in row)} |" for row in rows]
-    return "\n".join(lines)
 
 
 def render(content: Mapping[str, Any], static: Mapping[str, Any] | None) -> str:

@@ -11,8 +11,8 @@ from typing import Any
 
 import click
 
+from benchmarks.gpu.markdown import table
 from benchmarks.kit.files import read_json, write_text
-from benchmarks.kit.report import table
 from madtp.errors import InputError, MadtpError
 
 ROOT = Path(__file__).resolve().parents[2]
