@@ -177,10 +177,24 @@ def _same_case(source: Path, target: Path, size: int, name: str) -> bool:
             return None
 
     left, right = load(source), load(target)
-    if left is None or right is None or left.inputs.keys() != right.inputs.keys():
+    if left is None or right is None:
         return False
-    pairs = ((left.inputs, right.inputs), (left.recorded.outputs, right.recorded.outputs))
-    return all(torch.equal(mine[key], theirs[key]) for mine, theirs in pairs for key in mine)
+    mine, theirs = (_tensors(case) for case in (left, right))
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def _tensors(case: golden.GoldenCase) -> dict[str, torch.Tensor]:
+    """Everything that a replay is given, or held to; what else a layer is held to stands in cases.json."""
+    found = {
+        f"{kind} {name}": tensor
+        for kind, values in (("in", case.inputs), ("out", case.recorded.outputs))
+        for name, tensor in values.items()
+    }
+    for tower, layers in case.recorded.towers.items():
+        for index, layer in enumerate(layers):
+            if layer.source_ids is not None:
+                found[f"{tower} {index}"] = layer.source_ids
+    return found
 
 
 def commit() -> str:
