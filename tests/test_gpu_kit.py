@@ -20,8 +20,7 @@ from filelock import FileLock
 from benchmarks.kit import pack, report, run, status
 from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.plan import MINUTES, PROBE, STAGES, Stage
-from benchmarks.kit.stage import Stage as Given
-from benchmarks.kit.stage import WrongMachineError
+from benchmarks.kit.stage import StageRun, WrongMachineError
 from benchmarks.kit.stages import probe
 from benchmarks.kit.trace import profile_call
 from madtp.errors import OutputError
@@ -163,8 +162,8 @@ def test_another_python_is_refused(copied: Elsewhere, tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def stage_given(tmp_path: Path) -> Given:
-    return Given(tmp_path / "stage.json", rehearse=False, deadline=time.monotonic() + 60)
+def stage_given(tmp_path: Path) -> StageRun:
+    return StageRun(tmp_path / "stage.json", rehearse=False, deadline=time.monotonic() + 60)
 
 
 class Driver:
@@ -205,7 +204,7 @@ def test_a_gpu_that_it_was_not_packed_for_is_refused(
 
 
 def test_a_full_disk_is_refused(
-    monkeypatch: pytest.MonkeyPatch, stage_given: Given, elsewhere: Elsewhere, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, stage_given: StageRun, elsewhere: Elsewhere, tmp_path: Path
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(probe.shutil, "disk_usage", lambda _: usage._replace(free=1000))
@@ -222,10 +221,10 @@ def test_a_full_disk_is_refused(
 def slow_kit(kit: Elsewhere) -> None:
     """Its second stage takes for ever, and starts a process that does, too."""
     (kit.kit / "benchmarks/kit/stages/calls.py").write_text(
-        "import subprocess, sys, time\n"
+        "import os, subprocess, sys, time\n"
         "def run(stage):\n"
         "    child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])\n"
-        "    stage.save(child=child.pid)\n"
+        "    stage.save(child=child.pid, stage=os.getpid())\n"
         "    time.sleep(600)\n"
     )
 
@@ -278,6 +277,7 @@ def test_a_kill_leaves_the_results_so_far(running: tuple[subprocess.Popen[str], 
     process.wait(timeout=30)
     assert [stage["state"] for stage in complete(results)["stages"]] == ["passed"]
     os.kill(child, signal.SIGKILL)  # of a group whose leader is dead with the run
+    assert is_gone(read_json(results / "calls.json")["stage"])
 
 
 def test_overlong_and_broken_stages_do_not_stop_the_next(

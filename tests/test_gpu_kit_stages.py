@@ -17,7 +17,7 @@ from benchmarks.gpu.measure import copy_bandwidth
 from benchmarks.kit import flash, report
 from benchmarks.kit.files import read_json
 from benchmarks.kit.predict import expected_work
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages import calls, model, models, parity, precision, probe, timings
 from madtp.ops import register_kernels
 from madtp.ops.kernels import without_kernels
@@ -30,10 +30,10 @@ SMALL = Sizes(length=40, width=32, heads=1, alignments=8)
 
 
 @pytest.fixture
-def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
+def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageRun]:
     """A stage on a machine that seems to have an H100; its kernels are the host's, its sizes tiny."""
     host = native_build.build().kernels
-    monkeypatch.setattr(Stage, "library", host)
+    monkeypatch.setattr(StageRun, "library", host)
     monkeypatch.setattr(models, "register_kernels", lambda library, device: register_kernels(library, device="cpu"))
     monkeypatch.setattr(precision, "without_kernels", lambda device: without_kernels("cpu"))
     monkeypatch.setattr(models, "BASE", models.SMALL)
@@ -49,13 +49,13 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Stage]:
     monkeypatch.setattr(models, "golden_folders", lambda *_: [CARRIED])
     stand_in_cuda.install(monkeypatch)
     with stand_in_cuda.OnCpu():
-        yield Stage(tmp_path / "stage.json", rehearse=False, deadline=time.monotonic() + 600)
+        yield StageRun(tmp_path / "stage.json", rehearse=False, deadline=time.monotonic() + 600)
     for op in (ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP):
         if "cpu" in op._backend_fns:
             op.register_kernel("cpu", op._init_fn)
 
 
-def page(name: str, stage: Stage) -> str:
+def page(name: str, stage: StageRun) -> str:
     """How the results' page shows what the stage has written."""
     found = read_json(stage.file)
     stages = [{"name": name, "state": "passed", "seconds": 1.0, "why": "", "result": found}]
@@ -63,7 +63,7 @@ def page(name: str, stage: Stage) -> str:
     return report.render(content, read_json(ROOT / "benchmarks/gpu/static.json"))
 
 
-def test_probe(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_probe(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(probe, "read_json", lambda _: {"sm": [90], "python": f"3.{sys.version_info.minor}"})
     assert probe.run(stage)
     gpu = stage.found["gpu"]
@@ -72,7 +72,7 @@ def test_probe(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert page("probe", stage).startswith("# NVIDIA H100 80GB HBM3")
 
 
-def test_calls(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_calls(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert calls.run(stage)
     assert len(stage.found["calls"]) == 6
 
@@ -85,7 +85,7 @@ def test_calls(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "other tokens" in page("calls", stage)
 
 
-def test_parity(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_parity(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parity.run(stage)
     assert len(stage.found["cases"]) > 9
     assert "all equal" in page("parity", stage)
@@ -95,7 +95,7 @@ def test_parity(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "logits off by" in page("parity", stage)
 
 
-def test_precision(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "PRECISIONS", {"bf16": torch.bfloat16})
     assert precision.run(stage)
     (entry,) = stage.found["comparisons"].values()
@@ -107,7 +107,7 @@ def test_precision(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "data/nlvr bf16" in page("precision", stage)
 
 
-def test_precision_does_not_pass_numbers_that_are_none(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_does_not_pass_numbers_that_are_none(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """fp16 overflows at 65,504: what a precision stage is for."""
     load = precision.golden.load_model
 
@@ -125,7 +125,9 @@ def test_precision_does_not_pass_numbers_that_are_none(stage: Stage, monkeypatch
     assert "| not finite |" in page("precision", stage)
 
 
-def test_precision_does_not_pass_other_logits_of_the_same_tokens(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_precision_does_not_pass_other_logits_of_the_same_tokens(
+    stage: StageRun, monkeypatch: pytest.MonkeyPatch
+) -> None:
     answer = precision.answer
 
     def off(model: torch.nn.Module, case: Any) -> Any:
@@ -143,7 +145,7 @@ def test_precision_does_not_pass_other_logits_of_the_same_tokens(stage: Stage, m
     assert "the same tokens, and logits off by" in entry["wrong"][0]
 
 
-def test_model(stage: Stage) -> None:
+def test_model(stage: StageRun) -> None:
     assert model.run(stage)
     for batch in ("1", "2"):
         candidates = stage.found["batches"][batch]["candidates"]
@@ -159,7 +161,7 @@ def test_model(stage: Stage) -> None:
 
 
 def test_a_candidate_that_does_not_run_is_named_and_the_others_measured(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch
+    stage: StageRun, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = model.forward
 
@@ -203,7 +205,7 @@ def test_model_whose_costs_do_not_fall_fails() -> None:
     assert not model.falling(entry(**{names[3]: None}))
 
 
-def test_timings(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timings(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.gpu.candidates._compile", lambda function, device: function)
     assert timings.run(stage)
     entry = stage.found["batches"]["2"]
@@ -217,7 +219,7 @@ def test_timings(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_flash_attention_3_is_unpacked_beside_the_results(
-    stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    stage: StageRun, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     import zipfile
 

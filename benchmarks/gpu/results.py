@@ -17,7 +17,14 @@ import torch
 
 from benchmarks.gpu.architectures import known_gpu
 from benchmarks.gpu.calls import require_device
-from benchmarks.gpu.candidates import attention_candidates, compact_candidates, memory_against_length
+from benchmarks.gpu.candidates import (
+    BASE,
+    Candidates,
+    Sizes,
+    attention_candidates,
+    compact_candidates,
+    memory_against_length,
+)
 from benchmarks.gpu.compile import source_hash
 from benchmarks.gpu.floor import BATCHES, compact_bytes
 from benchmarks.gpu.markdown import table
@@ -38,19 +45,52 @@ MEMORY_BATCH = 8
 ROUNDS = 50
 
 
-def measure_batch(library: Any, batch: int, rounds: int) -> dict[str, Any]:
-    """Both ops at one batch: timings, what was refused, facts on the results."""
-    result: dict[str, Any] = {}
-    for op, make in (("aligned_attention", attention_candidates), ("token_compact", compact_candidates)):
-        candidates, refused, facts = make(library, batch)
-        result[op] = {
-            "timings": {name: asdict(timing) for name, timing in interleave(candidates, rounds).items()},
-            "not_run": refused,
-            **facts,
-        }
-        del candidates
+OPS: dict[str, Callable[..., tuple[Candidates, dict[str, str], dict[str, Any]]]] = {
+    "aligned_attention": attention_candidates,
+    "token_compact": compact_candidates,
+}
+
+
+def measure_op(
+    library: Any,
+    op: str,
+    batch: int,
+    rounds: int,
+    *,
+    sizes: Sizes = BASE,
+    compiled: bool = True,
+    seconds: float = float("inf"),
+    also: Callable[[Candidates], dict[str, Any]] = lambda candidates: {},
+) -> dict[str, Any]:
+    """One op at one batch: timings, what was refused, facts on the results.
+
+    Args:
+        library: of kernels.
+        op: a key of OPS.
+        batch: samples.
+        rounds: timed calls of each candidate; fewer once `seconds` are over.
+        sizes: of the call, and where it runs.
+        compiled: whether torch.compile takes part.
+        seconds: see rounds.
+        also: more to be found out from the candidates while they are there.
+    """
+    candidates, refused, facts = OPS[op](library, batch, sizes, compiled=compiled)
+    timings = interleave(candidates, rounds, device=sizes.device, seconds=seconds)
+    found = {
+        "timings": {name: asdict(timing) for name, timing in timings.items()},
+        "not_run": refused,
+        **also(candidates),
+        **facts,
+    }
+    del candidates
+    if sizes.device != "cpu":
         torch.cuda.empty_cache()
-    return result
+    return found
+
+
+def measure_batch(library: Any, batch: int, rounds: int) -> dict[str, Any]:
+    """Both ops at one batch."""
+    return {op: measure_op(library, op, batch, rounds) for op in OPS}
 
 
 def add_predictions(results: dict[str, Any]) -> None:

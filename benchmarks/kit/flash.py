@@ -3,10 +3,10 @@
 import sys
 import zipfile
 
-from benchmarks.kit.stage import ROOT, Stage
+from benchmarks.kit.stage import ROOT, StageRun
 
 
-def unpack_flash_3(stage: Stage) -> str:
+def unpack_flash_3(stage: StageRun) -> str:
     """Unpack the wheel beside the results and make it importable; what came of it, in words."""
     wheels = sorted((ROOT / "wheels").glob("fa3_fwd-*.whl"))
     if not wheels:

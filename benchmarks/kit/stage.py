@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @dataclass
-class Stage:
+class StageRun:
     """What a stage is given.
 
     Attributes:
@@ -69,7 +69,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, required=True)
     parser.add_argument("--rehearse", action="store_true")
     options = parser.parse_args()
-    stage = Stage(options.file, options.rehearse, time.monotonic() + options.seconds)
+    stage = StageRun(options.file, options.rehearse, time.monotonic() + options.seconds)
     try:
         passed = importlib.import_module(f"benchmarks.kit.stages.{options.name}").run(stage)
     except WrongMachineError as error:

@@ -1,9 +1,9 @@
 """One call of each op and type, held to the reference on the CPU: the first thing that a broken build fails."""
 
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 
 
-def run(stage: Stage) -> bool:
+def run(stage: StageRun) -> bool:
     """Each call on its own, so that one that fails does not hide the others."""
     import torch
 

@@ -1,12 +1,12 @@
 """The kernel tests that elsewhere run on the host, on the device: sizes, masks, ties, NaN, bounds, batch slots."""
 
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.tests import run_tests
 
 QUICK = "test_kernel_contract or keeping_nothing or batch_mates or leading_or_all"  # of what is emulated
 
 
-def run(stage: Stage) -> bool | str:
+def run(stage: StageRun) -> bool | str:
     """On a device all of them but the recordings, which have a stage of their own."""
     files = ["tests/test_kernels.py", "tests/test_kernel_contract.py"]
     return run_tests(stage, files, f"host and ({QUICK})" if stage.rehearse else "cuda and not recorded")

@@ -18,7 +18,7 @@ from torch import Tensor
 from benchmarks.gpu.architectures import known_gpu
 from benchmarks.gpu.measure import peak_bytes, summarize
 from benchmarks.kit.predict import Work, expected_work, predict_model
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages import models
 from benchmarks.kit.stages.models import Requests, nlvr_requests, synchronizer, use_kernels
 from benchmarks.kit.trace import profile_call
@@ -39,7 +39,7 @@ DENSE, GRAPH, UNPRUNED = "dense, SDPA, eager", "dense, torch.compile, CUDA graph
 Call = Callable[[], object]
 
 
-def run(stage: Stage) -> bool:
+def run(stage: StageRun) -> bool:
     """Measure; passes where every candidate of ours ran and fewer tokens cost fewer GFLOPs."""
     use_kernels(stage)
     batches = REHEARSED if stage.rehearse else BATCHES
@@ -92,7 +92,7 @@ def forward(model: NlvrModel, inputs: Mapping[str, Tensor], temperature: Tensor 
 
 
 def measure_batch(
-    stage: Stage, requests: Requests, batch: int, works: Mapping[bool, Work], seconds: float
+    stage: StageRun, requests: Requests, batch: int, works: Mapping[bool, Work], seconds: float
 ) -> dict[str, Any]:
     """Dense and pruned at one batch size, side by side; one that does not run is left out, with the reason."""
     inputs, synchronize = requests.inputs(batch), synchronizer(stage)
@@ -130,7 +130,7 @@ def measure_batch(
 
 
 def describe(
-    stage: Stage, call: Call, batch: int, temperature: float | None, timing: dict[str, Any], work: Work
+    stage: StageRun, call: Call, batch: int, temperature: float | None, timing: dict[str, Any], work: Work
 ) -> dict[str, Any]:
     """What the page says of one candidate."""
     cost = giga(call)
@@ -190,7 +190,7 @@ def take_turns(calls: Mapping[str, Call], seconds: float, synchronize: Call) -> 
     return {name: vars(summarize(values)) for name, values in times.items()}
 
 
-def compile_blocks(model: NlvrModel, stage: Stage) -> None:
+def compile_blocks(model: NlvrModel, stage: StageRun) -> None:
     """torch.compile of every layer: layers are alike, so that this takes a twelfth of compiling the whole."""
     backend = "eager" if stage.rehearse else COMPILER  # the rehearsal traces, and spares the machine a compiler
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
@@ -199,7 +199,7 @@ def compile_blocks(model: NlvrModel, stage: Stage) -> None:
 
 
 def measure_compiled(
-    stage: Stage, requests: Requests, compiled: NlvrModel, batch: int, temperature: float
+    stage: StageRun, requests: Requests, compiled: NlvrModel, batch: int, temperature: float
 ) -> dict[str, Any]:
     """The dense model compiled and replayed as a CUDA graph, beside the eager one and our strongest pruning."""
     inputs, last = requests.inputs(batch), candidate_names()[-1]
@@ -218,7 +218,7 @@ def measure_compiled(
     return {"prepared_seconds": prepared, "latency_us": timings}
 
 
-def capture(call: Call, stage: Stage) -> Call:
+def capture(call: Call, stage: StageRun) -> Call:
     """The call as a CUDA graph's replay; the call itself in a rehearsal."""
     if stage.rehearse:
         call()

@@ -5,12 +5,12 @@ from typing import Any
 
 import torch
 
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.models import recordings, use_kernels
 from tests import golden
 
 
-def run(stage: Stage) -> bool:
+def run(stage: StageRun) -> bool:
     """Replay every folder; small models first, so that a full-size one that takes too long costs nothing."""
     use_kernels(stage)
     flags = {

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.models import recordings, use_kernels
 from export.parity import encoder_layers
 from export.validation.contestants import Answer, Layer
@@ -26,7 +26,7 @@ REHEARSED = 2  # cases of a folder
 PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-def run(stage: Stage) -> bool:
+def run(stage: StageRun) -> bool:
     """Every pruned NLVR case, tiny and of base size; passes where rounding explains every difference."""
     use_kernels(stage)
     found: dict[str, Any] = {}
@@ -40,7 +40,7 @@ def run(stage: Stage) -> bool:
     return bool(found) and all(entry["passed"] for entry in found.values())
 
 
-def compare_precision(stage: Stage, model: NlvrModel, folder: Any, precision: str) -> dict[str, Any]:
+def compare_precision(stage: StageRun, model: NlvrModel, folder: Any, precision: str) -> dict[str, Any]:
     """All cases of a folder in one precision."""
     selection, tolerance = Selection(), TOLERANCES[precision]
     narrow = copy.deepcopy(model).to(PRECISIONS[precision])

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.kit.files import read_json
-from benchmarks.kit.stage import ROOT, Stage, WrongMachineError
+from benchmarks.kit.stage import ROOT, StageRun, WrongMachineError
 
 _MACHINES = ("torch", "numpy", "PIL", "tokenizers", "onnx", "onnxruntime", "pytest", "pynvml")
 _BROUGHT = ("click", "hypothesis", "onnxscript", "safetensors")
@@ -23,7 +23,7 @@ SYMBOLS = tuple(f"madtp_{op}{end}" for op in ("aligned_attention", "token_compac
 NO_DRIVER = (35, 100)
 
 
-def run(stage: Stage) -> bool:
+def run(stage: StageRun) -> bool:
     """Look, and refuse what cannot work."""
     kit = read_json(ROOT / "kit.json") or {}
     stage.save(
@@ -54,7 +54,7 @@ def _processor() -> str:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "unknown")
 
 
-def _check_disk(stage: Stage) -> None:
+def _check_disk(stage: StageRun) -> None:
     free = stage.found["host"]["free_disk_bytes"]
     if free < LEAST_DISK:
         raise WrongMachineError(

@@ -2,11 +2,11 @@
 
 import os
 
-from benchmarks.kit.stage import ROOT, Stage
+from benchmarks.kit.stage import ROOT, StageRun
 from benchmarks.kit.stages.tests import run_tests
 
 
-def run(stage: Stage) -> bool | str:
+def run(stage: StageRun) -> bool | str:
     """On a device with the full-size cases; a rehearsal takes the few that the sources carry."""
     if stage.rehearse:
         os.environ["MADTP_GOLDEN"] = str(ROOT / "no-recordings")

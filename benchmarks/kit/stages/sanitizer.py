@@ -1,10 +1,10 @@
 """compute-sanitizer on small cases: no bad access, no race. A rehearsal makes the same calls without it."""
 
-from benchmarks.kit.stage import Stage
+from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.tests import run_tests
 
 
-def run(stage: Stage) -> bool | str:
+def run(stage: StageRun) -> bool | str:
     """The test of tests/gpu; skipped where the tool is missing or refuses the machine."""
     if stage.rehearse:
         from madtp.ops.library import load_library

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.kit.stage import ROOT, SKIPPED, Stage
+from benchmarks.kit.stage import ROOT, SKIPPED, StageRun
 
 SHOWN = 20  # tests that failed or were skipped
 SAVE_SECONDS = 1.0  # least time between two writes
@@ -16,7 +16,7 @@ SAVE_SECONDS = 1.0  # least time between two writes
 class Verdicts:
     """A plugin of pytest that writes how each test went."""
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: StageRun) -> None:
         self._stage = stage
         self._saved = 0.0
         self.passed = 0
@@ -56,7 +56,7 @@ def _why(report: pytest.TestReport) -> str:
     return " ".join(text.split())[:300]
 
 
-def run_tests(stage: Stage, files: Sequence[str], select: str, *, may_skip: bool = False) -> bool | str:
+def run_tests(stage: StageRun, files: Sequence[str], select: str, *, may_skip: bool = False) -> bool | str:
     """Run the tests of `files` whose names match `select`; passes where some ran and none failed.
 
     Args:
