@@ -14,17 +14,14 @@ from typing import Any
 
 import pytest
 import torch
-from click.testing import CliRunner
 from filelock import FileLock
 
-from benchmarks.kit import pack, report, run, status
+from benchmarks.kit import pack, report, run
 from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.plan import MINUTES, PROBE, STAGES, Stage
 from benchmarks.kit.stage import StageRun, WrongMachineError
 from benchmarks.kit.stages import probe
-from benchmarks.kit.trace import profile_call
-from madtp.errors import OutputError
-from tests import bare_environment, golden
+from tests import bare_environment
 from tests.paths import CARRIED, ROOT, golden_folders
 
 SHORT_PATH = "/usr/bin:/bin"
@@ -360,162 +357,6 @@ def test_a_kit_in_a_folder_that_python_cannot_import_from_is_refused(copied: Els
     done = Elsewhere(moved, copied.python).run(tmp_path / "results", "--rehearse")
     assert done.returncode == 2
     assert "a folder with a colon in its name" in done.stderr
-
-
-def test_recordings_are_packed_without_what_the_rule_gives(tmp_path: Path) -> None:
-    for folder in golden_folders():
-        if folder.name == "base":
-            continue
-        target = tmp_path / folder.parent.name / folder.name
-        pack.pack_folder(folder, target)
-        assert pack.folder_bytes(target) <= pack.folder_bytes(folder)
-        assert not (target / "weights.safetensors").is_file()
-        wanted = golden.load_model(folder).state_dict()
-        packed = golden.load_model(target).state_dict()
-        assert all(torch.equal(tensor, packed[name]) for name, tensor in wanted.items())
-
-
-def test_a_recording_that_would_load_to_another_is_not_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pack, "_same_case", lambda *_: False)
-    with pytest.raises(OutputError, match="cannot be packed"):
-        pack.pack_folder(CARRIED, tmp_path)
-
-
-def test_a_kit_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pack_sources", "pack_wheels", "pack_recordings"):
-        monkeypatch.setattr(pack, name, lambda *_: None)
-    monkeypatch.setattr(pack, "pack_libraries", lambda kit: (kit.folder / "x").write_bytes(bytes(2000)) and (90,))
-    monkeypatch.setattr(pack, "MOST_BYTES", 1000)
-    with pytest.raises(OutputError, match="MADTP_SM=90"):
-        pack.pack(tmp_path / "kit", "3.12", True, lambda _: None)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_profile_counts_what_is_read_back() -> None:
-    numbers = torch.ones(3)
-
-    def call() -> None:
-        for _ in range(4):
-            (numbers + 1).sum().item()
-
-    found = profile_call(call, "cpu")
-    assert found["synchronisations"] == found["read_back"] == 4
-    assert {"aten::add", "aten::sum"} <= {kernel["name"] for kernel in found["kernels"]}
-
-
-def on_a_gpu(seconds: float) -> dict[str, Any]:
-    """results.json of a run on a GPU that took so long for a call, as the stages write it."""
-    timing = {"median_us": seconds * 1e6, "p10_us": seconds * 1e6, "p90_us": seconds * 1e6, "calls": 5}
-    profile = {
-        "launches": 700,
-        "synchronisations": 24,
-        "device_us": 4000.0,
-        "kernels": [{"name": "gemm", "calls": 9, "us": 9.0}],
-    }
-    candidate = {
-        "temperature": 0.4,
-        "gflops": 30.0,
-        "latency_us": timing,
-        "requests_per_second": 1 / seconds,
-        "predicted_us": 5000.0,
-        "expected": {"launches": 650, "waits": 24},
-        "peak_bytes": 10**9,
-        "profile": profile,
-        "gflops_ratio": 4.0,
-        "speed_up": 2.0,
-        "efficiency": 0.5,
-    }
-    gpu = {
-        "name": "NVIDIA H100 80GB HBM3",
-        "capability": "9.0",
-        "multiprocessors": 132,
-        "memory_bytes": 80 * 2**30,
-        "l2_bytes": 50_000_000,
-        "state": {"sm_mhz": 1980},
-    }
-    timed = {
-        "timings": {"kernel": timing, "SDPA": timing},
-        "not_run": {"eager": "out of memory"},
-        "kernels": [
-            {
-                "name": "void madtp::attention::(anonymous namespace)::statistics_kernel<__half, 64, 2>(A)",
-                "calls": 1,
-                "us": 9.0,
-            },
-            {"name": "Memset", "calls": 1, "us": 1.0},
-        ],
-    }
-    results = {
-        "probe": {"gpu": gpu},
-        "model": {
-            "batches": {"1": {"candidates": {"ours": candidate}, "not_run": {"dense": "no"}}},
-            "compiled": {"1": {"not_run": "no compiler"}},
-        },
-        "timings": {"batches": {"1": {"aligned_attention": timed}}, "copy_bytes_per_second": 3e12},
-        "graphs": None,
-    }
-    stages = [
-        {"name": name, "state": "passed" if result else "overlong", "seconds": 1.0, "why": "", "result": result}
-        for name, result in results.items()
-    ]
-    began = "2026-01-02T03:04:05+00:00"
-    return {"schema": 1, "rehearsal": False, "began": began, "ended": began, "kit": {"commit": "abc"}, "stages": stages}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "says"),
-    [
-        (0.02, "4.00: the GPU idles 80% of the time: launches and 24 waits cost more"),
-        (0.0052, "| 1.04 |"),
-        (0.001, "0.20: "),
-    ],
-)
-def test_the_page_says_what_was_predicted_and_why_it_is_off(seconds: float, says: str) -> None:
-    static = read_json(run.ROOT / "benchmarks/gpu/static.json")
-    page = report.render(on_a_gpu(seconds), static)
-    assert page.startswith("# NVIDIA H100 80GB HBM3")
-    assert says in page
-    assert "not run: out of memory" in page
-    assert "| statistics_kernel | 1 | 9.0 |" in page
-    assert "Memset" not in page
-    assert "| 700 (650) | 24 (24) |" in page
-    predicted = static["predictions"]["H100"]
-    assert f"{predicted['1']['aligned_attention']['predicted'] * 1e6:.1f}" in page
-
-
-def test_results_of_a_gpu_are_kept_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    page = tmp_path / "gpu-status.md"
-    page.write_text(f"before\n{status.BEGIN}\nold\n{status.END}\nafter\n")
-    monkeypatch.setattr(status, "KEPT", tmp_path / "kept")
-    monkeypatch.setattr(status, "PAGE", page)
-    results = tmp_path / "results"
-    results.mkdir()
-    write_json(results / "results.json", on_a_gpu(0.01) | {"rehearsal": True})
-    (results / "results.md").write_text("page")
-    refused = CliRunner().invoke(status.main, [str(results)])
-    assert refused.exit_code == 2
-    assert "not of a GPU" in refused.stderr
-    write_json(results / "results.json", on_a_gpu(0.01))
-    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
-    assert (tmp_path / "kept/nvidia-h100-80gb-hbm3-2026-01-02/results.md").read_text() == "page"
-    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
-    assert len(list((tmp_path / "kept").iterdir())) == 1  # the same run once more
-    text = page.read_text()
-    assert text.startswith("before\n")
-    assert text.endswith("after\n")
-    assert "| abc | 3/4 | graphs overlong |" in text
-    write_json(results / "results.json", on_a_gpu(0.02))
-    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
-    assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
-        "nvidia-h100-80gb-hbm3-2026-01-02",
-        "nvidia-h100-80gb-hbm3-2026-01-02-0304",
-    ]
-    assert CliRunner().invoke(status.main, [str(tmp_path)]).exit_code == 2
-
-
-def test_the_status_page_lists_the_runs_that_are_kept() -> None:
-    text = status.PAGE.read_text()
-    assert text == status.updated(text), "run: python -m benchmarks.kit.status RESULTS_DIR"
 
 
 def test_the_probe_comes_first() -> None:
