@@ -47,6 +47,15 @@ def test_a_temperature_given_as_a_number_is_not_copied_to_the_device() -> None:
     assert gpu.copied == 0
 
 
+def test_a_temperature_on_the_cpu_is_copied_once_and_not_in_every_layer() -> None:
+    model = golden.load_model(CARRIED)
+    case = next(golden.load_cases(CARRIED, model.config.image_size))
+    to_gpu(model)
+    with PretendGpu() as gpu, torch.no_grad():
+        model(**on_gpu(case.inputs), temperature=torch.tensor(0.5))
+    assert gpu.copied == 1
+
+
 def test_the_pretended_device_is_as_strict_as_a_real_one() -> None:
     with PretendGpu() as gpu:
         there = torch.zeros(3, device=DEVICE)
