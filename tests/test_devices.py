@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from madtp.pruning import resolve_temperature
 from tests import golden
 from tests.golden_runtimes import TorchRuntime
 from tests.paths import CARRIED, golden_folders
@@ -44,7 +45,9 @@ def test_a_temperature_given_as_a_number_is_not_copied_to_the_device() -> None:
     to_gpu(model)
     with PretendGpu() as gpu, torch.no_grad():
         model(**on_gpu(case.inputs), temperature=0.5)
+        made = resolve_temperature(0.5, 0.0, DEVICE)
     assert gpu.copied == 0
+    assert isinstance(made, PretendTensor)  # on the CPU, every layer would copy it
 
 
 def test_a_temperature_on_the_cpu_is_copied_once_and_not_in_every_layer() -> None:
