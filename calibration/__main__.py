@@ -17,7 +17,8 @@ from calibration.tokens import Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
 from madtp.command import PATH, output_console, run
 from madtp.errors import InputError
-from madtp.files import check_writable, sha256
+from madtp.files import check_writable
+from madtp.inputs import sha256
 from madtp.parts import parts_of
 from madtp.samples import (
     INDEX,

@@ -17,7 +17,8 @@ from torch import Tensor
 
 from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import TokensError
-from madtp.files import parse_json, write_errors
+from madtp.files import write_errors
+from madtp.inputs import read_json
 from madtp.parts import Part
 from madtp.tasks import count_tokens, torch_runners
 
@@ -118,7 +119,7 @@ def read_tokens(path: Path) -> TokenStatistics:
         TokensError: missing, not JSON, of another schema, or inconsistent.
     """
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise TokensError(
             f"cannot read the token statistics '{path}'", str(error), "Make them: python -m calibration tokens."

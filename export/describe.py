@@ -12,7 +12,7 @@ from export.engine import custom_nodes
 from export.manifest import SCHEMA_VERSION, tool_versions
 from export.options import Range
 from madtp.config import ClipConfig
-from madtp.files import sha256
+from madtp.inputs import sha256
 from madtp.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.samples import CAPTION_PROMPT, Config, SampleSet, edge_ids
 from madtp.tokenize import DROPPED_PUNCTUATION, READERS

@@ -18,7 +18,7 @@ from export.manifest import PART_NAMES, SCHEMA_VERSION, manifest_path, read_mani
 from export.onnx_file import OnnxFile, read_onnx
 from export.plugin_library import read_library
 from madtp.errors import InputError
-from madtp.files import sha256
+from madtp.inputs import sha256
 
 VERIFIED = "verified"
 PLAN_SUFFIXES = {".plan", ".engine", ".trt"}

@@ -16,7 +16,8 @@ import jsonschema
 from export.errors import ManifestError
 from export.runner import TensorInfo
 from madtp.errors import OutputError
-from madtp.files import check_writable, parse_json, sha256
+from madtp.files import check_writable
+from madtp.inputs import read_json, sha256
 
 SCHEMA_VERSION = 3
 PART_NAMES = {  # see madtp/parts.py
@@ -60,7 +61,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
         ManifestError: missing, not JSON, of another schema version, or malformed.
     """
     try:
-        manifest = parse_json(path.read_text(encoding="utf-8"))
+        manifest = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         whole = _whole(path) if isinstance(error, FileNotFoundError) else None
         if whole is not None:

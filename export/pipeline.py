@@ -27,7 +27,8 @@ from export.tokens import TokenPlan, check_encoders, depths, token_plan
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from madtp.checkpoint import Model, read_checkpoint
 from madtp.errors import InputError, OutputError
-from madtp.files import Staging, check_writable, sha256, write_errors
+from madtp.files import Staging, check_writable, write_errors
+from madtp.inputs import sha256
 from madtp.parts import Part, parts_of
 from madtp.samples import INDEX, Config, SampleSet, load_samples
 from madtp.tasks import Runner

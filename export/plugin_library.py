@@ -26,7 +26,8 @@ from filelock import FileLock
 
 from export.errors import PluginError
 from madtp.errors import MadtpError
-from madtp.files import sha256, write_errors
+from madtp.files import write_errors
+from madtp.inputs import sha256
 
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "plugins"

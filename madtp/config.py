@@ -1,12 +1,12 @@
 """Sizes of a model: the fields of a checkpoint's `config` entry or of a `--config` file."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
 from madtp.errors import ConfigError
+from madtp.inputs import read_json
 
 HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
 MAX_SIZE = 1_000_000  # of anything; more is a mistake, and building the model would only fail later
@@ -216,8 +216,8 @@ def read_config(path: Path | str) -> dict[str, Any]:
         ConfigError: the file is missing, is no JSON object, or has an unknown field.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
+        values = read_json(Path(path))
+    except OSError as error:
         raise ConfigError(
             f"cannot read the configuration '{path}'", str(error), "Give --config the path of a readable JSON file."
         ) from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from madtp.errors import InputError
+from madtp.inputs import decode_text, read_bytes
 
 TASKS = ("nlvr", "vqa", "caption", "retrieval", "clip")
 RETRIEVAL_TASKS = ("retrieval", "clip")
@@ -19,6 +20,7 @@ COCO_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 FLICKR_IMAGES = "flickr30k-images"
 LABELS = {"true": True, "false": False}
 PAGE = "docs/data.md"
+MOST_BYTES = 2**31  # of an annotation file
 NAMED = 3  # missing images that a message names
 
 
@@ -233,8 +235,8 @@ class _Reader:
     def json(self, path: Path) -> Any:
         """What a file holds; remembered as a source."""
         try:
-            data = path.read_bytes()
-            content = json.loads(data)
+            data = read_bytes(path, MOST_BYTES)
+            content = json.loads(decode_text(data))
         except (OSError, ValueError, RecursionError) as error:
             raise InputError(f"cannot read '{path}'", str(error), "It has to be a JSON file; get it again.") from error
         self.sources.append(Source(path, hashlib.sha256(data).hexdigest()))

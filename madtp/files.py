@@ -1,8 +1,6 @@
 """Writing outputs so that an interrupted or failed run leaves the previous ones as they were."""
 
 import errno
-import hashlib
-import json
 import os
 import shutil
 import signal
@@ -12,23 +10,10 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 from madtp.errors import OutputError
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-
-
-def parse_json(text: str) -> Any:
-    """JSON as RFC 8259 knows it: what Python would read besides could not be printed or written again.
-
-    Raises:
-        ValueError: no JSON, or it holds NaN, an infinity or half a surrogate pair.
-        RecursionError: brackets nested a thousand deep.
-    """
-    content = json.loads(text)
-    json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
-    return content
 
 
 class Staging:
@@ -152,9 +137,3 @@ def output_error(target: Path, error: OSError) -> OutputError:
             "Free some space (an export needs up to three times the checkpoint) or name another folder.",
         )
     return OutputError(f"cannot write '{target}'", error.strerror or str(error), "Name a folder that you can write to.")
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,8 +14,8 @@ from madtp.config import BlipConfig, ClipConfig
 from madtp.demo.data import held_out_samples
 from madtp.demo.photos import photo_samples
 from madtp.errors import InputError
-from madtp.files import parse_json
 from madtp.images import read_image
+from madtp.inputs import read_json
 from madtp.preprocess import Sample, image_tensor
 from madtp.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
 
@@ -229,9 +229,7 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
         )
     index = folder / INDEX
     try:
-        if index.is_fifo():
-            raise OSError("It is a pipe, and one could wait for it for ever.")
-        entries = parse_json(index.read_text(encoding="utf-8"))
+        entries = read_json(index)
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(
             f"cannot read '{index}'", str(error), f"It has to be a JSON list of {_entry_form(task)}."

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import InputError
-from madtp.files import sha256
+from madtp.inputs import read_text, sha256
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 DEC, ENC = "[DEC]", "[ENC]"  # they follow the vocabulary file, in this order
@@ -154,9 +154,9 @@ class TextProcessor(RequestText):
         first_id = config.cls_token_id if config.task == "retrieval" else config.enc_token_id
         super().__init__(READERS.get(config.task), first_id, config.sep_token_id)
         self.config = config
-        _check_vocabulary(vocab, config)
+        pieces = _read_vocabulary(vocab, config)
         self.sha256 = sha256(Path(vocab))
-        self._tokenizer = BertWordPieceTokenizer(str(vocab), lowercase=True)
+        self._tokenizer = BertWordPieceTokenizer({piece: number for number, piece in enumerate(pieces)}, lowercase=True)
         self._tokenizer.add_special_tokens([DEC, ENC])
         self._tokenizer.decoder = decoders.WordPiece(cleanup=False)
 
@@ -315,14 +315,15 @@ def _check_unicode(text: str) -> None:
         raise InputError(f"the text {text[:60]!a} is not Unicode", str(error), "Correct the text.") from error
 
 
-def _check_vocabulary(vocab: Path | str, config: BlipConfig) -> None:
+def _read_vocabulary(vocab: Path | str, config: BlipConfig) -> list[str]:
+    """The pieces of a vocabulary that is the model's."""
     try:
-        with Path(vocab).open(encoding="utf-8") as file:  # not splitlines(): it also splits at U+2028 and the like
-            lines = [line.rstrip("\n") for line in file]
-    except (OSError, UnicodeDecodeError) as error:
+        text = read_text(Path(vocab)).replace("\r\n", "\n")
+    except (OSError, ValueError) as error:
         raise InputError(
             f"cannot read the vocabulary '{vocab}'", str(error), "Put the checkpoint's vocab.txt there."
         ) from error
+    lines = text.removesuffix("\n").split("\n")  # not splitlines(): it also splits at U+2028 and the like
     missing = [token for token in SPECIAL_TOKENS if token not in lines]
     if missing:
         why = f"It lacks {', '.join(missing)}."
@@ -332,7 +333,7 @@ def _check_vocabulary(vocab: Path | str, config: BlipConfig) -> None:
         entries = [*lines, DEC, ENC]
         wrong = [name for name in config.IDS if entries[getattr(config, name)] != ID_TOKENS[name]]
         if not wrong:
-            return
+            return lines
         why = f"Its {ID_TOKENS[wrong[0]]} is not entry {getattr(config, wrong[0])}, which is the model's {wrong[0]}."
     raise InputError(
         f"the vocabulary '{vocab}' does not belong to this checkpoint",

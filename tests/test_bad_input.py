@@ -31,8 +31,9 @@ from export.parity import compare
 from export.runner import CheckedRunner, OnnxRunner, TensorInfo
 from export.synthetic import synthetic_samples
 from madtp.errors import InputError, MadtpError, OutputError
-from madtp.files import Staging, sha256
+from madtp.files import Staging
 from madtp.images import read_image
+from madtp.inputs import sha256
 from madtp.parts import parts_of
 from madtp.preprocess import image_tensor
 from madtp.tasks import torch_runners

@@ -37,7 +37,7 @@ from export.errors import BackendError, BaselineError, ManifestError, OptionErro
 from export.runner import RunnerOptions
 from export.samples import artifact_samples
 from madtp.errors import InputError
-from madtp.files import sha256
+from madtp.inputs import sha256
 from madtp.tasks import Outputs, Runner
 from tests.conftest import TAU, Ran, TaskArtifacts
 from tests.test_bench_statistics import FakeTimer

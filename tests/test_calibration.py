@@ -18,7 +18,7 @@ import madtp
 from calibration import __main__ as command
 from calibration.tokens import Source, TokenStatistics, collect_resumable, partial_path, read_tokens, write_tokens
 from madtp.errors import TokensError
-from madtp.files import sha256
+from madtp.inputs import sha256
 from madtp.parts import parts_of
 from madtp.samples import collate, load_samples
 from tests.conftest import TAU, Ran

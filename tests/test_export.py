@@ -14,7 +14,7 @@ import export.pipeline
 from export import cli
 from export.manifest import read_manifest
 from export.trace import trace_part
-from madtp.files import sha256
+from madtp.inputs import sha256
 from madtp.parts import Part
 from tests import golden
 from tests.paths import CARRIED

@@ -19,7 +19,7 @@ from export import cli
 from export.backends import Gpu
 from export.compatibility import Machine
 from export.manifest import KEPT_FAILURES, dump_manifest
-from madtp.files import sha256
+from madtp.inputs import sha256
 
 CHECKPOINT = "ab" * 32
 VERSIONS = {"onnxruntime": "1.32.0", "tensorrt": "10.14.1", "tensorrt-rtx": "1.7.1.116"}

@@ -20,7 +20,7 @@ from PIL import Image
 import export.backends
 from export.manifest import manifest_path, read_manifest
 from export.validation.contestants import RuntimeContestant
-from madtp.files import sha256
+from madtp.inputs import sha256
 from madtp.tasks import Outputs
 from tests.conftest import Ran, write_samples
 

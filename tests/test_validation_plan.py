@@ -34,7 +34,7 @@ from export.validation.bisect import calls_of, save_repro
 from export.validation.contestants import TorchContestant
 from export.validation.plan import Look, look_into_plan
 from madtp.checkpoint import Model
-from madtp.files import sha256
+from madtp.inputs import sha256
 from madtp.samples import collate, load_samples
 from madtp.tasks import Outputs, Runner
 from tests.conftest import Ran

@@ -16,7 +16,8 @@ from export.bench.environment import Activity, Machine
 from export.bench.measure import Ended, WarmUp, own
 from export.bench.statistics import noise_floor
 from export.errors import BaselineError
-from madtp.files import Staging, parse_json, sha256
+from madtp.files import Staging
+from madtp.inputs import read_json, sha256
 
 SCHEMA_VERSION = 3
 # What has to be the same for latencies of two sessions to compare, and what it is called.
@@ -150,7 +151,7 @@ def read_measurement(path: Path) -> Measurement:
         BaselineError: missing, malformed, of another schema version, or partial.
     """
     try:
-        written = parse_json(path.read_text(encoding="utf-8"))
+        written = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise BaselineError(
             f"cannot read the baseline '{path}'", str(error), "Make one with python -m export bench ... --save FILE."

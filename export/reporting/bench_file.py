@@ -12,7 +12,7 @@ import jsonschema
 from export.bench.baseline import SCHEMA_VERSION, contradiction, measurement_schema
 from export.bench.measure import own
 from export.errors import ReportError
-from madtp.files import parse_json
+from madtp.inputs import read_json
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
     """
     again = "Make it with python -m export bench ... --json FILE."
     try:
-        content = parse_json(path.read_text(encoding="utf-8"))
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as error:
         raise ReportError(f"cannot read the bench result '{path}'", str(error), again) from error
     measured: Any = content.get("measurement", content) if isinstance(content, dict) else None
