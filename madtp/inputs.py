@@ -1,5 +1,6 @@
 """Reading the files that users name: regular ones, of a size that is checked first, UTF-8 with or without a mark."""
 
+import errno
 import hashlib
 import json
 import os
@@ -21,7 +22,7 @@ def open_regular(path: Path) -> BufferedReader:
     # O_NONBLOCK: what turns into a pipe between the question what it is and its opening is not waited for either.
     if not stat.S_ISDIR(path.stat().st_mode):
         _check_regular(path, path.stat().st_mode)
-    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # IsADirectoryError is Python's
+    file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
     try:
         _check_regular(path, os.fstat(file.fileno()).st_mode)
     except OSError:
@@ -33,7 +34,7 @@ def open_regular(path: Path) -> BufferedReader:
 def _check_regular(path: Path, mode: int) -> None:
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
-        raise OSError(f"It is {kind}; only regular files are read ('{path}').")
+        raise OSError(errno.EINVAL, f"It is {kind}; only regular files are read", str(path))
 
 
 def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
