@@ -11,7 +11,7 @@ from pathlib import Path
 from export.errors import OptionError
 from export.evaluate_items import item_work
 from export.evaluate_ranking import ranking_work
-from export.evaluation import EvaluateOptions, Report, Work, mean_tokens
+from export.evaluation import EvaluateOptions, Report, Work, batching, mean_tokens
 from export.journal import Entry, Journal
 from export.session import Session
 from madtp.datasets import RETRIEVAL_TASKS, Dataset
@@ -75,6 +75,7 @@ def evaluate(session: Session, dataset: Dataset, output: Path, options: Evaluate
             "unscored": outcome.unscored,
             "items": len(dataset),
             "partial": len(dataset) < whole,
+            "batching": batching(size for name, size in work.settings.items() if name.endswith("batch")),
             "texts_cut": sum(entry["cut"] for entry in journal.entries),
             "missing_images": [str(path) for path in dataset.missing],
             "mean_tokens": mean_tokens(journal.entries),

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import BackendError
-from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batches
+from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batch_size
 from export.journal import Entry
 from export.metrics import accuracy, caption_scores, vqa_score
-from export.session import Session
+from export.session import Session, spans
 from madtp.datasets import CaptionItem, Dataset, Item, NlvrItem, VqaItem
 from madtp.errors import InputError
 from madtp.images import read_image
@@ -30,12 +30,12 @@ class _ItemWork(ABC):
     session: Session
     items: Sequence[Item]
     batch: int
-    spans: Sequence[tuple[int, int]]
     temperature: float
     settings: dict[str, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         self.settings = {"batch": self.batch}
+        self.spans = spans(len(self.items), self.batch, "items")
 
     @property
     def steps(self) -> int:
@@ -67,7 +67,7 @@ class _NlvrWork(_ItemWork):
     def _ask(self, batch: Sequence[NlvrItem]) -> tuple[list[Any], list[Tokens]]:
         pairs = [(read_image(item.images[0]), read_image(item.images[1])) for item in batch]
         sentences = [item.sentence for item in batch]
-        judged = self.session.judge(pairs, sentences, temperature=self.temperature, cut=True)
+        judged = self.session.judge(pairs, sentences, batch=self.batch, temperature=self.temperature, cut=True)
         return [[judgement.answer, judgement.probability] for judgement in judged], [one.tokens for one in judged]
 
     def _is_cut(self, item: NlvrItem) -> bool:
@@ -101,7 +101,9 @@ class _VqaWork(_ItemWork):
         how = ANSWER_LIMITS
         if self.candidates is not None:
             how = {"candidates": self.candidates, "k": self.ranked}
-        answered = self.session.answer(images, questions, temperature=self.temperature, cut=True, **how)
+        answered = self.session.answer(
+            images, questions, batch=self.batch, temperature=self.temperature, cut=True, **how
+        )
         return [answer.text for answer in answered], [answer.tokens for answer in answered]
 
     def _is_cut(self, item: VqaItem) -> bool:
@@ -127,7 +129,7 @@ class _CaptionWork(_ItemWork):
 
     def _ask(self, batch: Sequence[CaptionItem]) -> tuple[list[Any], list[Tokens]]:
         images = [read_image(item.image) for item in batch]
-        written = self.session.caption(images, temperature=self.temperature, **CAPTION_LIMITS)
+        written = self.session.caption(images, batch=self.batch, temperature=self.temperature, **CAPTION_LIMITS)
         return [caption.text for caption in written], [caption.tokens for caption in written]
 
     def _is_cut(self, item: CaptionItem) -> bool:
@@ -151,14 +153,14 @@ def item_work(
 
     Raises:
         InputError: vqa should choose from a list of answers, and the data set has none.
-        OptionError, InputError: see `batches`.
+        OptionError: see `batch_size`.
     """
-    batch, spans = batches(session, options, len(dataset))
+    batch = batch_size(session, options)
     items: Any = dataset.items  # of the task's type
     if session.task == "nlvr":
-        return _NlvrWork(session, items, batch, spans, temperature)
+        return _NlvrWork(session, items, batch, temperature)
     if session.task == "caption":
-        return _CaptionWork(session, items, batch, spans, temperature)
+        return _CaptionWork(session, items, batch, temperature)
     if dataset.answer_list is None and not options.generate:
         raise InputError(
             f"there is no answer_list.json beside '{dataset.annotation}'",
@@ -166,7 +168,7 @@ def item_work(
             "Put it there, or have answers written: --generate.",
         )
     candidates = None if options.generate else dataset.answer_list
-    return _VqaWork(session, items, batch, spans, temperature, candidates)
+    return _VqaWork(session, items, batch, temperature, candidates)
 
 
 def _number(key: str) -> int | str:

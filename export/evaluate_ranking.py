@@ -8,15 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batches, spans
+from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batch_size
 from export.journal import Entry
 from export.metrics import recall
-from export.session import Session
+from export.requests import FilledRunner
+from export.session import Session, spans
 from madtp.config import RetrievalConfig
 from madtp.datasets import Dataset, RetrievalData
 from madtp.images import read_image
 from madtp.preprocess import image_tensor
-from madtp.ranking import NOT_MATCHED, TEXT_BATCH, image_tokens
+from madtp.ranking import NOT_MATCHED, TEXT_BATCH, pair_tokens
 from madtp.tasks import Outputs, token_counts
 
 K_TEST = 256  # of the published COCO evaluation; 128 for Flickr30k
@@ -47,9 +48,12 @@ class _Ranking:
         self.session, self.temperature = session, temperature
         self.data: RetrievalData = dataset.retrieval
         self.keys = [item.key for item in dataset.items]
-        image_batch, self.image_batches = batches(session, options, len(self.data.images))
-        text_batch = min(TEXT_BATCH, session.batch.max)
-        self.text_batches = spans(len(self.data.texts), session.batch.min, text_batch, "texts")
+        self.runners = {name: FilledRunner(runner, session.batch.min) for name, runner in session.runners.items()}
+        image_batch = batch_size(session, options)
+        self.image_batches = spans(len(self.data.images), image_batch, "images")
+        self.published = options.batch is not None
+        text_batch = min(TEXT_BATCH, session.batch.max) if self.published else 1
+        self.text_batches = spans(len(self.data.texts), text_batch, "texts")
         self.settings: dict[str, Any] = {"image_batch": image_batch, "text_batch": text_batch}
         self._embedded: _Embedded | None = None
 
@@ -82,7 +86,7 @@ class _Ranking:
         return image_tensor(read_image(path), settings["size"], settings["mean"], settings["std"])
 
     def _run(self, part: str, inputs: dict[str, Tensor]) -> Outputs:
-        return self.session.runners[part].run(inputs, self.temperature)
+        return self.runners[part].run(inputs, self.temperature)
 
     def answers(self, best_texts: Sequence[Sequence[int]], best_images: Sequence[Sequence[int]]) -> Any:
         """The best of each image and each text, by number."""
@@ -119,10 +123,8 @@ class _RetrievalWork(_Ranking):
         self.images, self.texts = len(self.data.images), len(self.data.texts)
         self.steps = 1 + self.images + self.texts
         self.k_test = min(options.k_test or K_TEST, max(self.images, self.texts))
-        self.match_batch = min(self.k_test, session.batch.max)
+        self.match_batch = min(self.k_test, session.batch.max) if self.published else 1
         self.settings |= {"k_test": self.k_test, "match_batch": self.match_batch}
-        for candidates in {min(self.k_test, self.images), min(self.k_test, self.texts)}:
-            self._match_spans(candidates)  # refused before anything runs
 
     def run(self, step: int, report: Report) -> Entry:
         embedded = self.embedded(report)
@@ -144,14 +146,14 @@ class _RetrievalWork(_Ranking):
         values, candidates = sim.topk(min(self.k_test, len(sim)))
         texts, images = pairs(candidates)
         logits, counts = list[Tensor](), list[Tokens]()
-        for begin, end in self._match_spans(len(candidates)):
+        for begin, end in spans(len(candidates), self.match_batch, "candidates"):
             words, shown = texts[begin:end], images[begin:end]
             input_ids = embedded.input_ids[words]
             input_ids[:, 0] = self.config.enc_token_id
             inputs = {
                 "input_ids": input_ids,
                 "attention_mask": embedded.attention_mask[words],
-                "image_tokens": image_tokens(embedded.image_tokens, shown),
+                "image_tokens": pair_tokens(embedded.image_tokens, shown, self.match_batch),
             }
             outputs = self._run("match", inputs)
             logits.append(outputs["itm_logits"][:, 1])
@@ -159,9 +161,6 @@ class _RetrievalWork(_Ranking):
         scores = values + torch.cat(logits)
         tokens = add_tokens(counts)
         return {"candidates": candidates.tolist(), "scores": scores.tolist(), "tokens": tokens, "cut": 0}
-
-    def _match_spans(self, candidates: int) -> list[tuple[int, int]]:
-        return spans(candidates, self.session.batch.min, self.match_batch, "candidates")
 
     def outcome(self, entries: Sequence[Entry]) -> Outcome:
         score_i2t = _scores(entries[1 : 1 + self.images], self.texts)

@@ -1,13 +1,12 @@
 """What the evaluations of all tasks share: options, steps and their entries, batches, token counts."""
 
-import itertools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from export.errors import OptionError
 from export.journal import Entry
-from export.session import Session, batch_sizes
+from export.session import Session
 from madtp.checkpoint import MAX_TEMPERATURE
 
 Report = Callable[[str, int, int], None]  # stage, done, total
@@ -19,7 +18,8 @@ class EvaluateOptions:
     """What a user may choose. None means the default.
 
     Attributes:
-        batch: requests (retrieval, clip: images) that run together; the artifact's usual number.
+        batch: requests (retrieval, clip: images) that run together, and texts and matched pairs in the numbers of the
+            published evaluation; None runs everything on its own, so that no answer depends on another item.
         temperature: the manifest's.
         generate: vqa writes answers instead of choosing from the data set's list.
         k_test: retrieval matches so many candidates of each image and each text; 256, or all where there are fewer.
@@ -100,24 +100,22 @@ def mean_tokens(entries: Sequence[Entry]) -> dict[str, list[float]]:
     return means
 
 
-def batches(session: Session, options: EvaluateOptions, items: int) -> tuple[int, list[tuple[int, int]]]:
-    """How many of `items` run together, and begin and end of each batch in their order.
+def batch_size(session: Session, options: EvaluateOptions) -> int:
+    """How many items run together.
 
     Raises:
         OptionError: the artifact was not built for so many at once.
-        InputError: they cannot be cut into batches that it takes.
     """
-    built, size = session.batch, options.batch or session.batch.opt
-    if not built.min <= size <= built.max:
+    size, built = options.batch or 1, session.batch
+    if size > built.max:
         raise OptionError(
             f"--batch is {size}, and the artifact was built for batches of {built.min} to {built.max}",
             "",
-            f"Choose another --batch, or export with --batch {min(size, built.min)}:{size}:{max(size, built.max)}.",
+            f"Choose another --batch, or export with --batch {built.min}:{size}:{size}.",
         )
-    return size, spans(items, built.min, size, "items")
+    return size
 
 
-def spans(count: int, least: int, most: int, what: str) -> list[tuple[int, int]]:
-    """Begin and end of batches of `least` to `most`; InputError where `count` cannot be cut so."""
-    ends = list(itertools.accumulate(batch_sizes(count, least, most, what)))
-    return list(itertools.pairwise([0, *ends]))
+def batching(sizes: Iterable[int]) -> str:
+    """The rule by which a layer's number of tokens was chosen: "per-request", or "reference": one for each batch."""
+    return "per-request" if max(sizes) == 1 else "reference"

@@ -19,12 +19,14 @@ class Judgement:
         probability: that it is true, 0 to 1.
         logits: of false and true.
         tokens: see `Tokens`; of both images, which keep equally many.
+        batch: requests that ran together, this one included; with more than one the answer can depend on the others.
     """
 
     answer: bool
     probability: float
     logits: tuple[float, float]
     tokens: Tokens
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,7 @@ class Answer:
             log probabilities of whole answers as `madtp.vqa.Ranking` gives them.
         ids: of the answer, [DEC] first, without padding.
         tokens: see `Tokens`.
+        batch: see `Judgement`.
     """
 
     text: str
@@ -45,6 +48,7 @@ class Answer:
     top: list[tuple[str, float]]
     ids: list[int]
     tokens: Tokens
+    batch: int
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,30 @@ class Caption:
         text: without the prompt.
         ids: [DEC] and the prompt first, without padding.
         tokens: see `Tokens`.
+        batch: see `Judgement`.
     """
 
     text: str
     ids: list[int]
     tokens: Tokens
+    batch: int
 
 
 Found = list[list[tuple[int, float]]]  # of each query (place in the list, score), best first
+
+
+@dataclass(frozen=True)
+class RankingBatch:
+    """How many ran together in a ranking: with one no score depends on what else is ranked, with more it can.
+
+    Attributes:
+        images, texts: that were encoded.
+        pairs: of a row that were matched (retrieval); clip matches none.
+    """
+
+    images: int
+    texts: int
+    pairs: int
 
 
 @dataclass(frozen=True)
@@ -77,12 +97,14 @@ class Ranking:
         tokens: "vision" [I, layers] and "text" [T, layers] int32, tokens after each layer; in retrieval also "match"
             [P, layers], of the P pairs in the order in which they were matched: row by row of score_i2t, then of
             score_t2i, the most similar first.
+        batch: how many ran together.
     """
 
     sim: Tensor
     score_i2t: Tensor
     score_t2i: Tensor
     tokens: dict[str, Tensor]
+    batch: RankingBatch
 
     def top(self, k: int) -> tuple[Found, Found]:
         """The best k texts of each image and the best k images of each text; fewer where fewer were matched."""

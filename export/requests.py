@@ -8,10 +8,9 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-from export.products import Ranking, Tokens
+from export.products import Ranking, RankingBatch, Tokens
 from madtp.caption import write_captions
 from madtp.config import CaptionConfig, RetrievalConfig, VqaConfig
-from madtp.errors import InputError
 from madtp.ranking import rank
 from madtp.tasks import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 from madtp.vqa import Ranking as RankedAnswers
@@ -97,13 +96,11 @@ def rank_pairs(
     images: Iterable[Tensor],
     input_ids: Tensor,
     attention_mask: Tensor,
-    *,
     k_test: int,
-    text_batch: int,
-    match_batch: int | None,
+    batch: RankingBatch,
     temperature: float,
 ) -> Ranking:
-    """Rank images and texts with a retrieval model, see `madtp.ranking.rank`."""
+    """Rank images and texts with a retrieval model, see `madtp.ranking.rank`; `images` are cut as `batch` says."""
     counted = {name: _Counted(runner) for name, runner in runners.items()}
     result = rank(
         RetrievalRunners(config, counted, temperature),
@@ -111,34 +108,49 @@ def rank_pairs(
         input_ids,
         attention_mask,
         k_test=k_test,
-        text_batch=text_batch,
-        match_batch=match_batch,
+        text_batch=batch.texts,
+        match_batch=batch.pairs,
     )
     tokens = {"vision": counted["image"], "text": counted["text"], "match": counted["match"]}
-    return Ranking(*result, tokens={name: runner.tokens() for name, runner in tokens.items()})
+    return Ranking(*result, {name: runner.tokens() for name, runner in tokens.items()}, batch)
 
 
 def compare_embeddings(
-    runners: Runners, images: Iterable[Tensor], texts: Iterable[Tensor], temperature: float
+    runners: Runners, images: Iterable[Tensor], input_ids: Tensor, batch: RankingBatch, temperature: float
 ) -> Ranking:
     """Rank images and texts with a clip model, by their embeddings.
 
     Args:
         runners: of the parts of a clip model.
-        images: batches [b, 3, S, S] float32, normalised.
-        texts: batches [b, context_length] int64.
+        images: batches [b, 3, S, S] float32, normalised, cut as `batch` says.
+        input_ids: [T, context_length] int64.
+        batch: texts that are encoded together.
         temperature: zero is the dense model.
-
-    Raises:
-        InputError: no images, or no texts.
     """
     counted = {name: _Counted(runner) for name, runner in runners.items()}
-    pictures = [counted["image"].run({"image": batch}, temperature)["image_embed"] for batch in images]
-    words = [counted["text"].run({"input_ids": batch}, temperature)["text_embed"] for batch in texts]
-    if not pictures or not words:
-        raise InputError(f"there are no {'images' if not pictures else 'texts'} to rank", fix="Give at least one.")
+    pictures = [counted["image"].run({"image": shown}, temperature)["image_embed"] for shown in images]
+    words = [counted["text"].run({"input_ids": ids}, temperature)["text_embed"] for ids in input_ids.split(batch.texts)]
     sim = torch.cat(pictures) @ torch.cat(words).mT
-    return Ranking(sim, sim, sim.mT, {"vision": counted["image"].tokens(), "text": counted["text"].tokens()})
+    return Ranking(sim, sim, sim.mT, {"vision": counted["image"].tokens(), "text": counted["text"].tokens()}, batch)
+
+
+class FilledRunner:
+    """A runner of a part that takes no fewer than `least` rows: the last one follows as often as it has to.
+
+    Every input and output of the part has its rows first. What is cut off are copies, which keep as many tokens as what
+    they are copies of: nothing depends on them.
+    """
+
+    def __init__(self, runner: Runner, least: int) -> None:
+        self._runner, self._least = runner, least
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        rows = len(next(iter(inputs.values())))
+        if rows >= self._least:
+            return self._runner.run(inputs, temperature)
+        places = torch.arange(self._least).clamp(max=rows - 1)
+        outputs = self._runner.run({name: value[places] for name, value in inputs.items()}, temperature)
+        return {name: value[:rows] for name, value in outputs.items()}
 
 
 class _Counted:

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import threading
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from export.backends import Backend
 from export.errors import BackendError, PluginError
+from export.forks import keep_in_child, leave_children_quickly
 from export.gpu import DeviceMeter, MeteredContext, execution_context, layer_profiler
 from madtp.errors import InputError
 from madtp.ops.spec import DOMAIN, OPS, VERSION
@@ -52,12 +54,16 @@ class RunnerOptions:
 
 
 class OnnxRunner:
-    """An ONNX file in ONNX Runtime on the CPU, nothing registered. Running raises BackendError where it cannot."""
+    """An ONNX file in ONNX Runtime on the CPU, nothing registered. Running raises BackendError where it cannot.
+
+    Threads may share it; a forked child may not run it.
+    """
 
     def __init__(self, path: Path, threads: int | None = None) -> None:
+        self._path, self._process = path, os.getpid()  # first: whatever happens next, the runner is deleted some time
         import onnxruntime
 
-        self._path = path
+        leave_children_quickly()
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         if threads is not None:
@@ -72,9 +78,12 @@ class OnnxRunner:
             values = self.session.run(self.output_names, given)
         return {name: torch.from_numpy(value) for name, value in zip(self.output_names, values, strict=True)}
 
+    def __del__(self) -> None:
+        keep_in_child(self, self._process)
+
 
 class PlanRunner:
-    """A TensorRT plan on this machine's GPU, through Polygraphy.
+    """A TensorRT plan on this machine's GPU, through Polygraphy. Threads may share it: they take turns.
 
     Args:
         path: the plan.
@@ -96,6 +105,7 @@ class PlanRunner:
         allow_host_code: bool = False,
         options: RunnerOptions | None = None,
     ) -> None:
+        self._process = os.getpid()
         options = options or RunnerOptions()
         if backend.name == "tensorrt-rtx":
             os.environ["POLYGRAPHY_USE_TENSORRT_RTX"] = "1"  # read when Polygraphy is imported
@@ -114,7 +124,7 @@ class PlanRunner:
                 "Its log above says why.",
                 "It was made with another version or for another GPU; export again on this machine.",
             )
-        self._path = path
+        self._path, self._lock = path, threading.Lock()  # an execution context runs one request at a time
         runnable, self._kernels = execution_context(engine, trt, options.cuda_graphs)
         self._kept_alive = [runtime, engine]  # what is made of them may not do that
         self._runner: Any = TrtRunner(runnable)
@@ -133,19 +143,26 @@ class PlanRunner:
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         given = feed(inputs, temperature, self._input_names)
-        with running(f"TensorRT cannot run '{self._path}'"):
-            values = self._runner.infer(given)
-        return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
+        with self._lock:
+            if self._runner is None:
+                raise BackendError(f"'{self._path}' is closed", "Another thread closed it.", "Open it again.")
+            with running(f"TensorRT cannot run '{self._path}'"):
+                values = self._runner.infer(given)
+            return {name: torch.from_numpy(np.array(value)) for name, value in values.items()}
 
     def close(self) -> None:
-        """Free the engine and its device memory."""
-        if self._runner is not None:
-            if self._kernels is not None:
-                self._kernels.keep()
-            self._runner.deactivate()
-        self._runner = None  # it holds what it was made of
-        self._kernels = None
-        self._kept_alive.clear()
+        """Free the engine and its device memory, once a request that runs is answered."""
+        with self._lock:
+            if self._runner is not None:
+                if self._kernels is not None:
+                    self._kernels.keep()
+                self._runner.deactivate()
+            self._runner = None  # it holds what it was made of
+            self._kernels = None
+            self._kept_alive.clear()
+
+    def __del__(self) -> None:
+        keep_in_child(self, self._process)
 
 
 @contextmanager

@@ -1,9 +1,10 @@
 """Asking an artifact: images and texts in, the task's product out. `python -m export run` is its command line."""
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Never
 
 import torch
 from PIL import Image
@@ -11,10 +12,19 @@ from torch import Tensor
 
 from export.artifact import close_runners, model_config, open_parts, runtime
 from export.errors import BackendError
+from export.forks import forked
 from export.manifest import check_files, manifest_path, read_manifest
-from export.products import Answer, Caption, Judgement, Ranking
+from export.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.profile import batch_and_text
-from export.requests import choose_answers, compare_embeddings, generate_answers, generate_captions, judge, rank_pairs
+from export.requests import (
+    FilledRunner,
+    choose_answers,
+    compare_embeddings,
+    generate_answers,
+    generate_captions,
+    judge,
+    rank_pairs,
+)
 from export.runner import RunnerOptions
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
@@ -35,8 +45,11 @@ class Session:
     """An opened artifact. Use as a context, or `close` it.
 
     Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as the published readers do. Requests
-    run in batches as large as the artifact was built for; a batch runs with one K, so that an answer can depend on
-    what it is asked together with (`"batching": "reference"` in the manifest).
+    run one at a time, so that no answer depends on what else is asked. `batch=` runs more at once, as the published
+    evaluations do: such a batch keeps one number of tokens (`"batching": "reference"` in the manifest) and pads its
+    texts, so that an answer can depend on what it is asked together with. Every product says how it was asked.
+
+    Threads may share a session, and images; processes may not: each opens its own.
 
     Args:
         manifest: `out.json`, or the artifact that lies beside it.
@@ -75,7 +88,10 @@ class Session:
                 f"It was built with {self.backend.name}: {self.backend.reason}.",
                 "Run it on a machine with such a GPU, or export to .onnx, which runs anywhere.",
             )
+        if forked():
+            torch.set_num_threads(1)  # its pool stayed with the parent; a call would wait for it for ever
         self.runners: dict[str, Runner] = open_parts(self.manifest, path.parent, self.backend, RunnerOptions(threads))
+        self._process = os.getpid()
 
     def __enter__(self) -> "Session":
         return self
@@ -86,15 +102,25 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let go of the parts; nothing can be asked any more."""
-        close_runners(self.runners)
-        self.runners = {}
+        """Let go of the parts; nothing can be asked any more. In a forked child they stay: they are its parent's."""
+        runners, self.runners = self.runners, {}
+        if self._process == os.getpid():
+            close_runners(runners)
+
+    def __reduce__(self) -> Never:
+        """Refuse to be pickled, as `multiprocessing` would to hand it to another process."""
+        raise InputError(
+            "a session cannot be sent to another process",
+            "What runs it stays here: its threads, its place on a GPU.",
+            "Send the manifest's path, and open a session there.",
+        )
 
     def judge(
         self,
         images: Sequence[tuple[Image.Image, Image.Image]],
         sentences: Sequence[str],
         *,
+        batch: int | None = None,
         temperature: float | None = None,
         cut: bool = False,
     ) -> list[Judgement]:
@@ -103,23 +129,24 @@ class Session:
         Args:
             images: left and right one of each request.
             sentences: as many.
+            batch: requests that run together; None is one, and no answer depends on another request.
             temperature: zero is the dense model; None is the default one.
             cut: read an overlong sentence without its end, as the published code does, instead of refusing it.
 
         Raises:
             InputError: another task's session, or a request that cannot be used, which it names.
         """
-        tau = self._begin("judge", temperature)
+        runners, tau = self._begin("judge", temperature)
         ids = self._ids(sentences, cut)
         for number, pair in enumerate(images):
             if not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"request {number} has no pair of images", fix="Give (left, right) of each sentence.")
         products = []
-        for inputs in self._batches(images, ids):
-            logits, tokens = judge(self.runners, inputs, tau)
-            for row, used in zip(logits, tokens, strict=True):
+        for inputs, size in self._batches(images, ids, batch):
+            logits, tokens = judge(runners, inputs, tau)
+            for row, used in zip(logits[:size], tokens[:size], strict=True):
                 false, true = row.tolist()
-                products.append(Judgement(true > false, row.softmax(dim=0)[1].item(), (false, true), used))
+                products.append(Judgement(true > false, row.softmax(dim=0)[1].item(), (false, true), used, size))
         return products
 
     def answer(
@@ -132,6 +159,7 @@ class Session:
         beams: int = 3,
         max_length: int = 10,
         min_length: int = 1,
+        batch: int | None = None,
         temperature: float | None = None,
         cut: bool = False,
     ) -> list[Answer]:
@@ -144,6 +172,7 @@ class Session:
             k: candidates, likeliest first words first, that are read to the end; all where there are fewer.
             beams: texts that are pursued; 1 is greedy search.
             max_length, min_length: ids of a written answer, see `madtp.generation.Limits`; [DEC] counts.
+            batch: requests that run together; None is one, and no answer depends on another request.
             temperature: zero is the dense model; None is the default one.
             cut: read an overlong question without its end instead of refusing it.
 
@@ -151,7 +180,7 @@ class Session:
             InputError: another task's session, a request that cannot be used, or more beams, candidates or ids than
                 the decoder was built for.
         """
-        tau = self._begin("answer", temperature)
+        runners, tau = self._begin("answer", temperature)
         assert isinstance(self.config, VqaConfig)
         assert isinstance(self.processor, TextProcessor)
         ids = self._ids(questions, cut)
@@ -167,23 +196,23 @@ class Session:
                     f"Export again with --batch 1:{self.batch.opt}:{self.batch.max}, or ask without candidates.",
                 )
             answers = self.processor.answers(candidates)
-            for inputs in self._batches(images, ids):
-                ranked, tokens = choose_answers(self.config, self.runners, inputs, answers, k, tau)
-                for number, used in enumerate(tokens):
+            for inputs, size in self._batches(images, ids, batch):
+                ranked, tokens = choose_answers(self.config, runners, inputs, answers, k, tau)
+                for number, used in enumerate(tokens[:size]):
                     order = ranked.topk_log_prob_sum[number].argsort(descending=True, stable=True)
                     scores = ranked.topk_log_prob_sum[number][order].tolist()
                     places = ranked.topk_index[number][order].tolist()
                     top = [(candidates[place], score) for place, score in zip(places, scores, strict=True)]
                     best = int(ranked.answer_index[number])
-                    products.append(Answer(candidates[best], "ranked", top, known[best], used))
+                    products.append(Answer(candidates[best], "ranked", top, known[best], used, size))
             return products
         self._check_decoder(beams, "beams", 1, max_length)
-        for inputs in self._batches(images, ids):
+        for inputs, size in self._batches(images, ids, batch):
             search = {"beams": beams, "max_length": max_length, "min_length": min_length}
-            written, tokens = generate_answers(self.config, self.runners, inputs, tau, **search)
-            for row, used in zip(written.tolist(), tokens, strict=True):
+            written, tokens = generate_answers(self.config, runners, inputs, tau, **search)
+            for row, used in zip(written[:size].tolist(), tokens[:size], strict=True):
                 text = _unpadded(row, self.config.pad_token_id)
-                products.append(Answer(self.processor.decode(text), "generated", [], text, used))
+                products.append(Answer(self.processor.decode(text), "generated", [], text, used, size))
         return products
 
     def caption(
@@ -194,6 +223,7 @@ class Session:
         beams: int = 3,
         max_length: int = 20,
         min_length: int = 5,
+        batch: int | None = None,
         temperature: float | None = None,
     ) -> list[Caption]:
         """Sentences about images (caption).
@@ -203,13 +233,14 @@ class Session:
             prompt: what every caption goes on from; None is the manifest's.
             beams: texts that are pursued; 1 is greedy search.
             max_length, min_length: ids of a caption, see `madtp.generation.Limits`; the prompt counts.
+            batch: images that run together; None is one, and no caption depends on another image.
             temperature: zero is the dense model; None is the default one.
 
         Raises:
             InputError: another task's session, an image that cannot be used, or more beams or ids than the decoder was
                 built for.
         """
-        tau = self._begin("caption", temperature)
+        runners, tau = self._begin("caption", temperature)
         assert isinstance(self.config, CaptionConfig)
         assert isinstance(self.processor, TextProcessor)
         first = self.processor.prompt_ids(
@@ -218,13 +249,13 @@ class Session:
         self._check_decoder(beams, "beams", len(first), max_length)
         begins = self.processor.decode(first)
         products = []
-        for inputs in self._batches(images, [first] * len(_images(images))):
+        for inputs, size in self._batches(images, [first] * len(_images(images)), batch):
             search = {"beams": beams, "max_length": max_length, "min_length": min_length}
-            written, tokens = generate_captions(self.config, self.runners, inputs, tau, **search)
-            for row, used in zip(written.tolist(), tokens, strict=True):
+            written, tokens = generate_captions(self.config, runners, inputs, tau, **search)
+            for row, used in zip(written[:size].tolist(), tokens[:size], strict=True):
                 ids = _unpadded(row, self.config.pad_token_id)
                 text = self.processor.decode(ids).removeprefix(begins).strip()
-                products.append(Caption(text, ids, used))
+                products.append(Caption(text, ids, used, size))
         return products
 
     def rank(
@@ -233,8 +264,10 @@ class Session:
         texts: Sequence[str],
         *,
         k_test: int | None = None,
+        batch: int | None = None,
         image_batch: int | None = None,
         text_batch: int | None = None,
+        match_batch: int | None = None,
         temperature: float | None = None,
         cut: bool = False,
     ) -> Ranking:
@@ -243,37 +276,44 @@ class Session:
         Args:
             images: any number.
             texts: any number.
-            k_test: retrieval: candidates of each row that are matched, in batches of the largest size that the artifact
-                was built for (see `madtp.ranking.rank`); None is 256. clip matches nothing.
-            image_batch, text_batch: that are encoded together; None, or more than that size, is that size.
+            k_test: retrieval: candidates of each row that are matched (see `madtp.ranking.rank`); None is 256. clip
+                matches nothing.
+            batch: images that are encoded together, texts that are, and pairs that are matched together; None is one,
+                and no embedding or matching score depends on what else is ranked.
+            image_batch, text_batch, match_batch: the three apart; None is `batch`.
             temperature: zero is the dense model; None is the default one.
             cut: read an overlong text without its end instead of refusing it.
 
         Raises:
             InputError: another task's session, or an image or text that cannot be used.
         """
-        tau = self._begin("rank", temperature)
-        least = self.batch.min
-        for name, size, lowest in (
-            ("k_test", k_test, 1),
-            ("image_batch", image_batch, least),
-            ("text_batch", text_batch, least),
-        ):
-            if size is not None and size < lowest:
-                raise InputError(f"{name} is {size}", f"It has to be {lowest} or more.")
-        if k_test is not None and self.task == "clip":
-            raise InputError("k_test does not apply to clip", "It compares embeddings and matches no pairs.")
+        runners, tau = self._begin("rank", temperature)
+        if k_test is not None and k_test < 1:
+            raise InputError(f"k_test is {k_test}", "It has to be 1 or more.")
+        for name, option in (("k_test", k_test), ("match_batch", match_batch)):
+            if option is not None and self.task == "clip":
+                raise InputError(f"{name} does not apply to clip", "It compares embeddings and matches no pairs.")
+        size = self._size(batch, "batch")
+        sizes = RankingBatch(
+            size if image_batch is None else self._size(image_batch, "image_batch"),
+            size if text_batch is None else self._size(text_batch, "text_batch"),
+            size if match_batch is None else self._size(match_batch, "match_batch"),
+        )
         ids, mask = self.processor.batch(_texts(texts, "texts"), cut=cut)
-        words = min(text_batch or self.batch.max, self.batch.max)
-        pictures = self._pictures(images, image_batch)
+        pictures = self._pictures(images, sizes.images)
+        filled = {name: FilledRunner(runner, self.batch.min) for name, runner in runners.items()}
         if isinstance(self.config, RetrievalConfig) and mask is not None:
-            sizes = {"k_test": k_test or K_TEST, "text_batch": words, "match_batch": self.batch.max}
-            return rank_pairs(self.config, self.runners, pictures, ids, mask, temperature=tau, **sizes)
-        batches = ids.split(batch_sizes(len(ids), least, words, "texts"))
-        return compare_embeddings(self.runners, pictures, batches, tau)
+            return rank_pairs(self.config, filled, pictures, ids, mask, k_test or K_TEST, sizes, tau)
+        return compare_embeddings(filled, pictures, ids, sizes, tau)
 
-    def _begin(self, method: str, temperature: float | None) -> float:
-        """The temperature of a request, once it is clear that it can be made."""
+    def _begin(self, method: str, temperature: float | None) -> tuple[dict[str, Runner], float]:
+        """The parts and the temperature of a request, once it is clear that it can be made."""
+        if self._process != os.getpid():
+            raise InputError(
+                "the session was opened in another process",
+                "What runs it stayed there: its threads, its place on a GPU. Waiting for them would never end.",
+                "Open a session in each process.",
+            )
         if METHODS[self.task] != method:
             raise InputError(
                 f"this session is of a {self.task} model, which cannot {method}",
@@ -286,7 +326,19 @@ class Session:
             raise InputError(
                 f"the temperature is {tau}", "It has to be a finite number, zero or more.", "Use 0 for the dense model."
             )
-        return float(tau)
+        return self.runners, float(tau)
+
+    def _size(self, batch: int | None, name: str) -> int:
+        """How many run together."""
+        if batch is None:
+            return 1
+        if not 1 <= batch <= self.batch.max:
+            raise InputError(
+                f"{name} is {batch}",
+                f"The artifact takes up to {self.batch.max} requests at a time.",
+                f"Choose another number, or export again with --batch 1:{self.batch.opt}:N." if batch > 1 else "",
+            )
+        return batch
 
     def _ids(self, texts: Sequence[str], cut: bool) -> list[list[int]]:
         """Ids of every text, which the artifact can take."""
@@ -300,19 +352,23 @@ class Session:
                 )
         return rows
 
-    def _batches(self, images: Sequence[Any], ids: list[list[int]]) -> Iterator[dict[str, Tensor]]:
-        """Inputs of one batch after another, as large as the artifact takes them; prepared when they are needed."""
+    def _batches(
+        self, images: Sequence[Any], ids: list[list[int]], batch: int | None
+    ) -> Iterator[tuple[dict[str, Tensor], int]]:
+        """Inputs of one batch after another, prepared when they are needed, and how many requests each holds.
+
+        Where the artifact takes no fewer than so many, the last request follows as often as it has to. Nothing depends
+        on that: copies keep as many tokens as what they are copies of.
+        """
         if len(_images(images)) != len(ids):
             raise InputError(
                 f"there are {len(images)} requests by their images and {len(ids)} by their texts",
                 fix="Give as many of both.",
             )
-        sizes = batch_sizes(len(ids), self.batch.min, self.batch.max, "requests")
-        start = 0
-        for size in sizes:
-            numbers = range(start, start + size)
-            yield collate([Request(self._prepared(images, number), ids[number]) for number in numbers], self.config)
-            start += size
+        for begin, end in spans(len(ids), self._size(batch, "batch"), "requests"):
+            requests = [Request(self._prepared(images, number), ids[number]) for number in range(begin, end)]
+            copies = [requests[-1]] * (self.batch.min - len(requests))
+            yield collate([*requests, *copies], self.config), len(requests)
 
     def _prepared(self, images: Sequence[Any], number: int) -> tuple[Tensor, ...]:
         """The images of one request."""
@@ -321,15 +377,10 @@ class Session:
         left, right = images[number]
         return self._pixels(left, f"the left image {number}"), self._pixels(right, f"the right image {number}")
 
-    def _pictures(self, images: Sequence[Image.Image], size: int | None) -> Iterator[Tensor]:
+    def _pictures(self, images: Sequence[Image.Image], size: int) -> Iterator[Tensor]:
         """Batches of images, prepared when they are needed: thousands may be ranked."""
-        largest = min(size or self.batch.max, self.batch.max)
-        sizes = batch_sizes(len(_images(images)), self.batch.min, largest, "images")
-        start = 0
-        for size in sizes:
-            numbers = range(start, start + size)
-            yield torch.stack([self._pixels(images[number], f"image {number}") for number in numbers])
-            start += size
+        for begin, end in spans(len(_images(images)), size, "images"):
+            yield torch.stack([self._pixels(images[number], f"image {number}") for number in range(begin, end)])
 
     def _pixels(self, image: object, name: str) -> Tensor:
         settings = self.manifest["preprocessing"]["image"]
@@ -356,23 +407,11 @@ def find_manifest(path: Path) -> Path:
     return manifest_path(path) if path.suffix in ARTIFACTS else path
 
 
-def batch_sizes(count: int, least: int, most: int, what: str) -> list[int]:
-    """How `count` requests are cut into batches of `least` to `most`, large ones first.
-
-    Raises:
-        InputError: there are none, or they cannot be cut so.
-    """
-    number = -(-count // most)
-    if count < max(number * least, 1):
-        raise InputError(
-            f"there are {count} {what}",
-            f"They are run in batches of {least} to {most}.",
-            "Give more, or export again with a smaller MIN in --batch." if count else "Give at least one.",
-        )
-    sizes: list[int] = []
-    for following in reversed(range(number)):
-        sizes.append(min(most, count - sum(sizes) - following * least))
-    return sizes
+def spans(count: int, size: int, what: str) -> list[tuple[int, int]]:
+    """Begin and end of batches of `size`; the last one is what is left. InputError where there is nothing."""
+    if not count:
+        raise InputError(f"there are 0 {what}", fix="Give at least one.")
+    return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
 def _processor(manifest: Mapping[str, Any], folder: Path, given: Path | None, config: Config) -> Processor:

@@ -68,7 +68,8 @@ def rank(
         k_test: candidates of each row; all of them where there are fewer.
         text_batch: texts that are embedded together.
         match_batch: pairs of a row that are matched together; None is all of them, as published. Smaller batches may
-            keep other tokens, and so give other scores.
+            keep other tokens, and so give other scores. 1 matches each pair on its own, with no filling of its image
+            (see `image_tokens`): its score depends on nothing else.
         temperature: as for the parts; None is the model's own.
 
     Raises:
@@ -97,11 +98,11 @@ def rank(
     def matched(texts: Tensor, pictures: Tensor) -> Tensor:
         """[K]: the matching logit of each pair of a text and an image, both [K] indices."""
         size = match_batch or len(texts)
-        logits = [
-            model.match(pair_ids[words], attention_mask[words], image_tokens(tokens, shown), temperature).itm_logits
-            for words, shown in zip(texts.split(size), pictures.split(size), strict=True)
-        ]
-        return torch.cat(logits)[:, 1]
+        logits = []
+        for words, shown in zip(texts.split(size), pictures.split(size), strict=True):
+            seen = pair_tokens(tokens, shown, match_batch)
+            logits.append(model.match(pair_ids[words], attention_mask[words], seen, temperature).itm_logits[:, 1])
+        return torch.cat(logits)
 
     score_i2t = rerank(sim, k_test, lambda pictures, texts: matched(texts, pictures))
     score_t2i = rerank(sim.mT, k_test, matched)
@@ -121,6 +122,14 @@ def rerank(sim: Tensor, k_test: int, match: Callable[[Tensor, Tensor], Tensor]) 
         values, candidates = row.topk(min(k_test, len(row)))
         scores[query, candidates] = values + match(torch.full_like(candidates, query), candidates)
     return scores
+
+
+def pair_tokens(tokens: Sequence[Tensor], wanted: Tensor, match_batch: int | None) -> Tensor:
+    """Image tokens [K, n, C] of the pairs that one call matches, K being `match_batch` or less.
+
+    With a `match_batch` of 1 they are the image's own; otherwise `image_tokens` fills them as published.
+    """
+    return tokens[int(wanted)][None] if match_batch == 1 else image_tokens(tokens, wanted)
 
 
 def image_tokens(tokens: Sequence[Tensor], wanted: Tensor) -> Tensor:

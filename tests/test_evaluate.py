@@ -98,21 +98,23 @@ class FakeSession:
         self.probability = 0.75
 
     def judge(
-        self, images: Sequence[Any], sentences: Sequence[str], *, temperature: float, cut: bool
+        self, images: Sequence[Any], sentences: Sequence[str], *, batch: int, temperature: float, cut: bool
     ) -> list[Judgement]:
         if len(self.asked) == self.stop_at:
             raise KeyboardInterrupt
-        assert len(images) == len(sentences)
+        assert len(images) == len(sentences) <= batch
         assert cut
         self.asked.append(list(sentences))
         total = sum(map(len, sentences))
         tokens = {"vision": (total, 3), "text": (len(sentences),)}
-        return [Judgement((total + len(one)) % 2 == 0, self.probability, (0.0, 1.0), tokens) for one in sentences]
+        return [
+            Judgement((total + len(one)) % 2 == 0, self.probability, (0.0, 1.0), tokens, batch) for one in sentences
+        ]
 
-    def caption(self, images: Sequence[Any], *, temperature: float, **limits: int) -> list[Caption]:
+    def caption(self, images: Sequence[Any], *, batch: int, temperature: float, **limits: int) -> list[Caption]:
         assert limits == {"beams": 3, "max_length": 20, "min_length": 5}
         self.asked.append([str(image.size) for image in images])
-        return [Caption("a digit", [1], {"vision": (5,)}) for _ in images]
+        return [Caption("a digit", [1], {"vision": (5,)}, batch) for _ in images]
 
 
 def ignored(*_: object) -> None:
@@ -120,7 +122,9 @@ def ignored(*_: object) -> None:
 
 
 def run(session: FakeSession | Session, dataset: Dataset, output: Path, **options: Any) -> dict[str, Any]:
-    return evaluate(session, dataset, output, EvaluateOptions(**options), ignored)  # type: ignore[arg-type]
+    """Two at a time, unless `options` say otherwise."""
+    chosen = EvaluateOptions(**({"batch": 2} | options))
+    return evaluate(session, dataset, output, chosen, ignored)  # type: ignore[arg-type]
 
 
 def settled(results: dict[str, Any]) -> dict[str, Any]:
@@ -276,9 +280,12 @@ def test_limits_and_batches(nlvr: Dataset, output: Path) -> None:
     for options in ({"batch": 0}, {"limit": 0}, {"k_test": -1}, {"temperature": -0.1}, {"temperature": float("nan")}):
         with pytest.raises(OptionError):
             EvaluateOptions(**options)
-    uneven = FakeSession(batch=Range(2, 3, 4))  # the artifact cannot take what 3, 3, 1 would leave
-    run(uneven, nlvr, output)
-    assert list(map(len, uneven.asked)) == [3, 2, 2]
+    alone = FakeSession(batch=Range(2, 3, 4))  # whatever the artifact was built for
+    assert run(alone, nlvr, output, batch=None)["batching"] == "per-request"
+    assert list(map(len, alone.asked)) == [1] * ITEMS
+    together = FakeSession()
+    assert run(together, nlvr, output, batch=3)["batching"] == "reference"
+    assert list(map(len, together.asked)) == [3, 3, 1]
 
 
 def test_sentences_without_labels_are_answered_and_not_scored(output: Path, tmp_path: Path) -> None:
@@ -357,7 +364,7 @@ def test_nlvr(evaluate_cli: Evaluate, tiny_artifact: Path, samples_folder: Path,
     with Session(tiny_artifact / "out.json", vocabulary=vocabulary, threads=1) as session:
         for batch in (items[:3], items[3:6], items[6:]):
             pairs = [tuple(map(read_image, item.images)) for item in batch]
-            expected += session.judge(pairs, [item.sentence for item in batch], cut=True)
+            expected += session.judge(pairs, [item.sentence for item in batch], batch=3, cut=True)
     assert [(one["answer"], one["probability"]) for one in results["answers"]] == [
         (one.answer, pytest.approx(one.probability, abs=1e-6)) for one in expected
     ]
@@ -446,7 +453,7 @@ def test_caption(evaluate_cli: Evaluate, task_artifacts: dict[str, Path], tmp_pa
     assert ran.status == 0, ran
     images = [read_image(item.image) for item in read_dataset("caption", data).items]
     with Session(manifest, threads=1) as session:
-        expected = [caption.text for batch in (images[:4], images[4:]) for caption in session.caption(batch)]
+        expected = [caption.text for batch in (images[:4], images[4:]) for caption in session.caption(batch, batch=4)]
     assert results["answers"] == [{"image_id": n, "caption": text} for n, text in enumerate(expected, 1)]
     assert {"bleu_4", "cider"} <= results["metrics"].keys()
     assert results["identity"]["options"]["prompt"] == "a picture of "
@@ -481,7 +488,7 @@ def rank(manifest: Path, dataset: Dataset, k_test: int | None = None) -> dict[st
     assert data is not None
     with Session(manifest, threads=1) as session:
         images = [read_image(path) for path in data.images]
-        ranking = session.rank(images, data.texts, k_test=k_test, image_batch=2, cut=True)
+        ranking = session.rank(images, data.texts, k_test=k_test, batch=8, image_batch=2, cut=True)
     return {
         "metrics": recall(ranking.score_i2t, ranking.score_t2i, data.texts_of_image),
         "tokens": {name: counts.double().mean(dim=0).tolist() for name, counts in ranking.tokens.items()},
@@ -508,7 +515,7 @@ def test_matched_rows_are_kept(task_artifacts: dict[str, Path], tmp_path: Path) 
         for stop, earlier, rows in stops:
             seen.clear()
             with pytest.raises(KeyboardInterrupt):
-                evaluate(session, dataset, output, EvaluateOptions(), stopping_at(stop))
+                evaluate(session, dataset, output, EvaluateOptions(batch=2), stopping_at(stop))
             assert len(part_path(output).read_text().splitlines()) == 1 + 1 + rows
             assert len([stage for stage, _ in seen if stage.startswith("matching")]) == rows - earlier + 1
         results = run(session, dataset, output)

@@ -19,7 +19,8 @@ import madtp
 from export import Session
 from export.backends import Backend
 from export.errors import BackendError, ManifestError
-from export.session import batch_sizes
+from export.products import RankingBatch
+from export.session import spans
 from madtp.errors import InputError, MadtpError
 from madtp.preprocess import image_tensor
 from madtp.ranking import rank
@@ -58,7 +59,7 @@ def test_judge_is_the_torch_model(nlvr: Session, tiny_artifact: Path) -> None:
     ids, mask = nlvr.processor.batch(TEXTS)
     pairs = list(zip(IMAGES[:4], IMAGES[4:8], strict=True))
     expected = model(pixels(IMAGES[:4]), pixels(IMAGES[4:8]), ids, mask, torch.tensor(TAU))
-    products = nlvr.judge(pairs, TEXTS)
+    products = nlvr.judge(pairs, TEXTS, batch=4)
     torch.testing.assert_close(torch.tensor([p.logits for p in products]), expected.logits, atol=1e-4, rtol=0)
     assert [p.answer for p in products] == (expected.logits[:, 1] > expected.logits[:, 0]).tolist()
     assert [p.probability for p in products] == pytest.approx(expected.logits.softmax(1)[:, 1].tolist(), abs=1e-4)
@@ -77,7 +78,7 @@ def test_answers_are_the_torch_models(
     with torch.no_grad():
         states, vision, _ = model(pixels(IMAGES[:4]), ids, mask, temperature)
     written = model.generate(states, beams=2, max_length=7)
-    products = session.answer(IMAGES[:4], TEXTS, beams=2, max_length=7, temperature=temperature)
+    products = session.answer(IMAGES[:4], TEXTS, beams=2, max_length=7, batch=4, temperature=temperature)
     for row, counts, product in zip(written.tolist(), vision.tolist(), products, strict=True):
         assert product.how == "generated"
         assert product.ids == [number for number in row if number != 0]
@@ -85,7 +86,7 @@ def test_answers_are_the_torch_models(
         assert list(product.tokens["vision"]) == counts
     candidates = ["left", "right image", "same", "both"]
     ranked = model.rank(states, *processor.answers(candidates), 3)
-    products = session.answer(IMAGES[:4], TEXTS, candidates=candidates, k=3, temperature=temperature)
+    products = session.answer(IMAGES[:4], TEXTS, candidates=candidates, k=3, batch=4, temperature=temperature)
     assert [p.text for p in products] == [candidates[index] for index in ranked.answer_index.tolist()]
     for product, scores in zip(products, ranked.topk_log_prob_sum, strict=True):
         assert product.how == "ranked"
@@ -105,7 +106,7 @@ def test_captions_are_the_torch_models(
     with torch.no_grad():
         states = model(pixels(IMAGES[:3]), TAU).image_states
     written = model.generate(states, torch.tensor([first] * 3), max_length=12)
-    products = session.caption(IMAGES[:3], prompt=prompt, max_length=12)
+    products = session.caption(IMAGES[:3], prompt=prompt, max_length=12, batch=3)
     for row, product in zip(written.tolist(), products, strict=True):
         assert product.ids == [number for number in row if number != 0]
         assert product.text == session.processor.decode(row[len(first) :])
@@ -117,7 +118,8 @@ def test_retrieval_is_the_torch_models_ranking(sessions: dict[str, Session], tas
     batches = pixels(IMAGES).split(3)
     settings: dict[str, Any] = {"k_test": 9, "text_batch": 2, "temperature": TAU}
     expected = rank(model, batches, ids, mask, match_batch=8, **settings)
-    ranking = session.rank(IMAGES, TEXTS, k_test=9, image_batch=3, text_batch=2)
+    ranking = session.rank(IMAGES, TEXTS, k_test=9, batch=8, image_batch=3, text_batch=2)
+    assert ranking.batch == RankingBatch(3, 2, 8)
     for name in ("sim", "score_i2t", "score_t2i"):
         torch.testing.assert_close(getattr(ranking, name), getattr(expected, name), atol=1e-4, rtol=0)
     assert {name: len(counts) for name, counts in ranking.tokens.items()} == {
@@ -152,7 +154,7 @@ def test_clip_is_the_torch_models_similarity(sessions: dict[str, Session], task_
     ids, _ = text_processor(model.config, None).batch(TEXTS)
     with torch.no_grad():
         expected = model(pixels(IMAGES[:3]), ids, TAU)
-    ranking = session.rank(IMAGES[:3], TEXTS)
+    ranking = session.rank(IMAGES[:3], TEXTS, batch=4)
     torch.testing.assert_close(ranking.sim, expected.sim, atol=1e-4, rtol=0)
     assert torch.equal(ranking.score_t2i, ranking.sim.mT)
     assert ranking.tokens["vision"].tolist() == expected.vision_token_counts.tolist()
@@ -206,14 +208,14 @@ def test_the_command_prints_what_the_session_returns(
 def test_more_requests_than_a_batch_are_cut(sessions: dict[str, Session]) -> None:
     session = sessions["caption"]
     assert session.batch.max == 8
-    products = session.caption(IMAGES, max_length=8)
-    assert products == [*session.caption(IMAGES[:8], max_length=8), *session.caption(IMAGES[8:], max_length=8)]
-    assert batch_sizes(9, 1, 8, "x") == [8, 1]
-    assert batch_sizes(9, 3, 8, "x") == [6, 3]
-    assert batch_sizes(16, 8, 8, "x") == [8, 8]
-    for count in (0, 2, 9):
-        with pytest.raises(InputError, match=f"there are {count} requests"):
-            batch_sizes(count, *((3, 8) if count < 9 else (8, 8)), "requests")
+    how: dict[str, Any] = {"max_length": 8, "batch": 8}
+    products = session.caption(IMAGES, **how)
+    assert products == [*session.caption(IMAGES[:8], **how), *session.caption(IMAGES[8:], **how)]
+    assert [product.batch for product in products] == [8] * 8 + [2] * 2
+    assert spans(9, 8, "x") == [(0, 8), (8, 9)]
+    assert spans(16, 8, "x") == [(0, 8), (8, 16)]
+    with pytest.raises(InputError, match="there are 0 images"):
+        spans(0, 8, "images")
 
 
 @pytest.mark.parametrize("mode", ["L", "CMYK", "RGBA", "P", "1"])

@@ -23,7 +23,7 @@ MISSING_SHOWN = 3
 @click.option("--task", type=click.Choice(TASKS), help="To be sure: the artifact's.")
 @click.option("--split", type=click.Choice((*SPLITS, "dev")), help="test if it is there, else val.")
 @click.option("-o", "--output", type=PATH, default=Path("results.json"), show_default=True, help="File to write.")
-@click.option("--batch", type=int, help="Requests that run together; the artifact's usual number.")
+@click.option("--batch", type=int, help="Requests that run together, as published; else one by one.")
 @click.option("--temperature", type=float, help="Pruning temperature; the manifest's. 0 is dense.")
 @click.option("--generate", is_flag=True, help="vqa: write answers instead of choosing from answer_list.json.")
 @click.option("--k-test", type=int, help="retrieval: candidates of each image and text to match; 256.")
@@ -107,7 +107,12 @@ def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
     if results["unscored"] is not None:
         lines.append(f"no score: {results['unscored']}")
     used = results["identity"]["options"]
-    if used.get("match_batch", 0) < used.get("k_test", 0):
+    if results["batching"] == "per-request":
+        lines.append("every item ran on its own: no answer depends on another item (--batch N runs N together)")
+    else:
+        sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in used.items() if name.endswith("batch"))
+        lines.append(f"items ran together ({sizes}): an answer can depend on the others of its batch")
+    if results["batching"] != "per-request" and used.get("match_batch", 0) < used.get("k_test", 0):
         lines.append(
             f"{used['match_batch']} candidates were matched at a time, as many as the artifact takes; the published "
             f"evaluation matches all {used['k_test']} together (export with --batch 1:N:{used['k_test']})"

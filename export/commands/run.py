@@ -47,6 +47,7 @@ OPTIONS = {
 @click.option("--prompt", help="caption: what captions go on from; the manifest's.")
 @click.option("--k-test", type=click.IntRange(1), help="retrieval: candidates of each row that are matched.")
 @click.option("--top", type=click.IntRange(1), help=f"vqa, retrieval, clip: how many are shown; default {TOP}.")
+@click.option("--batch", type=click.IntRange(1), help="Requests that run together; else one by one.")
 @click.option("--temperature", type=float, help="0 runs dense; the manifest's.")
 @click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt; the one beside the manifest.")
 @click.option("--rotate", is_flag=True, help="Turn photos as their EXIF data says; published readers do not.")
@@ -134,6 +135,10 @@ def read_candidates(path: Path) -> list[str]:
     return answers
 
 
+# Of products that did not run alone.
+TOGETHER = "requests ran together: with pruning, an answer can depend on what it was asked with"
+
+
 def ask(
     session: "Session",
     pictures: "list[Image.Image]",
@@ -144,14 +149,14 @@ def ask(
 ) -> "Products | Ranking":
     """The product of the session's task."""
     beams = given["beams"] or 3
+    how = {"batch": given["batch"], "temperature": temperature}
     if session.task == "nlvr":
-        return session.judge([(pictures[0], pictures[1])], texts, temperature=temperature)
+        return session.judge([(pictures[0], pictures[1])], texts, **how)
     if session.task == "vqa":
-        everyone = pictures * len(texts)
-        return session.answer(everyone, texts, candidates=candidates, beams=beams, temperature=temperature)
+        return session.answer(pictures * len(texts), texts, candidates=candidates, beams=beams, **how)
     if session.task == "caption":
-        return session.caption(pictures, prompt=given["prompt"], beams=beams, temperature=temperature)
-    return session.rank(pictures, texts, k_test=given["k_test"], temperature=temperature)
+        return session.caption(pictures, prompt=given["prompt"], beams=beams, **how)
+    return session.rank(pictures, texts, k_test=given["k_test"], **how)
 
 
 def as_object(
@@ -175,7 +180,7 @@ def as_object(
         scores = {name: getattr(product, name).tolist() for name in ("sim", "score_i2t", "score_t2i")}
         found = {"texts_of_images": texts_of, "images_of_texts": images_of}
         tokens = {encoder: counts.tolist() for encoder, counts in product.tokens.items()}
-        answer = {"ranking": {**scores, **found, "tokens": tokens}}
+        answer = {"ranking": {**scores, **found, "tokens": tokens, "batch": asdict(product.batch)}}
     return {
         "task": session.task,
         **request,
@@ -207,6 +212,8 @@ def show(
             for query, best in zip(queries, found, strict=True):
                 table.add_row(query, "\n".join(f"{score:8.4f}  {names[place]}" for place, score in best))
             output.print(table)
+        if max(asdict(product.batch).values()) > 1:
+            output.print(TOGETHER, soft_wrap=True)
         return
     subjects = texts or images  # a caption has no text
     for subject, entry in zip(subjects, product, strict=True):
@@ -222,6 +229,8 @@ def show(
             for candidate, score in entry.top[:top]:
                 output.print(f"    {score:9.4f}  {candidate}", highlight=False, soft_wrap=True)
         output.print(f"    tokens {_left(entry.tokens)}", highlight=False, soft_wrap=True)
+    if any(entry.batch > 1 for entry in product):
+        output.print(TOGETHER, soft_wrap=True)
 
 
 def _scores(ranking: "Ranking", images: Sequence[str], texts: Sequence[str]) -> Table:
