@@ -1,10 +1,13 @@
 """Image files and image objects of users: decoded completely, or refused with a reason."""
 
+import os
 import struct
+import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from madtp.errors import InputError
 
@@ -15,6 +18,20 @@ DECODING_ERRORS = (
     *(OSError, SyntaxError, EOFError, RuntimeError, Image.DecompressionBombError),
     *(ValueError, TypeError, LookupError, struct.error),
 )
+
+
+class _Decoding:
+    """One at a time: Pillow decodes an opened file where it is first needed, and two threads would tear the image."""
+
+    def __init__(self) -> None:
+        self.renew()
+        os.register_at_fork(after_in_child=self.renew)  # a thread that holds the lock does not live on in a child
+
+    def renew(self) -> None:
+        self.lock = threading.Lock()
+
+
+_decoding = _Decoding()
 
 
 def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
@@ -45,6 +62,8 @@ def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
 def check_image(image: object, name: str = "the image") -> Image.Image:
     """An image handed over in memory, held to the rules of `read_image` and decoded if it was not yet.
 
+    Several threads may hand over the same one, as long as nothing else decodes, turns or draws on it meanwhile.
+
     Args:
         image: what should be a PIL image.
         name: of the image in messages.
@@ -57,8 +76,9 @@ def check_image(image: object, name: str = "the image") -> Image.Image:
             f"{name} is no PIL image", f"It is of type {type(image).__name__}.", "Open it with PIL.Image.open."
         )
     try:
-        _check(image, name)
-        image.load()
+        with _decoding.lock if isinstance(image, ImageFile.ImageFile) else nullcontext():
+            _check(image, name)
+            image.load()
     except DECODING_ERRORS as error:
         raise InputError(f"cannot decode {name}", str(error), "Open a complete image file.") from error
     return image
