@@ -15,6 +15,7 @@ import export.engine as engine
 from export.backends import choose_backend
 from export.errors import BackendError
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from tests.logged_build import REFUSALS, THREADS
 from tests.plugin_case import GOOD, libraries, path_of, sizes_of
 
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
@@ -125,6 +126,15 @@ def test_good_nodes_are_built_and_the_logger_hears_no_error(outcomes: dict[str, 
     for spec in OPS:
         assert outcomes[spec.onnx_name]["built"], outcomes[spec.onnx_name]
         assert not [entry for entry in outcomes[spec.onnx_name]["said"] if "ERROR" in entry[0]]
+
+
+def test_a_library_that_is_loaded_again_finds_the_logger_from_any_thread(outcomes: dict[str, Any]) -> None:
+    again = outcomes["again"]
+    assert again["built"]
+    assert len(again["said"]) == THREADS * REFUSALS
+    for severity, message in again["said"]:
+        assert severity == "ERROR"
+        assert message.startswith("TokenCompact: field 'layer' is missing.")
 
 
 @pytest.mark.parametrize("name", ["width", "rank of compaction"])
