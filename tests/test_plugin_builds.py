@@ -147,3 +147,30 @@ def test_what_a_plugin_refuses_is_what_the_export_says(name: str, tmp_path: Path
         engine.build_plan(backend, source, plan, tmp_path / "cache", {}, lambda _: None, path_of("host"))
     assert caught.value.why.startswith(WRONG[name].message)
     assert caught.value.fix.startswith("Do what the plugin says")
+
+
+REGISTERED = """
+import importlib, sys
+from pathlib import Path
+from export.runner import register_plugins
+trt = importlib.import_module(sys.argv[1])
+
+class Logger(trt.ILogger):
+    def __init__(self):
+        trt.ILogger.__init__(self)
+
+    def log(self, severity, message):
+        if severity == trt.ILogger.Severity.ERROR:
+            print(message)
+
+builder = trt.Builder(Logger())
+for _ in range(2):
+    register_plugins(trt, Path(sys.argv[2]))
+assert trt.get_plugin_registry().get_creator("TokenCompact", "1", "madtp") is not None
+"""
+
+
+def test_the_logger_hears_no_error_of_plugins_that_are_yet_to_be_registered() -> None:
+    command = [sys.executable, "-c", REGISTERED, choose_backend("auto", ".plan").module, path_of("host")]
+    ran = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (ran.returncode, ran.stdout) == (0, ""), ran.stderr
