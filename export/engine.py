@@ -22,7 +22,7 @@ import onnx.inliner
 from export.backends import Backend
 from export.errors import BackendError
 from madtp.files import write_errors
-from madtp.ops.spec import DOMAIN, TOKEN_COMPACT
+from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT
 
 WORKER = "export.engine_worker"
 LOG_LINES = 12  # of the builder, shown when it fails
@@ -170,12 +170,23 @@ def build_plan(
     if "errno" in result:
         raise OSError(result["errno"], os.strerror(result["errno"]))
     if "layers" not in result:
+        said, others = _by_plugins(lines)
         raise BackendError(
             f"{backend.name} {backend.version} did not build the engine",
-            "\n".join(lines[-LOG_LINES:]) or f"Its process ended with status {worker.returncode}.",
-            "Report this with the log above; --engine out.onnx builds for ONNX Runtime meanwhile.",
+            "\n".join(said + others[-LOG_LINES:]) or f"Its process ended with status {worker.returncode}.",
+            "Do what the plugin says; --plugins none builds without plugins."
+            if said
+            else "Report this with the log above; --engine out.onnx builds for ONNX Runtime meanwhile.",
         )
     return BuildResult(**result)
+
+
+def _by_plugins(log: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Of the builder's log what plugins said, each once, and the other lines: of those there may be many behind it."""
+    # through TensorRT's logger, or where the library found none, straight to standard error
+    beginnings = tuple(f"{letter}{spec.onnx_name}: " for spec in OPS for letter in ("[E] ", ""))
+    said = dict.fromkeys(line.removeprefix("[E] ") for line in log if line.startswith(beginnings))
+    return list(said), [line for line in log if not line.startswith(beginnings)]
 
 
 def _follow(worker: "subprocess.Popen[str]", on_phase: Callable[[str], None]) -> dict[str, Any]:

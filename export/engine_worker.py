@@ -184,6 +184,7 @@ def build(spec: dict[str, Any]) -> int:
     """Build as told; the process's exit status."""
     trt = importlib.import_module(spec["module"])
     G_LOGGER.module_severity = {"": G_LOGGER.WARNING}
+    G_LOGGER.colors = False  # the log goes into a message
     if spec["plugin_library"] is not None:
         load_plugins(trt, spec["plugin_library"])
     profile = Profile()

@@ -209,7 +209,8 @@ def register_plugins(trt: Any, library: Path) -> None:
         PluginError: TensorRT cannot load it.
     """
     registry = trt.get_plugin_registry()
-    if all(registry.get_creator(spec.onnx_name, str(VERSION), DOMAIN) is not None for spec in OPS):
+    known = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
+    if all((spec.onnx_name, str(VERSION), DOMAIN) in known for spec in OPS):  # get_creator would log an error
         return
     if registry.load_library(str(library)) is None:
         raise PluginError(

@@ -21,6 +21,12 @@ TENSORRT_TYPES = {"float32": FP32, "int32": INT32, "int64": INT64}
 IDS = [spec.onnx_name for spec in OPS]
 
 
+def sizes_of(spec: OpSpec, **changed: int) -> list[tuple[int, ...]]:
+    """Dimensions of the inputs of an op, where these symbols have other values."""
+    known = {"B": B, "L": L, "N": L - 1, "C": C, "3C": 3 * C, "T": T, **changed}
+    return [tuple(known[symbol] for symbol in tensor.dims) for tensor in spec.inputs]
+
+
 @dataclass(frozen=True)
 class Case:
     """One plugin with what its inputs and outputs are."""
@@ -38,8 +44,7 @@ class Case:
 
     def sizes(self, **changed: int) -> list[tuple[int, ...]]:
         """Dimensions of the inputs."""
-        known = {"B": B, "L": L, "N": L - 1, "C": C, "3C": 3 * C, "T": T, **changed}
-        return [tuple(known[symbol] for symbol in tensor.dims) for tensor in self.spec.inputs]
+        return sizes_of(self.spec, **changed)
 
     def types(self, dtype: int = HALF) -> list[int]:
         tensors = (*self.spec.inputs, *self.spec.outputs)

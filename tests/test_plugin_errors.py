@@ -1,8 +1,6 @@
 """Every way in which plugins and their creators refuse, each with a message that says what, why, and what to do."""
 
-import ctypes
 from collections.abc import Mapping
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +9,6 @@ from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
 from tests import fuzz_plugins, harness
 from tests.harness import (
     BUILD,
-    ERROR,
     FIELD_INT32,
     FLOAT,
     RUNTIME,
@@ -21,7 +18,6 @@ from tests.harness import (
     descriptions,
     int_field,
 )
-from tests.native_build import build
 from tests.plugin_case import GOOD, IDS, Case, libraries, path_of, the_message
 
 REQUIRED = {"AlignedAttention": ["causal", "heads"], "TokenCompact": ["layer"]}
@@ -170,58 +166,6 @@ def test_a_bound_of_one_token_is_refused(library: PluginLibrary) -> None:
     case = Case(TOKEN_COMPACT, library)
     assert case.create(max_tokens=1).configure(case.tensors(), 8, 4) != 0
     assert "max_tokens is 1" in the_message(library, case.name)
-
-
-def test_without_a_logger_messages_go_to_standard_error(
-    library: PluginLibrary, capfd: pytest.CaptureFixture[str]
-) -> None:
-    library.messages()
-    library.use_logger(False)
-    try:
-        assert library.create("TokenCompact", {}) is None
-    finally:
-        library.use_logger(True)
-    assert "TokenCompact: field 'layer' is missing" in capfd.readouterr().err
-    assert library.messages() == []
-
-
-REFUSAL = "TokenCompact: field 'layer' is missing"
-PLAIN, VERSIONED = (101401, 101601, 10400, 8601), (110000, 110402, 10500, 10701, 20000)
-
-
-def refusal(kind: str, finder: Path, version: int, logger: bool = True) -> str:
-    """Make a creator refuse under a finder of `tests/native/finder.cpp`; what the logger of that finder was told."""
-    library, native = PluginLibrary(path_of(kind)), ctypes.CDLL(str(finder))
-    native.finder_of.restype, native.finder_said.restype = ctypes.c_void_p, ctypes.c_char_p
-    ctypes.CDLL(str(path_of(kind))).setLoggerFinder(ctypes.c_void_p(native.finder_of(version, logger)))
-    try:
-        assert library.create("TokenCompact", {}) is None
-    finally:
-        library.use_logger(True)
-    return native.finder_said().decode()
-
-
-@pytest.mark.parametrize("kind", libraries())
-def test_errors_reach_the_logger_of_every_generation_of_tensorrt(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
-    """TensorRT 10 and for RTX 1.4 put the virtual functions elsewhere than TensorRT 11 and for RTX 1.5 do."""
-    for finder, versions in ((build().finder_plain, PLAIN), (build().finder_versioned, VERSIONED)):
-        for version in versions:
-            assert refusal(kind, finder, version).startswith(f"{ERROR} {REFUSAL}"), version
-    assert capfd.readouterr().err == ""
-
-
-@pytest.mark.parametrize("kind", libraries())
-def test_where_no_logger_is_found_messages_go_to_standard_error(kind: str, capfd: pytest.CaptureFixture[str]) -> None:
-    plain, versioned, unknown = build().finder_plain, build().finder_versioned, build().finder_unknown
-    for finder, version, logger in (
-        (unknown, 0, True),
-        (plain, 0, True),
-        (versioned, 0, True),
-        (plain, 101401, False),
-        (versioned, 110000, False),
-    ):
-        assert refusal(kind, finder, version, logger) == ""
-        assert REFUSAL in capfd.readouterr().err
 
 
 @pytest.mark.parametrize("kind", libraries())

@@ -4,7 +4,6 @@ import importlib
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -256,32 +255,3 @@ def test_plugins_are_registered_once_in_this_process() -> None:
         register_plugins(trt, library)
     for spec in OPS:
         assert trt.get_plugin_registry().get_creator(spec.onnx_name, "1", "madtp") is not None
-
-
-REFUSED = """
-import importlib, sys
-import numpy as np
-trt = importlib.import_module(sys.argv[1])
-
-class Logger(trt.ILogger):
-    def __init__(self):
-        trt.ILogger.__init__(self)
-
-    def log(self, severity, message):
-        if severity == trt.ILogger.Severity.ERROR:
-            print(message)
-
-logger = Logger()
-builder, registry = trt.Builder(logger), trt.get_plugin_registry()
-assert registry.load_library(sys.argv[2]) is not None
-field = trt.PluginField("layer", np.array([-1], np.int32), trt.PluginFieldType.INT32)
-creator = registry.get_creator("TokenCompact", "1", "madtp")
-assert creator.create_plugin("", trt.PluginFieldCollection([field]), trt.TensorRTPhase.BUILD) is None
-"""
-
-
-def test_errors_of_plugins_reach_tensorrts_logger() -> None:
-    module, path = choose_backend("auto", ".plan").module, build_library().path
-    ran = subprocess.run([sys.executable, "-c", REFUSED, module, path], capture_output=True, text=True, check=True)
-    assert ran.stdout.startswith("TokenCompact: field 'layer' is -1. It has to be 0 to 65535.")
-    assert "TokenCompact" not in ran.stderr

@@ -31,6 +31,12 @@ int32_t out_of_expressions() noexcept {
 int32_t AlignedAttentionPlugin::getOutputDataTypes(
     DataType* outputs, int32_t output_count, DataType const* inputs, int32_t input_count) const noexcept {
     if (!check_counts("getOutputDataTypes", input_count, output_count)) return -1;
+    if (!is_data_type(inputs[kQkv]) || inputs[kKeyMask] != DataType::kFLOAT) {
+        log_error("%s: qkv is of type %s and key_mask %s. They have to be float32, float16 or bfloat16, and float32. Export "
+                  "the model again.",
+            kName, type_name(inputs[kQkv]), type_name(inputs[kKeyMask]));
+        return -1;
+    }
     outputs[kContext] = inputs[kQkv];
     outputs[kColumnScore] = outputs[kClassScore] = DataType::kFLOAT;
     return 0;

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cstdarg>
 #include <cstdio>
+#include <cstring>
 
 namespace madtp {
 namespace {
@@ -27,22 +28,28 @@ int32_t version_of(nvinfer1::ILoggerFinder* finder) noexcept {
     return number;
 }
 
-// Which virtual function of ILoggerFinder and of ILogger is theirs. From TensorRT 11 (110000) and TensorRT for RTX 1.5
-// (10500) on both derive from IVersionedInterface, whose four go before.
-int32_t slot_of(int32_t version) noexcept {
-    bool const rtx = version < 100000;
-    return version >= (rtx ? 10500 : 110000) ? 4 : 0;
+// The one virtual function that ILoggerFinder or ILogger adds; null where that cannot be told. In TensorRT 10 and TensorRT
+// for RTX 1.4 it is the first. From TensorRT 11 and TensorRT for RTX 1.5 on both derive from IVersionedInterface, whose
+// four go before; by it an object says what it is and of which major version, so that a later layout is not called.
+void* function_of(void* object, char const* kind, int32_t version) noexcept {
+    bool const rtx = version >= 10000 && version < 100000;
+    if ((rtx && version < 10500) || (version >= 100000 && version < 110000)) return functions_of(object)[0];
+    if (!rtx && version < 110000) return nullptr;
+    auto const info = static_cast<nvinfer1::IVersionedInterface*>(object)->getInterfaceInfo();
+    bool const known = info.kind != nullptr && std::strcmp(info.kind, kind) == 0 && info.major == 1;
+    return known ? functions_of(object)[4] : nullptr;
 }
 
 // Whether TensorRT's logger took the message.
 bool log_to(nvinfer1::ILoggerFinder* finder, char const* message) noexcept {
     int32_t const version = finder == nullptr ? 0 : version_of(finder);
     if (version == 0) return false;
-    int32_t const slot = slot_of(version);
-    auto const find_logger = reinterpret_cast<void* (*)(void*)>(functions_of(finder)[slot]);
-    void* const logger = find_logger(finder);
+    auto const find_logger = reinterpret_cast<void* (*)(void*)>(function_of(finder, "ILoggerFinder", version));
+    void* const logger = find_logger == nullptr ? nullptr : find_logger(finder);
     if (logger == nullptr) return false;
-    auto const log = reinterpret_cast<void (*)(void*, int32_t, char const*)>(functions_of(logger)[slot]);
+    auto const log =
+        reinterpret_cast<void (*)(void*, int32_t, char const*)>(function_of(logger, "ILogger", version));
+    if (log == nullptr) return false;
     log(logger, static_cast<int32_t>(nvinfer1::ILogger::Severity::kERROR), message);
     return true;
 }

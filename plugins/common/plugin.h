@@ -91,4 +91,17 @@ inline bool is_data_type(nvinfer1::DataType type) noexcept {
         type == nvinfer1::DataType::kBF16;
 }
 
+// A type as messages call it.
+inline char const* type_name(nvinfer1::DataType type) noexcept {
+    switch (type) {
+        case nvinfer1::DataType::kFLOAT: return "float32";
+        case nvinfer1::DataType::kHALF: return "float16";
+        case nvinfer1::DataType::kBF16: return "bfloat16";
+        case nvinfer1::DataType::kINT32: return "int32";
+        case nvinfer1::DataType::kINT64: return "int64";
+        case nvinfer1::DataType::kBOOL: return "bool";
+        default: return "another";
+    }
+}
+
 }  // namespace madtp

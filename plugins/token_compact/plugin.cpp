@@ -13,6 +13,9 @@ namespace {
 
 // Of the inputs, in their order: how many dimensions.
 constexpr int32_t kRanks[] = {3, 2, 2, 2, 2, 3, 0, 0};
+// And of which type they are; the first may be of any that the kernels know.
+constexpr DataType kTypes[] = {DataType::kFLOAT, DataType::kFLOAT, DataType::kINT32, DataType::kFLOAT, DataType::kFLOAT,
+    DataType::kFLOAT, DataType::kFLOAT, DataType::kINT64};
 
 int32_t out_of_expressions() noexcept {
     log_error("%s: TensorRT made no expression for an output's shape. It may be out of memory. Free memory and try again.",
@@ -38,6 +41,12 @@ MadtpCompactShape TokenCompactPlugin::shape(
 int32_t TokenCompactPlugin::getOutputDataTypes(
     DataType* outputs, int32_t output_count, DataType const* inputs, int32_t input_count) const noexcept {
     if (!check_counts("getOutputDataTypes", input_count, output_count)) return -1;
+    for (int32_t input = 0; input < kInputs; ++input) {
+        if (inputs[input] == kTypes[input] || (input == kTokens && is_data_type(inputs[input]))) continue;
+        log_error("%s: input %d is of type %s. It has to be %s. Export the model again.", kName, input,
+            type_name(inputs[input]), input == kTokens ? "float32, float16 or bfloat16" : type_name(kTypes[input]));
+        return -1;
+    }
     outputs[kCompacted] = inputs[kTokens];
     outputs[kCompactedMask] = DataType::kFLOAT;
     outputs[kCompactedIds] = DataType::kINT32;

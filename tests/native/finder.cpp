@@ -9,16 +9,25 @@
 namespace {
 
 #ifdef MADTP_VERSIONED
+struct Info {
+    char const* kind;
+    int32_t major, minor;
+};
 struct Interface {
+    explicit Interface(char const* kind) : info{kind, 1, 0} {}
     virtual int32_t language() const noexcept { return 0; }
-    virtual void interface_info() const noexcept { std::abort(); }
+    virtual Info interface_info() const noexcept { return info; }
     virtual ~Interface() { std::abort(); }
+    Info info;
 };
 #else
-struct Interface {};
+struct Interface {
+    explicit Interface(char const*) {}
+};
 #endif
 
 struct Logger final : Interface {
+    Logger() : Interface("ILogger") {}
     virtual void log(int32_t severity, char const* message) noexcept {
         said = std::to_string(severity) + " " + message;
     }
@@ -27,6 +36,7 @@ struct Logger final : Interface {
 };
 
 struct Finder final : Interface {
+    Finder() : Interface("ILoggerFinder") {}
     virtual Logger* find_logger() { return found; }
     virtual ~Finder() { std::abort(); }
     Logger* found = nullptr;
@@ -53,6 +63,11 @@ EXPORT void* finder_of(int32_t of, int32_t has_logger) noexcept {
     finder->found = has_logger != 0 ? logger : nullptr;
     return finder;
 }
+#ifdef MADTP_VERSIONED
+// What finder and logger say that they are from now on, and of which major version.
+EXPORT void finder_calls_itself(char const* kind, int32_t major) noexcept { finder->info = {kind, major, 0}; }
+EXPORT void finder_calls_its_logger(char const* kind, int32_t major) noexcept { logger->info = {kind, major, 0}; }
+#endif
 // "severity message" of the last message; empty where there was none.
 EXPORT char const* finder_said() noexcept { return logger->said.c_str(); }
 }
