@@ -95,6 +95,35 @@ def read_archive(path: Path) -> tuple[Any, int]:
     Raises:
         CheckpointError: no regular file, not written by torch.save, damaged, compressed, or holding more than data.
     """
+    names = check_file(path)
+    try:
+        with path.open("rb") as file:
+            zipped = file.read(4) == b"PK\3\4"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # torch's remarks about files that the errors below are about
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipped)
+        return content, path.stat().st_size
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    except MemoryError as error:
+        raise _too_large(path) from error
+    except pickle.UnpicklingError as error:
+        raise _more_than_tensors(path, names, _refused(str(error))) from error
+    except _DAMAGED as error:
+        if type(error) is RuntimeError and "alloc" in str(error):
+            raise _too_large(path) from error
+        raise _damaged(path, str(error) if type(error) is RuntimeError else "") from error
+
+
+def check_file(path: Path) -> list[str]:
+    """Hold a file to what torch.save writes, by its bytes and table of contents; nothing of it is run or unpacked.
+
+    Returns:
+        Names of the classes and functions in it that are not of plain tensors; torch's reader refuses them.
+
+    Raises:
+        CheckpointError: as for `read_archive`, as far as can be told so.
+    """
     try:
         if path.is_dir():
             raise _folder(path)
@@ -104,28 +133,22 @@ def read_archive(path: Path) -> tuple[Any, int]:
         kind = foreign_file(path, start)
         if kind is not None:
             raise CheckpointError(f"'{path}' is no checkpoint of torch.save", f"It is {kind.what}.", kind.fix)
-        zipped = start.startswith(b"PK\3\4")
-        names = _check_zip(path, size) if zipped else _check_pickles(path, start)
-        _check_names(path, names)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks about files that the errors below are about
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipped), size
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"no checkpoint at '{path}'", "The file does not exist.", "Give --ckpt the path of a .pt or .pth file."
-        ) from error
+        names = _check_zip(path, size) if start.startswith(b"PK\3\4") else _check_pickles(path, start)
     except OSError as error:
-        raise CheckpointError(
-            f"cannot read the checkpoint '{path}'", f"{error.strerror or error}.", "Check the path and its permissions."
-        ) from error
-    except MemoryError as error:
-        raise _too_large(path) from error
-    except pickle.UnpicklingError as error:
-        raise _more_than_tensors(path, names, _refused(str(error))) from error
-    except _DAMAGED as error:
-        if type(error) is RuntimeError and "alloc" in str(error):
-            raise _too_large(path) from error
-        raise _damaged(path, str(error) if type(error) is RuntimeError else "") from error
+        raise _unreadable(path, error) from error
+    if any(_CLAIMING.fullmatch(name) for name in names):
+        raise _more_than_tensors(path, names, "")
+    return sorted(name for name in names if not _PLAIN.fullmatch(name))
+
+
+def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if isinstance(error, FileNotFoundError):
+        return CheckpointError(
+            f"no checkpoint at '{path}'", "The file does not exist.", "Give --ckpt the path of a .pt or .pth file."
+        )
+    return CheckpointError(
+        f"cannot read the checkpoint '{path}'", f"{error.strerror or error}.", "Check the path and its permissions."
+    )
 
 
 def foreign_file(path: Path, start: bytes) -> Kind | None:
@@ -250,11 +273,6 @@ def _names(path: Path, file: IO[bytes]) -> set[str]:
     return names
 
 
-def _check_names(path: Path, names: set[str]) -> None:
-    if any(_CLAIMING.fullmatch(name) for name in names):
-        raise _more_than_tensors(path, names, "")
-
-
 def _refused(said: str) -> str:
     named = re.search(r"GLOBAL (\S+)", said)
     return f"it refers to {shorten(named[1])}" if named else "it has steps that torch.save does not write"
@@ -268,13 +286,15 @@ def _more_than_tensors(path: Path, names: Iterable[str], what: str) -> Checkpoin
         refers = f"{what}, and refers to {listing(others)}"
     whole = any(name.startswith("torch.nn.modules.") for name in others)
     state = "content.state_dict()" if whole else "content['model']  # or model.state_dict() of a whole model"
+    temperature = "0.5  # that it was trained at" if whole else "content['temperature']"
     return CheckpointError(
         f"the checkpoint '{path}' holds more than tensors, numbers and strings",
         f"Loading it could run code stored in it, or take any memory: {refers}. Nothing of it was run.",
         "If you trust it, save its tensors alone, where its classes can be imported:\n"
         f"  content = torch.load('{path.name}', map_location='cpu', weights_only=False)\n"
         f"  state = {state}\n"
-        "  torch.save({'model': state, 'epoch': 0, 'temperature': ...}, 'new.pt')",
+        f"  temperature = {temperature}\n"
+        "  torch.save({'model': state, 'temperature': temperature}, 'new.pt')",
     )
 
 

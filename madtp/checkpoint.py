@@ -88,7 +88,7 @@ def read_model(path: Path | str, config: Mapping[str, Any] | Path | str | None =
     notes += [note.replace(f" of '{path}'", "")] if note else []
     model_config = build_config(state, recorded | overrides, path)
     if "temperature" not in entries.others:
-        notes.append("it records no temperature: its default is 0, the dense model")
+        notes.append("it records no temperature: the default is 0, the dense model")
     with torch.device("meta"):
         model: Model = MODELS[model_config.task](model_config, _temperature(entries.others, path))
     load_state(model, round_like_official_loader(state) if model_config.task == "clip" else state, path)

@@ -289,8 +289,10 @@ def recorded_fields(values: Any, origin: str, task: str, *, overridden: bool) ->
         )
     sizes = {size.name for size in fields(CONFIGS[task])} if task else set[str]()
     taken = {key: value for key, value in values.items() if key in UNTOLD & sizes}
-    note = f"{origin} is a training configuration: {listing(unknown, 120)} left aside, sizes read from the tensors"
-    return taken, f"{note}, {listing(sorted(taken), 120)} taken from it" if taken else note
+    ours = any(key in KNOWN_FIELDS - PROVENANCE for key in values)
+    what = "has fields that no model has" if ours else "is a training configuration"
+    note = f"{origin} {what}, left aside ({listing(unknown, 120)}): the tensors tell the sizes"
+    return taken, f"{note}, and the entry {listing(sorted(taken), 120)}" if taken else note
 
 
 def _unknown(values: Mapping[Any, Any]) -> list[str]:

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from madtp.archive import SAVE
 from madtp.errors import CheckpointError, listing, shorten
-from madtp.sizes import infer_task
 
 DEEPEST = 3  # dictionaries within dictionaries that are looked through
 # Entries that hold the weights, where several could: MADTP's, PyTorch Lightning's, tutorials', DeepSpeed's.
@@ -52,7 +51,7 @@ def find_entries(content: Any, path: object) -> Entries:
     """
     if not isinstance(content, dict):
         raise _without_model(path, f"It holds a {type(content).__name__}")
-    names, state = _choose(content, path)
+    names, state, rest = _choose(content, path)
     if not all(isinstance(key, str) for key in state):
         raise CheckpointError(
             f"the {_quoted(names)} entry of '{path}' has keys that are no strings",
@@ -64,7 +63,7 @@ def find_entries(content: Any, path: object) -> Entries:
     for name in names:
         others |= inner
         inner = inner[name]
-    notes = list[str]()
+    notes = [f"the weights in its entry {_quoted(other)} were left aside" for other in rest[:8]]
     if not names:
         others = {key: value for key, value in content.items() if key in ("temperature", "epoch", "config")}
         state = {key: value for key, value in state.items() if key not in others}
@@ -77,24 +76,27 @@ def find_entries(content: Any, path: object) -> Entries:
     return Entries(named, others, notes)
 
 
-def _choose(content: dict[Any, Any], path: object) -> tuple[tuple[Any, ...], dict[Any, Any]]:
-    """Names that lead to the weights, none where they are not within an entry; and the weights."""
+Names = tuple[Any, ...]  # keys that lead to an entry, outermost first; none lead to the file itself
+
+
+def _choose(content: dict[Any, Any], path: object) -> tuple[Names, dict[Any, Any], list[Names]]:
+    """Where the weights are, the weights, and where there are others of the kind."""
     found = dict(_states(content, ()))
+    known = [names for names in found if any(map(_belongs, found[names]))]
     own = content.get("model")
     if isinstance(own, dict) and (("model",) in found or not found):
-        return ("model",), own
-    known = [names for names in found if infer_task(_unwrap(found[names], path)[0])]
+        return ("model",), own, [names for names in known if names != ("model",)]
     usual = [names for name in USUAL for names in known if names and names[-1] == name]
-    if len(known) > 1 and len(usual) != 1:
+    if len(known) > 1 and not usual:
         raise CheckpointError(
             f"the checkpoint '{path}' holds several sets of weights",
             f"They are in {', '.join(map(_quoted, known[:8]))}.",
             f"Save the one that was trained as its 'model' entry: torch.save({{'model': content[{known[0][0]!r:.60}], "
             "'temperature': ...}, 'new.pt').",
         )
-    names = next(iter(usual or known or found), None)
-    if names is not None:
-        return names, found[names]
+    chosen = next(iter(usual or known or found), None)
+    if chosen is not None:
+        return chosen, found[chosen], [names for names in known if names != chosen]
     keys = sorted(map(str, content))
     said = f"It holds a dictionary with {listing(keys)}" if keys else "It holds an empty dictionary"
     if isinstance(own, Tensor | str | list | tuple | int | float):
@@ -104,14 +106,19 @@ def _choose(content: dict[Any, Any], path: object) -> tuple[tuple[Any, ...], dic
     raise _without_model(path, said)
 
 
-def _states(content: dict[Any, Any], names: tuple[Any, ...]) -> Iterator[tuple[tuple[Any, ...], dict[Any, Any]]]:
+def _belongs(key: Any) -> bool:
+    """Whether a tensor of this name may be of a model of ours, whatever stands before it."""
+    return isinstance(key, str) and _ROOT.match(_without_wrappers(key)) is not None
+
+
+def _states(content: dict[Any, Any], names: Names) -> Iterator[tuple[Names, dict[Any, Any]]]:
     """Every dictionary that holds tensors by name, outermost first; the file itself only if it holds parameters."""
     tensors = [key for key, value in content.items() if isinstance(key, str) and isinstance(value, Tensor)]
     if tensors if names else any("." in key for key in tensors):
         yield names, content
     elif len(names) < DEEPEST:
         for key, value in content.items():
-            if isinstance(value, dict):
+            if isinstance(value, dict) and isinstance(key, str) and "optim" not in key:
                 yield from _states(value, (*names, key))
 
 
@@ -165,5 +172,5 @@ def _without_model(path: object, said: str) -> CheckpointError:
     )
 
 
-def _quoted(names: tuple[Any, ...]) -> str:
+def _quoted(names: Names) -> str:
     return ".".join(f"'{shorten(str(name), 60)}'" for name in names) or "the file itself"

@@ -1,7 +1,10 @@
 """Weights that are not MADTP's, recognised by the names of their tensors: what they are, and what to do."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Mapping
+from typing import Any
+
+from madtp.sizes import is_plain
 
 TRAIN = "Train it with MADTP first, or give the checkpoint that came out of that."
 _WHOLE = "Give the checkpoint of the whole model, trained with MADTP."
@@ -20,6 +23,11 @@ _SIGNS: tuple[tuple[re.Pattern[str], str, str], ...] = tuple(
             r"|_packed_params|quant_state|activation_post_process|fake_quant)",
             "It holds a quantised model.",
             "Give the checkpoint of the float model that it was made from.",
+        ),
+        (
+            r"(^|\.)_?flat_param(_|$)",
+            "It holds the flattened shards of FSDP.",
+            "Save the full state dict: FSDP.state_dict_type(model, StateDictType.FULL_STATE_DICT).",
         ),
         (
             r"(^|\.)(vision_model\.(encoder\.layers|embeddings)|text_model\.|qformer\.)",
@@ -48,18 +56,42 @@ _PARTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 )
 
 
-def recognise(keys: Collection[str]) -> tuple[str, str] | None:
-    """What weights with these keys are, in a sentence, and what to do; None where nothing is told by them."""
+def recognise(state: Mapping[str, Any]) -> tuple[str, str] | None:
+    """What weights are that cannot be loaded, in a sentence, and what to do; None where nothing tells.
+
+    Args:
+        state: names to tensors, or whatever else there is.
+    """
     for pattern, what, fix in _SIGNS:
-        if any(pattern.search(key) for key in keys):
+        if any(pattern.search(key) for key in state):
             return what, fix
-    if "space_dict" in keys:
+    values = [value for value in state.values() if is_plain(value)]
+    for share, what, fix in (
+        (
+            [value.numel() == 0 for value in values],
+            "Its tensors are empty: shards that DeepSpeed (ZeRO-3) keeps in other files.",
+            "Run the zero_to_fp32.py beside the checkpoint, and give --ckpt the file that it writes.",
+        ),
+        (
+            [value.device.type == "meta" for value in values],
+            "Its tensors hold no values: the model was saved from the meta device.",
+            "Save it again after its weights are loaded.",
+        ),
+        (
+            [not value.is_floating_point() and not value.is_complex() for value in values],
+            "Its tensors are no floating-point numbers, as in a quantised model.",
+            "Give the checkpoint of the float model that it was made from.",
+        ),
+    ):
+        if sum(share) > len(values) / 2:
+            return what, fix
+    if "space_dict" in state:
         return None
     for prefix, name in (("visual_encoder.", "BLIP"), ("visual.", "CLIP")):
-        if any(key.startswith(prefix) for key in keys):
+        if any(key.startswith(prefix) for key in state):
             lack = "It lacks space_dict, the dictionary that MADTP trains and prunes with"
             return f"{lack}: it looks like a plain {name} model.", TRAIN
     for pattern, what in _PARTS:
-        if any(pattern.search(key) for key in keys):
+        if any(pattern.search(key) for key in state):
             return f"It is {what} alone.", _WHOLE
     return None
