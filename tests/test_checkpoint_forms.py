@@ -12,7 +12,7 @@ import madtp
 from export.manifest import read_manifest
 from madtp import CheckpointError, ConfigError, MadtpError
 from madtp.checkpoint import read_model
-from tests.conftest import TAU, TINY, Ran, state_of
+from tests.conftest import TASK_SIZES, TAU, TINY, Ran, state_of, write_task_checkpoint
 
 Content = Callable[[dict[str, Any]], Any]
 LONGEST = 1500  # characters of any message
@@ -122,6 +122,18 @@ def test_what_needs_no_guess_is_read_and_noted(
     with caplog.at_level(logging.WARNING):
         madtp.load(path)
     assert [record.getMessage() for record in caplog.records] == [f"'{path}': {note}" for note in loaded.notes]
+
+
+@pytest.mark.parametrize("prefix", ["module.", "model._orig_mod."])
+@pytest.mark.parametrize("task", TASK_SIZES)
+def test_prefixes_of_every_task(task: str, prefix: str, tmp_path: Path) -> None:
+    content = torch.load(write_task_checkpoint(task, tmp_path / "x.pt"))
+    expected = madtp.load(tmp_path / "x.pt").state_dict()
+    content["model"] = prefixed(content["model"], prefix)
+    loaded = read_model(save(tmp_path / "y.pt", content))
+    weights = loaded.model.state_dict()
+    assert all(torch.equal(weights[key], expected[key]) for key in expected)
+    assert loaded.notes == (f"its keys were read without '{prefix}'",)
 
 
 def test_weights_alone_are_dense_and_say_so(state: dict[str, Any], tmp_path: Path) -> None:
