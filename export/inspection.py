@@ -6,7 +6,6 @@ Files may be foreign, cut short or wrong: whatever can be read of them is kept, 
 import json
 import math
 import struct
-import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from export.errors import ManifestError, PluginError
 from export.manifest import PART_NAMES, SCHEMA_VERSION, manifest_path, read_manifest
 from export.onnx_file import OnnxFile, read_onnx
 from export.plugin_library import read_library
-from madtp.errors import InputError
+from madtp.archive import LEGACY, check_file
+from madtp.errors import CheckpointError, InputError, listing
 from madtp.inputs import sha256
 
 VERIFIED = "verified"
@@ -30,7 +30,6 @@ LONGEST_MANIFEST = 16_000_000  # bytes; real ones have some 10 kB
 _PLAN_HEADER = struct.Struct("<8sQQ4B")
 _PLAN_MAGIC, _PLAN_LAYOUT = b"vtrt\0\0\0\0", 2
 _TENSORRT_MAGIC = b"ftrt\0\0\0\0"  # the version stands at the same place, where trtexec --getPlanVersionOnly reads it
-_LEGACY_CHECKPOINT = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19"  # torch.save before 1.6: a pickle of its magic number
 
 
 @dataclass
@@ -394,22 +393,15 @@ def _note_lone(found: Inspection, note: str) -> None:
 
 def _inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
     found.kind = "checkpoint"
-    if start.startswith(_LEGACY_CHECKPOINT):
-        found.details["format"] = "of torch.save before 1.6"
-    elif start.startswith(b"PK\3\4"):
-        try:
-            with zipfile.ZipFile(path) as archive:
-                entries = archive.namelist()
-        except (zipfile.BadZipFile, NotImplementedError) as error:
-            found.damage.append(f"it is truncated ({error})")
-            return
-        if any(name.endswith("/data.pkl") for name in entries):
-            found.details["format"] = "of torch.save"
-        else:
-            found.damage.append("it is a zip file that torch.save did not write")
+    try:
+        others = check_file(path)
+    except CheckpointError as error:
+        found.damage.append(f"{error.why[:1].lower()}{_first_line(error.why)[1:]}")
+        return
+    found.details["format"] = "of torch.save before 1.6" if start.startswith(LEGACY) else "of torch.save"
+    if others:
+        found.notes.append(f"it holds more than tensors, and is not loaded as it is: {listing(others)}")
     else:
-        found.damage.append("torch.save did not write it, or its beginning is lost")
-    if not found.damage:
         hint = f"python -m export --ckpt {path} --engine out.plan"
         found.notes.append(f"a checkpoint, not an artifact; export it: {hint}")
 

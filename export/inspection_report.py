@@ -69,6 +69,9 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
         f"{get('checkpoint', 'file')}, sha256 {digest}, {get('checkpoint', 'bytes', show=_size)}, "
         f"epoch {get('checkpoint', 'epoch')}",
     )
+    checkpoint = manifest["checkpoint"]
+    notes = checkpoint.get("notes") if isinstance(checkpoint, dict) else None
+    yield from (("  note", _text(note)) for note in (notes if isinstance(notes, list) else ()))
     yield "temperature", get("temperature")
     yield "layout, precision", f"{get('layout')} ({get('batching')} batching), {get('precision')}"
     yield "backend", f"{get('backend', 'name')} {get('backend', 'version')}"

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 from torch import nn
 
-import madtp
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
 from export.backends import Backend, choose_backend
 from export.check import Validation, validate_runners
@@ -25,7 +24,7 @@ from export.profile import DEFAULT_BATCH, input_profile, part_sizes, text_range
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.tokens import TokenPlan, check_encoders, depths, token_plan
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
-from madtp.checkpoint import Model, read_checkpoint
+from madtp.checkpoint import Loaded, read_model
 from madtp.errors import InputError, OutputError
 from madtp.files import Staging, check_writable, write_errors
 from madtp.inputs import sha256
@@ -65,7 +64,7 @@ class Prepared:
 
     def load_parts(self) -> dict[str, Part]:
         """The model's parts, anew: nobody holds its weights while an engine is built, when memory is shortest."""
-        return parts_of(madtp.load(self.options.checkpoint, self.options.config))
+        return parts_of(read_model(self.options.checkpoint, self.options.config).model)
 
 
 @dataclass
@@ -87,7 +86,8 @@ def prepare(options: ExportOptions) -> Prepared:
     """
     _check_outputs(options)
     backend = choose_backend(options.backend, options.engine.suffix)
-    model: Model = madtp.load(options.checkpoint, options.config)
+    loaded = read_model(options.checkpoint, options.config)
+    model = loaded.model
     parts = parts_of(model)
     text = text_range(model.config, options.text)
     batch = options.batch or DEFAULT_BATCH
@@ -96,7 +96,7 @@ def prepare(options: ExportOptions) -> Prepared:
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_writable(options.engine, _needed_bytes(options, weight_bytes))
     temperature = model.temperature if options.temperature is None else options.temperature
-    checkpoint = _checkpoint_entry(options.checkpoint)
+    checkpoint = _checkpoint_entry(options.checkpoint, loaded)
     tokens = None
     if options.tokens is not None:
         tokens = read_tokens(options.tokens)
@@ -123,13 +123,13 @@ def prepare(options: ExportOptions) -> Prepared:
     )
 
 
-def _checkpoint_entry(path: Path) -> dict[str, Any]:
-    epoch = read_checkpoint(path).get("epoch")
+def _checkpoint_entry(path: Path, loaded: Loaded) -> dict[str, Any]:
     return {
         "file": path.name,
         "sha256": sha256(path),
         "bytes": path.stat().st_size,
-        "epoch": epoch if isinstance(epoch, int) else None,
+        "epoch": loaded.epoch,
+        **({"notes": list(loaded.notes)} if loaded.notes else {}),
     }
 
 

@@ -1,25 +1,25 @@
 """Reading checkpoints: sizes and task inferred from the tensors, every disagreement named."""
 
 import logging
-import pickle
 import re
-import warnings
-import zipfile
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from madtp.archive import check_claims, read_archive
 from madtp.caption import CaptionModel
 from madtp.clip import ClipModel, round_like_official_loader
-from madtp.config import CONFIGS, HEAD_SIZE, BlipConfig, ClipConfig, check_fields, read_config
-from madtp.errors import CheckpointError, ConfigError
+from madtp.config import CONFIGS, HEAD_SIZE, BlipConfig, ClipConfig, check_fields, read_config, recorded_fields
+from madtp.entries import find_entries
+from madtp.errors import LISTED, CheckpointError, ConfigError, listing, shorten
+from madtp.foreign import recognise
 from madtp.nlvr import NlvrModel
 from madtp.retrieval import RetrievalModel
-from madtp.sizes import SOURCES, infer_sizes, infer_task
+from madtp.sizes import SOURCES, infer_sizes, infer_task, is_plain
 from madtp.tf32 import forbid_tf32
 from madtp.vqa import VqaModel
 
@@ -36,7 +36,6 @@ NOT_DEPLOYED = re.compile(
     r"|^(image_queue|text_queue|idx_queue|ptr_queue|temp|logit_scale)$"
     r"|\.position_ids$"
 )
-LISTED = 8  # keys named in an error before it says "and N more"
 MAX_TEMPERATURE = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -57,92 +56,49 @@ def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None)
             that are not finite.
         ConfigError: unreadable or contradictory configuration.
     """
+    loaded = read_model(path, config)
+    for note in loaded.notes:
+        _logger.warning("'%s': %s", path, note)
+    return loaded.model
+
+
+class Loaded(NamedTuple):
+    """A model, the epoch that its checkpoint records, and what was read in another way than usual, a sentence each."""
+
+    model: Model
+    epoch: int | None
+    notes: tuple[str, ...]
+
+
+def read_model(path: Path | str, config: Mapping[str, Any] | Path | str | None = None) -> Loaded:
+    """What `load` does, with the notes returned instead of logged; for callers that show or have shown them."""
     forbid_tf32()
     overrides = (
         read_config(config)
         if isinstance(config, str | Path)
         else check_fields({} if config is None else config, "config")
     )
-    content = read_checkpoint(path)
-    state = content["model"]
-    recorded = content.get("config")
-    own = check_fields({} if recorded is None else recorded, f"the config entry of '{path}'")
-    model_config = build_config(state, own | overrides, path)
-    with torch.device("meta"):
-        model: Model = MODELS[model_config.task](model_config, _temperature(content, path))
-    load_state(model, round_like_official_loader(state) if model_config.task == "clip" else state, path)
-    return model.eval()
-
-
-def read_checkpoint(path: Path | str) -> dict[str, Any]:
-    """The content of a checkpoint file, tensors memory-mapped where the format allows it."""
-    path = Path(path)
-    try:
-        if not path.is_file():
-            why = "The file does not exist."
-            if path.exists():
-                why = "There is a folder of that name." if path.is_dir() else "It is not a regular file."
-            raise CheckpointError(f"no checkpoint at '{path}'", why, "Give --ckpt the path of a .pt or .pth file.")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # torch's remarks about files that the errors below are about
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except OSError as error:
-        raise CheckpointError(
-            f"cannot read the checkpoint '{path}'", f"{error.strerror or error}.", "Check the path and its permissions."
-        ) from error
-    except _DAMAGED as error:
-        raise _unreadable(path, error) from error
-    if not isinstance(content, dict) or not isinstance(content.get("model"), dict):
-        found = f"a {type(content).__name__}"
-        if isinstance(content, dict):
-            found = f"a dictionary with {_listing(sorted(str(key) for key in content))}"
-        raise CheckpointError(
-            f"the checkpoint '{path}' has no 'model' entry",
-            f"It holds {found}; official MADTP checkpoints hold 'model', 'epoch' and 'temperature'.",
-            "Save it as {'model': model.state_dict(), 'epoch': ..., 'temperature': ...}.",
-        )
-    if not all(isinstance(key, str) for key in content["model"]):
-        raise CheckpointError(
-            f"the 'model' entry of '{path}' has keys that are no strings",
-            "A state dict maps names to tensors.",
-            "Save it as {'model': model.state_dict(), 'epoch': ..., 'temperature': ...}.",
-        )
-    return content
-
-
-# What torch.load raises on damaged files, besides OSError.
-_DAMAGED = (
-    *(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, AssertionError),
-    *(KeyError, TypeError, AttributeError, IndexError, OverflowError),
-)
-
-
-def _unreadable(path: Path, error: Exception) -> CheckpointError:
-    """The error for a file that torch's reader of tensors, which runs no code, has refused."""
-    with path.open("rb") as file:
-        start = file.read(2)
-    named = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
-    if named or start in (b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        what = f"it refers to {named[1]}" if named else "it is a plain Python pickle"
-        return CheckpointError(
-            f"the checkpoint '{path}' holds more than tensors, numbers and strings",
-            f"Loading it could run code stored in it: {what}. Nothing of it was run.",
-            "Save it again as {'model': model.state_dict(), 'epoch': ..., 'temperature': ...}.",
-        )
-    said = str(error).strip().split(". ")[0] if type(error) is RuntimeError else ""
-    why = f"The file is truncated, or was not written by torch.save{f' ({said})' if said else ''}."
-    return CheckpointError(
-        f"cannot read the checkpoint '{path}'",
-        why if start else "The file is empty.",
-        "Copy or download it again and compare its size with the original.",
+    content, size = read_archive(Path(path))
+    entries = find_entries(content, path)
+    state, notes = entries.state, list(entries.notes)
+    check_claims(state, size, path)
+    recorded, note = recorded_fields(
+        entries.others.get("config"), f"the config entry of '{path}'", infer_task(state), overridden=config is not None
     )
+    notes += [note.replace(f" of '{path}'", "")] if note else []
+    model_config = build_config(state, recorded | overrides, path)
+    if "temperature" not in entries.others:
+        notes.append("it records no temperature: the default is 0, the dense model")
+    with torch.device("meta"):
+        model: Model = MODELS[model_config.task](model_config, _temperature(entries.others, path))
+    load_state(model, round_like_official_loader(state) if model_config.task == "clip" else state, path)
+    epoch = entries.others.get("epoch")
+    return Loaded(model.eval(), epoch if isinstance(epoch, int) else None, tuple(notes))
 
 
-def _temperature(content: Mapping[str, Any], path: Path | str) -> float:
-    if "temperature" not in content:
-        _logger.warning("'%s' records no temperature: its default is 0, the dense model", path)
+def _temperature(content: Mapping[Any, Any], path: Path | str) -> float:
     value = content.get("temperature", 0.0)
-    if isinstance(value, Tensor) and value.numel() == 1:
+    if is_plain(value) and value.device.type == "cpu" and value.numel() == 1:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TEMPERATURE:
         raise CheckpointError(
@@ -157,23 +113,26 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
     task = given.get("task") or found
     if task not in CONFIGS or found not in (task, ""):
         what = f"a {found} checkpoint" if found else "of no known task"
+        known = recognise(state) if not found else None
+        keys = f"the first keys are {listing(sorted(state))}" if state else "its 'model' entry is empty"
         raise CheckpointError(
             f"'{path}' is {what}" + (f", but the configuration says '{task}'" if task and task != found else ""),
-            f"The tasks are {', '.join(CONFIGS)}; the first keys are {_listing(sorted(map(str, state))[:LISTED])}.",
-            "Give the checkpoint of a model of one of these tasks that was trained with MADTP.",
+            f"{known[0] if known else ''} The tasks are {', '.join(CONFIGS)}; {keys}.".lstrip(),
+            known[1] if known else "Give the checkpoint of a model of one of these tasks that was trained with MADTP.",
         )
-    values = {**infer_sizes(state, task), **given}
-    known = fields(CONFIGS[task])
-    required = [field.name for field in known if field.default is field.default_factory]  # neither is set
+    told = infer_sizes(state, task)
+    values = {**told, **given}
+    known_fields = fields(CONFIGS[task])
+    required = [field.name for field in known_fields if field.default is field.default_factory]  # neither is set
     missing = [name for name in required if name not in values]
     heads = [name for name in missing if name.endswith("heads")]
     if missing != heads:
-        tensors = sorted({SOURCES[task].tensor_of(name) for name in missing if name not in heads})
+        sign = recognise(state)
         raise CheckpointError(
             f"the sizes {', '.join(missing)} of '{path}' are unknown",
-            f"It is taken for a {task} checkpoint, and these tensors, which tell them, are missing or empty: "
-            f"{', '.join(tensors)}.",
-            "Check that the checkpoint is complete, and of a MADTP model.",
+            f"{sign[0] if sign else ''} It is taken for a {task} checkpoint, and these tensors, which tell them, are "
+            f"missing or empty: {listing(_silent_tensors(state, task, missing))}.".lstrip(),
+            sign[1] if sign else "Save the state dict of the whole model again; a part of it is not enough.",
         )
     if missing:
         raise ConfigError(
@@ -181,14 +140,35 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
             f"The width is no multiple of the usual head size {HEAD_SIZE}.",
             f"State them in --config, e.g. {{{', '.join(f'{chr(34)}{name}{chr(34)}: 12' for name in missing)}}}.",
         )
-    foreign = sorted(values.keys() - {field.name for field in known})
+    foreign = sorted(values.keys() - {field.name for field in known_fields})
     if foreign:
         raise ConfigError(
             f"a {task} model has no {', '.join(foreign)}",
             "The configuration is of another task.",
             "Remove these fields from --config.",
         )
-    return CONFIGS[task](**values)
+    try:
+        return CONFIGS[task](**values)
+    except ConfigError as error:
+        if given.keys() - told.keys() - {"task"} or any(
+            told.get(name, value) != value for name, value in given.items()
+        ):
+            raise
+        raise CheckpointError(  # no configuration is to blame
+            f"the tensors of '{path}' make no {task} model that can be read: {error.what}",
+            error.why,
+            "Give a checkpoint of a published architecture; sizes that no tensor tells go into --config.",
+        ) from error
+
+
+def _silent_tensors(state: Mapping[str, Any], task: str, sizes: list[str]) -> list[str]:
+    """The tensors that do not tell these sizes, and why where they are there."""
+    keys = sorted({SOURCES[task].tensor_of(name) for name in sizes if not name.endswith("heads")})
+    return [f"{key} is {_shape_or_kind(state[key])}" if key in state else key for key in keys]
+
+
+def _shape_or_kind(value: Any) -> str:
+    return str(list(value.shape)) if is_plain(value) else _kind(value)
 
 
 def load_state(model: torch.nn.Module, state: Mapping[str, Any], path: Path | str) -> None:
@@ -203,55 +183,77 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Any], path: Path | st
     missing = sorted(expected.keys() - deployed.keys())
     unexpected = sorted(deployed.keys() - expected.keys())
     wanted = {key: value for key, value in sorted(deployed.items()) if key in expected}
-    mistyped = [f"{key} is {_kind(value)}" for key, value in wanted.items() if not _is_weight(value)]
+    mistyped = [f"{shorten(key)} is {_kind(value)}" for key, value in wanted.items() if not _is_weight(value)]
     misshaped = [
-        f"{key} is {list(value.shape)} and should be {list(expected[key].shape)}"
+        f"{shorten(key)} is {list(value.shape)} and should be {list(expected[key].shape)}"
         for key, value in wanted.items()
-        if isinstance(value, Tensor) and value.shape != expected[key].shape
+        if is_plain(value) and value.shape != expected[key].shape
     ]
-    problems = [
-        f"{len(keys)} {label}: {', '.join(keys)}"
-        for label, keys in (
-            ("missing", missing),
-            ("unexpected", unexpected),
-            ("no floating-point weights", mistyped),
-            ("of the wrong shape", misshaped),
-        )
-        if keys
-    ]
+    labels = ("missing", "unexpected", "no floating-point weights", "of the wrong shape")
+    problems = {
+        label: names for label, names in zip(labels, (missing, unexpected, mistyped, misshaped), strict=True) if names
+    }
     if problems:
+        room = 800 // len(problems)
+        lines = [f"{len(names)} {label}: {listing(names, room)}" for label, names in problems.items()]
+        why, fix = _explain(model, deployed, problems)
         raise CheckpointError(
-            f"the keys of '{path}' do not fit a {getattr(model, 'task', '')} model",
-            "\n".join(problems),
-            "Check that this is a MADTP checkpoint of this task; sizes that tensors do not tell go into --config.",
+            f"the keys of '{path}' do not fit a {getattr(model, 'task', '')} model", "\n".join([*why, *lines]), fix
         )
-    weights = {key: value.to(torch.float32) for key, value in wanted.items()}
+    weights = {key: value.to(torch.float32).contiguous() for key, value in wanted.items()}
     broken = [key for key, value in weights.items() if not torch.isfinite(value).all()]
     if broken:
         raise CheckpointError(
             f"the checkpoint '{path}' has NaN or infinite weights",
-            f"In {_listing(broken)}.",
+            f"In {listing(broken)}.",
             "The training run diverged or the file is damaged; take an earlier checkpoint.",
         )
     model.load_state_dict(weights, assign=True)
 
 
+def _explain(model: torch.nn.Module, state: Mapping[str, Any], problems: Mapping[str, Any]) -> tuple[list[str], str]:
+    """What the reason may be, a line each, and what to do about it."""
+    config = getattr(model, "config", None)
+    told = infer_sizes(state, config.task) if isinstance(config, BlipConfig | ClipConfig) else {}
+    other = [
+        f"{name} is {size} by the tensors and {getattr(config, name)} in the configuration"
+        for name, size in told.items()
+        if not name.endswith("heads") and getattr(config, name) != size
+    ]
+    sign = recognise(state)
+    if sign and not other:
+        return [sign[0]], sign[1]
+    if other:
+        fix = "Take these fields out of the configuration: the tensors tell them. --config wins over a config entry."
+        if "image_size" in told and told["image_size"] != getattr(config, "image_size", None):
+            fix += (
+                " To run at another resolution, interpolate the position embedding as the training code does, and save."
+            )
+        return [f"{'; '.join(other[:LISTED])}."], fix
+    if isinstance(config, BlipConfig | ClipConfig):
+        position = state.get(SOURCES[config.task].positions)
+        count = position.shape[-2] if is_plain(position) and position.dim() >= 2 else config.vision_tokens
+        if count != config.vision_tokens:
+            why = f"{count} positions are no class token and a square of patches; images have to be square."
+            return [why], "Give the checkpoint of a model for square images, with one class token and no registers."
+    if problems.keys() == {"missing"}:
+        return [], "The state dict is incomplete: save that of the whole model again."
+    if problems.keys() == {"unexpected"}:
+        return (
+            [],
+            "MADTP's models have no such tensors: save the state dict without what inference does not need.",
+        )
+    return [], "Give a checkpoint of the published architecture; sizes that tensors do not tell go into --config."
+
+
 def _is_weight(value: Any) -> bool:
-    return (
-        isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and value.device.type == "cpu"
-        and value.dtype in FLOATS
-    )
+    return is_plain(value) and value.device.type == "cpu" and value.dtype in FLOATS
 
 
 def _kind(value: Any) -> str:
     if not isinstance(value, Tensor):
         return f"of type {type(value).__name__}"
+    if value.is_nested:
+        return "nested"
     parts = (value.device.type, value.layout, value.dtype)
     return " ".join(str(part).removeprefix("torch.") for part in parts if part not in ("cpu", torch.strided))
-
-
-def _listing(keys: list[str]) -> str:
-    shown = ", ".join(keys[:LISTED])
-    return f"{shown} and {len(keys) - LISTED} more" if len(keys) > LISTED else shown

@@ -1,11 +1,12 @@
 """Sizes of a model: the fields of a checkpoint's `config` entry or of a `--config` file."""
 
+import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
-from madtp.errors import ConfigError
+from madtp.errors import LISTED, ConfigError, listing, shorten
 from madtp.inputs import read_json
 
 HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
@@ -31,47 +32,77 @@ class ModelConfig:
     vocab_size: int
 
     def __post_init__(self) -> None:
-        """Raise ConfigError where the sizes contradict each other."""
+        """Raise ConfigError where the sizes contradict each other, all contradictions at once."""
+        problems = self._values() or self._relations()
+        if len(problems) > 1:
+            lines = [f"{error.what}. {error.why}".rstrip() for error in problems[:LISTED]]
+            lines += [f"And {len(problems) - LISTED} more."] if len(problems) > LISTED else []
+            raise ConfigError(
+                f"{len(problems)} things are wrong with the configuration",
+                "\n".join(lines),
+                "Correct them in --config.",
+            )
+        if problems:
+            raise problems[0]
+
+    def _values(self) -> list[ConfigError]:
+        """Values that no model could have."""
+        problems = []
         for field in fields(self):  # type: ignore[arg-type]
             value = getattr(self, field.name)
             expected = (int, float) if field.type is float else field.type
             if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
                 kind = getattr(field.type, "__name__", field.type)
-                raise ConfigError(f"config field '{field.name}' is {value!r}", f"It has to be of type {kind}.")
-            if field.type is float and not 0 <= value < 1:
-                raise ConfigError(f"config field '{field.name}' is {value}", "It has to be a small positive number.")
-            if field.type is int:
+                what = f"config field '{field.name}' is {shorten(repr(value))}"
+                problems.append(ConfigError(what, f"It has to be of type {kind}."))
+            elif field.type is float and not 0 <= value < 1:
+                what = f"config field '{field.name}' is {value}"
+                problems.append(ConfigError(what, "It has to be a small positive number."))
+            elif field.type is int:
                 least = 0 if field.name.endswith(("_id", "_from")) else 1
                 most = MAX_LAYERS if field.name in self.LAYERS else MAX_SIZE
                 if not least <= value <= most:
-                    raise ConfigError(f"config field '{field.name}' is {value}", f"It has to be {least} to {most}.")
-        for width, heads in self.WIDTHS:
-            if getattr(self, width) % getattr(self, heads):
-                raise ConfigError(
-                    f"{width} = {getattr(self, width)} cannot be split into {heads} = {getattr(self, heads)} heads",
-                    fix=f"Set '{heads}' to a divisor of '{width}' in --config.",
-                )
-        if self.image_size % self.patch_size:
-            raise ConfigError(
-                f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
-                fix="Correct both in --config.",
+                    what = f"config field '{field.name}' is {shorten(str(value))}"
+                    problems.append(ConfigError(what, f"It has to be {least} to {most}."))
+        return problems
+
+    def _relations(self) -> list[ConfigError]:
+        """Values that do not go together."""
+        problems = [
+            ConfigError(
+                f"{width} = {getattr(self, width)} cannot be split into {heads} = {getattr(self, heads)} heads",
+                fix=f"Set '{heads}' to a divisor of '{width}' in --config.",
             )
-        self._check_widths()
-        for name in self.IDS:
-            if getattr(self, name) >= self.vocab_size:
-                raise ConfigError(
-                    f"{name} is {getattr(self, name)}, but the vocabulary has {self.vocab_size} entries",
-                    "Every id has to be smaller than vocab_size; the defaults are those of the published models.",
-                    f"Set '{name}' in --config.",
+            for width, heads in self.WIDTHS
+            if getattr(self, width) % getattr(self, heads)
+        ]
+        if self.image_size % self.patch_size:
+            problems.append(
+                ConfigError(
+                    f"image_size {self.image_size} is not a multiple of patch_size {self.patch_size}",
+                    fix="Correct both in --config.",
                 )
+            )
+        problems += self._widths()
+        problems += [
+            ConfigError(
+                f"{name} is {getattr(self, name)}, but the vocabulary has {self.vocab_size} entries",
+                "Every id has to be smaller than vocab_size; the defaults are those of the published models.",
+                f"Set '{name}' in --config.",
+            )
+            for name in self.IDS
+            if getattr(self, name) >= self.vocab_size
+        ]
+        return problems
 
     @property
     def vision_tokens(self) -> int:
         """Tokens of one image before any pruning, class token included."""
         return (self.image_size // self.patch_size) ** 2 + 1
 
-    def _check_widths(self) -> None:
-        """Widths that have to agree; none by default."""
+    def _widths(self) -> list[ConfigError]:
+        """Widths that have to agree and do not; none by default."""
+        return []
 
 
 @dataclass(frozen=True)
@@ -106,19 +137,24 @@ class BlipConfig(ModelConfig):
     enc_token_id: int = 30523
     task: str = ""
 
-    def _check_widths(self) -> None:
+    def _widths(self) -> list[ConfigError]:
         if self.PRUNES_TEXT and not self.vit_dim == self.text_hidden == self.sd_dim:
-            raise ConfigError(
-                f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
-                f"Both encoders of a {self.task} model are aligned with one space_dict, so the three are one width.",
-                "Correct them in --config.",
-            )
+            return [
+                ConfigError(
+                    f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
+                    f"Both encoders of a {self.task} model are aligned with one space_dict, so all have one width.",
+                    "Correct them in --config.",
+                )
+            ]
         if self.vit_dim != self.sd_dim:
-            raise ConfigError(
-                f"vit_dim {self.vit_dim} and sd_dim {self.sd_dim} differ",
-                "The image encoder is aligned with space_dict, so both are one width.",
-                "Correct them in --config.",
-            )
+            return [
+                ConfigError(
+                    f"vit_dim {self.vit_dim} and sd_dim {self.sd_dim} differ",
+                    "The image encoder is aligned with space_dict, so both are one width.",
+                    "Correct them in --config.",
+                )
+            ]
+        return []
 
 
 @dataclass(frozen=True)
@@ -191,6 +227,13 @@ CONFIGS: dict[str, type[BlipConfig] | type[ClipConfig]] = {
 KNOWN_FIELDS = frozenset(field.name for config in CONFIGS.values() for field in fields(config)) | PROVENANCE
 
 
+# Told by no tensor: if a configuration of something else has them too, it still means the model.
+UNTOLD = frozenset(name for name in KNOWN_FIELDS if name.endswith(("_heads", "_eps", "_token_id")))
+TRAINING = frozenset({"batch_size", "batch_size_train", "batch_size_test"})  # of the published recipes
+_ALL_FIELDS = ", ".join(sorted(KNOWN_FIELDS))
+MISSPELT = 0.88  # alike, by difflib: "vit_head" and "vit_hedas" are taken for "vit_heads"
+
+
 def check_fields(values: Any, origin: str) -> dict[str, Any]:
     """The sizes in `values`, provenance left out.
 
@@ -199,14 +242,61 @@ def check_fields(values: Any, origin: str) -> dict[str, Any]:
     """
     if not isinstance(values, Mapping):
         raise ConfigError(f"{origin} is a {type(values).__name__}", "A configuration is a mapping of field to value.")
-    unknown = sorted(str(key) for key in values if key not in KNOWN_FIELDS)
+    unknown = _unknown(values)
     if unknown:
         raise ConfigError(
-            f"{origin} has unknown fields: {', '.join(unknown)}",
+            f"{origin} has unknown fields: {listing(unknown)}",
             "A misspelt field would be ignored and the model built with other sizes.",
-            f"Remove or correct them; the fields are: {', '.join(sorted(KNOWN_FIELDS))}.",
+            f"Remove or correct them; the fields are: {_ALL_FIELDS}.",
         )
     return {key: value for key, value in values.items() if key not in PROVENANCE}
+
+
+def recorded_fields(values: Any, origin: str, task: str, *, overridden: bool) -> tuple[dict[str, Any], str]:
+    """The sizes in the `config` entry of a checkpoint, which may be a training recipe instead, and a note.
+
+    Of a recipe only what no tensor tells is taken, e.g. heads; the tensors tell the rest, and cannot be wrong about it.
+
+    Args:
+        values: the entry, None without one.
+        origin: of the entry, for messages.
+        task: that the tensors tell, "" where they tell none.
+        overridden: whether the user gave a configuration, which wins over this one.
+
+    Returns:
+        The sizes, and what was left aside, in a sentence; "" where nothing was.
+
+    Raises:
+        ConfigError: a field is misspelt, and there is no other configuration.
+    """
+    if values is None:
+        return {}, ""
+    if not isinstance(values, Mapping):
+        return {}, f"{origin} is a {type(values).__name__}, no mapping of sizes: left aside"
+    unknown = _unknown(values)
+    if not unknown:
+        return check_fields(values, origin), ""
+    misspelt = [
+        name
+        for name in unknown
+        if name not in TRAINING and difflib.get_close_matches(name[:100], KNOWN_FIELDS, cutoff=MISSPELT)
+    ]
+    if misspelt and not overridden:
+        raise ConfigError(
+            f"{origin} has unknown fields: {listing(misspelt)}",
+            "They look like misspelt sizes; ignored, the model would be built with other sizes.",
+            f"Give the sizes that were meant with --config, which wins over it; the fields are: {_ALL_FIELDS}.",
+        )
+    sizes = {size.name for size in fields(CONFIGS[task])} if task else set[str]()
+    taken = {key: value for key, value in values.items() if key in UNTOLD & sizes}
+    ours = any(key in KNOWN_FIELDS - PROVENANCE for key in values)
+    what = "has fields that no model has" if ours else "is a training configuration"
+    note = f"{origin} {what}, left aside ({listing(unknown, 120)}): the tensors tell the sizes"
+    return taken, f"{note}, and the entry {listing(sorted(taken), 120)}" if taken else note
+
+
+def _unknown(values: Mapping[Any, Any]) -> list[str]:
+    return sorted(str(key) for key in values if key not in KNOWN_FIELDS)
 
 
 def read_config(path: Path | str) -> dict[str, Any]:
@@ -217,9 +307,10 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """
     try:
         values = read_json(Path(path))
-    except OSError as error:
+    except (OSError, UnicodeDecodeError) as error:
+        why = error.strerror or str(error) if isinstance(error, OSError) else "It is no UTF-8 text"
         raise ConfigError(
-            f"cannot read the configuration '{path}'", str(error), "Give --config the path of a readable JSON file."
+            f"cannot read the configuration '{path}'", f"{why}.", "Give --config the path of a readable JSON file."
         ) from error
     except (ValueError, RecursionError) as error:  # the latter from brackets nested a thousand deep
         raise ConfigError(

@@ -3,8 +3,9 @@
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
+import torch
 from torch import Tensor
 
 from madtp.config import HEAD_SIZE
@@ -87,13 +88,13 @@ def infer_task(state: Mapping[str, Any]) -> str:
     return ""
 
 
-def infer_sizes(state: Mapping[str, Tensor], task: str) -> dict[str, int]:
+def infer_sizes(state: Mapping[str, Any], task: str) -> dict[str, int]:
     """Sizes of a model as far as its tensors tell; a size whose tensor is missing is left out."""
     sources = SOURCES[task]
     sizes: dict[str, int] = {}
     for name, (key, dim) in sources.dims.items():
         tensor = state.get(key)
-        if isinstance(tensor, Tensor) and dim < tensor.dim():
+        if is_plain(tensor) and dim < tensor.dim():
             sizes[name] = tensor.shape[dim]
     for name, prefix in sources.layers.items():
         pattern = re.compile(rf"{re.escape(prefix)}(\d{{1,3}})\.")
@@ -103,9 +104,14 @@ def infer_sizes(state: Mapping[str, Tensor], task: str) -> dict[str, int]:
         found = [int(match[1]) for key in state if (match := merging.match(key))]
         sizes["merge_from"] = min(found, default=sizes["text_layers"])
     position = state.get(sources.positions)
-    if isinstance(position, Tensor) and position.dim() >= 2 and "patch_size" in sizes:
+    if is_plain(position) and position.dim() >= 2 and "patch_size" in sizes:
         sizes["image_size"] = round(max(position.shape[-2] - 1, 0) ** 0.5) * sizes["patch_size"]
     for width, heads in sources.widths.items():
         if sizes.get(width, 1) % HEAD_SIZE == 0:
             sizes[heads] = sizes[width] // HEAD_SIZE
     return {name: size for name, size in sizes.items() if size or name == "merge_from"}
+
+
+def is_plain(value: Any) -> TypeGuard[Tensor]:
+    """A dense tensor, whose shape can be asked for: no sparse and no nested one."""
+    return isinstance(value, Tensor) and not value.is_nested and value.layout is torch.strided

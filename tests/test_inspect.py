@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import export.compatibility as compatibility
@@ -590,20 +591,23 @@ def test_timing_cache_belongs_to_its_artifact(tmp_path: Path, inspect: Inspect) 
 
 def test_checkpoints_are_not_opened(tmp_path: Path, inspect: Inspect) -> None:
     path = tmp_path / "x.pt"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("x/data.pkl", b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
+    torch.save({"model": {"a": torch.zeros(2)}}, path)
     whole = path.read_bytes()
     content = found(inspect, path)
     assert content["kind"] == "checkpoint"
+    assert content["details"] == {"format": "of torch.save"}
     assert f"python -m export --ckpt {path}" in content["notes"][0]
     path.write_bytes(whole[:40])
     content = found(inspect, path, status=1)
     assert "truncated" in content["damage"][0]
     assert content["notes"] == []
-    path.write_bytes(b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
+    torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
     assert found(inspect, path)["details"] == {"format": "of torch.save before 1.6"}
     path.write_bytes(b"weights")
     assert found(inspect, path, status=1)["kind"] == "checkpoint"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("x/data.pkl", b"cos\nsystem\n(S'touch /tmp/pwned'\ntR.")
+    assert "is not loaded as it is: os.system" in found(inspect, path)["notes"][0]
 
 
 def test_libraries(tmp_path: Path, inspect: Inspect, machine: Machines) -> None:
