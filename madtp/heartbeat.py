@@ -6,7 +6,7 @@ from types import TracebackType
 
 from rich.console import Console
 
-SILENCE = 10.0  # seconds; a line every 15 is promised, and the thread may have to wait for the interpreter's lock
+SILENCE = 5.0  # seconds; a line every 15 is promised, and writing a model of 1 GB keeps threads waiting for up to 10
 
 
 def draws(console: Console) -> bool:
