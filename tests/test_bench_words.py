@@ -20,7 +20,7 @@ from export.bench.run import BenchOptions, BenchResult
 from export.bench.statistics import Ratio
 from export.bench.summary import to_json
 from export.bench.verdict import Outcome, judge
-from export.bench.words import TOO_NOISY, sentence, sign, times
+from export.bench.words import TOO_FEW, TOO_NOISY, sentence, sign, times
 from tests.conftest import TAU, Ran
 from tests.test_bench import FakeRunner, fake_bench, options, save
 from tests.test_bench_statistics import FakeTimer
@@ -71,7 +71,7 @@ def disturbed(options: BenchOptions) -> BenchResult:
     ("ratio", "said"),
     [
         (Ratio(2.4, 0.03, 109.2), TOO_NOISY),
-        (Ratio(1.0, 0.0, math.inf), TOO_NOISY),  # too few calls
+        (Ratio(1.0, 0.0, math.inf), TOO_FEW),
         (Ratio(1.1, 0.8, 1.3), TOO_NOISY),
         (Ratio(1.01, 0.98, 1.03), "undecided (0.98 to 1.03)"),
         (Ratio(0.8, 0.7, 0.9), "0.80x (0.70 to 0.90)"),

@@ -4,6 +4,7 @@ from export.bench.statistics import Ratio
 from export.bench.verdict import Outcome, Verdict
 
 TOO_NOISY = "undecided: too noisy"
+TOO_FEW = "undecided: too few calls"
 SIGNS = {Outcome.PASS: "passed", Outcome.FAIL: "FAILED", Outcome.UNDECIDED: "undecided"}
 
 
@@ -14,6 +15,8 @@ def milliseconds(value: float) -> str:
 
 def times(speed_up: Ratio) -> str:
     """A speed-up with its interval; undecided where it may as well be none."""
+    if speed_up.high == float("inf"):
+        return TOO_FEW
     if speed_up.says_nothing:
         return TOO_NOISY
     interval = f"({speed_up.low:.2f} to {speed_up.high:.2f})"
