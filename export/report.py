@@ -12,6 +12,7 @@ from rich.table import Table
 
 from export.check import Validation
 from export.describe import artifact_name
+from export.latency import Spread
 from export.manifest import manifest_path
 from export.parity import ParityResult
 from export.pipeline import ExportResult, Prepared
@@ -126,9 +127,15 @@ def validation_table(validation: Validation, title: str) -> Table:
             f"latency of {name}, ms (p10-p90)",
             f"{slow.median_ms:.2f} ({slow.p10_ms:.2f}-{slow.p90_ms:.2f})",
             f"{fast.median_ms:.2f} ({fast.p10_ms:.2f}-{fast.p90_ms:.2f})",
-            _ratio(slow.median_ms, fast.median_ms),
+            _speed_up(validation.speed_ups[key]),
         )
     return table
+
+
+def _speed_up(found: Spread) -> str:
+    """With its spread over the rounds; no number where these do not agree that there is any."""
+    spread = f"({found.p10:.2f}-{found.p90:.2f})"
+    return f"undecided {spread}" if found.may_be_none else f"{found.median:.2f}x {spread}"
 
 
 def _last_tokens(encoder: str, result: ParityResult) -> str:
@@ -147,6 +154,7 @@ def closing_lines(result: ExportResult) -> list[str]:
     """One line each: what was written, on which backend, and what was not done."""
     backend = result.backend
     lines = [f"backend: {backend.name} {backend.version} ({backend.reason})"]
+    lines += [f"note on latency: {caveat}" for caveat in result.validation.caveats]
     if result.manifest is None:
         failures = [failure for parity in result.validation.parity for failure in parity.failures]
         shown = failures[:5] + ([f"and {len(failures) - 5} more"] if len(failures) > 5 else [])

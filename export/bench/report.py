@@ -243,12 +243,13 @@ def _runs(runs: float) -> str:
 def markdown(result: BenchResult) -> str:
     """A short table for a pull request."""
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
-    head = ["case", "p50 ms", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
+    head = ["case", "p50 ms", "known to", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
     gains = {speed_up.case: times(speed_up.achieved) for speed_up in speed_ups(result)}
     rows = [
         [
             str(summary.case),
             milliseconds(summary.latency.p50),
+            _known(summary.latency.relative_half_width),
             milliseconds(summary.latency.p99),
             f"{summary.requests_per_second:.1f}",
             gains.get(summary.case, ""),
