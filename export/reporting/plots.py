@@ -89,7 +89,7 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: s
         limit = BEYOND * max(np.percentile(values, 90) for values in times.values())
         beyond = sum(value > limit for values in times.values() for value in values[:POINTS])
         label = f"{call}{f' ({beyond} slower ones are not drawn)' if beyond else ''}"
-        axes.set(xlabel=label, ylabel="temperature, dense / pruned", xlim=(0, limit))
+        axes.set(xlabel=label, ylabel="temperature", xlim=(0, limit))
         axes.tick_params(axis="y", labelsize=9)
         axes.invert_yaxis()
         return figure
