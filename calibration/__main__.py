@@ -18,6 +18,7 @@ from madtp.checkpoint import MAX_TEMPERATURE, Model
 from madtp.command import PATH, output_console, run
 from madtp.errors import InputError
 from madtp.files import check_writable
+from madtp.heartbeat import Heartbeat, draws
 from madtp.inputs import sha256
 from madtp.parts import parts_of
 from madtp.samples import (
@@ -46,6 +47,15 @@ def cli() -> None:
 def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
     check_writable(output)
+    with Heartbeat(Console(stderr=True), "reading the checkpoint") as heartbeat:
+        statistics = _tokens(ckpt, data, output, config, temperature, heartbeat)
+    output_console().print(statistics_table(statistics))
+    click.echo(f"wrote {output}")
+
+
+def _tokens(
+    ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None, heartbeat: Heartbeat
+) -> TokenStatistics:
     model = madtp.load(ckpt, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
@@ -59,9 +69,7 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
     index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
     requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
-    statistics = _collect(model, requests, source, output)
-    output_console().print(statistics_table(statistics))
-    click.echo(f"wrote {output}")
+    return _collect(model, requests, source, output, heartbeat)
 
 
 def _inputs(folder: Path, number: int, entry: object, processor: Processor, config: Config) -> Mapping[str, Tensor]:
@@ -73,7 +81,11 @@ def _inputs(folder: Path, number: int, entry: object, processor: Processor, conf
 
 
 def _collect(
-    model: Model, requests: Sequence[Callable[[], Mapping[str, Tensor]]], source: Source, output: Path
+    model: Model,
+    requests: Sequence[Callable[[], Mapping[str, Tensor]]],
+    source: Source,
+    output: Path,
+    heartbeat: Heartbeat,
 ) -> TokenStatistics:
     """Collect behind a bar on a terminal, a line for every tenth elsewhere."""
     console = Console(stderr=True)
@@ -85,16 +97,19 @@ def _collect(
         TimeRemainingColumn(),
     )
     total = len(requests)
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+    heartbeat.doing(f"counting tokens of {total} samples")
+    with Progress(*columns, console=console, disable=not draws(console)) as bar:
         task = bar.add_task("", total=total)
         told = 0
 
         def on_sample(done: int) -> None:
             nonlocal told
             bar.update(task, completed=done)
-            if not console.is_terminal and 10 * done // total > told:
+            heartbeat.doing(f"counting tokens: {done} of {total} samples")
+            if not draws(console) and 10 * done // total > told:
                 told = 10 * done // total
                 console.print(f"{10 * told:3d} %  {done} of {total} samples", highlight=False)
+                heartbeat.told()
 
         return collect_resumable(model.config, parts_of(model), requests, source, output, on_sample)
 

@@ -2,13 +2,14 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import Any
 
 import torch
 
-from export.latency import Latency, interleave
+from export.bench.environment import Neighbours, activity, machine, warnings
+from export.latency import Latency, Spread, ratio_of, summarize, time_rounds
 from export.options import Range
 from export.parity import ParityResult, compare
 from madtp.config import BlipConfig, ClipConfig
@@ -30,6 +31,8 @@ class Validation:
         gflops: mean multiply-adds (1e9) a request, "dense" and "pruned".
         latency: of one call with the smallest batch, "torch dense", "torch pruned", "artifact dense", ...
         validated: "artifact", or "onnx" where the plan cannot be executed on this machine.
+        speed_ups: dense over pruned latency, "torch" and "artifact".
+        caveats: what makes latencies worth less, a sentence each.
     """
 
     samples: str
@@ -37,6 +40,8 @@ class Validation:
     gflops: dict[str, float]
     latency: dict[str, Latency]
     validated: str = "artifact"
+    speed_ups: dict[str, Spread] = field(default_factory=dict)
+    caveats: list[str] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
@@ -52,7 +57,7 @@ class Validation:
             "parity": [asdict(result) for result in self.parity],
             "gflops": self.gflops,
             "latency": {name: asdict(latency) for name, latency in self.latency.items()},
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads",
+            "machine": "; ".join([f"{platform.machine()}, {torch.get_num_threads()} threads", *self.caveats]),
         }
 
 
@@ -88,7 +93,8 @@ def validate_runners(
     on_detail("timing")
     inputs = collate(samples.requests[: batch.min], config)
     reference = torch_runners(parts)
-    latency = interleave(
+    here, before, neighbours = machine(None), activity(), Neighbours()
+    times = time_rounds(
         {
             "torch dense": lambda: run_request(config, reference, inputs, 0.0),
             "artifact dense": lambda: run_request(config, candidate, inputs, 0.0),
@@ -97,7 +103,10 @@ def validate_runners(
         },
         seconds=LATENCY_SECONDS,
     )
-    return Validation(samples.origin, parity, gflops, latency)
+    caveats = warnings(here, before, activity(), neighbours.share())
+    speed_ups = {name: ratio_of(times[f"{name} dense"], times[f"{name} pruned"]) for name in ("torch", "artifact")}
+    latency = {name: summarize(values) for name, values in times.items()}
+    return Validation(samples.origin, parity, gflops, latency, speed_ups=speed_ups, caveats=caveats)
 
 
 def mean_gflops(

@@ -19,12 +19,32 @@ class Latency:
     calls: int
 
 
+@dataclass(frozen=True)
+class Spread:
+    """A ratio of latencies of the same round: median, 10th and 90th percentile of the rounds."""
+
+    median: float
+    p10: float
+    p90: float
+
+    @property
+    def may_be_none(self) -> bool:
+        """Rounds do not agree on which of the two is faster."""
+        return self.p10 <= 1 <= self.p90
+
+
 def interleave(
     candidates: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 3, max_rounds: int = 50
 ) -> dict[str, Latency]:
     """What `time_rounds` measures, summarised."""
     times = time_rounds(candidates, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
     return {name: summarize(values) for name, values in times.items()}
+
+
+def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> Spread:
+    """How many times longer calls of `slow` took than those of `fast` in the same round."""
+    p10, median, p90 = np.percentile(np.divide(slow, fast), [10, 50, 90])
+    return Spread(float(median), float(p10), float(p90))
 
 
 def time_rounds(

@@ -13,23 +13,28 @@ from rich.table import Table
 
 from export.check import Validation
 from export.describe import artifact_name
+from export.latency import Spread
 from export.manifest import manifest_path
 from export.parity import ParityResult
 from export.pipeline import ExportResult, Prepared
+from madtp.heartbeat import SILENCE, Heartbeat, draws
 
 EXPORT_STAGES = {".plan": 3, ".onnx": 2}
 
 
 class ConsoleProgress:
-    """A progress bar on a terminal, plain lines elsewhere. Use as a context.
+    """A progress bar on a terminal; elsewhere a plain line a stage, and one whenever it was silent. Use as a context.
 
     Args:
         console: where to; standard error, so that standard output holds the result alone.
         stages: how many stages will be announced.
+        silence: seconds without a line after which one says what is being done, see `madtp.heartbeat`.
     """
 
-    def __init__(self, console: Console, stages: int) -> None:
+    def __init__(self, console: Console, stages: int, silence: float = SILENCE) -> None:
         self._console, self._stages, self._done = console, stages, 0
+        self._stage = "starting"
+        self._heartbeat = Heartbeat(console, self._stage, silence)
         self._bar = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -38,31 +43,37 @@ class ConsoleProgress:
             TextColumn("[dim]{task.fields[detail]}"),
             console=console,
             transient=True,
-            disable=not console.is_terminal,
+            disable=not draws(console),
         )
-        self._task = self._bar.add_task("starting", total=stages, detail="")
+        self._task = self._bar.add_task(self._stage, total=stages, detail="")
         self._begin = time.perf_counter()
 
     def __enter__(self) -> "ConsoleProgress":
         self._bar.start()
+        self._heartbeat.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._heartbeat.__exit__(kind, error, trace)
         self._bar.stop()
 
     def stage(self, description: str) -> None:
         """Announce a stage."""
         self._bar.update(self._task, description=description, completed=self._done, detail="")
         self._done += 1
-        if not self._console.is_terminal:
+        self._stage = description
+        self._heartbeat.doing(description)
+        if not draws(self._console):
             elapsed = time.perf_counter() - self._begin
             self._console.print(f"[{self._done}/{self._stages}] {description} ({elapsed:.0f} s)", markup=False)
+            self._heartbeat.told()
 
     def detail(self, text: str) -> None:
-        """Say what happens within the stage; on a terminal only."""
+        """Say what happens within the stage: beside the bar, or in the next line after a silence."""
         self._bar.update(self._task, detail=text)
+        self._heartbeat.doing(f"{self._stage}: {text}")
 
 
 def preflight_table(prepared: Prepared) -> Table:
@@ -119,9 +130,15 @@ def validation_table(validation: Validation, title: str) -> Table:
             f"latency of {name}, ms (p10-p90)",
             f"{slow.median_ms:.2f} ({slow.p10_ms:.2f}-{slow.p90_ms:.2f})",
             f"{fast.median_ms:.2f} ({fast.p10_ms:.2f}-{fast.p90_ms:.2f})",
-            _ratio(slow.median_ms, fast.median_ms),
+            _speed_up(validation.speed_ups[key]),
         )
     return table
+
+
+def _speed_up(found: Spread) -> str:
+    """With its spread over the rounds; no number where these do not agree that there is any."""
+    spread = f"({found.p10:.2f}-{found.p90:.2f})"
+    return f"undecided {spread}" if found.may_be_none else f"{found.median:.2f}x {spread}"
 
 
 def _last_tokens(encoder: str, result: ParityResult) -> str:
@@ -140,6 +157,7 @@ def closing_lines(result: ExportResult) -> list[str]:
     """One line each: what was written, on which backend, and what was not done."""
     backend = result.backend
     lines = [f"backend: {backend.name} {backend.version} ({backend.reason})"]
+    lines += [f"note on latency: {caveat}" for caveat in result.validation.caveats]
     if result.manifest is None:
         failures = [failure for parity in result.validation.parity for failure in parity.failures]
         shown = failures[:5] + ([f"and {len(failures) - 5} more"] if len(failures) > 5 else [])

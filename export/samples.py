@@ -15,11 +15,13 @@ from madtp.tokenize import text_processor
 
 @dataclass(frozen=True)
 class ArtifactSamples:
-    """Prepared requests, their texts as they were given ("" where there is none), and what made the ids, if it fits."""
+    """Prepared requests, their texts as they were given ("" where there is none), what made the ids, if it fits, and
+    the answers (vqa) or captions that are known to be right."""
 
     prepared: SampleSet
     texts: list[str]
     processor: Processor | None
+    answers: list[tuple[str, ...]]
 
 
 def artifact_samples(
@@ -50,7 +52,7 @@ def artifact_samples(
     batch, text = batch_and_text(manifest["parts"])
     if synthetic:
         made = synthetic_samples(config, batch, text)
-        return ArtifactSamples(made, [""] * len(made), None)
+        return ArtifactSamples(made, [""] * len(made), None, [()] * len(made))
     found = None if samples is None else read_samples(samples, config.task, least=1)
     processor = _processor(manifest, folder, config, samples)
     if found is None:
@@ -65,8 +67,10 @@ def artifact_samples(
     requests = [prepare_sample(sample, processor, config) for sample in found]
     prepared = SampleSet(requests, origin, processor is not None)
     check_samples(prepared, config, batch, text)
-    asked = config.task != "caption"  # its samples' texts are what is to be seen, and no input
-    return ArtifactSamples(prepared, [(sample.text or "") if asked else "" for sample in found], processor)
+    asked = config.task != "caption"  # the texts of the demo's samples are what is to be seen, and no input
+    texts = [(sample.text or "") if asked else "" for sample in found]
+    answers = [sample.answers or (() if asked or sample.text is None else (sample.text,)) for sample in found]
+    return ArtifactSamples(prepared, texts, processor, answers)
 
 
 def _processor(manifest: Mapping[str, Any], folder: Path, config: Config, samples: Path | None) -> Processor | None:

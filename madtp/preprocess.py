@@ -14,12 +14,13 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Sample:
-    """What a request is made of: images (two for NLVR), a text where the task has one, and whether the text is true of
-    them, where that is known."""
+    """What a request is made of: images (two for NLVR), a text where the task has one, and what is known to be right:
+    whether the text is true of the images (NLVR), or answers (VQA) or captions in words."""
 
     images: tuple[Image.Image, ...]
     text: str | None
     label: bool | None = None
+    answers: tuple[str, ...] = ()
 
 
 def image_tensor(

@@ -28,6 +28,7 @@ CAPTION_PROMPT = "a picture of "  # that the published captioning models were tr
 HASHED_PROMPT = "a picture of"
 # The text of an entry in samples.json, by task; captioning has none. NLVR2's own annotation says "sentence".
 TEXT_FIELDS = {"nlvr": "sentence", "vqa": "question", "caption": None, "retrieval": "caption", "clip": "caption"}
+ANSWER_FIELDS = {"vqa": "answer", "caption": "caption"}  # what is known to be right, a text or several; may be left out
 
 Config = BlipConfig | ClipConfig
 Processor = TextProcessor | ClipTextProcessor
@@ -123,7 +124,8 @@ def load_samples(
 
     A folder holds `samples.json`, the image files that it names, and `vocab.txt` unless that lies beside the
     checkpoint. Entries are {"sentence", "images": [left, right], "label": "True" | "False"} for nlvr, as NLVR2
-    annotates; {"question", "image"} for vqa; {"image"} for caption; {"caption", "image"} for retrieval and clip.
+    annotates; {"question", "image"} and perhaps "answer" for vqa; {"image"} and perhaps "caption" for caption;
+    {"caption", "image"} for retrieval and clip.
 
     Args:
         folder: of samples.
@@ -275,4 +277,16 @@ def read_sample(folder: Path, number: int, entry: Any, task: str) -> Sample:
     known = None if label is None else LABELS.get(str(label).lower())
     if label is not None and known is None:
         raise InputError(f"{where} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
-    return Sample(tuple(read_image(folder / name) for name in names), text, known)
+    answers = _known_answers(entry, ANSWER_FIELDS.get(task, ""), where)
+    return Sample(tuple(read_image(folder / name) for name in names), text, known, answers)
+
+
+def _known_answers(entry: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+    """What an entry says is right."""
+    given = entry.get(field)
+    answers = [] if given is None else given if isinstance(given, list) else [given]
+    if not all(isinstance(answer, str) for answer in answers):
+        raise InputError(
+            f"{where} has the {field} {given!r:.40}", "It can be a text or several.", "Correct or leave it out."
+        )
+    return tuple(answers)

@@ -25,7 +25,7 @@ PATIENCE = 120  # seconds; far more than anything here takes
 WITHOUT_TRACE = """
 import functools, runpy, shutil, sys
 import export.check, export.pipeline
-export.check.interleave = functools.partial(export.check.interleave, min_rounds=10**9)
+export.check.time_rounds = functools.partial(export.check.time_rounds, min_rounds=10**9)
 source = sys.argv.pop(1)
 export.pipeline.trace_part = lambda part: None
 export.pipeline.save_onnx = lambda program, path, external_data: shutil.copy(source, path)

@@ -17,7 +17,8 @@ H100 = "NVIDIA H100 80GB HBM3"
 def measured(batch: int) -> dict[str, Any]:
     """What measure_batch gives."""
     timing = {"median_us": 10.0 * batch, "p10_us": 9.0 * batch, "p90_us": 11.0 * batch, "calls": 5}
-    timings = {"kernel": timing, "eager": {**timing, "median_us": 50.0 * batch}}
+    slower = {name: 5 * value for name, value in timing.items() if name != "calls"}
+    timings = {"kernel": timing, "eager": {**timing, **slower}}
     refused = {"SDPA cuDNN": "RuntimeError: no kernel"}
     op = {"timings": timings, "not_run": refused}
     return {"aligned_attention": op, "token_compact": {**op, "tokens": 290}}
@@ -82,6 +83,14 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     done = CliRunner().invoke(kernels.main, ["--out", str(tmp_path / "file" / "new")])
     assert done.exit_code == 2
     assert "cannot write" in done.output
+
+
+def test_a_target_within_the_noise_is_neither_met_nor_missed() -> None:
+    batch = measured(32)
+    batch["aligned_attention"]["timings"]["eager"]["p10_us"] = 3.0 * 32  # now and then as fast as the kernel
+    (first, *_) = [line for line in results.verdicts({"batches": {"32": batch}}) if "eager" in line]
+    assert first.startswith("open: AlignedAttention at least 4 x faster")
+    assert first.endswith("5.00 x (0.27 to 6.11), undecided: too noisy")
 
 
 def test_predictions_are_for_the_very_device() -> None:

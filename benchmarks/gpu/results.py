@@ -109,6 +109,15 @@ def add_predictions(results: dict[str, Any]) -> None:
                 results["batches"][batch][op]["prediction_us"] = entry
 
 
+def ratio_of(slow: dict[str, Any], fast: dict[str, Any]) -> tuple[float, float, float]:
+    """How many times longer one timing is than another: by 10th and 90th percentiles least, by medians, and most."""
+    return (
+        slow["p10_us"] / fast["p90_us"],
+        slow["median_us"] / fast["median_us"],
+        slow["p90_us"] / fast["p10_us"],
+    )
+
+
 def verdicts(results: dict[str, Any]) -> list[str]:
     """A line for each target: met, missed, or why it is open; of results so far, for those that have been measured."""
     lines: list[str] = []
@@ -125,10 +134,14 @@ def verdicts(results: dict[str, Any]) -> list[str]:
         if other not in timings:
             judge(target, None, f"nothing: {other} did not run")
             continue
-        ours = timings["kernel"]["median_us"]
-        theirs = timings[other]["median_us"]
-        ratio = ours / theirs if over else theirs / ours
-        judge(target, ratio <= MOST_OVER_SDPA if over else ratio >= LEAST_OVER_EAGER, f"{ratio:.2f} x")
+        compared = (timings["kernel"], timings[other]) if over else (timings[other], timings["kernel"])
+        low, middle, high = ratio_of(*compared)
+        limit = MOST_OVER_SDPA if over else LEAST_OVER_EAGER
+        seen = f"{middle:.2f} x ({low:.2f} to {high:.2f})"
+        if low < limit < high:
+            judge(target, None, f"{seen}, undecided: too noisy")
+        else:
+            judge(target, high <= limit if over else low >= limit, seen)
     rows = results.get("memory", [])
     growth = max((after["kernel"] / before["kernel"] for before, after in pairwise(rows)), default=None)
     linear = None if growth is None else growth <= MOST_GROWTH

@@ -4,7 +4,7 @@ import datetime
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import jsonschema
 
 from export.bench.calls import Case, Kept
-from export.bench.environment import Activity, Machine
+from export.bench.environment import Activity, Machine, warnings
 from export.bench.measure import Ended, WarmUp, own
 from export.bench.statistics import noise_floor
 from export.errors import BaselineError
@@ -29,6 +29,27 @@ SAME_MACHINE = {
     "gpus": "GPU",
     "threads": "number of threads",
 }
+
+
+WAITED = 0.01  # share of the calls' time from which waiting for a CPU is worth a word
+
+
+@dataclass(frozen=True)
+class Timed:
+    """Latencies, one a round.
+
+    Attributes:
+        milliseconds: wall-clock.
+        waited: milliseconds that each call was ready to run while others had the CPUs; None where that is not known.
+    """
+
+    milliseconds: list[float]
+    waited: list[float] | None = None
+
+    @property
+    def own(self) -> list[float]:
+        """Latencies less what was waited for a CPU: what verdicts rest on."""
+        return own(self.milliseconds, self.waited)
 
 
 @dataclass(frozen=True)
@@ -74,6 +95,7 @@ class Measurement:
         cuda_graphs: it was asked to replay CUDA graphs.
         yardstick: what stood beside the calls; None without one.
         cases: at least one.
+        notes: what makes its numbers worth less and does not follow from the rest, a sentence each.
     """
 
     artifact: Mapping[str, Any]
@@ -87,6 +109,7 @@ class Measurement:
     cuda_graphs: bool
     yardstick: str | None
     cases: dict[Case, Measured]
+    notes: list[str] = field(default_factory=list)
 
     @property
     def partial(self) -> bool:
@@ -98,6 +121,19 @@ class Measurement:
         """Of the time of all calls, what they waited for a CPU that others had; 0 where that is not known."""
         waited = sum(sum(measured.waited or ()) for measured in self.cases.values())
         return waited / sum(sum(measured.milliseconds) for measured in self.cases.values())
+
+    @property
+    def caveats(self) -> list[str]:
+        """What makes its numbers worth less, a sentence each; to be said wherever they are shown."""
+        found = [*self.notes, *warnings(self.machine, self.before, self.after, self.neighbours)]
+        if self.samples["requests"] == 1:
+            found.append("there is one sample: an adaptive model has a distribution, and one is not one")
+        if self.waited_share > WAITED:
+            waiting = f"for {100 * self.waited_share:.0f} % of their time calls waited for a CPU that others had"
+            found.append(f"{waiting}; speed-ups and verdicts leave that out")
+        if not self.warm_up.stable:
+            found.append("latencies had not become stable when the warm-up's time was up")
+        return found
 
     def to_json(self) -> dict[str, Any]:
         """As the schema says."""
@@ -115,6 +151,7 @@ class Measurement:
             "neighbours": round(self.neighbours, 4),
             "cuda_graphs": self.cuda_graphs,
             "yardstick": self.yardstick,
+            "caveats": self.caveats,
             "cases": [_case_to_json(case, measured) for case, measured in self.cases.items()],
         }
 
@@ -183,7 +220,12 @@ def read_measurement(path: Path) -> Measurement:
             "Its run was interrupted, so its numbers may be of a warm-up or of a disturbed machine.",
             "Make it again, and let it end.",
         )
-    return Measurement(
+    return parse_measurement(content)
+
+
+def parse_measurement(content: Mapping[str, Any]) -> Measurement:
+    """What a file says that is as the schema wants it, and that no `contradiction` is in."""
+    found = Measurement(
         content["artifact"],
         content["samples"],
         Machine(**content["machine"]),
@@ -206,6 +248,8 @@ def read_measurement(path: Path) -> Measurement:
             for entry in content["cases"]
         },
     )
+    told = found.caveats
+    return replace(found, notes=[caveat for caveat in content.get("caveats", []) if caveat not in told])
 
 
 def contradiction(content: Mapping[str, Any]) -> str:

@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from export.bench.artifact import Described, describe, identity
-from export.bench.baseline import Measured, Measurement, artifact_at_hand, check_comparable, read_measurement
+from export.bench.baseline import Measured, Measurement, Timed, artifact_at_hand, check_comparable, read_measurement
 from export.bench.calls import Case, cases_of
 from export.bench.environment import BUSY, Machine
-from export.bench.statistics import level_change, noise_floor, of_one_input, paired_ratio, recorded_ratio
+from export.bench.statistics import level_change, median, noise_floor, of_one_input, paired_ratio, recorded_ratio
 from export.bench.verdict import Verdict, judge
 from export.errors import OptionError
 
@@ -33,7 +33,7 @@ class Comparison:
     def verdicts(
         self,
         cases: Mapping[Case, Measured],
-        old: Mapping[Case, Sequence[float]],
+        old: Mapping[Case, Timed],
         allowed: float,
         busy: float,
         yardstick: str | None,
@@ -43,14 +43,18 @@ class Comparison:
 
         Args:
             cases: what was measured so far.
-            old: milliseconds of the artifact that runs side by side, of the same rounds, less what it waited for a CPU.
+            old: what it is compared with; side by side that is of the same rounds.
             allowed: slow-down that passes.
             busy: share of the CPUs that others took meanwhile.
             yardstick: what stood beside the calls; latencies count in units of it where it was the same then.
             swapped: the first round before which both artifacts were opened anew in the other order.
         """
+        p50 = {case: (median(old[case].milliseconds), median(new.milliseconds)) for case, new in cases.items()}
         if self.recorded is None:
-            return [judge(case, paired_ratio(new.own, old[case], swapped), allowed) for case, new in cases.items()]
+            return [
+                judge(case, paired_ratio(new.own, old[case].own, swapped), allowed, p50=p50[case])
+                for case, new in cases.items()
+            ]
         found = []
         for case, measured in cases.items():
             recorded = self.recorded.cases[case]
@@ -63,6 +67,7 @@ class Comparison:
                     recorded_ratio(now, then),
                     allowed,
                     max(noise_floor(now), noise_floor(then), change),
+                    p50=p50[case],
                     disturbed_now=busy > BUSY,
                     disturbed_then=self.recorded.neighbours > BUSY,
                 )
@@ -152,7 +157,7 @@ def changes(then: Measurement, described: Described, here: Machine) -> list[str]
         ("the system", then.machine.system, here.system),
     ]
     found = [f"{name} is {now}, in the baseline {before}" for name, before, now in pairs if before != now]
+    found += [f"of the baseline: {caveat}" for caveat in then.caveats]
     if then.neighbours > BUSY:
-        taken = f"{100 * then.neighbours:.0f} % of the CPUs"
-        found.append(f"nothing can pass: other processes took {taken} while the baseline was recorded; record it again")
+        found.append("nothing can pass: other processes may be why the baseline was slow; record it again")
     return found

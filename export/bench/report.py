@@ -6,15 +6,25 @@ from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
 from export.bench.comparison import RECORDED
-from export.bench.environment import BUSY, clocks, warnings
+from export.bench.environment import BUSY, clocks
 from export.bench.run import BenchResult
-from export.bench.statistics import CONFIDENCE, Ratio, summarize
-from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
+from export.bench.statistics import CONFIDENCE
+from export.bench.summary import (
+    CaseSummary,
+    SpeedUp,
+    case_summaries,
+    gflops_are_profiled,
+    losses,
+    smallest_batch,
+    speed_ups,
+    verdict_sign,
+)
 from export.bench.verdict import Outcome, Verdict
+from export.bench.words import bounds, milliseconds, percent, sentence, sign, times
 
 TOP_OPERATORS = 12
-WAITED = 0.01  # share of the calls' time from which waiting for a CPU is worth a word
-SIGNS = {Outcome.PASS: "passed", Outcome.FAIL: "FAILED", Outcome.UNDECIDED: "undecided"}
+SAID = {Outcome.PASS: "passed", Outcome.FAIL: "failed", Outcome.UNDECIDED: "undecided"}
+NOT_COMPARED = "nothing was compared: --against or --against-engine names what with"
 
 
 def tables(result: BenchResult) -> list[Table]:
@@ -38,14 +48,20 @@ def latency_table(result: BenchResult) -> Table:
         latency = summary.latency
         table.add_row(
             str(summary.case),
-            *(f"{value:.2f}" for value in (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
-            f"± {100 * latency.relative_half_width:.1f} %",
-            *([f"{summary.device.p50:.2f}"] if summary.device is not None else []),
+            *map(milliseconds, (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
+            _known(latency.relative_half_width),
+            *([milliseconds(summary.device.p50)] if summary.device is not None else []),
             f"{summary.requests_per_second:.1f}",
             ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
             "" if summary.gflops is None else f"{summary.gflops:.3f}",
         )
     return table
+
+
+def _known(relative_half_width: float) -> str:
+    if relative_half_width == float("inf"):
+        return "too few calls"
+    return f"± {100 * relative_half_width:.1f} %"
 
 
 def _caption(result: BenchResult) -> str:
@@ -67,24 +83,31 @@ def group_table(result: BenchResult) -> Table:
                 str(summary.case),
                 f"{group.fewest:.0f} to {group.most:.0f}",
                 str(latency.calls),
-                *(f"{value:.2f}" for value in (latency.p50, latency.p90, latency.p99)),
+                *map(milliseconds, (latency.p50, latency.p90, latency.p99)),
             )
     return table
 
 
 def speed_up_table(result: BenchResult) -> Table:
     """Dense over pruned: what was achieved of what the saved arithmetic promises."""
-    table = Table(title="Dense over pruned")
+    table = Table(title=f"Dense over pruned ({100 * CONFIDENCE:g} % interval); undecided where 1 lies within")
     for column in ("", "latency", "GFLOPs", "efficiency"):
         table.add_column(column, justify="left" if not column else "right")
     for speed_up in speed_ups(result):
         table.add_row(
             str(speed_up.case),
-            _times(speed_up.achieved),
+            times(speed_up.achieved),
             "" if speed_up.gflops is None else f"{speed_up.gflops:.2f}x",
-            "" if speed_up.efficiency is None else f"{100 * speed_up.efficiency:.0f} %",
+            _efficiency(speed_up),
         )
     return table
+
+
+def _efficiency(speed_up: SpeedUp) -> str:
+    """Empty where GFLOPs are not known, or whether it is faster at all."""
+    if speed_up.efficiency is None or speed_up.achieved.may_be_none:
+        return ""
+    return f"{100 * speed_up.efficiency:.0f} %"
 
 
 def operator_table(result: BenchResult) -> Table:
@@ -96,9 +119,10 @@ def operator_table(result: BenchResult) -> Table:
     table = Table(title=f"Where the time goes, milliseconds a request under {result.operators[cases[0]].profiler}")
     dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
     columns = ["operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"]
+    table.caption = "medians of a few calls: small differences are noise"
     if lost:
         columns.append("lost")
-        table.caption = "lost: by how much an operator takes longer than if its time had shrunk as the GFLOPs did"
+        table.caption += "; lost: by how much an operator takes longer than if its time had shrunk as the GFLOPs did"
     for column in columns:
         table.add_column(column, justify="left" if column == "operator" else "right")
     names = sorted({*dense, *pruned}, key=lambda name: -max(dense.get(name, 0.0), pruned.get(name, 0.0)))
@@ -122,23 +146,41 @@ def operator_table(result: BenchResult) -> Table:
 
 
 def verdict_table(result: BenchResult) -> Table:
-    """Slower than before? Times are less what calls waited for a CPU, as verdicts are."""
+    """Slower than before? Medians are those of the other tables; a slow-down that means nothing is left out."""
     table = Table(title=f"Slower? Compared {result.method}")
     columns = ("", "p50 then", "now", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", "")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for verdict in result.verdicts:
-        series = result.earlier[verdict.case], result.measurement.cases[verdict.case].own
+        slowdown = ("", "") if verdict.too_noisy else (percent(verdict.slowdown.ratio), bounds(verdict.slowdown))
         table.add_row(
             str(verdict.case),
-            *(f"{summarize(values).p50:.2f}" for values in series),
-            _percent(verdict.slowdown.ratio),
-            _bounds(verdict.slowdown),
+            *(map(milliseconds, verdict.p50) if verdict.p50 is not None else ("", "")),
+            *slowdown,
             f"{100 * verdict.allowed:g} %",
-            f"{100 * verdict.noise_floor:.1f} %" if verdict.noise_floor else "paired",
-            SIGNS[verdict.outcome],
+            _floor(verdict.noise_floor),
+            sign(verdict),
         )
     return table
+
+
+def _floor(noise_floor: float) -> str:
+    if noise_floor == float("inf"):
+        return "not known"
+    return f"{100 * noise_floor:.1f} %" if noise_floor else "paired"
+
+
+def verdict_line(result: BenchResult) -> str:
+    """What the exit status says, in words."""
+    if result.measurement.partial:
+        return "verdict: none, measuring was interrupted"
+    if not result.verdicts:
+        return f"verdict: none, {NOT_COMPARED}"
+    outcomes = [verdict.outcome for verdict in result.verdicts]
+    counted = [f"{outcomes.count(each)} {SAID[each]}" for each in SAID if each in outcomes]
+    allowed = f"{100 * result.verdicts[0].allowed:g} % slower"
+    cases = f"{len(outcomes)} case{'s' if len(outcomes) > 1 else ''}"
+    return f"verdict: {verdict_sign(result)} (of {cases} {', '.join(counted)}; allowed {allowed}; {result.method})"
 
 
 def lines(result: BenchResult) -> list[str]:
@@ -158,18 +200,28 @@ def lines(result: BenchResult) -> list[str]:
     if any(summary.gflops for summary in case_summaries(result)) and not gflops_are_profiled(result):
         counted = result.described.manifest["validation"]["samples"]
         found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
-    disturbances = warnings(machine, measurement.before, measurement.after, measurement.neighbours)
-    found += [f"note: {text}" for text in (*result.notes, *disturbances)]
-    if measurement.waited_share > WAITED:
-        share = f"{100 * measurement.waited_share:.0f} %"
-        found.append(f"note: for {share} of their time calls waited for a CPU that others had; verdicts leave that out")
+    found += [f"note: {text}" for text in (*result.notes, *measurement.caveats)]
+    found += [f"note: {text}" for text in map(_contradiction, result.verdicts) if text]
     if measurement.neighbours > BUSY and result.method.startswith(RECORDED):
         found.append("note: nothing can fail: against recorded latencies, other processes may be why it is slower")
-    if not measurement.warm_up.stable:
-        found.append("note: latencies had not become stable when the warm-up's time was up")
     if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
         found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
-    return found
+    return [*found, verdict_line(result)]
+
+
+def _contradiction(verdict: Verdict) -> str:
+    """Why a verdict and the medians beside it say different things; empty where they do not."""
+    if verdict.p50 is None:
+        return ""
+    then, now = verdict.p50
+    failed = verdict.outcome == Outcome.FAIL and now <= then
+    passed = verdict.outcome == Outcome.PASS and now > then * (1 + verdict.allowed)
+    if not failed and not passed:
+        return ""
+    return (
+        f"{verdict.case}: the p50s say otherwise than the slow-down, which leaves out what calls waited for a CPU and "
+        "how fast the machine was, and compares calls of the same inputs"
+    )
 
 
 def _waits(result: BenchResult) -> str:
@@ -191,13 +243,14 @@ def _runs(runs: float) -> str:
 def markdown(result: BenchResult) -> str:
     """A short table for a pull request."""
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
-    head = ["case", "p50 ms", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
-    gains = {speed_up.case: f"{speed_up.achieved.ratio:.2f}x" for speed_up in speed_ups(result)}
+    head = ["case", "p50 ms", "known to", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
+    gains = {speed_up.case: times(speed_up.achieved) for speed_up in speed_ups(result)}
     rows = [
         [
             str(summary.case),
-            f"{summary.latency.p50:.2f}",
-            f"{summary.latency.p99:.2f}",
+            milliseconds(summary.latency.p50),
+            _known(summary.latency.relative_half_width),
+            milliseconds(summary.latency.p99),
             f"{summary.requests_per_second:.1f}",
             gains.get(summary.case, ""),
             *_verdict_cells(verdicts.get(summary.case)),
@@ -206,14 +259,16 @@ def markdown(result: BenchResult) -> str:
     ]
     title = f"**Latency of `{result.described.manifest['artifact']}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
-    under = "\n".join(f"- {line}" for line in lines(result))
-    return f"{title}{state}\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+    *about, verdict = lines(result)
+    under = "\n".join(f"- {line}" for line in about)
+    return f"{title}{state}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
 
 
 def _verdict_cells(verdict: Verdict | None) -> list[str]:
     if verdict is None:
-        return ["", ""]
-    return [f"{_percent(verdict.slowdown.ratio)} ({_bounds(verdict.slowdown)})", SIGNS[verdict.outcome]]
+        return ["", "not compared"]
+    slowdown = "" if verdict.too_noisy else f"{percent(verdict.slowdown.ratio)} ({bounds(verdict.slowdown)})"
+    return [slowdown, sign(verdict)]
 
 
 def _rows(rows: Iterable[list[str]]) -> str:
@@ -221,8 +276,16 @@ def _rows(rows: Iterable[list[str]]) -> str:
 
 
 def junit(result: BenchResult) -> str:
-    """JUnit XML: a test case each, failed where it is slower, skipped where that could not be decided."""
+    """JUnit XML: a test case each, failed where it is slower, skipped where that could not be decided or was not asked.
+
+    The numbers and what to know about them are the output of each, and properties of all.
+    """
     suite = TestSuite("madtp bench")
+    *about, verdict_said = lines(result)
+    suite.add_property("verdict", verdict_said.removeprefix("verdict: "))
+    for caveat in (*result.notes, *result.measurement.caveats):
+        suite.add_property("caveat", caveat)
+    summaries = {summary.case: summary for summary in case_summaries(result)}
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
     for case, measured in result.measurement.cases.items():
         entry = TestCase(str(case), classname=f"bench.{result.measurement.artifact['task']}")
@@ -230,10 +293,14 @@ def junit(result: BenchResult) -> str:
         verdict = verdicts.get(case)
         if result.measurement.partial:
             entry.result = [Skipped("interrupted")]
-        elif verdict is not None and verdict.outcome == Outcome.FAIL:
-            entry.result = [Failure(_sentence(verdict))]
-        elif verdict is not None and verdict.outcome == Outcome.UNDECIDED:
-            entry.result = [Skipped(_sentence(verdict))]
+        elif verdict is None:
+            entry.result = [Skipped(NOT_COMPARED)]
+        elif verdict.outcome == Outcome.FAIL:
+            entry.result = [Failure(sentence(verdict))]
+        elif verdict.outcome == Outcome.UNDECIDED:
+            entry.result = [Skipped(sentence(verdict))]
+        compared = [] if verdict is None else [sentence(verdict)]
+        entry.system_out = "\n".join([_latency(summaries[case]), *compared, *about])
         suite.add_testcase(entry)
     document = JUnitXml()
     document.add_testsuite(suite)
@@ -241,18 +308,10 @@ def junit(result: BenchResult) -> str:
     return text.decode("utf-8") if isinstance(text, bytes) else str(text)
 
 
-def _sentence(verdict: Verdict) -> str:
-    slowdown = verdict.slowdown
-    return f"{_percent(slowdown.ratio)} ({_bounds(slowdown)}), allowed {100 * verdict.allowed:g} %"
-
-
-def _percent(ratio: float) -> str:
-    return f"{100 * (ratio - 1):+.1f} %"
-
-
-def _bounds(ratio: Ratio) -> str:
-    return f"{_percent(ratio.low)} to {_percent(ratio.high)}"
-
-
-def _times(ratio: Ratio) -> str:
-    return f"{ratio.ratio:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})"
+def _latency(summary: CaseSummary) -> str:
+    """A case in a line."""
+    latency = summary.latency
+    return (
+        f"p50 {milliseconds(latency.p50)} ms (known to {_known(latency.relative_half_width)}), "
+        f"p99 {milliseconds(latency.p99)} ms, {latency.calls} calls"
+    )

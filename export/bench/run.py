@@ -11,7 +11,7 @@ from typing import Any
 
 from export.artifact import close_runners
 from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
-from export.bench.baseline import Measured, Measurement
+from export.bench.baseline import Measured, Measurement, Timed
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
 from export.bench.comparison import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
@@ -31,6 +31,7 @@ from madtp.tasks import Runner, run_request
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4
 SWAPPED_LOOK = 40  # rounds at least with what is compared opened in one order, and then in the other
+DIGITS = 4  # of milliseconds
 KEEP_SECONDS = 10.0  # between writings of what was measured so far
 PROFILED_CALLS = 8  # of the smallest batch
 FEWEST_PROFILED_CALLS = 2  # of larger ones
@@ -92,9 +93,9 @@ class BenchResult:
         runs: of each part in a call, by case.
         verdicts: of every case, empty where nothing was compared.
         method: how it was compared, in words.
-        earlier: milliseconds of what it was compared with, less what it waited for a CPU, by case.
+        earlier: latencies of what it was compared with, by case.
         operators: by case; empty where nothing was profiled.
-        notes: what a reader has to know about the numbers, a sentence each.
+        notes: what a reader has to know about the comparison, a sentence each; `measurement.caveats` has the rest.
         interrupted: by Ctrl-C or SIGTERM; a measurement that had ended by then is whole.
     """
 
@@ -103,7 +104,7 @@ class BenchResult:
     runs: dict[Case, dict[str, float]]
     verdicts: list[Verdict] = field(default_factory=list)
     method: str = ""
-    earlier: dict[Case, list[float]] = field(default_factory=dict)
+    earlier: dict[Case, Timed] = field(default_factory=dict)
     operators: dict[Case, Operators] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     interrupted: bool = False
@@ -125,6 +126,7 @@ class _Run:
         before: what the machine was doing.
         neighbours: share of the CPUs that others took since measuring began.
         warmed: how the warm-up went.
+        notes: what makes the numbers worth less, a sentence each.
     """
 
     options: BenchOptions
@@ -138,6 +140,7 @@ class _Run:
     before: Activity
     neighbours: Callable[[], float]
     warmed: WarmUp
+    notes: list[str]
 
     def cases(self, timings: Timings[Key]) -> dict[Case, Measured]:
         """What was timed, by case."""
@@ -147,8 +150,9 @@ class _Run:
             beside = None
             if self.using.yardstick is not None:
                 beside = [value / self.times[case] for value in timings.own((WORK, case))]
-            device, waited = timings.device.get(key), timings.waited.get(key)
-            found[case] = Measured(timings.series[key], kept, device, waited, beside, self.times.get(case))
+            device, timed = timings.device.get(key), _timed(timings, key)
+            device = None if device is None else _rounded(device)
+            found[case] = Measured(timed.milliseconds, kept, device, timed.waited, beside, self.times.get(case))
         return found
 
     def measurement(self, timings: Timings[Key]) -> Measurement:
@@ -165,6 +169,7 @@ class _Run:
             self.options.cuda_graphs,
             None if self.using.yardstick is None else self.using.yardstick.name,
             self.cases(timings),
+            self.notes,
         )
 
     def verdicts(self, timings: Timings[Key]) -> list[Verdict]:
@@ -177,11 +182,12 @@ class _Run:
             self.cases(timings), old, self.options.allowed, self.neighbours(), beside, timings.swapped
         )
 
-    def earlier(self, timings: Timings[Key]) -> dict[Case, list[float]]:
-        """Milliseconds of what it is compared with, less what it waited for a CPU; empty where nothing is."""
+    def earlier(self, timings: Timings[Key]) -> dict[Case, Timed]:
+        """Latencies of what it is compared with; empty where nothing is."""
         if self.comparison is not None and self.comparison.recorded is not None:
-            return {case: self.comparison.recorded.cases[case].own for case in self.kept}
-        return {case: timings.own((what, case)) for what, case in timings.series if what == OLD}
+            recorded = self.comparison.recorded.cases
+            return {case: Timed(recorded[case].milliseconds, recorded[case].waited) for case in self.kept}
+        return {case: _timed(timings, (what, case)) for what, case in timings.series if what == OLD}
 
     def settled(self, timings: Timings[Key]) -> bool:
         """Every verdict is in, or without a comparison every median is known to PRECISION."""
@@ -249,8 +255,7 @@ def bench(
                 times[case] = as_then or _repetitions(using, using.yardstick, candidates[NEW, case])
             candidates |= {(WORK, case): _work(using.yardstick, times[case]) for case in cases}
         uncaptured_parts = uncaptured(opened.runners[NEW]) if options.cuda_graphs else []
-        notes = _notes(len(samples), other, described, uncaptured_parts)
-        notes += using.notes
+        notes = [] if other is None else differences(other, described)
         if recorded is not None:
             notes += changes(recorded, described, here)
             if using.yardstick is not None and recorded.yardstick != using.yardstick.name:
@@ -262,7 +267,8 @@ def bench(
         neighbours = using.watch_neighbours()
         began = using.timer.now()
         warmed = warm_up(candidates, using.timer, options.seconds)
-        run = _Run(options, described, about, here, comparison, using, kept, times, before, neighbours, warmed)
+        worth = [*_uncaptured_note(uncaptured_parts), *using.notes]
+        run = _Run(options, described, about, here, comparison, using, kept, times, before, neighbours, warmed, worth)
         timed = partial(
             measure,
             timer=using.timer,
@@ -378,13 +384,18 @@ class _Keeper:
             self._kept = self._run.using.timer.now()
 
 
-def _notes(samples: int, other: Described | None, described: Described, uncaptured_parts: Sequence[str]) -> list[str]:
-    notes = [] if other is None else differences(other, described)
-    if samples == 1:
-        notes.append("there is one sample: an adaptive model has a distribution, and one is not one")
-    if uncaptured_parts:
-        notes.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(uncaptured_parts)}")
-    return notes
+def _timed(timings: Timings[Key], key: Key) -> Timed:
+    """Rounded as files keep it, so that all that is shown follows from what is kept."""
+    waited = timings.waited.get(key)
+    return Timed(_rounded(timings.series[key]), None if waited is None else _rounded(waited))
+
+
+def _rounded(milliseconds: Sequence[float]) -> list[float]:
+    return [round(value, DIGITS) for value in milliseconds]
+
+
+def _uncaptured_note(parts: Sequence[str]) -> list[str]:
+    return [f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(parts)}"] if parts else []
 
 
 def _call(config: Config, runners: Mapping[str, Runner], calls: Sequence[Inputs], case: Case) -> Call:

@@ -19,6 +19,7 @@ RESAMPLES_AT_ONCE = 100  # bounds memory: so many copies of a series
 SEED = 0  # the same numbers always give the same verdict
 OFTEN = 3
 PARTS = 4  # of a session that is compared with itself
+NOISY = 1.5  # an interval whose bounds are further apart than this factor, no change within, says nothing
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +49,21 @@ class Ratio:
     low: float
     high: float
 
+    @property
+    def may_be_none(self) -> bool:
+        """No difference lies within the interval."""
+        return self.low <= 1 <= self.high
+
+    @property
+    def is_wide(self) -> bool:
+        """The bounds are further apart than the factor NOISY; so they are where calls were too few to tell."""
+        return self.high > NOISY * self.low
+
+    @property
+    def says_nothing(self) -> bool:
+        """It may be much slower as well as much faster."""
+        return self.may_be_none and self.is_wide
+
 
 def summarize(milliseconds: Sequence[float]) -> Summary:
     """Mean, deviation, percentiles; of one value they are that value, and how well it is known is not (infinity)."""
@@ -55,6 +71,11 @@ def summarize(milliseconds: Sequence[float]) -> Summary:
     p50, p90, p99 = (float(value) for value in np.percentile(values, [50, 90, 99]))
     deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
     return Summary(len(values), float(values.mean()), deviation, p50, p90, p99, relative_half_width(values))
+
+
+def median(milliseconds: Sequence[float]) -> float:
+    """The p50 of `summarize`."""
+    return float(np.percentile(np.asarray(milliseconds, dtype=np.float64), 50))
 
 
 def relative_half_width(milliseconds: Sequence[float] | Floats) -> float:

@@ -11,6 +11,8 @@ from export.bench.baseline import Measured
 from export.bench.calls import Case
 from export.bench.run import BenchResult
 from export.bench.statistics import Ratio, Summary, paired_ratio, summarize, token_groups
+from export.bench.verdict import Outcome, overall
+from export.bench.words import SIGNS, TOO_NOISY, sign, times
 
 
 @dataclass(frozen=True)
@@ -149,24 +151,45 @@ def smallest_batch(cases: Iterable[Case]) -> list[Case]:
     return [case for case in found if case.batch == min(other.batch for other in found)]
 
 
+def verdict_sign(result: BenchResult) -> str:
+    """What became of all cases, in a word or a few; why there is no verdict where there is none."""
+    if not result.verdicts:
+        return "interrupted" if result.measurement.partial else "nothing was compared"
+    found = overall(result.verdicts)
+    noisy = found == Outcome.UNDECIDED and any(verdict.too_noisy for verdict in result.verdicts)
+    return TOO_NOISY if noisy else SIGNS[found]
+
+
 def to_json(result: BenchResult) -> dict[str, Any]:
     """Everything: the measurement as `--save` keeps it, and all that follows from it. Unknown numbers are null."""
     content = {
         "measurement": result.measurement.to_json(),
         "summaries": [asdict(summary) for summary in case_summaries(result)],
-        "speed_ups": [asdict(speed_up) | {"efficiency": speed_up.efficiency} for speed_up in speed_ups(result)],
+        "speed_ups": [
+            asdict(speed_up) | {"efficiency": speed_up.efficiency, "said": times(speed_up.achieved)}
+            for speed_up in speed_ups(result)
+        ],
         "operators": [{"case": asdict(case), **asdict(found)} for case, found in result.operators.items()],
         "lost_milliseconds": losses(result),
         "gflops_from": "profile" if gflops_are_profiled(result) else "manifest",
         "comparison": {
             "method": result.method or None,
-            "verdicts": [asdict(verdict) for verdict in result.verdicts],
+            "verdict": overall(result.verdicts) if result.verdicts else None,
+            "said": verdict_sign(result),
+            "verdicts": [
+                asdict(verdict) | {"too_noisy": verdict.too_noisy, "said": sign(verdict)} for verdict in result.verdicts
+            ],
             "earlier": [
-                {"case": asdict(case), "latency": asdict(summarize(series)), "milliseconds": series}
-                for case, series in result.earlier.items()
+                {
+                    "case": asdict(case),
+                    "latency": asdict(summarize(timed.milliseconds)),
+                    "milliseconds": timed.milliseconds,
+                    "waited_milliseconds": timed.waited,
+                }
+                for case, timed in result.earlier.items()
             ],
         },
-        "notes": result.notes,
+        "notes": [*result.notes, *result.measurement.caveats],
         "interrupted": result.interrupted,
     }
     finite: dict[str, Any] = _finite(content)

@@ -28,6 +28,7 @@ class Verdict:
         slowdown: how many times longer a call takes than in the baseline, with the bounds that the outcome rests on.
         allowed: the slow-down that passes, 0.05 for 5 %.
         noise_floor: by how much the bounds were moved apart, 0 where both artifacts ran side by side.
+        p50: wall-clock milliseconds of a call then and now; None where that was not given.
     """
 
     case: Case
@@ -35,6 +36,20 @@ class Verdict:
     slowdown: Ratio
     allowed: float
     noise_floor: float
+    p50: tuple[float, float] | None = None
+
+    @property
+    def contradicts_p50(self) -> bool:
+        """The medians say faster where the slow-down says slower, or the other way round."""
+        if self.p50 is None:
+            return False
+        then, now = self.p50
+        return (now - then) * (self.slowdown.ratio - 1) < 0
+
+    @property
+    def too_noisy(self) -> bool:
+        """Undecided, and the slow-down is no number to show: its interval is wide, or the medians contradict it."""
+        return self.outcome == Outcome.UNDECIDED and (self.slowdown.is_wide or self.contradicts_p50)
 
 
 def judge(
@@ -43,6 +58,7 @@ def judge(
     allowed: float,
     noise_floor: float = 0.0,
     *,
+    p50: tuple[float, float] | None = None,
     disturbed_now: bool = False,
     disturbed_then: bool = False,
 ) -> Verdict:
@@ -53,6 +69,7 @@ def judge(
         ratio: new over old.
         allowed: the slow-down that passes.
         noise_floor: by how much the machine drifts, 0 for calls that were made side by side.
+        p50: wall-clock milliseconds of a call then and now.
         disturbed_now: other processes took part of the machine, which only slows down: no reason to fail.
         disturbed_then: likewise while the baseline was recorded: no reason to pass.
     """
@@ -63,7 +80,7 @@ def judge(
         outcome = Outcome.FAIL
     elif widened.high < limit and not disturbed_then:
         outcome = Outcome.PASS
-    return Verdict(case, outcome, widened, allowed, noise_floor)
+    return Verdict(case, outcome, widened, allowed, noise_floor, p50)
 
 
 def overall(verdicts: Iterable[Verdict]) -> Outcome:

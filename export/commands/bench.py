@@ -99,13 +99,15 @@ def command(
     check_outputs(outputs, [against, samples], [artifact, against_engine])
     with ConsoleProgress(errors_console(), STAGES) as progress:
         result = bench(options, progress, keep)
-    for path, write in writers:
-        if path is not None:
-            write_text(path, write(result))
+        progress.detail("intervals and tables")
+        for path, write in writers:
+            if path is not None:
+                write_text(path, write(result))
+        tables, lines = report.tables(result), report.lines(result)
     output = output_console()
-    for table in report.tables(result):
+    for table in tables:
         output.print(table)
-    for line in [*report.lines(result), *(f"wrote {path}" for path in outputs)]:
+    for line in [*lines, *(f"wrote {path}" for path in outputs)]:
         output.print(line, soft_wrap=True)
     if result.interrupted:
         kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"

@@ -4,7 +4,8 @@ from typing import Any
 
 import click
 
-from export.commands.common import export_options, output_console, parse_options, raise_interrupts
+from export.commands.common import errors_console, export_options, output_console, parse_options, raise_interrupts
+from madtp.heartbeat import Heartbeat
 
 
 @click.command()
@@ -15,4 +16,7 @@ def command(**given: Any) -> None:
     from export.report import preflight_table
 
     raise_interrupts()
-    output_console().print(preflight_table(prepare(parse_options(given))))
+    options = parse_options(given)
+    with Heartbeat(errors_console(), "reading checkpoint and samples"):
+        prepared = prepare(options)
+    output_console().print(preflight_table(prepared))

@@ -13,6 +13,7 @@ from export.commands.common import PATH, errors_console, output_console, raise_i
 from export.errors import OptionError
 from madtp.command import WRONG_INPUT
 from madtp.datasets import SPLITS, TASKS
+from madtp.heartbeat import Heartbeat, draws
 
 MISSING_SHOWN = 3
 
@@ -65,11 +66,14 @@ def command(
             f"--task is {task}, and the artifact is of {content['task']}", "", "Leave --task out, or name another."
         )
     try:
-        dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing)
-        artifacts = [path.parent / part["artifact"] for part in content["parts"]]
-        _check_output(output, [path, *artifacts, *(source.path for source in dataset.sources)])
-        with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(errors_console()) as progress:
-            results = evaluate(session, dataset, output, options, progress.report)
+        console = errors_console()
+        with Heartbeat(console, "reading the data set") as heartbeat:
+            dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing)
+            artifacts = [path.parent / part["artifact"] for part in content["parts"]]
+            _check_output(output, [path, *artifacts, *(source.path for source in dataset.sources)])
+            heartbeat.doing("opening the artifact")
+            with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(console, heartbeat) as progress:
+                results = evaluate(session, dataset, output, options, progress.report)
     except KeyboardInterrupt:
         part = part_path(output)
         kept = (
@@ -127,8 +131,8 @@ def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
 class _Progress:
     """A bar for each stage on a terminal, a line for every tenth elsewhere. Use as a context."""
 
-    def __init__(self, console: Console) -> None:
-        self._console = console
+    def __init__(self, console: Console, heartbeat: Heartbeat) -> None:
+        self._console, self._heartbeat = console, heartbeat
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -136,7 +140,7 @@ class _Progress:
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not draws(console),
         )
         self._stage, self._told = "", 0
 
@@ -155,9 +159,11 @@ class _Progress:
             self._task = self._bar.add_task(stage, total=total, completed=done)
             self._stage, self._told = stage, 10 * done // total
         self._bar.update(self._task, completed=done)
-        if not self._console.is_terminal and 10 * done // total > self._told:
+        self._heartbeat.doing(f"{stage}: {done} of {total}" if done < total else f"after {stage}: the results")
+        if not draws(self._console) and 10 * done // total > self._told:
             self._told = 10 * done // total
             self._console.print(f"{10 * self._told:3d} %  {stage}: {done} of {total}", highlight=False, markup=False)
+            self._heartbeat.told()
 
 
 def _check_output(output: Path, inputs: list[Path]) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from export.commands.common import FAILED, output_console, raise_interrupts
+from export.commands.common import FAILED, errors_console, output_console, raise_interrupts
+from madtp.heartbeat import Heartbeat
 
 
 @click.command()
@@ -21,7 +22,8 @@ def command(context: click.Context, file: Path, as_json: bool) -> None:
     from export.inspection_report import inspection_json, inspection_table
 
     raise_interrupts()
-    found = inspect_file(file, this_machine())
+    with Heartbeat(errors_console(), "reading the files and comparing their sha256"):
+        found = inspect_file(file, this_machine())
     if as_json:
         click.echo(inspection_json(found))
     else:

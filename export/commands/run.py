@@ -11,6 +11,7 @@ from rich.table import Table
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
 from madtp.errors import InputError
+from madtp.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -78,7 +79,11 @@ def command(
     check_form(read_manifest(find_manifest(artifact))["task"], len(images), len(texts), given)
     pictures = read_images(images, rotate)
     candidates = None if given["candidates"] is None else read_candidates(given["candidates"])
-    with Session(artifact, vocabulary=vocab) as session:
+    with (
+        Heartbeat(errors_console(), "opening the artifact") as heartbeat,
+        Session(artifact, vocabulary=vocab) as session,
+    ):
+        heartbeat.doing("answering")
         product = ask(session, pictures, texts, temperature, candidates, given)
         if as_json:
             request = {"images": [str(path) for path in images], "texts": list(texts)}

@@ -47,9 +47,9 @@ def command(context: click.Context, /, **given: Any) -> None:
         raise OutputError(f"'{options.repro}' is no folder", "--repro names one.", "Name another.")
     with ConsoleProgress(errors_console(), stages=STAGES) as progress:
         verdict, unwritten = validate_artifact(options, progress)
-    for path, write in reports:
-        if path is not None:
-            write(verdict, path)
+        for path, write in reports:
+            if path is not None:
+                write(verdict, path)
     output = output_console()
     output.print(verdict_table(verdict, f"{options.engine} against {options.checkpoint}"))
     for line in (*verdict_lines(verdict), unwritten):

@@ -9,7 +9,7 @@ from typing import Any
 
 import jsonschema
 
-from export.bench.baseline import SCHEMA_VERSION, contradiction, measurement_schema
+from export.bench.baseline import SCHEMA_VERSION, contradiction, measurement_schema, parse_measurement
 from export.bench.measure import own
 from export.errors import ReportError
 from madtp.inputs import read_json
@@ -30,6 +30,7 @@ class BenchFile:
         samples_sha256: `export.bench.calls.samples_sha256` of them.
         created: when.
         machine: on what.
+        caveats: what makes its numbers worth less, a sentence each.
     """
 
     milliseconds: dict[float, list[float]]
@@ -42,6 +43,7 @@ class BenchFile:
     samples_sha256: str
     created: str
     machine: str
+    caveats: list[str]
 
 
 def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
@@ -89,6 +91,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
         samples_sha256=measured["samples"]["sha256"],
         created=measured["created"],
         machine=machine,
+        caveats=parse_measurement(measured).caveats,
     )
 
 

@@ -11,10 +11,12 @@ import madtp
 from export.artifact import model_config, open_parts, runtime
 from export.backends import Backend
 from export.bench.calls import samples_sha256
+from export.bench.environment import Neighbours, activity, machine, warnings
 from export.errors import BackendError, OptionError
 from export.manifest import check_artifact, check_files, check_outputs, read_manifest
 from export.pipeline import Progress
 from export.profile import batch_and_text
+from export.reporting.answers import answers_to
 from export.reporting.bench_file import BenchFile, read_bench
 from export.reporting.examples import Example, choose, picture, text_view
 from export.reporting.measure import (
@@ -163,20 +165,19 @@ def _measure(
         progress.detail("counting GFLOPs")
         gflops = gflops_of(config, opened.parts, samples.prepared, temperatures)
     progress.stage("timing" if bench is None else "taking latencies from the bench result")
-    times = (
-        latencies(config, runners, samples.prepared, temperatures, opened.least)
-        if bench is None
-        else bench.milliseconds
-    )
+    if bench is None:
+        here, before, neighbours = machine(None), activity(), Neighbours()
+        times = latencies(config, runners, samples.prepared, temperatures, opened.least)
+        caveats = warnings(here, before, activity(), neighbours.share())
+    else:
+        times, caveats = bench.milliseconds, bench.caveats
     progress.stage("following tokens through the layers")
     shown = default if default > 0 else next((tau for tau in temperatures if tau > 0), None)
-    examples: list[Example] = []
     watched = None
-    if shown is not None:
-        with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
+        if shown is not None:
             watched = _watched(opened, Path(scratch), progress)
-            if watched is not None:
-                examples = _examples(opened, samples, counts[shown], counts[0.0], watched, shown)
+        examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
     return Measured(
         samples=samples.prepared.origin,
@@ -192,6 +193,8 @@ def _measure(
         shown=shown,
         watched=None if watched is None else watched.how,
         examples=examples,
+        words_fit=samples.prepared.fits,
+        caveats=caveats,
     )
 
 
@@ -218,19 +221,29 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | No
 
 
 def _examples(
-    opened: _Opened, samples: ArtifactSamples, counts: Counts, dense: Counts, watched: Watched, temperature: float
+    opened: _Opened,
+    samples: ArtifactSamples,
+    counts: Mapping[float, Counts],
+    watched: Watched | None,
+    temperature: float,
+    progress: Progress,
 ) -> list[Example]:
     config, settings = opened.config, opened.manifest["preprocessing"]["image"]
     images = len(samples.prepared.requests[0].images)
-    totals, dense_totals = total_tokens(counts, images), total_tokens(dense, images)
+    totals, dense_totals = total_tokens(counts[temperature], images), total_tokens(counts[0.0], images)
     grid = config.image_size // config.patch_size
+    chosen = choose(totals.tolist())
+    progress.detail("answering")
+    answers = answers_to(config, opened.runners, samples, list(chosen.values()), temperature, opened.least)
     examples = []
-    for title, index in choose(totals.tolist()).items():
+    for (title, index), answered in zip(chosen.items(), answers, strict=True):
         request = samples.prepared.requests[index]
         inputs = alone(request, config, opened.least)
-        ids = watched.source_ids(config, inputs, temperature)
         names = ("left image", "right image") if len(request.images) == 2 else ("image",)
         pictures, texts = [], []
+        if watched is None:
+            pictures = [picture(*named, [], grid, settings) for named in zip(names, request.images, strict=True)]
+        ids = {} if watched is None else watched.source_ids(config, inputs, temperature)
         for encoder, layers in ids.items():
             if encoder == EVERY_IMAGE:
                 for number, name in enumerate(names):  # all first images come before all second ones
@@ -240,7 +253,6 @@ def _examples(
                 words = token_names(request.ids, config, samples.processor, samples.texts[index])
                 rows = [layer[0].tolist() for layer in layers]
                 texts.append(text_view(encoder, words, inputs["input_ids"].shape[1], rows))
-        label = {None: "", 1: "true", 0: "false"}[request.label]
         total, most = int(totals[index]), int(dense_totals[index])
-        examples.append(Example(title, samples.texts[index], label, total, most, pictures, texts))
+        examples.append(Example(title, samples.texts[index], answered, total, most, pictures, texts))
     return examples

@@ -10,6 +10,7 @@ import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from export.reporting.answers import Answer
 from export.reporting.fates import LayerFate, follow, patch_runs
 
 KEPT, FRESH, GONE = "kept", "fresh", "gone"  # states of a token after a layer; classes of the page's style too
@@ -60,11 +61,11 @@ class TextView:
 
 @dataclass(frozen=True)
 class Example:
-    """One sample: its tokens summed over layers and encoders, and how many the dense model has."""
+    """One sample: what the model answers, its tokens summed over layers and encoders, and how many are dense."""
 
     title: str
     text: str
-    label: str
+    answers: Sequence[Answer]
     tokens: int
     dense: int
     pictures: list[Picture]

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 
 from export.backends import Backend, find_gpus
-from export.bench.statistics import paired_ratio
+from export.bench.statistics import CONFIDENCE, paired_ratio
+from export.bench.words import milliseconds, times
 from export.latency import summarize
 from export.manifest import KEPT_FAILURES
 from export.reporting.bench_file import BenchFile
@@ -43,6 +44,8 @@ class Measured:
         shown: temperature of `examples`; None where nothing prunes.
         watched: what ran for them; None: nothing could give out source ids.
         examples: an easy, a middle and a hard sample.
+        words_fit: the ids of texts are the words' own; otherwise answers mean little.
+        caveats: what makes `times` worth less, a sentence each.
     """
 
     samples: str
@@ -58,6 +61,8 @@ class Measured:
     shown: float | None
     watched: str | None
     examples: Sequence[Example]
+    words_fit: bool
+    caveats: Sequence[str]
 
     @property
     def of_torch(self) -> bool:
@@ -79,6 +84,7 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
     costs, cost_name = _costs(measured)
     shown = default if measured.shown is None else measured.shown
     call = _call_name(measured)
+    said = _speed_ups(measured)
     return _template().render(
         manifest=manifest,
         measured=measured,
@@ -87,15 +93,15 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
         machine=this_machine(),
         files=_files(manifest),
         verdicts=verdicts(manifest, measured),
-        summary=_summary(measured, default),
+        summary=_summary(measured, default, said),
         parity=parity_table(manifest["validation"]),
         later=manifest["validation"].get("verdict"),
         validated=validated_table(manifest["validation"].get("verdict")),
         failures=[failure for entry in manifest["validation"]["parity"] for failure in entry["failures"]],
         kept_failures=KEPT_FAILURES,
         recorded=_recorded(manifest["validation"]),
-        latency=_latency(measured),
-        latency_plot=latency_plot(measured.times, default, call),
+        latency=_latency(measured, said),
+        latency_plot=latency_plot(measured.times, default, call, said),
         tokens_at=shown,
         tokens={
             encoder: (tokens_plot(encoder, rows, measured.counts[0.0][encoder]), _tokens(rows))
@@ -236,7 +242,7 @@ def _recorded(validation: Mapping[str, Any]) -> Table:
         [name, f"{entry['median_ms']:.2f}", f"{entry['p10_ms']:.2f} to {entry['p90_ms']:.2f}", str(entry["calls"])]
         for name, entry in validation["latency"].items()
     ]
-    return Table(["at the export", "median ms", "p10 to p90", "calls"], rows)
+    return Table(["of calls", "p50 ms", "p10 to p90", "calls"], rows)
 
 
 def _files(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
@@ -255,7 +261,7 @@ def _files(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return files
 
 
-def _summary(measured: Measured, default: float) -> list[str]:
+def _summary(measured: Measured, default: float, said: Mapping[float, str]) -> list[str]:
     """The numbers that a reader looks for, default against dense."""
     if default == 0:
         return ["the default temperature is 0: the artifact runs dense unless it is told otherwise"]
@@ -264,20 +270,17 @@ def _summary(measured: Measured, default: float) -> list[str]:
     if measured.gflops is not None:
         lines.append(f"{measured.gflops[0.0] / measured.gflops[default]:.2f} times fewer GFLOPs")
     if {0.0, default} <= measured.times.keys():
-        lines.append(_speed_up(measured, default))
+        lines.append(_speed_up(measured, default, said[default]))
     return lines
 
 
-def _speed_up(measured: Measured, default: float) -> str:
+def _speed_up(measured: Measured, default: float, said: str) -> str:
     """Medians, and the ratio of calls of the same round, which is what `bench` calls the speed-up."""
-    slow, fast = measured.times[0.0], measured.times[default]
-    steady = measured.times if measured.bench is None else measured.bench.own
-    found = paired_ratio(steady[0.0], steady[default])
-    sure = f"{found.low:.2f} to {found.high:.2f}" if found.high < float("inf") else "too few calls to tell"
+    slow, fast = (milliseconds(summarize(measured.times[tau]).median_ms) for tau in (0.0, default))
     text = (
-        f"{summarize(slow).median_ms:.2f} ms dense, {summarize(fast).median_ms:.2f} ms pruned, medians"
+        f"{slow} ms dense, {fast} ms pruned, p50"
         f"{' of torch, not of the plan' if measured.of_torch else ''}; "
-        f"call by call {found.ratio:.2f} times as fast (99.9 % confidence: {sure})"
+        f"dense / pruned, call by call: {said} ({100 * CONFIDENCE:g} % interval)"
     )
     if measured.bench is not None and not measured.alike:
         other, gflops = measured.bench, measured.bench.gflops
@@ -285,6 +288,14 @@ def _speed_up(measured: Measured, default: float) -> str:
         if gflops is not None:
             text += f": {gflops[0.0] / gflops[default]:.2f} times fewer GFLOPs there"
     return text
+
+
+def _speed_ups(measured: Measured) -> dict[float, str]:
+    """Dense over pruned in words, by temperature: of calls of the same round, less what they waited for a CPU."""
+    steady = measured.times if measured.bench is None else measured.bench.own
+    if 0.0 not in steady:
+        return {}
+    return {tau: times(paired_ratio(steady[0.0], values)) for tau, values in steady.items() if tau > 0}
 
 
 def _requests(count: int) -> str:
@@ -298,13 +309,14 @@ def _call_name(measured: Measured) -> str:
     return f"milliseconds a call{f' of {batch} requests' if batch > 1 else ''}{of_torch}"
 
 
-def _latency(measured: Measured) -> Table:
+def _latency(measured: Measured, said: Mapping[float, str]) -> Table:
     rows = []
     for temperature, values in measured.times.items():
         low, first, median, third, high = np.percentile(values, [10, 25, 50, 75, 90])
-        cells = [f"{median:.2f}", f"{first:.2f} to {third:.2f}", f"{low:.2f} to {high:.2f}", str(len(values))]
+        spread = [f"{milliseconds(a)} to {milliseconds(b)}" for a, b in ((first, third), (low, high))]
+        cells = [milliseconds(median), *spread, str(len(values)), said.get(temperature, "")]
         rows.append([temperature_name(temperature), *cells])
-    return Table(["temperature", "median ms", "quartiles", "p10 to p90", "calls"], rows)
+    return Table(["temperature", "p50 ms", "quartiles", "p10 to p90", "calls", "dense / pruned"], rows)
 
 
 def _tokens(counts: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
@@ -343,9 +355,9 @@ def _pareto(measured: Measured, costs: Mapping[float, float], cost_name: str) ->
             [
                 temperature_name(temperature),
                 format(costs[temperature], digits),
-                f"{summarize(values).median_ms:.2f}",
+                milliseconds(summarize(values).median_ms),
                 *ends,
             ]
         )
     encoders = [f"{encoder} tokens at the end" for encoder in next(iter(last.values()))]
-    return Table(["temperature", cost_name, "median ms", *encoders], rows)
+    return Table(["temperature", cost_name, "p50 ms", *encoders], rows)

@@ -1,7 +1,7 @@
-"""Plots as SVG data URIs. No pyplot: it keeps figures and settings of its own."""
+"""Plots as SVG data URIs, for light and for dark pages. No pyplot: it keeps figures and settings of its own."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,18 +14,44 @@ from numpy.typing import NDArray
 from export.latency import summarize
 from export.reporting.examples import data_uri
 
-DENSE, PRUNED, DEFAULT = "#6b7280", "#2563eb", "#c2410c"
 LABEL_ROWS = 4
 BEYOND = 1.5  # times the slowest p90: where the axis ends, lest single calls press the rest together
 POINTS = 60  # single calls drawn of each distribution
 SETTINGS: Any = {"svg.hashsalt": "madtp", "font.size": 11, "axes.spines.top": False, "axes.spines.right": False}
+# What is drawn in the colour of text, lest it be black on black.
+IN_TEXT = (
+    *("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"),
+    *(f"boxplot.{part}props.color" for part in ("box", "whisker", "cap")),
+)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Colours of a plot; `back` is the page's, which shows through."""
+
+    text: str
+    back: str
+    dense: str
+    pruned: str
+    default: str
+
+    def of(self, temperature: float, default: float) -> str:
+        """Of a temperature."""
+        if temperature == 0:
+            return self.dense
+        return self.default if temperature == default else self.pruned
+
+
+LIGHT = Palette("#1c1f24", "#ffffff", "#5f6673", "#2563eb", "#c2410c")
+DARK = Palette("#e6e8eb", "#14171b", "#a3abb7", "#7aa7ff", "#fb923c")
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A plot, and its content in a sentence."""
+    """A plot for light pages and for dark ones, and its content in a sentence."""
 
-    uri: str
+    light: str
+    dark: str
     alt: str
 
 
@@ -34,12 +60,20 @@ def temperature_name(temperature: float) -> str:
     return "dense (0)" if temperature == 0 else f"{temperature:g}"
 
 
-def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: str) -> Plot:
-    """Distributions of milliseconds by temperature: box to the quartiles, whiskers to p10 and p90, single calls."""
-    with mpl.rc_context(SETTINGS):
-        figure = Figure((7, 1 + 0.55 * len(times)), layout="constrained")
+def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: str, said: Mapping[float, str]) -> Plot:
+    """Distributions of milliseconds by temperature: box to the quartiles, whiskers to p10 and p90, single calls.
+
+    Args:
+        times: milliseconds of calls by temperature.
+        default: temperature of the artifact.
+        call: what is timed, for the axis.
+        said: of a temperature, its speed-up over dense in words.
+    """
+
+    def draw(palette: Palette) -> Figure:
+        figure = Figure((7, 1 + 0.6 * len(times)), layout="constrained")
         axes = figure.subplots()
-        names = list(map(temperature_name, times))
+        names = ["\n".join(filter(None, [temperature_name(tau), said.get(tau, "")])) for tau in times]
         boxes = axes.bxp(
             [_box(name, values) for name, values in zip(names, times.values(), strict=True)],
             orientation="horizontal",
@@ -47,7 +81,7 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: s
             widths=0.5,
         )
         for place, (temperature, values) in enumerate(times.items(), start=1):
-            colour = _colour(temperature, default)
+            colour = palette.of(temperature, default)
             boxes["medians"][place - 1].set(color=colour, linewidth=2.5)
             drawn = np.asarray(values[:POINTS])
             heights = place + 0.3 * np.sin(np.arange(len(drawn)) * 2.4)  # apart, and the same every time
@@ -56,47 +90,53 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: s
         beyond = sum(value > limit for values in times.values() for value in values[:POINTS])
         label = f"{call}{f' ({beyond} slower ones are not drawn)' if beyond else ''}"
         axes.set(xlabel=label, ylabel="temperature", xlim=(0, limit))
+        axes.tick_params(axis="y", labelsize=9)
         axes.invert_yaxis()
-        uri = _uri(figure)
+        return figure
+
     medians = ", ".join(
         f"{temperature_name(temperature)}: {summarize(values).median_ms:.2f} ms"
+        + (f" (dense / pruned {said[temperature]})" if temperature in said else "")
         for temperature, values in times.items()
     )
-    return Plot(uri, f"Latency by temperature. Medians: {medians}.")
+    return _plot(draw, f"Latency by temperature. Medians: {medians}.")
 
 
 def tokens_plot(encoder: str, counts: NDArray[np.int64], dense: NDArray[np.int64]) -> Plot:
     """Tokens after each layer over samples [samples, layers]: mean, quartiles, range; dense ones beside it."""
     layers = np.arange(1, counts.shape[1] + 1)
-    with mpl.rc_context(SETTINGS):
+    mean = counts.mean(axis=0)
+
+    def draw(palette: Palette) -> Figure:
         figure = Figure((7, 3.4), layout="constrained")
         axes = figure.subplots()
         low, first, third, high = np.percentile(counts, [0, 25, 75, 100], axis=0)
-        axes.fill_between(layers, low, high, color=PRUNED, alpha=0.12, linewidth=0, label="fewest to most")
-        axes.fill_between(layers, first, third, color=PRUNED, alpha=0.3, linewidth=0, label="quartiles")
-        mean = counts.mean(axis=0)
-        axes.plot(layers, mean, "o-", color=PRUNED, label="mean")
-        axes.plot(layers, dense.mean(axis=0), "--", color=DENSE, label="dense")
+        axes.fill_between(layers, low, high, color=palette.pruned, alpha=0.12, linewidth=0, label="fewest to most")
+        axes.fill_between(layers, first, third, color=palette.pruned, alpha=0.3, linewidth=0, label="quartiles")
+        axes.plot(layers, mean, "o-", color=palette.pruned, label="mean")
+        axes.plot(layers, dense.mean(axis=0), "--", color=palette.dense, label="dense")
         axes.set(xlabel="layer", ylabel="tokens after it", ylim=(0, None))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)  # beside what is drawn
-        uri = _uri(figure)
+        return figure
+
     shown = ", ".join(f"{value:.1f}" for value in mean)
-    return Plot(uri, f"Tokens of the {encoder} encoder after each layer. Means: {shown}.")
+    return _plot(draw, f"Tokens of the {encoder} encoder after each layer. Means: {shown}.")
 
 
 def pareto_plot(
     costs: Mapping[float, float], times: Mapping[float, Sequence[float]], default: float, cost_name: str, call: str
 ) -> Plot:
     """Median latency (bars: p10 to p90) over what a request costs, one point a temperature."""
-    with mpl.rc_context(SETTINGS):
+
+    def draw(palette: Palette) -> Figure:
         figure = Figure((7, 4), layout="constrained")
         axes = figure.subplots()
         ordered = sorted(times, key=lambda temperature: costs[temperature])
         for place, temperature in enumerate(ordered):
             found = summarize(times[temperature])
             spread = [[found.median_ms - found.p10_ms], [found.p90_ms - found.median_ms]]
-            colour = _colour(temperature, default)
+            colour = palette.of(temperature, default)
             axes.errorbar(costs[temperature], found.median_ms, spread, fmt="o", color=colour, capsize=3, markersize=7)
             label = temperature_name(temperature) + (" (default)" if temperature == default else "")
             axes.annotate(
@@ -109,15 +149,16 @@ def pareto_plot(
                 fontsize=9,
                 ha="center",
                 va="top",
-                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
+                bbox={"facecolor": palette.back, "edgecolor": "none", "pad": 0.5},
             )
         highest = max(summarize(values).p90_ms for values in times.values())
         furthest = max(costs[temperature] for temperature in times)
         limits = {"xlim": (0, 1.15 * furthest), "ylim": (0, 1.5 * highest)}  # room for the labels
         axes.set(xlabel=cost_name, ylabel=call, **limits)
-        uri = _uri(figure)
+        return figure
+
     points = ", ".join(f"{temperature_name(temperature)} at {costs[temperature]:.4g}" for temperature in times)
-    return Plot(uri, f"Median latency over {cost_name}, by temperature: {points}.")
+    return _plot(draw, f"Median latency over {cost_name}, by temperature: {points}.")
 
 
 def _box(name: str, milliseconds: Sequence[float]) -> dict[str, Any]:
@@ -125,13 +166,13 @@ def _box(name: str, milliseconds: Sequence[float]) -> dict[str, Any]:
     return {"label": name, "whislo": low, "q1": first, "med": median, "q3": third, "whishi": high}
 
 
-def _colour(temperature: float, default: float) -> str:
-    if temperature == 0:
-        return DENSE
-    return DEFAULT if temperature == default else PRUNED
+def _plot(draw: Callable[[Palette], Figure], alt: str) -> Plot:
+    return Plot(_uri(draw, LIGHT), _uri(draw, DARK), alt)
 
 
-def _uri(figure: Figure) -> str:
+def _uri(draw: Callable[[Palette], Figure], palette: Palette) -> str:
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
+    settings: Any = {**SETTINGS, **dict.fromkeys(IN_TEXT, palette.text)}
+    with mpl.rc_context(settings):
+        draw(palette).savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
     return data_uri("image/svg+xml", buffer.getvalue())

@@ -4,6 +4,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import TracebackType
 from typing import NamedTuple
 
 import click
@@ -22,6 +23,7 @@ from madtp.demo.retrieval import train as retrieval_train
 from madtp.demo.retrieval.data import held_out
 from madtp.demo.retrieval.data import held_out_samples as held_out_pairs
 from madtp.demo.train import Recipe, save, train
+from madtp.heartbeat import SILENCE, Heartbeat, draws
 
 MISSED = 1  # the result is not as good as promised
 THREADS = 2  # another number adds up in another order, and so trains other weights
@@ -34,23 +36,28 @@ MOST_LOST = 0.02  # accuracy, against the dense model
 
 
 class Reporter:
-    """Steps done: a bar on a terminal, a line for every tenth elsewhere."""
+    """Steps done: a bar on a terminal, a line for every tenth elsewhere, and one whenever that takes long."""
 
-    def __init__(self, console: Console, total: int) -> None:
+    def __init__(self, console: Console, total: int, silence: float = SILENCE) -> None:
         self._console = console
         self._total = total
         self._done = 0
+        self._heartbeat = Heartbeat(console, "reading the data", silence)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
         self._bar = Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not console.is_terminal
+            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not draws(console)
         )
         self._task = self._bar.add_task("", total=total)
 
     def __enter__(self) -> "Reporter":
         self._bar.start()
+        self._heartbeat.__enter__()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._heartbeat.__exit__(kind, error, trace)
         self._bar.stop()
 
     def advance(self, what: str) -> None:
@@ -58,8 +65,10 @@ class Reporter:
         tenth = 10 * self._done // self._total
         self._done += 1
         self._bar.update(self._task, advance=1, description=what)
-        if not self._console.is_terminal and 10 * self._done // self._total > tenth:
+        self._heartbeat.doing(f"{what}: step {self._done} of {self._total}")
+        if not draws(self._console) and 10 * self._done // self._total > tenth:
             self._console.print(f"{100 * self._done // self._total:3d} %  {what}", highlight=False)
+            self._heartbeat.told()
 
 
 @click.command()
