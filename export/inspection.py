@@ -258,6 +258,7 @@ class _Artifact:
             "state": state,
             "external_data": external,
             "opsets": None if file is None else file.opsets,
+            "ir_version": None if file is None else file.ir_version,
             "functions": None if file is None else file.functions,
         }
 
@@ -310,7 +311,8 @@ class _Artifact:
         damage = ["files or manifest are damaged"] if self._found.damage else []
         machine = self._found.machine
         if name == "onnxruntime" and isinstance(version, str):
-            return onnx_verdict(self._onnx, version, damage, machine)
+            oldest = _at(self._content, "backend", "oldest")
+            return onnx_verdict(self._onnx, version, damage, machine, oldest if isinstance(oldest, str) else None)
         if name not in ("tensorrt", "tensorrt-rtx") or not isinstance(version, str):
             return Verdict(None, ("the manifest names no backend that this version knows",))
         library = _at(self._content, "plugins", "library")

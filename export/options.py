@@ -82,7 +82,8 @@ class ExportOptions:
         batch: requests a call; None is 1:1:8.
         text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         temperature: default written to the manifest; None is the checkpoint's.
-        plugins: "none", "auto" (the library is built when needed), or the path of a plugin library.
+        plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
+            file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: the plan carries the plugin library, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
         calib: folder of calibration data.
@@ -128,7 +129,7 @@ class ExportOptions:
             raise OptionError(
                 f"--plugins {self.plugins} has no use for an .onnx file",
                 "ONNX Runtime runs the function bodies of the custom ops; plugins are TensorRT's.",
-                "Leave --plugins out, or name a .plan.",
+                "Leave --plugins out, use none (standard ONNX, bodies inlined), or name a .plan.",
             )
         if self.embed_plugins and (suffix == ".onnx" or self.plugins == "none"):
             raise OptionError(

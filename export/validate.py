@@ -11,6 +11,7 @@ import torch
 import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
+from export.engine import custom_nodes, inline_functions
 from export.errors import BackendError, OptionError
 from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
@@ -33,8 +34,8 @@ from madtp.tasks import Runner
 
 STAGES = 5
 NO_IDS = (
-    "tokens were only counted, not told apart: the graph does not show which it keeps, e.g. because a tool put "
-    "function bodies in the place of the TokenCompact nodes, or these in another order"
+    "tokens were only counted, not told apart: the graph does not show which it keeps, e.g. because a tool renamed "
+    "values, or put the TokenCompact nodes in another order"
 )
 NOTHING_PRUNED = "pruning was not compared: the default temperature is 0, and --temperature named no other"
 
@@ -225,6 +226,9 @@ def _bisect(
         return
     failure, tolerance = of_onnx[0], verdict.bounds.tolerance.node
     traced = trace_parts(reference.parts, scratch, progress.detail)
+    for part, path in traced.items():
+        if not custom_nodes(compared.files[part]):  # --plugins none, or a tool: what is compared are then their bodies
+            inline_functions(path, path)
     references = {part: OnnxGraph.read(path) for part, path in traced.items()}
     artifacts = {part: OnnxGraph.read(path) for part, path in compared.files.items()}
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
