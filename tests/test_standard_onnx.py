@@ -14,7 +14,7 @@ import pytest
 import export.pipeline
 from export.manifest import read_manifest
 from madtp.inputs import sha256
-from tests.conftest import TAU, TINY, Ran
+from tests.conftest import TAU, TINY, Ran, TaskArtifacts
 from tests.test_validate import change_weight, rehash
 
 Run = Callable[..., Ran]
@@ -110,3 +110,12 @@ def test_inspect_and_report_know_it(standard: Path, tiny_artifact: Path, run_cli
 def test_a_library_has_no_use_for_it(tiny_artifact: Path, tmp_path: Path, run_cli: Run) -> None:
     arguments = ("--ckpt", tiny_artifact / "tiny.pt", "--engine", tmp_path / "out.onnx")
     run_cli(*arguments, "--plugins", tmp_path / "x.so").refused("has no use for an .onnx file", "use none")
+
+
+def test_no_op_of_a_type_that_old_runtimes_lack(task_artifacts: TaskArtifacts) -> None:
+    """ONNX Runtime 1.17 to 1.19 have no ArgMax of int64, and are said to run every task's files."""
+    graph = onnx.load(str(task_artifacts["clip"] / "out.text.onnx")).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    chosen = [makers[node.input[0]] for node in graph.node if node.op_type == "ArgMax"]
+    assert [node.op_type for node in chosen] == ["Cast"]
+    assert onnx.helper.get_attribute_value(chosen[0].attribute[0]) == onnx.TensorProto.INT32
