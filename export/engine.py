@@ -160,7 +160,7 @@ def build_plan(
         spec_path.write_text(json.dumps(asdict(spec)))
         with (Path(scratch) / "log").open("w+", errors="replace") as log:
             worker = subprocess.Popen(
-                [sys.executable, "-m", WORKER, str(spec_path)],
+                [sys.executable, "-P", "-m", WORKER, str(spec_path)],  # -P: not what lies where the user stands
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,

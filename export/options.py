@@ -107,6 +107,14 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         suffix = check_suffix(self.engine)
+        for option, value, known in (
+            ("backend", self.backend, BACKENDS),
+            ("precision", self.precision, PRECISIONS),
+            ("layout", self.layout, LAYOUTS),
+        ):
+            if value not in known:
+                usual = "auto" if option == "backend" else known[0]
+                raise OptionError(f"--{option} '{value}' is unknown", "", f"Use --{option} {usual}.")
         if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
             raise OptionError(
                 f"--backend {self.backend} does not write {suffix} files",

@@ -10,7 +10,11 @@ from export.commands.common import export_options, output_console, parse_options
 @click.command()
 @export_options
 def command(**given: Any) -> None:
-    """Preflight of an export: read and check everything, write nothing."""
+    """Preflight of an export: read and check everything, write nothing.
+
+    \b
+    Exit status: 0 everything is there, 2 the input or the machine is at fault.
+    """
     from export.pipeline import prepare
     from export.report import preflight_table
 

@@ -14,7 +14,10 @@ from export.commands.common import FAILED, output_console, raise_interrupts
 def command(context: click.Context, file: Path, as_json: bool) -> None:
     """Show what FILE is (out.plan, out.onnx, out.json, ...), whether it is whole, and whether it runs here.
 
-    Nothing in the file is run. Exit 1 where the artifact is damaged.
+    Nothing in the file is run.
+
+    \b
+    Exit status: 0 shown, 1 shown and damaged, 2 it cannot be read at all.
     """
     from export.compatibility import this_machine
     from export.inspection import inspect_file
