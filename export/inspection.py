@@ -72,6 +72,8 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
         InputError: the file cannot be read at all.
     """
     try:
+        if not path.exists() and path.suffix in (".onnx", ".plan") and (whole := _whole_artifact(path)) is not None:
+            path = whole
         if not path.is_file():
             why = (
                 "It is a folder." if path.is_dir() else "It is no regular file." if path.exists() else "There is none."
@@ -86,6 +88,15 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
             f"cannot read '{path}'", f"{error.strerror or error}.", "Check the path and its permissions."
         ) from error
     return found
+
+
+def _whole_artifact(path: Path) -> Path | None:
+    """The manifest of an artifact of several parts, which is named as no file is: `out.json` of `out.onnx`."""
+    try:
+        content = _read_json(manifest_path(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest_path(path) if _at(content, "artifact") == path.name else None
 
 
 def _fill(found: Inspection, path: Path, start: bytes) -> None:
