@@ -18,6 +18,7 @@ from PIL import Image
 from calibration.__main__ import cli as calibration
 from export.cli import COMMANDS, cli
 from export.errors import OptionError
+from export.functions import OLDEST_ONNXRUNTIME
 from export.options import ExportOptions
 from madtp.demo.__main__ import cli as demo
 from tests.conftest import Ran, TaskArtifacts
@@ -162,3 +163,33 @@ def test_inspect_says_that_a_named_file_is_missing(exported: tuple[Path, Path], 
     assert ran.status == 1
     assert "MISSING" in ran.out
     run_cli("inspect", tmp_path / "none.onnx").refused("There is none")
+
+
+PAGES = [
+    ROOT / "README.md",
+    *sorted((ROOT / "docs").glob("*.md")),
+    *(ROOT / name / "README.md" for name in ("plugins",)),
+]
+LINES = {
+    line: page.name
+    for page in PAGES
+    for line in re.findall(
+        r"(?:python -m (?:export|calibration)\b|madtp-(?:export|calibration)\b) ?[^\n`#]*", page.read_text()
+    )
+}
+
+
+@pytest.mark.parametrize("line", LINES)
+def test_commands_in_the_docs_have_the_options_that_they_show(line: str) -> None:
+    """Of lines like `python -m export run out.json --image a.jpg [--top 5]`."""
+    module, *words = re.sub(r"[\[\]().,;]", " ", line.removeprefix("python -m ")).split()
+    command: click.Command = calibration if "calibration" in module else cli
+    if words and isinstance(command, click.Group) and command.get_command(click.Context(command), words[0]):
+        command = command.get_command(click.Context(command), words[0]) or command
+    known = {name for option in command.params for name in option.opts} | {"--help"}
+    assert {word for word in words if re.fullmatch(r"--?[a-z][a-z-]*", word)} <= known, LINES[line]
+
+
+@pytest.mark.parametrize("page", ["README.md", "docs/architecture.md"])
+def test_the_docs_name_the_oldest_runtime(page: str) -> None:
+    assert f"ONNX Runtime {OLDEST_ONNXRUNTIME}" in (ROOT / page).read_text()
