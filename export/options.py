@@ -77,8 +77,8 @@ class ExportOptions:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of sizes that win over the checkpoint's.
         backend: one of BACKENDS.
-        precision: one of PRECISIONS.
-        layout: one of LAYOUTS.
+        precision: one of PRECISIONS, of which this version exports fp32.
+        layout: one of LAYOUTS, of which this version exports dynamic.
         batch: requests a call; None is 1:1:8.
         text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         temperature: default written to the manifest; None is the checkpoint's.
@@ -86,7 +86,7 @@ class ExportOptions:
             file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: the plan carries the plugin library, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
-        calib: folder of calibration data.
+        calib: folder of calibration data; nothing takes it yet.
         samples: folder of samples to check the result on; None is the demo's.
     """
 

@@ -65,6 +65,10 @@ def test_help_tells_the_exit_status(name: str) -> None:
     assert re.search(r"Exit (status:|1 where)", help_of(*HELPS[name]))
 
 
+def test_the_list_of_commands_is_not_cut_off() -> None:
+    assert "..." not in help_of(cli).split("Commands:")[1]
+
+
 @pytest.mark.parametrize("name", ["run", "evaluate", "bench", "report"])
 def test_commands_about_an_artifact_name_its_files(name: str) -> None:
     text = " ".join(help_of(cli, name).split())

@@ -7,7 +7,7 @@ import click
 from export.commands.common import export_options, output_console, parse_options, raise_interrupts
 
 
-@click.command()
+@click.command(short_help="Preflight of an export; writes nothing.")
 @export_options
 def command(**given: Any) -> None:
     """Preflight of an export: read and check everything, write nothing.

@@ -17,7 +17,7 @@ from madtp.datasets import SPLITS, TASKS
 MISSING_SHOWN = 3
 
 
-@click.command()
+@click.command(short_help="Run a data set through an artifact.")
 @click.argument("artifact", type=PATH)
 @click.option("--data", type=PATH, required=True, metavar="DIR", help="Annotation files and images (docs/data.md).")
 @click.option("--task", type=click.Choice(TASKS), help="To be sure: the artifact's.")

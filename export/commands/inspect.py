@@ -7,7 +7,7 @@ import click
 from export.commands.common import FAILED, output_console, raise_interrupts
 
 
-@click.command()
+@click.command(short_help="Show what a file is, and whether it runs here.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.pass_context

@@ -7,7 +7,7 @@ import click
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
 
 
-@click.command()
+@click.command(short_help="Write a page about an artifact.")
 @click.argument("artifact", type=PATH)
 @click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="The page to write.")
 @click.option(

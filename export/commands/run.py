@@ -38,7 +38,7 @@ OPTIONS = {
 }
 
 
-@click.command()
+@click.command(short_help="Ask an artifact about images and texts.")
 @click.argument("artifact", type=PATH)
 @click.option("--image", "images", type=PATH, multiple=True, help="An image file; nlvr: left, then right.")
 @click.option("--text", "texts", multiple=True, help="Sentence, question or caption.")

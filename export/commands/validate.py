@@ -9,7 +9,7 @@ from export.commands.common import FAILED, PATH, errors_console, output_console,
 from madtp.errors import OutputError
 
 
-@click.command()
+@click.command(short_help="Hold an artifact to its checkpoint.")
 @click.option("--engine", type=PATH, required=True, help="The artifact: out.json, out.onnx or out.plan.")
 @click.option("--ckpt", type=PATH, required=True, help="The checkpoint that it was made from.")
 @click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
