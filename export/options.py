@@ -107,14 +107,14 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         suffix = check_suffix(self.engine)
-        for option, value, known in (
-            ("backend", self.backend, BACKENDS),
-            ("precision", self.precision, PRECISIONS),
-            ("layout", self.layout, LAYOUTS),
+        for option, value, known, works in (
+            ("backend", self.backend, BACKENDS, BACKENDS),
+            ("precision", self.precision, PRECISIONS, PRECISIONS[:1]),
+            ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
         ):
             if value not in known:
-                usual = "auto" if option == "backend" else known[0]
-                raise OptionError(f"--{option} '{value}' is unknown", "", f"Use --{option} {usual}.")
+                why = f"This version knows {', '.join(works)}."
+                raise OptionError(f"--{option} '{value}' is unknown", why, f"Use --{option} {works[0]}.")
         if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
             raise OptionError(
                 f"--backend {self.backend} does not write {suffix} files",

@@ -150,7 +150,9 @@ def _check_name(engine: Path) -> None:
     """Refuse what by its name is no artifact and no manifest."""
     if engine.suffix not in (*ARTIFACTS, ".json"):
         raise OptionError(
-            f"--engine '{engine}' is no artifact and no manifest", "", "Name out.json, out.onnx or out.plan."
+            f"--engine '{engine}' is no artifact and no manifest",
+            "Its name does not end in .json, .onnx or .plan.",
+            "Name out.json, out.onnx or out.plan.",
         )
 
 
