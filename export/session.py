@@ -73,7 +73,7 @@ class Session:
             raise BackendError(
                 f"no GPU of this machine can run the plan '{path.parent / self.manifest['artifact']}'",
                 f"It was built with {self.backend.name}: {self.backend.reason}.",
-                "Run it on a machine with such a GPU, or export to .onnx, which runs anywhere.",
+                "Run it on a machine with such a GPU, or export to .onnx, which needs none.",
             )
         self.runners: dict[str, Runner] = open_parts(self.manifest, path.parent, self.backend, RunnerOptions(threads))
 
