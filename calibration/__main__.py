@@ -1,4 +1,4 @@
-"""`python -m calibration`: what is learned from data before an export."""
+"""`python -m calibration`, or `madtp-calibration`: what is learned from data before an export."""
 
 import hashlib
 import sys
@@ -15,7 +15,7 @@ from torch import Tensor
 import madtp
 from calibration.tokens import Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
-from madtp.command import PATH, output_console, run
+from madtp.command import PATH, output_console, run, version_option
 from madtp.errors import InputError
 from madtp.files import check_writable
 from madtp.heartbeat import Heartbeat, draws
@@ -34,8 +34,13 @@ from madtp.samples import (
 
 
 @click.group()
+@version_option
 def cli() -> None:
-    """Learn from data what an export needs."""
+    """Learn from data what an export needs.
+
+    \b
+    python -m calibration tokens --ckpt x.pt --data DIR -o tokens.json
+    """
 
 
 @cli.command()
@@ -45,7 +50,11 @@ def cli() -> None:
 @click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
 @click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
 def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
-    """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
+    """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped.
+
+    \b
+    Exit status: 0 written, 2 the input or the machine is at fault, or it was interrupted.
+    """
     check_writable(output)
     with Heartbeat(Console(stderr=True), "reading the checkpoint") as heartbeat:
         statistics = _tokens(ckpt, data, output, config, temperature, heartbeat)

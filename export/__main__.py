@@ -1,4 +1,4 @@
-"""`python -m export`: see `export/cli.py`."""
+"""`python -m export` and the console script `madtp-export`: see `export/cli.py`."""
 
 import os
 import signal
@@ -11,14 +11,15 @@ def leave(*_: object) -> None:
     os._exit(2)
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the command line and end the process with its status."""
     for number in (signal.SIGINT, signal.SIGTERM):
         if signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup and in the background
             signal.signal(number, leave)
 
-    from export.cli import main
+    from export import cli
 
-    status = main()
+    status = cli.main()
     if status == 2:
         # CPython ends by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has passed through an
         # exec() of a string, which tracing is full of. Nothing is left to be closed but these two.
@@ -26,3 +27,7 @@ if __name__ == "__main__":
         sys.stderr.flush()
         os._exit(status)
     sys.exit(status)
+
+
+if __name__ == "__main__":
+    main()

@@ -83,7 +83,9 @@ def open_parts(
             raise BackendError(
                 f"{backend.name} {backend.version} cannot load '{path}'",
                 (str(error).strip().splitlines() or [type(error).__name__])[0],
-                "It was made with another version or for another GPU; export again on this machine.",
+                "It was made with another version or for another GPU; export again on this machine."
+                if path.suffix == ".plan"
+                else "It was made for another version, or a tool changed it so; export again.",
             ) from error
         runners[part["name"]] = CheckedRunner(
             runner, tensor_infos(part["inputs"]), tensor_infos(part["outputs"]), part["profile"]

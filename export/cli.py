@@ -1,4 +1,4 @@
-"""The command line: `python -m export`."""
+"""The command line: `python -m export`, or `madtp-export`."""
 
 import importlib
 import os
@@ -18,7 +18,7 @@ from export.commands.common import (
     raise_interrupts,
 )
 from export.options import ExportOptions
-from madtp.command import WRONG_INPUT
+from madtp.command import WRONG_INPUT, version_option
 from madtp.errors import MadtpError
 
 COMMANDS = ("bench", "check", "evaluate", "inspect", "report", "run", "validate")  # modules of export.commands
@@ -39,13 +39,20 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, invoke_without_command=True)
+@version_option
 @export_options
 @click.pass_context
 def cli(context: click.Context, /, **given: Any) -> None:
     """Export a trained MADTP checkpoint to an engine, and prove that it gives the same answers.
 
     \b
-    python -m export --ckpt x.pt --engine out.plan
+    python -m export --ckpt x.pt --engine out.plan                   a TensorRT engine
+    python -m export --ckpt x.pt --engine out.onnx                   for ONNX Runtime, 1.17 or newer
+    python -m export --ckpt x.pt --engine out.onnx --plugins none    standard ONNX, no custom domain
+    python -m export COMMAND --help                                  about what was exported
+
+    \b
+    Exit status: 0 written, 1 the answers differ and nothing was written, 2 the input or the machine is at fault.
     """
     if context.invoked_subcommand is None:
         context.exit(_export(parse_options(given)))

@@ -131,7 +131,9 @@ def _gpu_obstacles(gpu: Gpu, backend: str, plugin_sm: Collection[int] | None, ma
     return lacking
 
 
-def onnx_verdict(files: Sequence[OnnxFile], built: str | None, damage: Sequence[str], machine: Machine) -> Verdict:
+def onnx_verdict(
+    files: Sequence[OnnxFile], built: str | None, damage: Sequence[str], machine: Machine, oldest: str | None = None
+) -> Verdict:
     """Whether ONNX files run in the installed ONNX Runtime.
 
     Args:
@@ -139,12 +141,15 @@ def onnx_verdict(files: Sequence[OnnxFile], built: str | None, damage: Sequence[
         built: version of ONNX Runtime that they were checked with; None: not known.
         damage: what is wrong with them.
         machine: this one.
+        oldest: version of ONNX Runtime that runs them; None: not known.
     """
     against = list(damage)
     here = machine.packages["onnxruntime"]
     if here is None:
         return Verdict(False, (*against, "onnxruntime is not installed"))
     known = _operators()
+    if oldest is not None and _numbers(here) < _numbers(oldest):
+        against.append(f"onnxruntime {here} is installed, and it needs {oldest} or newer")
     for file in files if known else ():
         against.extend(_unknown_operators(file, known))
     against = list(dict.fromkeys(against))
@@ -152,7 +157,7 @@ def onnx_verdict(files: Sequence[OnnxFile], built: str | None, damage: Sequence[
         return Verdict(False, tuple(against))
     if not known:
         return Verdict(None, (f"onnxruntime {here} does not say which operators it has",))
-    if built is not None and _numbers(here) < _numbers(built):
+    if oldest is None and built is not None and _numbers(here) < _numbers(built):
         return Verdict(None, (f"it was checked with onnxruntime {built}, and {here} is older",))
     return Verdict(True)
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from export.engine import custom_nodes
+from export.functions import OLDEST_ONNXRUNTIME
 from export.manifest import SCHEMA_VERSION, tool_versions
 from export.options import Range
 from madtp.config import ClipConfig
@@ -109,6 +110,7 @@ def describe_export(
         result: of the check.
     """
     config, options, backend = prepared.config, prepared.options, prepared.backend
+    oldest = {"oldest": OLDEST_ONNXRUNTIME} if options.engine.suffix == ".onnx" else {}
     return {
         "schema": SCHEMA_VERSION,
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -120,7 +122,7 @@ def describe_export(
         "layout": options.layout,
         "batching": "reference",
         "precision": options.precision,
-        "backend": {"name": backend.name, "version": backend.version, "reason": backend.reason},
+        "backend": {"name": backend.name, "version": backend.version, "reason": backend.reason, **oldest},
         "tools": tool_versions(),
         "plugins": {"mode": "none" if library is None else "library", "library": library},
         "parts": parts,

@@ -71,6 +71,8 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
         InputError: the file cannot be read at all.
     """
     try:
+        if not path.exists() and path.suffix in (".onnx", ".plan") and (whole := _whole_artifact(path)) is not None:
+            path = whole
         if not path.is_file():
             why = (
                 "It is a folder." if path.is_dir() else "It is no regular file." if path.exists() else "There is none."
@@ -85,6 +87,15 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
             f"cannot read '{path}'", f"{error.strerror or error}.", "Check the path and its permissions."
         ) from error
     return found
+
+
+def _whole_artifact(path: Path) -> Path | None:
+    """The manifest of an artifact of several parts, which is named as no file is: `out.json` of `out.onnx`."""
+    try:
+        content = _read_json(manifest_path(path))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return manifest_path(path) if _at(content, "artifact") == path.name else None
 
 
 def _fill(found: Inspection, path: Path, start: bytes) -> None:
@@ -257,6 +268,7 @@ class _Artifact:
             "state": state,
             "external_data": external,
             "opsets": None if file is None else file.opsets,
+            "ir_version": None if file is None else file.ir_version,
             "functions": None if file is None else file.functions,
         }
 
@@ -309,7 +321,8 @@ class _Artifact:
         damage = ["files or manifest are damaged"] if self._found.damage else []
         machine = self._found.machine
         if name == "onnxruntime" and isinstance(version, str):
-            return onnx_verdict(self._onnx, version, damage, machine)
+            oldest = _at(self._content, "backend", "oldest")
+            return onnx_verdict(self._onnx, version, damage, machine, oldest if isinstance(oldest, str) else None)
         if name not in ("tensorrt", "tensorrt-rtx") or not isinstance(version, str):
             return Verdict(None, ("the manifest names no backend that this version knows",))
         library = _at(self._content, "plugins", "library")

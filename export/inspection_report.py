@@ -9,6 +9,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from export.compatibility import STANDARD
 from export.inspection import Inspection, capabilities
 from export.manifest import KEPT_FAILURES
 from export.onnx_file import OnnxFile
@@ -74,7 +75,8 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
     yield from (("  note", _text(note)) for note in (notes if isinstance(notes, list) else ()))
     yield "temperature", get("temperature")
     yield "layout, precision", f"{get('layout')} ({get('batching')} batching), {get('precision')}"
-    yield "backend", f"{get('backend', 'name')} {get('backend', 'version')}"
+    oldest = f" (runs in {get('backend', 'oldest')} and newer)" if get("backend", "oldest") != "?" else ""
+    yield "backend", f"{get('backend', 'name')} {get('backend', 'version')}{oldest}"
     library = manifest["library"]
     if isinstance(library, dict):
         name = "" if library["file"] is None else f"{_text(library['file'])}: "
@@ -101,7 +103,8 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
         yield from _and_more(label, len(entries))
     yield "  custom nodes", _counts(part["custom_nodes"])
     if part["opsets"] is not None:
-        yield "  opsets", _opsets(part["opsets"])
+        standard = "" if set(part["opsets"]).difference(STANDARD) or part["functions"] else ": standard ONNX alone"
+        yield "  opsets", f"{_opsets(part['opsets'])} (IR version {part['ir_version']}){standard}"
     if part["layers"] is not None:
         yield "  plugin layers", f"{_counts(part['plugin_layers'])} (of {_text(part['layers'])} layers)"
     if isinstance(part["tokens"], dict):

@@ -116,12 +116,16 @@ def _check_profile(part: Mapping[str, Any], path: Path) -> None:
         )
 
 
-def check_files(manifest: Mapping[str, Any], folder: Path) -> None:
+def check_files(manifest: Mapping[str, Any], folder: Path, *, changed: bool = False) -> list[str]:
     """Refuse an artifact of which any file is missing or another than the manifest describes.
 
     Args:
         manifest: read from `folder`.
         folder: where its files lie.
+        changed: take graphs, plans and weights that are another. A plugin library, which is code, is never taken.
+
+    Returns:
+        The names of files that are another; without `changed` there are none. Weights beside a graph may be missing.
 
     Raises:
         ManifestError: naming the file; also for parts that are not those of the task, or of several checkpoints.
@@ -141,8 +145,25 @@ def check_files(manifest: Mapping[str, Any], folder: Path) -> None:
             "Parts of different models give answers, but wrong ones.",
             "Export again, all parts at once.",
         )
-    for name, digest in file_hashes(manifest).items():
+    files, found = file_hashes(manifest), []
+    for name in _part_files(manifest) if changed else ():
+        path, digest = folder / name, files.pop(name)
+        moved = name.endswith(".data") and not path.exists()  # a tool may have put weights into the graph
+        if moved or _sha256_of(path, manifest["artifact"]) != digest:
+            found.append(name)
+    for name, digest in files.items():
         _check_file(folder / name, digest, manifest["artifact"])
+    return found
+
+
+def _part_files(manifest: Mapping[str, Any]) -> list[str]:
+    """Graphs or plans, and weights beside them."""
+    files = []
+    for part in manifest["parts"]:
+        files.append(part["artifact"])
+        if part["external_data"] is not None:
+            files.append(part["external_data"]["file"])
+    return files
 
 
 def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
@@ -191,13 +212,19 @@ def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None], artifa
         taken.add(target)
 
 
-def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path) -> None:
+def check_artifact(
+    manifest: Mapping[str, Any], artifact: Path, checkpoint: Path, *, changed: bool = False
+) -> list[str]:
     """Refuse an artifact or checkpoint that the manifest does not describe.
 
     Args:
         manifest: the one beside `artifact`.
         artifact: what --engine named at the export; with several parts there is no file of that name.
         checkpoint: the .pt or .pth file.
+        changed: see `check_files`.
+
+    Returns:
+        See `check_files`.
 
     Raises:
         ManifestError: a file is missing or its hash, or the checkpoint's, is another.
@@ -208,21 +235,31 @@ def check_artifact(manifest: Mapping[str, Any], artifact: Path, checkpoint: Path
             "The file is missing or was renamed.",
             "Keep artifact and manifest together under the names that the export gave them.",
         )
-    check_files(manifest, artifact.parent)
+    found = check_files(manifest, artifact.parent, changed=changed)
     _check_file(checkpoint, manifest["checkpoint"]["sha256"], str(artifact))
+    return found
 
 
 def _check_file(path: Path, digest: str, artifact: str) -> None:
+    if _sha256_of(path, artifact) != digest:
+        raise _foreign(path, artifact, "Its sha256 is another.")
+
+
+def _sha256_of(path: Path, artifact: str) -> str:
     try:
-        why = "" if sha256(path) == digest else "Its sha256 is another."
+        return sha256(path)
     except OSError as error:
-        why = f"It cannot be read: {error.strerror}."
-    if why:
-        raise ManifestError(
-            f"'{path}' is not the file that the manifest of '{artifact}' describes",
-            why,
-            "Use the files of one export, or export again.",
-        )
+        raise _foreign(path, artifact, f"It cannot be read: {error.strerror}.") from error
+
+
+def _foreign(path: Path, artifact: str, why: str) -> ManifestError:
+    judged = path.suffix in (".onnx", ".plan", ".data")
+    return ManifestError(
+        f"'{path}' is not the file that the manifest of '{artifact}' describes",
+        why,
+        "Use the files of one export, or export again."
+        + (" What a tool made of it is judged by python -m export validate --changed." if judged else ""),
+    )
 
 
 def tensor_infos(entries: list[dict[str, Any]]) -> list[TensorInfo]:

@@ -1,5 +1,6 @@
 """ONNX files with more to see: values inside the graph made outputs, and pieces of a graph cut out."""
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from madtp.ops.spec import DOMAIN, TOKEN_COMPACT
 
 IDS_OUTPUT = [output.name for output in TOKEN_COMPACT.outputs].index("compacted_ids")
+SOURCE_IDS = "source_ids_"  # and a number in the order of the graph: what the exporter calls these outputs
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -88,11 +90,17 @@ def with_outputs(graph: OnnxGraph, names: Iterable[str]) -> OnnxGraph:
 
 
 def kept_ids(graph: OnnxGraph) -> list[str]:
-    """The values that are the source ids of the tokens kept, of every TokenCompact node in the order of the graph."""
+    """The values that are the source ids of the tokens kept, of every layer that prunes, in the order of the graph.
+
+    They are outputs of TokenCompact nodes; where function bodies stand in their place, the names tell them.
+    """
     nodes = [
         node for node in graph.model.graph.node if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name)
     ]
-    return [node.output[IDS_OUTPUT] for node in nodes]
+    if nodes:
+        return [node.output[IDS_OUTPUT] for node in nodes]
+    names = [name for name in producers(graph) if re.fullmatch(rf"{SOURCE_IDS}\d+", name)]
+    return sorted(names, key=lambda name: int(name.removeprefix(SOURCE_IDS)))
 
 
 def producers(graph: OnnxGraph) -> dict[str, onnx.NodeProto]:

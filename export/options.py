@@ -77,15 +77,16 @@ class ExportOptions:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of sizes that win over the checkpoint's.
         backend: one of BACKENDS.
-        precision: one of PRECISIONS.
-        layout: one of LAYOUTS.
+        precision: one of PRECISIONS, of which this version exports fp32.
+        layout: one of LAYOUTS, of which this version exports dynamic.
         batch: requests a call; None is 1:1:8.
         text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         temperature: default written to the manifest; None is the checkpoint's.
-        plugins: "none", "auto" (the library is built when needed), or the path of a plugin library.
+        plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
+            file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: the plan carries the plugin library, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
-        calib: folder of calibration data.
+        calib: folder of calibration data; nothing takes it yet.
         samples: folder of samples to check the result on; None is the demo's.
     """
 
@@ -106,6 +107,14 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         suffix = check_suffix(self.engine)
+        for option, value, known, works in (
+            ("backend", self.backend, BACKENDS, BACKENDS),
+            ("precision", self.precision, PRECISIONS, PRECISIONS[:1]),
+            ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
+        ):
+            if value not in known:
+                why = f"This version knows {', '.join(works)}."
+                raise OptionError(f"--{option} '{value}' is unknown", why, f"Use --{option} {works[0]}.")
         if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
             raise OptionError(
                 f"--backend {self.backend} does not write {suffix} files",
@@ -128,7 +137,7 @@ class ExportOptions:
             raise OptionError(
                 f"--plugins {self.plugins} has no use for an .onnx file",
                 "ONNX Runtime runs the function bodies of the custom ops; plugins are TensorRT's.",
-                "Leave --plugins out, or name a .plan.",
+                "Leave --plugins out, use none (standard ONNX, bodies inlined), or name a .plan.",
             )
         if self.embed_plugins and (suffix == ".onnx" or self.plugins == "none"):
             raise OptionError(

@@ -256,6 +256,8 @@ def _trace(prepared: Prepared, folder: Path, progress: Progress) -> dict[str, _T
         source = folder / Path(artifact_name(target, name, len(parts))).with_suffix(".onnx")
         with write_errors(target):
             save_onnx(trace_part(part), source, external_data=not single_file)
+            if target.suffix == ".onnx" and prepared.options.plugins == "none":
+                inline_functions(source, source)
         sizes = part_sizes(prepared.config.task, part, prepared.batch, prepared.text, None)
         profile = input_profile(part, sizes)
         entry = describe_part(name, source, profile, prepared.checkpoint["sha256"])

@@ -168,6 +168,10 @@ def closing_lines(result: ExportResult) -> list[str]:
         )
     lines.extend(f"checkpoint: {escape(note)}" for note in result.manifest["checkpoint"].get("notes", ()))
     lines.extend(plugin_lines(result.manifest))
+    if "oldest" in result.manifest["backend"]:
+        custom = any(part["custom_nodes"] for part in result.manifest["parts"])
+        kind = "custom ops with function bodies (--plugins none inlines them)" if custom else "standard ONNX alone"
+        lines.append(f"file: {kind}; runs in ONNX Runtime {result.manifest['backend']['oldest']} and newer")
     folder = result.artifact.parent
     artifacts = ", ".join(str(folder / part["artifact"]) for part in result.manifest["parts"])
     lines.append(f"wrote {artifacts} and {manifest_path(result.artifact)}")

@@ -86,7 +86,7 @@ class Session:
             raise BackendError(
                 f"no GPU of this machine can run the plan '{path.parent / self.manifest['artifact']}'",
                 f"It was built with {self.backend.name}: {self.backend.reason}.",
-                "Run it on a machine with such a GPU, or export to .onnx, which runs anywhere.",
+                "Run it on a machine with such a GPU, or export to .onnx, which needs none.",
             )
         if forked():
             torch.set_num_threads(1)  # its pool stayed with the parent; a call would wait for it for ever

@@ -5,6 +5,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,15 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.functions import OPSET, functions, op_schema
-from madtp.ops.spec import DOMAIN, OPS, VERSION, OpSpec
+from export.onnx_graph import IDS_OUTPUT, SOURCE_IDS
+from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 from madtp.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part, TensorSpec
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.
 TRACED_SIZES = {BATCH: 2, TEXT: 8, SOURCE: 7, TEXTS: 3, NEW: 4, PAST: 5}
 MIN_TEXT = 3  # for the tracer alone; the graph itself runs with two tokens, [ENC] and [SEP]
 EXTERNAL_DATA_LIMIT = 2_000_000_000  # bytes of weights; a protobuf file holds at most 2 GiB
+IR_VERSION = 9  # the oldest that has opset 20: ONNX Runtime 1.17 reads it, of what torch writes only 1.18
 
 
 def trace_part(part: Part) -> torch.onnx.ONNXProgram:
@@ -90,16 +93,23 @@ def _translation(spec: OpSpec) -> Callable[..., Any]:
 
 
 def _attach_functions(model: ir.Model) -> None:
-    """Give the custom nodes their bodies (ONNX Runtime inlines them) and their plugin namespace (TensorRT's key)."""
+    """Give the custom nodes their bodies (ONNX Runtime inlines them) and their plugin namespace (TensorRT's key).
+
+    Source ids get names of ours, by which they are found where a file holds bodies in the place of the nodes.
+    """
     for function in functions():
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION
+    model.ir_version = IR_VERSION
+    layers = count()
     for node in model.graph:
         node.metadata_props.clear()  # stack traces: paths of the machine that exported
         if node.domain == DOMAIN:
             node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
             node.attributes.add(ir.AttrString("plugin_version", str(VERSION)))
+        if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
+            node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 
 
 def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool | None = None) -> None:

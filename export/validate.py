@@ -11,13 +11,14 @@ import torch
 import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
+from export.engine import custom_nodes, inline_functions
 from export.errors import BackendError, OptionError
-from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
+from export.manifest import check_artifact, read_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
-from export.options import check_suffix
 from export.pipeline import Progress, check_samples
 from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
+from export.session import ARTIFACTS, find_manifest
 from export.showing import PlanBuilder, show_onnx, trace_parts, watched_parts
 from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
 from export.validation.contestants import Contestant, RuntimeContestant, TorchContestant
@@ -33,8 +34,8 @@ from madtp.tasks import Runner
 
 STAGES = 5
 NO_IDS = (
-    "tokens were only counted, not told apart: the graph does not show which it keeps, e.g. because a tool put "
-    "function bodies in the place of the TokenCompact nodes, or these in another order"
+    "tokens were only counted, not told apart: the graph does not show which it keeps, e.g. because a tool renamed "
+    "values, or put the TokenCompact nodes in another order"
 )
 NOTHING_PRUNED = "pruning was not compared: the default temperature is 0, and --temperature named no other"
 
@@ -44,13 +45,14 @@ class ValidateOptions:
     """One validation.
 
     Attributes:
-        engine: what --engine of the export named.
+        engine: the manifest, or what --engine of the export named.
         checkpoint: that it was made from.
         config: JSON of sizes that win over the checkpoint's.
         data: what to compare on.
         tolerances: output -> largest |error|, in place of the rule's.
         repro: folder for the node at fault and its inputs.
         temperatures: to compare at, beside the manifest's and zero.
+        changed: judge files that were changed since the export, too; the manifest then stays as it is.
     """
 
     engine: Path
@@ -60,6 +62,7 @@ class ValidateOptions:
     tolerances: Mapping[str, float] = field(default_factory=dict)
     repro: Path | None = None
     temperatures: Sequence[float] = ()
+    changed: bool = False
 
     def __post_init__(self) -> None:
         for temperature in self.temperatures:
@@ -84,11 +87,13 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         ManifestError: artifact, manifest and checkpoint do not belong together.
         MadtpError: unusable checkpoint, configuration, samples or options.
     """
-    artifact = options.engine
-    suffix = check_suffix(artifact)
+    _check_name(options.engine)
     progress.stage("reading manifest, checkpoint and samples")
-    manifest = read_manifest(manifest_path(artifact))
-    check_artifact(manifest, artifact, options.checkpoint)
+    source = find_manifest(options.engine)
+    manifest = read_manifest(source)
+    artifact = options.engine if options.engine.suffix in ARTIFACTS else source.parent / manifest["artifact"]
+    suffix = artifact.suffix
+    changed = check_artifact(manifest, artifact, options.checkpoint, changed=options.changed)
     bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
     model = madtp.load(options.checkpoint, options.config)
     config = model.config
@@ -98,10 +103,16 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     chosen = choose_samples(options.data, options.checkpoint, beside, config, batch, text)
     check_samples(chosen.samples, config, batch, text)
     backend = runtime(manifest)
+    if changed and suffix == ".plan" and not backend.can_run:
+        raise BackendError(
+            f"the changed plan '{artifact}' cannot be judged here",
+            f"It has to run for that, and {backend.reason}.",
+            "Validate it on a machine whose GPU runs it.",
+        )
     reference = TorchContestant("torch", model, bounds.tolerance.dtype)
     yardstick = TorchContestant("torch in float64", model, torch.float64)
     with tempfile.TemporaryDirectory() as scratch:
-        compared = _contestants(options, manifest, reference, backend, Path(scratch), progress)
+        compared = _contestants(artifact, manifest, reference, backend, Path(scratch), bool(changed), progress)
         comparison = Comparison(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
         temperatures = options.compared_at(manifest["temperature"])
@@ -127,11 +138,22 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
             dependences=dependences,
             runs_plan=backend.can_run if suffix == ".plan" else None,
             notes=compared.notes,
+            changed=changed,
         )
         if not verdict.passed:
             progress.stage("looking for the node at fault")
             _bisect(verdict, options, manifest, reference, compared, Path(scratch), progress)
-    return verdict, update_manifest(verdict, artifact, manifest)
+    return verdict, update_manifest(verdict, source, manifest)
+
+
+def _check_name(engine: Path) -> None:
+    """Refuse what by its name is no artifact and no manifest."""
+    if engine.suffix not in (*ARTIFACTS, ".json"):
+        raise OptionError(
+            f"--engine '{engine}' is no artifact and no manifest",
+            "Its name does not end in .json, .onnx or .plan.",
+            "Name out.json, out.onnx or out.plan.",
+        )
 
 
 @dataclass
@@ -152,15 +174,16 @@ class _Compared:
 
 
 def _contestants(
-    options: ValidateOptions,
+    artifact: Path,
     manifest: Mapping[str, Any],
     reference: TorchContestant,
     backend: Backend,
     scratch: Path,
+    changed: bool,
     progress: Progress,
 ) -> _Compared:
-    folder, config, parts = options.engine.parent, reference.config, reference.parts
-    if options.engine.suffix == ".onnx":
+    folder, config, parts = artifact.parent, reference.config, reference.parts
+    if artifact.suffix == ".onnx":
         progress.stage("opening the artifact")
         compared = _Compared({part["name"]: folder / part["artifact"] for part in manifest["parts"]})
         runners = open_parts(manifest, folder, backend)
@@ -170,9 +193,13 @@ def _contestants(
         runners = _open(manifest, compared.files)
     watched = watched_parts(compared.files, show_onnx(compared.files))
     compared.others.append(RuntimeContestant("onnx", config, parts, runners, watched))
-    if options.engine.suffix == ".onnx" or not backend.can_run:
+    if artifact.suffix == ".onnx" or not backend.can_run:
         return compared
     plan = open_parts(manifest, folder, backend)
+    if changed:  # a plan built anew would show what that one keeps, and where that one is wrong
+        compared.others.append(RuntimeContestant("plan", config, parts, plan, {}))
+        compared.notes.append("of the changed plan tokens were only counted: it does not show which it keeps")
+        return compared
     compared.shows = PlanBuilder.of_artifact(manifest, folder, backend, compared.files, progress.detail)
     progress.detail("building a plan that shows the tokens it keeps")
     try:
@@ -212,7 +239,7 @@ def _bisect(
     if not failures:
         return
     of_onnx = [failure for is_onnx, failure in failures if is_onnx]
-    if options.engine.suffix == ".plan":
+    if verdict.runs_plan is not None:
         if of_onnx:
             verdict.bisected = (
                 "the ONNX traced from the checkpoint differs from torch: report this defect of the export"
@@ -225,6 +252,9 @@ def _bisect(
         return
     failure, tolerance = of_onnx[0], verdict.bounds.tolerance.node
     traced = trace_parts(reference.parts, scratch, progress.detail)
+    for part, path in traced.items():
+        if not custom_nodes(compared.files[part]):  # --plugins none, or a tool: what is compared are then their bodies
+            inline_functions(path, path)
     references = {part: OnnxGraph.read(path) for part, path in traced.items()}
     artifacts = {part: OnnxGraph.read(path) for part, path in compared.files.items()}
     calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)

@@ -250,7 +250,7 @@ class ClipModel(nn.Module):
             )
         tau = resolve_temperature(temperature, self.temperature, input_ids.device)
         x = self.token_embedding(input_ids) + self.positional_embedding
-        end = input_ids.argmax(dim=-1, keepdim=True)
+        end = input_ids.int().argmax(dim=-1, keepdim=True)  # of int64 ONNX Runtime has it from 1.20 on alone
         state = PruningState.start(_no_mask(x), tau)
         state.min_keep = end.max() + (TEXT_MAX_KEEP + 1)
         x = self.transformer(x, self.space_dict, state)

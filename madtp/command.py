@@ -2,6 +2,7 @@
 
 import os
 import signal
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,23 @@ class TextPath(click.Path):
 
 
 PATH = TextPath(path_type=Path)
+
+
+def version_option(command: Any) -> Any:
+    """`--version` of a command line: the package's, and exit 0."""
+
+    def show(context: click.Context, _: click.Parameter, asked: bool) -> None:
+        if asked and not context.resilient_parsing:
+            try:
+                version = metadata.version("madtp-deploy")
+            except metadata.PackageNotFoundError:
+                version = "of sources that were not installed"
+            click.echo(f"madtp-deploy {version}")
+            context.exit()
+
+    return click.option(
+        "--version", is_flag=True, is_eager=True, expose_value=False, callback=show, help="Show the version and exit."
+    )(command)
 
 
 def output_console() -> Console:

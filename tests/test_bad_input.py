@@ -77,7 +77,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
     "fp16": ("--precision=fp16", ("--precision fp16 is not available", "Use --precision fp32")),
     "int8": ("--precision=int8", ("--precision int8 is not available", "nothing was built in another precision")),
-    "unknown precision": ("--precision=fp4", ("Invalid value for '--precision'",)),
+    "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
         "--engine={folder}/out.plan --plugins=nowhere.so",
@@ -147,7 +147,10 @@ USAGE: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         ("validate", "--engine", "x.onnx", "--ckpt", "x.pt", "--samples", "x", "--synthetic"),
         ("--samples and --synthetic exclude each other",),
     ),
-    "validate a folder": (("validate", "--engine", "/", "--ckpt", "x.pt"), ("--engine '/' ends in ''",)),
+    "validate a folder": (
+        ("validate", "--engine", "/", "--ckpt", "x.pt"),
+        ("--engine '/' is no artifact and no manifest", "out.json"),
+    ),
 }
 
 
@@ -602,7 +605,7 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
         edited(lambda manifest: manifest["parts"][0].update(external_data={"file": "w.data", "sha256": "0" * 64})),
         ("w.data' is not the file", "No such file"),
     ),
-    "artifact unusable": (unusable, ("onnxruntime", "cannot load", "export again on this machine")),
+    "artifact unusable": (unusable, ("onnxruntime", "cannot load", "a tool changed it so; export again")),
     "text over the artifact's": (
         lambda artifact: (resize("input_ids", 1, [1, 4])(artifact), resize("input_ids", 2, [8, 5])(artifact)),
         ("sentences of 7 to 9 tokens do not fit the text length 2:4:5",),

@@ -215,6 +215,23 @@ def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli:
     assert shown.returncode == 1, shown.stdout + shown.stderr
 
 
+def test_a_plan_that_a_tool_changed_is_judged_by_what_it_does(
+    plan: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    """One that is built anew from the checkpoint shows nothing of it."""
+    model = onnx.load(str(plan[0]))
+    change_weight(model)
+    onnx.save(model, str(plan[0]))
+    arguments = ("--engine", manifest_path(plan[0]), "--ckpt", plan[1], *FEW, "--changed")
+    ran = run_cli("validate", *arguments, "--json", tmp_path / "v.json")
+    assert ran.status == 1, ran
+    assert "changed since the export: out.plan" in ran.out
+    assert "torch/plan, temperature 2, samples [0]: logits differ by 1.00e-02" in ran.out
+    assert "of the changed plan tokens were only counted" in ran.out
+    assert json.loads((tmp_path / "v.json").read_text())["changed"] == ["out.plan"]
+    assert run_cli("validate", *arguments, "--tolerance", "logits=0.02").status == 0
+
+
 def test_a_plan_that_cannot_be_built_anew_is_compared_by_its_counts(
     plan: tuple[Path, Path], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

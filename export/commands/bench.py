@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 UNDECIDED = 3
 
 
-@click.command()
+@click.command(short_help="How fast is an artifact, dense and pruned?")
 @click.argument("artifact", type=PATH)
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to measure with; the demo's.")
 @click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")

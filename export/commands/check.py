@@ -8,10 +8,14 @@ from export.commands.common import errors_console, export_options, output_consol
 from madtp.heartbeat import Heartbeat
 
 
-@click.command()
+@click.command(short_help="Preflight of an export; writes nothing.")
 @export_options
 def command(**given: Any) -> None:
-    """Preflight of an export: read and check everything, write nothing."""
+    """Preflight of an export: read and check everything, write nothing.
+
+    \b
+    Exit status: 0 everything is there, 2 the input or the machine is at fault.
+    """
     from export.pipeline import prepare
     from export.report import preflight_table
 

@@ -9,10 +9,12 @@ from typing import Any
 import click
 from rich.console import Console
 
-from export.options import BACKENDS, LAYOUTS, PRECISIONS, ExportOptions, Range
+from export.options import BACKENDS, ExportOptions, Range
 from madtp.command import PATH, output_console
 
 FAILED = 1  # a check failed
+BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt where that and a GPU are here, else tensorrt-rtx."
+PLUGINS = "none: standard ONNX ops alone. auto: a plan uses our plugins, an .onnx holds custom ops and their bodies."
 AGAIN = 0.05  # seconds until an interrupt that was lost is taken again
 
 
@@ -23,16 +25,17 @@ def export_options(command: Any) -> Any:
             click.option("--ckpt", type=PATH, help="Trained MADTP checkpoint (.pt, .pth)."),
             click.option("--engine", type=PATH, help="Output: out.plan (TensorRT) or out.onnx (ONNX Runtime)."),
             click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones."),
-            click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True),
-            click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True),
-            click.option("--layout", type=click.Choice(LAYOUTS), default="dynamic", show_default=True),
+            click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=BACKEND),
+            # What ExportOptions knows and refuses, with its reason, is not offered.
+            click.option("--precision", metavar="[fp32]", default="fp32", show_default=True, help="Of the numbers."),
+            click.option("--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Of the tokens."),
             click.option("--batch", metavar="MIN:OPT:MAX", help="Requests a call; default 1:1:8."),
             click.option("--text", metavar="MIN:OPT:MAX", help="Tokens a sentence; default 2:24:64."),
             click.option("--temperature", type=float, help="Default pruning temperature; the checkpoint's."),
-            click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True),
+            click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True, help=PLUGINS),
             click.option("--embed-plugins", is_flag=True, help="Put the plugin library into the plan."),
-            click.option("--tokens", type=PATH, metavar="JSON", help="Of python -m calibration tokens."),
-            click.option("--calib", type=PATH, metavar="DIR", help="Calibration data for int8 and fp8."),
+            click.option("--tokens", type=PATH, metavar="JSON", help="For plans: of python -m calibration tokens."),
+            click.option("--calib", type=PATH, metavar="DIR", hidden=True),
             click.option("--samples", type=PATH, metavar="DIR", help="Samples to check the result on; the demo's."),
         )
     ):

@@ -18,8 +18,8 @@ from madtp.heartbeat import Heartbeat, draws
 MISSING_SHOWN = 3
 
 
-@click.command()
-@click.argument("manifest", type=PATH)
+@click.command(short_help="Run a data set through an artifact.")
+@click.argument("artifact", type=PATH)
 @click.option("--data", type=PATH, required=True, metavar="DIR", help="Annotation files and images (docs/data.md).")
 @click.option("--task", type=click.Choice(TASKS), help="To be sure: the artifact's.")
 @click.option("--split", type=click.Choice((*SPLITS, "dev")), help="test if it is there, else val.")
@@ -35,7 +35,7 @@ MISSING_SHOWN = 3
 @click.pass_context
 def command(
     context: click.Context,
-    manifest: Path,
+    artifact: Path,
     data: Path,
     task: str | None,
     split: str | None,
@@ -45,9 +45,12 @@ def command(
     threads: int | None,
     **chosen: Any,
 ) -> None:
-    """Run a data set through the artifact of MANIFEST (out.json): its score, and every answer.
+    """Run a data set through ARTIFACT (out.json, out.onnx or out.plan): its score, and every answer.
 
     Cut short, the same command goes on where it stopped.
+
+    \b
+    Exit status: 0 done, 2 the input or the machine is at fault, or it was interrupted.
     """
     from export.evaluate import evaluate, part_path
     from export.evaluation import EvaluateOptions
@@ -59,7 +62,7 @@ def command(
     options = EvaluateOptions(**chosen)
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}", "", "Use 1 or more.")
-    path = find_manifest(manifest)
+    path = find_manifest(artifact)
     content = read_manifest(path)
     if task not in (None, content["task"]):
         raise OptionError(

@@ -8,14 +8,17 @@ from export.commands.common import FAILED, errors_console, output_console, raise
 from madtp.heartbeat import Heartbeat
 
 
-@click.command()
+@click.command(short_help="Show what a file is, and whether it runs here.")
 @click.argument("file", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.pass_context
 def command(context: click.Context, file: Path, as_json: bool) -> None:
     """Show what FILE is (out.plan, out.onnx, out.json, ...), whether it is whole, and whether it runs here.
 
-    Nothing in the file is run. Exit 1 where the artifact is damaged.
+    Nothing in the file is run.
+
+    \b
+    Exit status: 0 shown, 1 shown and damaged, 2 it cannot be read at all.
     """
     from export.compatibility import this_machine
     from export.inspection import inspect_file

@@ -7,8 +7,8 @@ import click
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
 
 
-@click.command()
-@click.argument("artifact", type=PATH, metavar="OUT.JSON")
+@click.command(short_help="Write a page about an artifact.")
+@click.argument("artifact", type=PATH)
 @click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="The page to write.")
 @click.option(
     "--ckpt", type=PATH, help="The checkpoint that it was made from: for GFLOPs, and plans of other machines."
@@ -26,9 +26,12 @@ def command(
     bench: Path | None,
     temperature: tuple[float, ...],
 ) -> None:
-    """Write a page about an artifact: parity, latency, tokens, and what was pruned where.
+    """Write a page about ARTIFACT (out.json, out.onnx or out.plan): parity, latency, tokens, what was pruned where.
 
     The page is one HTML file that needs no network.
+
+    \b
+    Exit status: 0 written, 2 the input or the machine is at fault, or it was interrupted.
     """
     from export.report import ConsoleProgress
     from export.reporting.build import STAGES, ReportOptions, report

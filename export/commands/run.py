@@ -39,8 +39,8 @@ OPTIONS = {
 }
 
 
-@click.command()
-@click.argument("artifact", type=PATH, metavar="OUT.JSON")
+@click.command(short_help="Ask an artifact about images and texts.")
+@click.argument("artifact", type=PATH)
 @click.option("--image", "images", type=PATH, multiple=True, help="An image file; nlvr: left, then right.")
 @click.option("--text", "texts", multiple=True, help="Sentence, question or caption.")
 @click.option("--candidates", type=PATH, metavar="FILE", help="vqa: answers to choose from, one a line.")
@@ -63,7 +63,7 @@ def command(
     temperature: float | None,
     **given: Any,
 ) -> None:
-    """Ask an artifact about images and texts.
+    """Ask ARTIFACT (out.json, out.onnx or out.plan) about images and texts.
 
     \b
     nlvr       --image LEFT --image RIGHT --text "..."
@@ -71,6 +71,9 @@ def command(
     caption    --image FILE [--image ...] [--prompt "..."]
     retrieval  --image FILE [--image ...] --text "..." [--text ...]
     clip       --image FILE [--image ...] --text "..." [--text ...]
+
+    \b
+    Exit status: 0 answered, 2 the request or the machine is at fault.
     """
     from export.manifest import read_manifest
     from export.session import Session, find_manifest

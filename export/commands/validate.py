@@ -9,8 +9,8 @@ from export.commands.common import FAILED, PATH, errors_console, output_console,
 from madtp.errors import OutputError
 
 
-@click.command()
-@click.option("--engine", type=PATH, required=True, help="The artifact; its manifest lies beside it.")
+@click.command(short_help="Hold an artifact to its checkpoint.")
+@click.option("--engine", type=PATH, required=True, help="The artifact: out.json, out.onnx or out.plan.")
 @click.option("--ckpt", type=PATH, required=True, help="The checkpoint that it was made from.")
 @click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to compare on; the demo's.")
@@ -20,12 +20,17 @@ from madtp.errors import OutputError
 @click.option("--temperature", type=float, multiple=True, help="Compare here too, beside the manifest's and 0.")
 @click.option("--limit", type=int, default=32, show_default=True, help="Most samples, evenly spread.")
 @click.option("--tolerance", multiple=True, metavar="OUTPUT=VALUE", help="Largest |error| of an output. Repeatable.")
+@click.option("--changed", is_flag=True, help="Judge files that a tool changed; the manifest stays as it is.")
 @click.option("--junit", type=PATH, metavar="FILE", help="Write the checks as JUnit XML.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the whole verdict as JSON.")
 @click.option("--repro", type=PATH, metavar="DIR", help="On failure, save the node at fault and its inputs.")
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
-    """Hold an artifact to its checkpoint: outputs, answers, kept tokens. Exit 1 where they differ."""
+    """Hold an artifact to its checkpoint: outputs, answers, kept tokens.
+
+    \b
+    Exit status: 0 all that was run agrees, 1 something differs, 2 the input or the machine is at fault.
+    """
     from export.manifest import check_outputs
     from export.report import ConsoleProgress
     from export.validate import STAGES, ValidateOptions, validate_artifact
@@ -38,7 +43,14 @@ def command(context: click.Context, /, **given: Any) -> None:
     data = DataOptions(given["samples"], given["data"], given["synthetic"], given["split"], given["limit"])
     tolerances = parse_tolerances(given["tolerance"])
     options = ValidateOptions(
-        given["engine"], given["ckpt"], given["config"], data, tolerances, given["repro"], given["temperature"]
+        given["engine"],
+        given["ckpt"],
+        given["config"],
+        data,
+        tolerances,
+        given["repro"],
+        given["temperature"],
+        given["changed"],
     )
     reports: list[tuple[Path | None, Any]] = [(given["json_file"], write_json), (given["junit"], write_junit)]
     outputs = [path for path, _ in reports if path is not None]

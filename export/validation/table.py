@@ -47,7 +47,7 @@ def _tokens_row(result: PairResult) -> tuple[str, ...]:
 
 def verdict_lines(verdict: Verdict) -> list[str]:
     """What a table cannot say, one line each; the verdict last."""
-    lines = []
+    lines = [f"changed since the export: {', '.join(verdict.changed)}"] if verdict.changed else []
     if verdict.samples["kind"] == "demo":
         lines.append("the images are the demo's, real but maybe unlike yours: name your own with --samples or --data")
     if verdict.samples["words"] == "hashed":

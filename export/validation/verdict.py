@@ -10,7 +10,7 @@ from typing import Any
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from export.manifest import KEPT_FAILURES, dump_manifest, manifest_path, read_manifest, tool_versions
+from export.manifest import KEPT_FAILURES, dump_manifest, read_manifest, tool_versions
 from export.validation.bisect import Culprit
 from export.validation.invariance import Dependence
 from export.validation.pairs import PairResult
@@ -54,6 +54,7 @@ class Verdict:
         culprit: the node at fault; None where nothing failed, or no single node does.
         bisected: what bisecting came to in words; empty where nothing failed.
         notes: what was looked at less closely than it should be, and why, a sentence each.
+        changed: names of files that are not as the export wrote them.
     """
 
     artifact: str
@@ -70,6 +71,7 @@ class Verdict:
     bisected: str = ""
     repro: str = ""
     notes: list[str] = field(default_factory=list)
+    changed: list[str] = field(default_factory=list)
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     @property
@@ -124,6 +126,7 @@ class Verdict:
                 "bisected": self.bisected,
                 "repro": self.repro,
                 "notes": self.notes,
+                "changed": self.changed,
                 "tools": tool_versions(),
             }
         )
@@ -214,6 +217,8 @@ def write_junit(verdict: Verdict, path: Path) -> None:
     for suite in suites.values():
         for name, value in facts.items():
             suite.add_property(f"samples.{name}", _xml_text(value))
+        if verdict.changed:
+            suite.add_property("changed", _xml_text("; ".join(verdict.changed)))
         if verdict.notes:
             suite.add_property("notes", _xml_text("; ".join(verdict.notes)))
         document.add_testsuite(suite)
@@ -226,18 +231,19 @@ def _write(path: Path, text: str) -> None:
         staging.commit([path.name])
 
 
-def update_manifest(verdict: Verdict, artifact: Path, validated: dict[str, Any]) -> str:
+def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> str:
     """Put the verdict into the artifact's manifest; everything else in it stays.
 
     Args:
         verdict: of the artifact.
-        artifact: what --engine named.
+        path: of the manifest.
         validated: the manifest as it was when its hashes were checked.
 
     Returns:
         Why it was not written, e.g. a folder that cannot be; empty where it was.
     """
-    path = manifest_path(artifact)
+    if verdict.changed:
+        return f"the verdict was not written into '{path}', which describes the files as they were exported"
     try:
         manifest = read_manifest(path)
         if manifest["parts"] != validated["parts"]:

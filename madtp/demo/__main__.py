@@ -1,4 +1,4 @@
-"""`python -m madtp.demo`: train a demonstration's model and show what pruning costs and saves."""
+"""`python -m madtp.demo`, or `madtp-demo`: train a demonstration's model and show what pruning costs and saves."""
 
 import shutil
 import sys
@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from madtp.command import PATH, output_console, run
+from madtp.command import PATH, output_console, run, version_option
 from madtp.demo import CHECKPOINT, retrieval, vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
@@ -72,8 +72,9 @@ class Reporter:
 
 
 @click.command()
-@click.option("--task", type=click.Choice(("nlvr", "retrieval")), default="nlvr", show_default=True)
-@click.option("--out", type=PATH, default=Path("out/demo"), show_default=True, metavar="DIR")
+@version_option
+@click.option("--task", type=click.Choice(("nlvr", "retrieval")), default="nlvr", show_default=True, help="Which demo.")
+@click.option("--out", type=PATH, default=Path("out/demo"), show_default=True, metavar="DIR", help="Folder to write.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Only N steps a stage, to see that it runs.")
 @click.pass_context
 def cli(context: click.Context, task: str, out: Path, steps: int | None) -> None:
