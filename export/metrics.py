@@ -182,9 +182,8 @@ def _caption_limits(references: Sequence[Sequence[str]], names: Sequence[object]
     lost = [number for number in range(len(words)) if not all(apart[number] for apart in told)]
     if lost:
         reasons["cider"] = (
-            f"{len(lost)} of {len(words)} images have no {LONGEST} words in a row, or fewer, by which their reference "
-            f"captions differ from those of all other images, the first is image {_name(names, lost[0])}: not even a reference "
-            "itself would score in full"
+            f"{len(lost)} of {len(words)} images have reference captions that are too short, or of words that all "
+            f"images share, the first is image {_name(names, lost[0])}: not even a reference would score in full"
         )
     return reasons
 
