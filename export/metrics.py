@@ -299,7 +299,7 @@ def _recall_limits(name: str, candidates: int, wrong: int, what: str, matched: i
     for k in RECALLS:
         if wrong < k:
             reasons[f"{name}_r{k}"] = (
-                f"of {candidates} {what} at most {wrong} are wrong, so that one of any {k} is always right"
+                f"of {candidates} {what} at most {wrong} are wrong, so that a right one is always among so many"
             )
         elif matched is not None and matched < min(k, candidates):
             reasons[f"{name}_r{k}"] = f"only {matched} {what} of each row were matched"

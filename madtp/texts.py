@@ -16,9 +16,8 @@ LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines() also splits at U+2028 a
 
 
 def shown(value: object) -> str:
-    """The beginning of a value, for messages: a text in quotes, anything else as JSON has it."""
-    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr)
-    text = text.encode(errors="backslashreplace").decode()
+    """The beginning of a value, for messages: a text in quotes, with escapes for what cannot be printed, or JSON."""
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=repr)
     return text if len(text) <= SHOWN else text[: SHOWN - 3] + "..."
 
 
