@@ -28,6 +28,7 @@ from madtp.tokenize import TextProcessor, text_processor
 
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}
 TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
+K_ANSWERS = 128  # candidates that are read to the end, of the published evaluation
 K_TEST = 256  # candidates of each row, of the published evaluation
 ARTIFACTS = (".onnx", ".plan")
 
@@ -129,7 +130,7 @@ class Session:
         questions: Sequence[str],
         *,
         candidates: Sequence[str] | None = None,
-        k: int = 128,
+        k: int | None = None,
         beams: int = 3,
         max_length: int = 10,
         min_length: int = 1,
@@ -141,16 +142,17 @@ class Session:
         Args:
             images: one of each request.
             questions: as many.
-            candidates: answers to choose from.
-            k: candidates, likeliest first words first, that are read to the end; all where there are fewer.
+            candidates: answers to choose from, all different.
+            k: candidates, likeliest first words first, that are read to the end; all where there are fewer. None is
+                128, or as many as the decoder was built for.
             beams: texts that are pursued; 1 is greedy search.
             max_length, min_length: ids of a written answer, see `madtp.generation.Limits`; [DEC] counts.
             temperature: zero is the dense model; None is the default one.
             cut: read an overlong question without its end instead of refusing it.
 
         Raises:
-            InputError: another task's session, a request that cannot be used, or more beams, candidates or ids than
-                the decoder was built for.
+            InputError: another task's session; a request or a candidate that cannot be used, which it names; more
+                beams, candidates or ids than the decoder was built for.
         """
         tau = self._begin("answer", temperature)
         assert isinstance(self.config, VqaConfig)
@@ -158,7 +160,7 @@ class Session:
         ids = self._ids(questions, cut)
         products = []
         if candidates is not None:
-            k = min(k, len(_texts(candidates, "candidates")))
+            k = min(self._most_texts(K_ANSWERS) if k is None else k, len(_texts(candidates, "candidates")))
             self._check_decoder(k, "candidates (k)", 1, 1)
             check_answers(candidates, "the candidates are", "candidate")
             known = [self.processor.answer_ids(candidate) for candidate in candidates]
@@ -341,7 +343,7 @@ class Session:
 
     def _check_decoder(self, texts: int, name: str, prompt: int, ids: int, by: str = "") -> None:
         """Refuse what the decoder was not built for: texts at once, ids of a prompt, ids of a text (asked for `by`)."""
-        profile = next(part["profile"] for part in self.manifest["parts"] if part["name"] == "decoder")
+        profile = self._decoder_profile()
         _, _, (_, most_texts, most_new) = profile["input_ids"]
         most_ids = profile["past"][2][5] + 2  # the last id is written, not read, and the one before it is new
         for what, asked, most, fix in (
@@ -355,6 +357,17 @@ class Session:
                     f"The artifact's decoder was built for 1 to {most}.",
                     f"Ask for fewer, or export again with {fix}." if asked > most else "Ask for one at least.",
                 )
+
+    def _most_texts(self, wanted: int) -> int:
+        """`wanted`, or as many texts at once as the decoder was built for."""
+        most: int = self._decoder_profile()["input_ids"][2][1]
+        return min(wanted, most)
+
+    def _decoder_profile(self) -> Mapping[str, Any]:
+        profile: Mapping[str, Any] = next(
+            part["profile"] for part in self.manifest["parts"] if part["name"] == "decoder"
+        )
+        return profile
 
     def _check_candidates(self, candidates: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
         """Refuse a candidate that has no tokens, or more than the decoder was built for."""

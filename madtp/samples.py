@@ -170,13 +170,23 @@ def _prepare(
     samples: Sequence[Sample], origin: str, processor: Processor | None, vocabulary: Path | None, config: Config
 ) -> SampleSet:
     digest = None if processor is None else processor.sha256
+    requests = prepare_samples(samples, processor, config)
+    return SampleSet(requests, origin, processor is not None, vocabulary, digest)
+
+
+def prepare_samples(samples: Sequence[Sample], processor: Processor | None, config: Config) -> list[Request]:
+    """Every sample as the model takes it.
+
+    Raises:
+        InputError: a text that is too long, naming the sample.
+    """
     requests = []
     for number, sample in enumerate(samples):
         try:
             requests.append(prepare_sample(sample, processor, config))
         except InputError as error:
             raise InputError(f"sample {number}: {error.what}", error.why, error.fix) from error
-    return SampleSet(requests, origin, processor is not None, vocabulary, digest)
+    return requests
 
 
 def prepare_sample(sample: Sample, processor: Processor | None, config: Config) -> Request:

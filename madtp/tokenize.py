@@ -127,7 +127,7 @@ class RequestText(ABC):
             raise InputError(
                 f"the text {shown(text)} {read.cut}",
                 "The published code cuts the rest off; here it is not cut silently, that would ask another question.",
-                "Shorten the text.",
+                "Shorten the text, or ask for it to be cut (cut=True; run --cut).",
             )
         return read.ids
 

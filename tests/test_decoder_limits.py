@@ -19,6 +19,8 @@ from tests import sizes
 from tests.conftest import Ran, TaskArtifacts, run_export, write_task_checkpoint, write_vocabulary
 from tests.test_session import IMAGES
 
+FIVE = ["one", "two", "left", "right", "same"]
+
 
 @pytest.mark.parametrize(
     ("config", "given", "written", "prompt"),
@@ -87,7 +89,8 @@ def test_a_larger_decoder_reads_longer_answers(
         assert {text for text, _ in answer.top} == set(candidates)
         assert len(session.answer(IMAGES[:1], ["one"], max_length=30, min_length=30)[0].ids) == 30
         with pytest.raises(InputError, match=r"5 candidates \(k\) .*\n.*1 to 4\.\n.*--beams 5"):
-            session.answer(IMAGES[:1], ["one"], candidates=["one", "two", "left", "right", "same"])
+            session.answer(IMAGES[:1], ["one"], candidates=FIVE, k=5)
+        assert len(session.answer(IMAGES[:1], ["one"], candidates=FIVE)[0].top) == 4
     IMAGES[0].save(tmp_path / "x.png")
     given = ("run", folder / "out.json", "--image", tmp_path / "x.png", "--text", "one", "--max-length")
     assert run_cli(*given, 30).status == 0

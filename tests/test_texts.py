@@ -225,6 +225,19 @@ def test_the_command_chooses_from_a_list_in_any_form(
     assert seen == [seen[0]] * len(seen)
 
 
+def test_the_command_cuts_a_text_where_that_is_asked_for(
+    run_cli: Callable[..., Ran], task_artifacts: TaskArtifacts, tmp_path: Path
+) -> None:
+    IMAGES[0].save(tmp_path / "x.png")
+    given = ("run", task_artifacts["vqa"] / "out.json", "--image", tmp_path / "x.png", "--json")
+    texts = ("--text", "one", "--text", "one digit " * 30)
+    run_cli(*given, *texts).refused("question 1: the text 'one digit", "has 60 words; the limit is 50", "run --cut")
+    ran = run_cli(*given, *texts, "--cut")
+    assert ran.status == 0, ran
+    shorter = run_cli(*given, "--text", "one", "--text", "one digit " * 16 + "one")  # 35 ids with both ends
+    assert json.loads(ran.out)["products"] == json.loads(shorter.out)["products"]
+
+
 @pytest.mark.parametrize(
     ("task", "ask", "message"),
     [

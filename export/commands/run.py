@@ -34,6 +34,7 @@ OPTIONS = {
     "max_length": ("vqa", "caption"),
     "prompt": ("caption",),
     "k_test": ("retrieval",),
+    "cut": ("nlvr", "vqa", "retrieval", "clip"),
     "top": ("vqa", "retrieval", "clip"),
 }
 
@@ -48,6 +49,9 @@ OPTIONS = {
 @click.option("--prompt", help="caption: what captions go on from; the manifest's.")
 @click.option("--k-test", type=click.IntRange(1), help="retrieval: candidates of each row that are matched.")
 @click.option("--top", type=click.IntRange(1), help=f"vqa, retrieval, clip: how many are shown; default {TOP}.")
+@click.option(
+    "--cut", is_flag=True, default=None, help="Read overlong texts without their end, as published readers do."
+)
 @click.option("--temperature", type=float, help="0 runs dense; the manifest's.")
 @click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt; the one beside the manifest.")
 @click.option("--rotate", is_flag=True, help="Turn photos as their EXIF data says; published readers do not.")
@@ -131,15 +135,18 @@ def ask(
 ) -> "Products | Ranking":
     """The product of the session's task."""
     beams = given["beams"] or 3
+    cut = bool(given["cut"])
     length = {} if given["max_length"] is None else {"max_length": given["max_length"]}
     if session.task == "nlvr":
-        return session.judge([(pictures[0], pictures[1])], texts, temperature=temperature)
+        return session.judge([(pictures[0], pictures[1])], texts, temperature=temperature, cut=cut)
     if session.task == "vqa":
         everyone = pictures * len(texts)
-        return session.answer(everyone, texts, candidates=candidates, beams=beams, temperature=temperature, **length)
+        return session.answer(
+            everyone, texts, candidates=candidates, beams=beams, temperature=temperature, cut=cut, **length
+        )
     if session.task == "caption":
         return session.caption(pictures, prompt=given["prompt"], beams=beams, temperature=temperature, **length)
-    return session.rank(pictures, texts, k_test=given["k_test"], temperature=temperature)
+    return session.rank(pictures, texts, k_test=given["k_test"], temperature=temperature, cut=cut)
 
 
 def as_object(
