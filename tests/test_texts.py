@@ -108,6 +108,23 @@ def test_texts_that_say_nothing_are_refused(
         read_dataset(task, data)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_data_set(tmp_path: Path) -> None:
+    data = write(tmp_path, "vqa_val.json", [question("07")])
+    for name, content in (("vqa_val.json", [question("07")]), ("answer_list.json", EIGHT)):
+        (data / name).write_bytes(json.dumps(content, indent=1).replace("\n", "\r\n").encode("utf-8-sig"))
+    dataset = read_dataset("vqa", data)
+    assert (dataset.items[0].key, dataset.answer_list) == ("07", tuple(EIGHT))
+
+
+@pytest.mark.parametrize("answers", [["yes", ""], ["yes", "['no']"], ["yes", None], ["yes", "no", "yes"], {"yes": 1}])
+def test_an_answer_list_names_what_is_wrong(answers: Any, tmp_path: Path) -> None:
+    data = write(tmp_path, "vqa_val.json", [question("07")])
+    (data / "answer_list.json").write_text(json.dumps(answers))
+    named = "" if isinstance(answers, dict) else f"\n.*answer {len(answers) - 1}, "
+    with pytest.raises(InputError, match=rf"answer_list\.json' is no list of different answers{named}"):
+        read_dataset("vqa", data)
+
+
 @pytest.mark.parametrize("text", ["", " ", None, 3, "['a digit']"])
 def test_samples_that_say_nothing_are_refused(text: Any, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"entry 5 of '.*samples\.json' has no question that can be used"):
