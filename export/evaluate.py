@@ -14,11 +14,11 @@ from export.evaluate_ranking import ranking_work
 from export.evaluation import EvaluateOptions, Report, Work, batching, mean_tokens
 from export.journal import Entry, Journal
 from export.session import Session
-from madtp.datasets import RETRIEVAL_TASKS, Dataset
+from madtp.datasets import RETRIEVAL_TASKS, Dataset, Id
 from madtp.errors import InputError
 from madtp.files import Staging, check_writable, write_errors
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 def part_path(output: Path) -> Path:
@@ -117,5 +117,5 @@ def _limited(dataset: Dataset, limit: int | None) -> Dataset:
     return replace(dataset, items=dataset.items[:limit], retrieval=data)
 
 
-def _digest(keys: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(keys).encode(errors="surrogatepass")).hexdigest()
+def _digest(keys: Sequence[Id]) -> str:
+    return hashlib.sha256(json.dumps(keys).encode()).hexdigest()

@@ -8,19 +8,20 @@ from pathlib import Path
 from typing import Any
 
 from export.errors import BackendError
-from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batch_size
+from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batch_size, check_texts, scored
 from export.journal import Entry
 from export.metrics import accuracy, caption_scores, vqa_score
 from export.session import Session, spans
-from madtp.datasets import CaptionItem, Dataset, Item, NlvrItem, VqaItem
+from madtp.datasets import CaptionItem, Dataset, Id, Item, NlvrItem, VqaItem
 from madtp.errors import InputError
 from madtp.images import read_image
+from madtp.texts import shown
 
 RANKED_ANSWERS = 128  # answers of the list that are read to the end, in the published evaluation
 # How the published evaluations write.
 ANSWER_LIMITS: dict[str, Any] = {"beams": 3, "max_length": 10, "min_length": 1}
 CAPTION_LIMITS: dict[str, Any] = {"beams": 3, "max_length": 20, "min_length": 5}
-COCO_ID = re.compile(r"(?:COCO_[a-z]+[0-9]{4}_|coco_)?([0-9]+)")
+COCO_FILE = re.compile(r"COCO_[a-z]+[0-9]{4}_([0-9]{12})")
 
 
 @dataclass
@@ -81,8 +82,10 @@ class _NlvrWork(_ItemWork):
         ]
         labels = [item.label for item in self.items if item.label is not None]
         if len(labels) < len(given):
-            return Outcome(None, answers, "not every sentence has a label")
-        return Outcome(accuracy([answer for answer, _ in given], labels), answers)
+            lacking = [item.key for item in self.items if item.label is None]
+            return Outcome(None, answers, f"not every sentence has a label: {_first(lacking, self.items)}")
+        scores = accuracy([answer for answer, _ in given], labels)
+        return scored(scores, scores.unscored, answers)
 
 
 @dataclass
@@ -111,12 +114,14 @@ class _VqaWork(_ItemWork):
 
     def outcome(self, entries: Sequence[Entry]) -> Outcome:
         texts = self._answers(entries)
-        answers = [
-            {"question_id": _number(item.key), "answer": text} for item, text in zip(self.items, texts, strict=True)
-        ]
-        if not all(item.answers for item in self.items):
-            return Outcome(None, answers, "not every question has answers to compare with")
-        return Outcome(vqa_score(texts, [item.answers for item in self.items]), answers)
+        ids = [item.key for item in self.items]
+        answers = [{"question_id": key, "answer": text} for key, text in zip(ids, texts, strict=True)]
+        lacking = [item.key for item in self.items if not item.answers]
+        if lacking:
+            reason = f"not every question has answers to compare with: {_first(lacking, self.items)}"
+            return Outcome(None, answers, reason)
+        scores = vqa_score(texts, [item.answers for item in self.items], ids)
+        return scored(scores, scores.unscored, answers)
 
 
 class _CaptionWork(_ItemWork):
@@ -137,10 +142,11 @@ class _CaptionWork(_ItemWork):
 
     def outcome(self, entries: Sequence[Entry]) -> Outcome:
         texts = self._answers(entries)
-        ids = [_number(item.key) for item in self.items]
+        ids = [_image_id(item) for item in self.items]
         answers = [{"image_id": key, "caption": text} for key, text in zip(ids, texts, strict=True)]
         try:
-            return Outcome(caption_scores(texts, [item.captions for item in self.items]), answers)
+            scores = caption_scores(texts, [item.captions for item in self.items], ids)
+            return scored(scores, scores.unscored, answers)
         except BackendError as error:
             how = f"{error.fix} Then run the same command again: it only scores, the captions are kept."
             return Outcome(None, answers, f"{error.what}. {how}", scorable=True)
@@ -153,10 +159,11 @@ def item_work(
 
     Raises:
         InputError: vqa should choose from a list of answers, and the data set has none.
-        OptionError: see `batch_size`.
+        OptionError, InputError: see `batch_size` and `check_texts`.
     """
     batch = batch_size(session, options)
     items: Any = dataset.items  # of the task's type
+    check_texts(session, [(f"{_called(item)} of '{dataset.annotation}'", _text(item)) for item in items if _text(item)])
     if session.task == "nlvr":
         return _NlvrWork(session, items, batch, temperature)
     if session.task == "caption":
@@ -171,7 +178,22 @@ def item_work(
     return _VqaWork(session, items, batch, temperature, candidates)
 
 
-def _number(key: str) -> int | str:
-    """The number that the official evaluations know a question or an image of COCO by; other keys as they are."""
-    found = COCO_ID.fullmatch(Path(key).stem)
-    return int(found[1]) if found else key
+def _image_id(item: CaptionItem) -> Id:
+    """The id of an image; where the file gives none, the number in a name of COCO's, which its evaluation knows."""
+    found = COCO_FILE.fullmatch(Path(str(item.key)).stem) if item.named else None
+    return item.key if found is None else int(found[1])
+
+
+def _text(item: Item) -> str:
+    """What goes in besides images; nothing does for a caption."""
+    if isinstance(item, NlvrItem):
+        return item.sentence
+    return item.question if isinstance(item, VqaItem) else ""
+
+
+def _called(item: Item) -> str:
+    return f"the {'sentence' if isinstance(item, NlvrItem) else 'question'} {shown(item.key)}"
+
+
+def _first(lacking: Sequence[Id], items: Sequence[Item]) -> str:
+    return f"{len(lacking)} of {len(items)} have none, the first is {shown(lacking[0])}"

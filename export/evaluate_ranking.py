@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batch_size
+from export.evaluation import EvaluateOptions, Outcome, Report, Tokens, add_tokens, batch_size, check_texts, scored
 from export.journal import Entry
 from export.metrics import recall
 from export.requests import FilledRunner
@@ -19,6 +19,7 @@ from madtp.images import read_image
 from madtp.preprocess import image_tensor
 from madtp.ranking import NOT_MATCHED, TEXT_BATCH, pair_tokens
 from madtp.tasks import Outputs, token_counts
+from madtp.texts import shown
 
 K_TEST = 256  # of the published COCO evaluation; 128 for Flickr30k
 SHOWN = 10  # best ones of each image and text in the results; recall looks at no more
@@ -48,6 +49,12 @@ class _Ranking:
         self.session, self.temperature = session, temperature
         self.data: RetrievalData = dataset.retrieval
         self.keys = [item.key for item in dataset.items]
+        named = [
+            (f"caption {text} of '{dataset.annotation}', of the image {shown(key)}", self.data.texts[text])
+            for key, own in zip(self.keys, self.data.texts_of_image, strict=True)
+            for text in own
+        ]
+        check_texts(session, named)
         self.runners = {name: FilledRunner(runner, session.batch.min) for name, runner in session.runners.items()}
         image_batch = batch_size(session, options)
         self.image_batches = spans(len(self.data.images), image_batch, "images")
@@ -106,11 +113,18 @@ class _ClipWork(_Ranking):
         sim = embedded.sim
         metrics = recall(sim, sim.mT, self.data.texts_of_image)
         best = {"best_texts": _best(sim), "best_images": _best(sim.mT)}
-        return {"metrics": metrics, **best, "tokens": embedded.tokens, "cut": embedded.cut}
+        return {
+            "metrics": metrics,
+            "unscored": metrics.unscored,
+            **best,
+            "tokens": embedded.tokens,
+            "cut": embedded.cut,
+        }
 
     def outcome(self, entries: Sequence[Entry]) -> Outcome:
         (entry,) = entries
-        return Outcome(entry["metrics"], self.answers(entry["best_texts"], entry["best_images"]))
+        answers = self.answers(entry["best_texts"], entry["best_images"])
+        return scored(entry["metrics"], entry["unscored"], answers)
 
 
 class _RetrievalWork(_Ranking):
@@ -165,8 +179,8 @@ class _RetrievalWork(_Ranking):
     def outcome(self, entries: Sequence[Entry]) -> Outcome:
         score_i2t = _scores(entries[1 : 1 + self.images], self.texts)
         score_t2i = _scores(entries[1 + self.images :], self.images)
-        metrics = recall(score_i2t, score_t2i, self.data.texts_of_image)
-        return Outcome(metrics, self.answers(_best(score_i2t), _best(score_t2i)))
+        metrics = recall(score_i2t, score_t2i, self.data.texts_of_image, self.k_test)
+        return scored(metrics, metrics.unscored, self.answers(_best(score_i2t), _best(score_t2i)))
 
 
 def ranking_work(

@@ -8,9 +8,12 @@ from export.errors import OptionError
 from export.journal import Entry
 from export.session import Session
 from madtp.checkpoint import MAX_TEMPERATURE
+from madtp.errors import InputError
+from madtp.texts import shown
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 Tokens = Mapping[str, Sequence[int]]  # by encoder, after each layer
+ENDS = 2  # ids of a text that stand for no word, one at each end
 
 
 @dataclass(frozen=True)
@@ -50,9 +53,9 @@ class Outcome:
     """What all steps come to.
 
     Attributes:
-        metrics: in percent, None where there are none.
+        metrics: in percent, those that could be scored; None where none could.
         answers: of every item.
-        unscored: why there are no metrics.
+        unscored: why there are none, or which are left out, and why; None where none is.
         scorable: they could be had, with a package more: the answers are kept so that another run only scores them.
     """
 
@@ -60,6 +63,40 @@ class Outcome:
     answers: Any
     unscored: str | None = None
     scorable: bool = False
+
+
+def scored(scores: Mapping[str, float], unscored: Mapping[str, str], answers: Any) -> Outcome:
+    """The outcome of scores, and of reasons (by name) why some are left out."""
+    names: dict[str, list[str]] = {}
+    for name, reason in unscored.items():
+        names.setdefault(reason, []).append(name)
+    told = "; ".join(f"{', '.join(left_out)}: {reason}" for reason, left_out in names.items())
+    return Outcome(dict(scores) or None, answers, told or None)
+
+
+def check_texts(session: Session, texts: Sequence[tuple[str, str]]) -> None:
+    """Refuse texts, each with a name for messages, that the artifact cannot take, and those without a word.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for name, text in texts:
+        try:
+            ids = session.processor.ids(text, cut=True)
+        except InputError as error:
+            raise InputError(f"{name}: {error.what}", error.why, error.fix) from error
+        if len(ids) <= ENDS:
+            raise InputError(
+                f"{name}: nothing is left of {shown(text)} as the model reads it",
+                "Its signs are dropped, as the published reader does, and it has no words.",
+                "Correct or remove it in the annotation file.",
+            )
+        if session.text.max > 1 and not session.text.min <= len(ids) <= session.text.max:
+            raise InputError(
+                f"{name}: the text {shown(text)} has {len(ids)} tokens",
+                f"The artifact was built for {session.text.min} to {session.text.max}.",
+                f"Export again with --text {min(len(ids), session.text.min)}:...:{max(len(ids), session.text.max)}.",
+            )
 
 
 class Work(Protocol):

@@ -1,8 +1,13 @@
-"""Scores of the tasks' published evaluations, in percent (docs/data.md)."""
+"""Scores of the tasks' published evaluations, in percent (docs/data.md).
+
+A score that says nothing on the data at hand, because no answer could be fully right or because every answer would be,
+is left out, and `Scores.unscored` says why.
+"""
 
 import re
 import subprocess
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -12,10 +17,12 @@ from torch import Tensor
 
 from export.errors import BackendError
 from madtp.errors import InputError
+from madtp.texts import shown
 
 RECALLS = (1, 5, 10)
 QUERIES_AT_ONCE = 256  # of a score matrix with up to 25000 columns
 AGREEING = 3  # people who have to agree for a fully right answer
+LONGEST = 4  # words of the n-grams that BLEU and CIDEr count
 
 # https://visualqa.org/evaluation.html lists these steps; the words are those of the evaluation code that it points to.
 NUMBER_WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
@@ -42,25 +49,47 @@ CONTRACTIONS = {
 }
 
 
-def accuracy(predicted: Sequence[bool], actual: Sequence[bool]) -> dict[str, float]:
+class Scores(dict[str, float]):
+    """Scores in percent by name; asking for one that is left out raises InputError with the reason.
+
+    Args:
+        scores: by name.
+        unscored: by name, why one is left out.
+    """
+
+    def __init__(self, scores: Mapping[str, float], unscored: Mapping[str, str] | None = None) -> None:
+        super().__init__(scores)
+        self.unscored = dict(unscored or {})
+
+    def __missing__(self, name: str) -> float:
+        if name not in self.unscored:
+            raise KeyError(name)
+        raise InputError(f"there is no score '{name}'", self.unscored[name])
+
+
+def accuracy(predicted: Sequence[bool], actual: Sequence[bool]) -> Scores:
     """`accuracy`: the share of decisions that are right.
 
     Raises:
         InputError: there are none, or not as many of both.
     """
     _check_lengths(len(predicted), len(actual), "decisions", "labels")
-    return {"accuracy": 100 * float(accuracy_score(actual, predicted))}
+    return Scores({"accuracy": 100 * float(accuracy_score(actual, predicted))})
 
 
-def vqa_score(answers: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def vqa_score(
+    answers: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[object] | None = None
+) -> Scores:
     """`accuracy`: the VQA score of https://visualqa.org/evaluation.html.
 
     An answer is right by min(1, people who gave it / 3), averaged over all ways to leave one person out. Answers of the
     model and of people are normalised alike, as that page says; its code leaves articles and number words of people in.
+    Where a question has fewer than four references, even what all of them say would not be fully right: no score.
 
     Args:
         answers: one a question.
         references: what people answered; ten strings a question in VQAv2.
+        names: of the questions, in messages; None is their numbers.
 
     Raises:
         InputError: there are none, not as many of both, or a question without references.
@@ -69,12 +98,21 @@ def vqa_score(answers: Sequence[str], references: Sequence[Sequence[str]]) -> di
     for number, people in enumerate(references):
         if not people:
             raise InputError(
-                f"question {number} has no reference answers",
+                f"question {_name(names, number)} has no reference answers",
                 "Without them there is no score.",
                 "Use a split with answers: the test split of VQAv2 is published without.",
             )
+    few = [number for number, people in enumerate(references) if len(people) <= AGREEING]
+    if few:
+        people = references[few[0]]
+        reason = (
+            f"{len(few)} of {len(references)} questions have fewer than {AGREEING + 1} reference answers, the first is "
+            f"question {_name(names, few[0])} with {len(people)}: a perfect answer to it would score "
+            f"{100 * _agreement(people[0], [people[0]] * len(people)):.0f} of 100"
+        )
+        return Scores({}, {"accuracy": reason})
     scores = [_agreement(answer, people) for answer, people in zip(answers, references, strict=True)]
-    return {"accuracy": 100 * sum(scores) / len(scores)}
+    return Scores({"accuracy": 100 * sum(scores) / len(scores)})
 
 
 def normalize_answer(answer: str) -> str:
@@ -96,22 +134,31 @@ def _agreement(answer: str, references: Sequence[str]) -> float:
     return sum(min(1.0, (sum(same) - left_out) / AGREEING) for left_out in same) / len(same)
 
 
-def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
+def caption_scores(
+    captions: Sequence[str], references: Sequence[Sequence[str]], names: Sequence[object] | None = None
+) -> Scores:
     """`bleu_1` to `bleu_4` and `cider`, as the COCO caption evaluation computes them. CIDEr can exceed 100.
+
+    BLEU-n is left out where no reference has n words, and CIDEr where an image has no n-gram, for n of 1 to 4, by which
+    its captions could be told from all other images': always with one image.
 
     Args:
         captions: one an image.
         references: captions by people, one or more an image.
+        names: of the images, in messages; None is their numbers.
 
     Raises:
         InputError: there are none, not as many of both, or an image without references.
         BackendError: the packages of the extra `evaluate` are missing, or their tokenizer fails.
     """
     _check_lengths(len(captions), len(references), "captions", "images with references")
-    if not all(references):
-        raise InputError(
-            "an image has no reference captions", "Without them there is no score.", "Leave the image out."
-        )
+    for number, texts in enumerate(references):
+        if not texts:
+            raise InputError(
+                f"image {_name(names, number)} has no reference captions",
+                "Without them there is no score.",
+                "Leave the image out.",
+            )
     java, jar = _tokenizer()
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -121,7 +168,31 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
     truths = {number: [next(tokenized) for _ in texts] for number, texts in enumerate(references)}
     bleu, _ = Bleu(4).compute_score(truths, candidates, verbose=0)
     cider, _ = Cider().compute_score(truths, candidates)
-    return {f"bleu_{n}": 100 * float(score) for n, score in enumerate(bleu, 1)} | {"cider": 100 * float(cider)}
+    scores = {f"bleu_{n}": 100 * float(score) for n, score in enumerate(bleu, 1)} | {"cider": 100 * float(cider)}
+    unscored = _caption_limits([truths[number] for number in range(len(references))], names)
+    return Scores({name: score for name, score in scores.items() if name not in unscored}, unscored)
+
+
+def _caption_limits(references: Sequence[Sequence[str]], names: Sequence[object] | None) -> dict[str, str]:
+    """By name, why a score could not be reached by a reference itself; references are in words by spaces."""
+    words = [[text.split() for text in texts] for texts in references]
+    longest = max(len(text) for texts in words for text in texts)
+    reasons = {f"bleu_{n}": f"no reference caption has {n} words" for n in range(longest + 1, LONGEST + 1)}
+    told = [_told_apart(words, n) for n in range(1, LONGEST + 1)]
+    lost = [number for number in range(len(words)) if not all(apart[number] for apart in told)]
+    if lost:
+        reasons["cider"] = (
+            f"{len(lost)} of {len(words)} images have reference captions that are too short, or of words that all "
+            f"images share, the first is image {_name(names, lost[0])}: not even a reference would score in full"
+        )
+    return reasons
+
+
+def _told_apart(words: Sequence[Sequence[Sequence[str]]], n: int) -> list[bool]:
+    """Whether each image's references have an n-gram that not all images' have: CIDEr gives no weight to others."""
+    grams = [{tuple(text[at : at + n]) for text in texts for at in range(len(text) - n + 1)} for texts in words]
+    images = Counter(gram for own in grams for gram in own)
+    return [any(images[gram] < len(words) for gram in own) for own in grams]
 
 
 def _tokenizer() -> tuple[Path, Path]:
@@ -168,16 +239,22 @@ def _tokenize(texts: Sequence[str], java: Path, jar: Path) -> list[str]:
     return [" ".join(word for word in line.split() if word not in PUNCTUATIONS) for line in tokenized]
 
 
-def recall(score_i2t: Tensor, score_t2i: Tensor, texts_of_image: Sequence[Sequence[int]]) -> dict[str, float]:
+def recall(
+    score_i2t: Tensor, score_t2i: Tensor, texts_of_image: Sequence[Sequence[int]], matched: int | None = None
+) -> Scores:
     """Recall at 1, 5 and 10: how often a right one is among the best, by rank of the best right one.
 
     `txt_r1` and so on: texts found for images; `img_r1` and so on: images found for texts; `txt_r_mean`, `img_r_mean`
     and `r_mean` their means. Of equal scores the earlier column counts as better.
 
+    Recall at k is left out, with the means of it, where so few candidates are wrong that every query would count as
+    found, and where fewer than k candidates of each query were scored at all.
+
     Args:
         score_i2t: [I, T] float, every image with every text.
         score_t2i: [T, I] float; another matrix, where matching scores only the best candidates of each direction.
         texts_of_image: for each image the indices of its texts; every text has one image.
+        matched: candidates of each query whose scores are the model's; None is all.
 
     Raises:
         InputError: shapes that do not fit, or scores that are not finite.
@@ -207,7 +284,28 @@ def recall(score_i2t: Tensor, score_t2i: Tensor, texts_of_image: Sequence[Sequen
     scores = {f"{name}_r{k}": 100 * float((rank < k).double().mean()) for name, rank in ranks.items() for k in RECALLS}
     for name in ranks:
         scores[f"{name}_r_mean"] = sum(scores[f"{name}_r{k}"] for k in RECALLS) / len(RECALLS)
-    return {**scores, "r_mean": (scores["txt_r_mean"] + scores["img_r_mean"]) / 2}
+    scores["r_mean"] = (scores["txt_r_mean"] + scores["img_r_mean"]) / 2
+    wrong = {"txt": texts - min(map(len, texts_of_image)), "img": images - 1}  # candidates, at most
+    unscored = _recall_limits("txt", texts, wrong["txt"], "texts", matched)
+    unscored |= _recall_limits("img", images, wrong["img"], "images", matched)
+    if unscored:
+        unscored["r_mean"] = f"it is the mean of others, and {next(iter(unscored))} has none"
+    return Scores({name: score for name, score in scores.items() if name not in unscored}, unscored)
+
+
+def _recall_limits(name: str, candidates: int, wrong: int, what: str, matched: int | None) -> dict[str, str]:
+    """By name, why a recall says nothing: of queries with `candidates`, of which at most `wrong` are not right."""
+    reasons = {}
+    for k in RECALLS:
+        if wrong < k:
+            reasons[f"{name}_r{k}"] = (
+                f"of {candidates} {what} at most {wrong} are wrong, so that a right one is always among so many"
+            )
+        elif matched is not None and matched < min(k, candidates):
+            reasons[f"{name}_r{k}"] = f"only {matched} {what} of each row were matched"
+    if reasons:
+        reasons[f"{name}_r_mean"] = f"it is the mean of others, and {next(iter(reasons))} has none"
+    return reasons
 
 
 def _ranks(scores: Tensor, image_of_query: Tensor, image_of_candidate: Tensor) -> Tensor:
@@ -225,6 +323,10 @@ def _ranks(scores: Tensor, image_of_query: Tensor, image_of_candidate: Tensor) -
         score = rows.gather(1, best)
         ranks.append(((rows > score) | ((rows == score) & (position < best))).sum(dim=1))
     return torch.cat(ranks)
+
+
+def _name(names: Sequence[object] | None, number: int) -> str:
+    return f"{number}" if names is None else shown(names[number])
 
 
 def _check_lengths(first: int, second: int, these: str, those: str) -> None:

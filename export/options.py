@@ -81,6 +81,10 @@ class ExportOptions:
         layout: one of LAYOUTS, of which this version exports dynamic.
         batch: requests a call; None is 1:1:8.
         text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
+        beams: texts that a decoder takes at once: beams, or candidates read to the end; None is 128 for vqa, 8 for
+            caption.
+        max_length: ids of an answer, or of a caption with its prompt, special ones included; None is 17 for vqa, 41 for
+            caption.
         temperature: default written to the manifest; None is the checkpoint's.
         plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
             file holds the custom ops and their bodies), or the path of a plugin library.
@@ -98,6 +102,8 @@ class ExportOptions:
     layout: str = "dynamic"
     batch: Range | None = None
     text: Range | None = None
+    beams: int | None = None
+    max_length: int | None = None
     temperature: float | None = None
     plugins: str = "auto"
     embed_plugins: bool = False

@@ -20,7 +20,7 @@ from export.errors import OptionError
 from export.manifest import dump_manifest, manifest_path, tensor_infos
 from export.options import ExportOptions, Range
 from export.plugin_library import PluginLibrary, check_tools, library_entry, plugin_library, read_library
-from export.profile import DEFAULT_BATCH, input_profile, part_sizes, text_range
+from export.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.tokens import TokenPlan, check_encoders, depths, token_plan
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
@@ -54,6 +54,7 @@ class Prepared:
     backend: Backend
     batch: Range
     text: Range
+    written: Written | None
     temperature: float
     samples: SampleSet
     weight_bytes: int
@@ -90,6 +91,7 @@ def prepare(options: ExportOptions) -> Prepared:
     model = loaded.model
     parts = parts_of(model)
     text = text_range(model.config, options.text)
+    written = written_sizes(model.config, options.beams, options.max_length)
     batch = options.batch or DEFAULT_BATCH
     samples = load_samples(options.samples, options.checkpoint, model.config)
     check_samples(samples, model.config, batch, text)
@@ -113,6 +115,7 @@ def prepare(options: ExportOptions) -> Prepared:
         backend,
         batch,
         text,
+        written,
         temperature,
         samples,
         weight_bytes,
@@ -155,19 +158,19 @@ def _needed_bytes(options: ExportOptions, weight_bytes: int) -> int:
 
 def check_samples(samples: SampleSet, config: Config, batch: Range, text: Range) -> None:
     """Samples that the profile would refuse are an error now, not after the build."""
-    longest = max(len(request.ids) for request in samples.requests)
-    shortest = min(len(request.ids) for request in samples.requests)
+    lengths = [len(request.ids) for request in samples.requests]
+    longest, shortest = max(lengths), min(lengths)
     positions = getattr(config, "max_position", longest)
     if longest > positions:
         raise InputError(
-            f"a sentence has {longest} tokens",
-            f"The model has {positions} positions. It is in {samples.origin}.",
+            f"sample {lengths.index(longest)} has {longest} tokens",
+            f"The model has {positions} positions. It is one of {samples.origin}.",
             "Shorten the sentence; it is not cut silently because that would ask another question.",
         )
     if text.max > 1 and (longest > text.max or shortest < text.min):
         raise OptionError(
             f"sentences of {shortest} to {longest} tokens do not fit the text length {text}",
-            f"They are in {samples.origin}.",
+            f"They are in {samples.origin}; {lengths.index(shortest)} is shortest, {lengths.index(longest)} longest.",
             f"Use --text {min(shortest, text.min)}:{text.opt}:{max(longest, text.max)}, or other samples.",
         )
     if batch.min > len(samples):
@@ -258,7 +261,7 @@ def _trace(prepared: Prepared, folder: Path, progress: Progress) -> dict[str, _T
             save_onnx(trace_part(part), source, external_data=not single_file)
             if target.suffix == ".onnx" and prepared.options.plugins == "none":
                 inline_functions(source, source)
-        sizes = part_sizes(prepared.config.task, part, prepared.batch, prepared.text, None)
+        sizes = part_sizes(prepared.config.task, part, prepared.batch, prepared.text, None, prepared.written)
         profile = input_profile(part, sizes)
         entry = describe_part(name, source, profile, prepared.checkpoint["sha256"])
         files = [source.name] + ([] if single_file else [f"{source.name}.data"])
@@ -335,7 +338,7 @@ def _build_part(
         if tokens is not None:
             entry["tokens"] = tokens.to_manifest(part.part)
             usual = tokens.usual_left(part.part)
-            sizes = part_sizes(prepared.config.task, part.part, prepared.batch, prepared.text, usual)
+            sizes = part_sizes(prepared.config.task, part.part, prepared.batch, prepared.text, usual, prepared.written)
             entry["profile"] = input_profile(part.part, sizes)
         if tokens is not None and needs_plugins:
             set_token_sizes(part.source, network, {name: tokens.sizes[name] for name in part.part.encoders})

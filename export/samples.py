@@ -9,7 +9,7 @@ from export.pipeline import check_samples
 from export.profile import batch_and_text
 from export.synthetic import synthetic_samples
 from madtp.errors import InputError
-from madtp.samples import VOCABULARY, Config, Processor, SampleSet, demo_samples, prepare_sample, read_samples
+from madtp.samples import VOCABULARY, Config, Processor, SampleSet, demo_samples, prepare_samples, read_samples
 from madtp.tokenize import text_processor
 
 
@@ -64,7 +64,7 @@ def artifact_samples(
         first = f"the first {limit} of " if limit is not None and len(found) > limit else ""
         origin = f"{first}{len(found)} sample{'s' * (len(found) > 1)} of '{samples}'"
         found = found[:limit]
-    requests = [prepare_sample(sample, processor, config) for sample in found]
+    requests = prepare_samples(found, processor, config)
     prepared = SampleSet(requests, origin, processor is not None)
     check_samples(prepared, config, batch, text)
     asked = config.task != "caption"  # the texts of the demo's samples are what is to be seen, and no input

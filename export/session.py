@@ -33,10 +33,12 @@ from madtp.images import check_image
 from madtp.preprocess import image_tensor
 from madtp.samples import Config, Processor, Request, collate
 from madtp.tasks import Runner
+from madtp.texts import check_answers, shown
 from madtp.tokenize import TextProcessor, text_processor
 
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}
 TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
+K_ANSWERS = 128  # candidates that are read to the end, of the published evaluation
 K_TEST = 256  # candidates of each row, of the published evaluation
 ARTIFACTS = (".onnx", ".plan")
 
@@ -155,7 +157,7 @@ class Session:
         questions: Sequence[str],
         *,
         candidates: Sequence[str] | None = None,
-        k: int = 128,
+        k: int | None = None,
         beams: int = 3,
         max_length: int = 10,
         min_length: int = 1,
@@ -168,8 +170,9 @@ class Session:
         Args:
             images: one of each request.
             questions: as many.
-            candidates: answers to choose from.
-            k: candidates, likeliest first words first, that are read to the end; all where there are fewer.
+            candidates: answers to choose from, all different.
+            k: candidates, likeliest first words first, that are read to the end; all where there are fewer. None is
+                128, or as many as the decoder was built for.
             beams: texts that are pursued; 1 is greedy search.
             max_length, min_length: ids of a written answer, see `madtp.generation.Limits`; [DEC] counts.
             batch: requests that run together; None is one, and no answer depends on another request.
@@ -177,8 +180,8 @@ class Session:
             cut: read an overlong question without its end instead of refusing it.
 
         Raises:
-            InputError: another task's session, a request that cannot be used, or more beams, candidates or ids than
-                the decoder was built for.
+            InputError: another task's session; a request or a candidate that cannot be used, which it names; more
+                beams, candidates or ids than the decoder was built for.
         """
         runners, tau = self._begin("answer", temperature)
         assert isinstance(self.config, VqaConfig)
@@ -186,9 +189,11 @@ class Session:
         ids = self._ids(questions, cut)
         products = []
         if candidates is not None:
-            known = [self.processor.answer_ids(candidate) for candidate in _texts(candidates, "candidates")]
-            k = min(k, len(known))
-            self._check_decoder(k, "candidates (k)", 1, max(map(len, known)))
+            k = min(self._most_texts(K_ANSWERS) if k is None else k, len(_texts(candidates, "candidates")))
+            self._check_decoder(k, "candidates (k)", 1, 1)
+            check_answers(candidates, "the candidates are", "candidate")
+            known = [self.processor.answer_ids(candidate) for candidate in candidates]
+            self._check_candidates(candidates, known)
             if self.batch.min > 1:
                 raise InputError(
                     "this artifact cannot rank candidates",
@@ -342,11 +347,12 @@ class Session:
 
     def _ids(self, texts: Sequence[str], cut: bool) -> list[list[int]]:
         """Ids of every text, which the artifact can take."""
-        rows = [self.processor.ids(text, cut=cut) for text in _texts(texts, TEXTS[self.task])]
-        for text, row in zip(texts, rows, strict=True):
+        name = TEXTS[self.task]
+        rows = self.processor.rows(_texts(texts, name), name.removesuffix("s"), cut=cut)
+        for number, row in enumerate(rows):
             if not self.text.min <= len(row) <= self.text.max:
                 raise InputError(
-                    f"the text '{text[:60]}' has {len(row)} tokens",
+                    f"{name.removesuffix('s')} {number}, {shown(texts[number])}, has {len(row)} tokens",
                     f"The artifact was built for {self.text.min} to {self.text.max}.",
                     "Use another text, or export again with another --text.",
                 )
@@ -386,20 +392,46 @@ class Session:
         settings = self.manifest["preprocessing"]["image"]
         return image_tensor(check_image(image, name), settings["size"], settings["mean"], settings["std"])
 
-    def _check_decoder(self, texts: int, name: str, prompt: int, ids: int) -> None:
-        """Refuse what the decoder was not built for: texts at once, ids of a prompt, ids of a text."""
-        profile = next(part["profile"] for part in self.manifest["parts"] if part["name"] == "decoder")
+    def _check_decoder(self, texts: int, name: str, prompt: int, ids: int, by: str = "") -> None:
+        """Refuse what the decoder was not built for: texts at once, ids of a prompt, ids of a text (asked for `by`)."""
+        profile = self._decoder_profile()
         _, _, (_, most_texts, most_new) = profile["input_ids"]
         most_ids = profile["past"][2][5] + 2  # the last id is written, not read, and the one before it is new
-        for what, asked, least, most in (
-            (name, texts, 1, most_texts),
-            ("ids of a prompt", prompt, 1, most_new),
-            ("ids of a text", ids, 1, most_ids),
+        for what, asked, most, fix in (
+            (name, texts, most_texts, f"--beams {texts}"),
+            ("ids of a prompt", prompt, most_new, f"--max-length {3 * prompt + 1}"),
+            ("ids of a text", ids, most_ids, f"--max-length {ids}"),
         ):
-            if not least <= asked <= most:
+            if not 1 <= asked <= most:
                 raise InputError(
-                    f"{asked} {what} were asked for", f"The artifact's decoder was built for {least} to {most}."
+                    f"{asked} {what} were asked for{by}",
+                    f"The artifact's decoder was built for 1 to {most}.",
+                    f"Ask for fewer, or export again with {fix}." if asked > most else "Ask for one at least.",
                 )
+
+    def _most_texts(self, wanted: int) -> int:
+        """`wanted`, or as many texts at once as the decoder was built for."""
+        most: int = self._decoder_profile()["input_ids"][2][1]
+        return min(wanted, most)
+
+    def _decoder_profile(self) -> Mapping[str, Any]:
+        profile: Mapping[str, Any] = next(
+            part["profile"] for part in self.manifest["parts"] if part["name"] == "decoder"
+        )
+        return profile
+
+    def _check_candidates(self, candidates: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
+        """Refuse a candidate that has no tokens, or more than the decoder was built for."""
+        lengths = [len(row) for row in ids]
+        if min(lengths) <= 2:  # [DEC] and [SEP]
+            number = lengths.index(min(lengths))
+            raise InputError(
+                f"candidate {number}, {shown(candidates[number])}, has no words",
+                "Nothing is left of it as the model reads it.",
+                "Leave it out.",
+            )
+        number = lengths.index(max(lengths))
+        self._check_decoder(1, "candidates", 1, max(lengths), f", by candidate {number}, {shown(candidates[number])}")
 
 
 def find_manifest(path: Path) -> Path:
@@ -450,9 +482,13 @@ def _images(images: Sequence[Any]) -> Sequence[Any]:
     return images
 
 
-def _texts(texts: Sequence[str], what: str) -> Sequence[str]:
-    if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+def _texts(texts: Sequence[Any], what: str) -> Sequence[str]:
+    if isinstance(texts, str) or not isinstance(texts, Sequence):
         raise InputError(f"the {what} are no list of texts", fix=f"Give {what} as a list of str.")
+    for number, text in enumerate(texts):
+        if not isinstance(text, str):
+            why = f"Counted from 0, number {number} is {shown(text)}, of the type {type(text).__name__}."
+            raise InputError(f"the {what} are no list of texts", why, f"Give {what} as a list of str.")
     if not texts:
         raise InputError(f"there are no {what}", fix="Give at least one.")
     return texts

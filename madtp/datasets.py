@@ -5,10 +5,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeGuard
+from typing import Any
 
 from madtp.errors import InputError
 from madtp.inputs import decode_text, read_bytes
+from madtp.texts import check_answers, shown, text_fault
 
 TASKS = ("nlvr", "vqa", "caption", "retrieval", "clip")
 RETRIEVAL_TASKS = ("retrieval", "clip")
@@ -22,16 +23,22 @@ LABELS = {"true": True, "false": False}
 PAGE = "docs/data.md"
 MOST_BYTES = 2**31  # of an annotation file
 NAMED = 3  # missing images that a message names
+IDS = ("question_id", "identifier", "image_id", "cocoid")  # of an entry, the first that it has names it in messages
+
+Id = int | str  # as the annotation writes it
 
 
 @dataclass(frozen=True)
 class NlvrItem:
-    """Two images, and a sentence that is true of them or not (None where the file does not say)."""
+    """Two images, and a sentence that is true of them or not (None where the file does not say).
+
+    `key` is the entry's identifier, or without one its number as text.
+    """
 
     images: tuple[Path, Path]
     sentence: str
     label: bool | None
-    key: str
+    key: Id
 
 
 @dataclass(frozen=True)
@@ -41,16 +48,20 @@ class VqaItem:
     image: Path
     question: str
     answers: tuple[str, ...]
-    key: str
+    key: Id
 
 
 @dataclass(frozen=True)
 class CaptionItem:
-    """An image and the captions that people wrote for it."""
+    """An image and the captions that people wrote for it.
+
+    `key` is the image's id; where the file gives none, the image's name there, and `named` is true.
+    """
 
     image: Path
     captions: tuple[str, ...]
-    key: str
+    key: Id
+    named: bool = False
 
 
 Item = NlvrItem | VqaItem | CaptionItem
@@ -202,25 +213,60 @@ class _Entry:
 
     @property
     def where(self) -> str:
-        return f"entry {self.number} of '{self.path}'"
+        known = next((f" ({name} {shown(self.content[name])})" for name in IDS if name in self.content), "")
+        return f"entry {self.number} of '{self.path}'{known}"
+
+    def name(self, key: str) -> str:
+        """A string that names something, a file or a split."""
+        value = self.content.get(key)
+        if not isinstance(value, str) or not value.strip():
+            raise self._error(key, f"It is {shown(value)}.", "It has to be a string with something in it.")
+        return value
+
+    def names(self, key: str) -> tuple[str, ...]:
+        """A list of names."""
+        value = self.content.get(key)
+        if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+            raise self._error(key, f"It is {shown(value)}.", 'It has to be a list ["...", ...].')
+        return tuple(value)
 
     def text(self, key: str) -> str:
         """A string that says something."""
         value = self.content.get(key)
-        if not isinstance(value, str) or not value.strip():
-            raise InputError(f'{self.where} has no "{key}"', "It has to be a string with something in it.")
-        return value
+        fault = text_fault(value)
+        if fault is not None:
+            raise self._error(key, f"It {fault}: {shown(value)}.", "It has to be a string with something in it.")
+        return str(value)
 
     def texts(self, key: str, inner: str | None = None) -> tuple[str, ...]:
         """A list of strings, or of objects with a string `inner`; one string stands for a list of one."""
         value = self.content.get(key)
-        texts = [value] if isinstance(value, str) else value
-        if inner is not None and isinstance(texts, list):
-            texts = [text.get(inner) if isinstance(text, dict) else None for text in texts]
-        if not _is_texts(texts):
-            form = '["...", ...]' if inner is None else f'[{{"{inner}": "..."}}, ...]'
-            raise InputError(f'{self.where} has no "{key}" that can be used', f"It has to be a list {form}, not empty.")
+        form = '["...", ...]' if inner is None else f'[{{"{inner}": "..."}}, ...]'
+        if isinstance(value, str):
+            return (self.text(key),)
+        if not isinstance(value, list) or not value:
+            raise self._error(key, f"It is {shown(value)}.", f"It has to be a list {form}, not empty.")
+        texts = []
+        for number, text in enumerate(value):
+            if inner is not None:
+                text = text.get(inner) if isinstance(text, dict) else None
+            fault = text_fault(text)
+            if fault is not None:
+                why = f"Counted from 0, number {number} of it {fault}: {shown(value[number])}."
+                raise self._error(key, why, f"It has to be a list {form}, and each has to say something.")
+            texts.append(text)
         return tuple(texts)
+
+    def id(self, key: str) -> Id:
+        """A whole number, or a string that is not blank; nothing is made of it."""
+        value = self.content.get(key)
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+            why = f"It is {shown(value)}." if key in self.content else ""
+            raise self._error(key, why, "It has to be a whole number, or a string with something in it.")
+        return value
+
+    def _error(self, key: str, why: str, fix: str) -> InputError:
+        return InputError(f'{self.where} has no "{key}" that can be used', why, fix)
 
 
 class _Reader:
@@ -269,40 +315,46 @@ class _Reader:
 
 
 class _UniqueIds:
-    """Takes the question_id of each entry, and refuses the second entry with the same."""
+    """Takes the id `name` of each entry, and refuses the second entry with the same.
 
-    def __init__(self) -> None:
+    1 and "1" count as the same: as a name in a JSON object, which results are often joined by, they are.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._first: dict[str, _Entry] = {}
 
-    def take(self, entry: _Entry) -> str:
-        value = entry.content.get("question_id")
-        if not isinstance(value, int | str) or isinstance(value, bool):
-            raise InputError(f'{entry.where} has no "question_id"', "It has to be a number or a string.")
+    def take(self, entry: _Entry, otherwise: str | None = None) -> Id:
+        """The id; where the entry has none, `otherwise`, if there is such."""
+        return self.add(entry.id(self._name) if otherwise is None or self._name in entry.content else otherwise, entry)
+
+    def add(self, value: Id, entry: _Entry) -> Id:
+        """An id that was taken from the entry."""
         first = self._first.setdefault(str(value), entry)
         if first is not entry:
             raise InputError(
-                f"{entry.where} has the question_id {value} of entry {first.number}",
-                "Each has to be there once, or it would be counted twice.",
+                f"{entry.where} has the {self._name} {value!s:.60} of entry {first.number}",
+                'Each has to be there once (1 and "1" are one), or it would be counted twice.',
                 "Remove one of them.",
             )
-        return str(value)
+        return value
 
 
 def _nlvr(reader: _Reader) -> list[NlvrItem]:
-    items = []
+    items, ids = [], _UniqueIds("identifier")
     for entry in reader.entries():
-        names = entry.texts("images")
-        if len(names) != 2 or not all(names):
+        names = entry.names("images")
+        if len(names) != 2 or not all(name.strip() for name in names):
             raise InputError(f"{entry.where} does not name two images", 'It has to have "images": [left, right].')
         label = entry.content.get("label")
         if label is not None and str(label).lower() not in LABELS:
-            raise InputError(f"the label of {entry.where} is {label!r}", 'It has to be "True" or "False".')
+            raise InputError(f"the label of {entry.where} is {label!r:.60}", 'It has to be "True" or "False".')
         items.append(
             NlvrItem(
                 (reader.image(names[0]), reader.image(names[1])),
                 entry.text("sentence"),
                 None if label is None else LABELS[str(label).lower()],
-                str(entry.content.get("identifier", entry.number)),
+                ids.take(entry, str(entry.number)),
             )
         )
     return items
@@ -310,17 +362,17 @@ def _nlvr(reader: _Reader) -> list[NlvrItem]:
 
 def _vqa(reader: _Reader) -> list[VqaItem]:
     """The files of BLIP; a question of Visual Genome has one answer, a string."""
-    items, ids = [], _UniqueIds()
+    items, ids = [], _UniqueIds("question_id")
     for entry in reader.entries():
         answers = entry.texts("answer") if "answer" in entry.content else ()
-        items.append(VqaItem(reader.image(entry.text("image")), entry.text("question"), answers, ids.take(entry)))
+        items.append(VqaItem(reader.image(entry.name("image")), entry.text("question"), answers, ids.take(entry)))
     return items
 
 
 def _original_vqa(reader: _Reader, split: str) -> list[VqaItem]:
     """VQAv2 as its authors publish it: questions and answers in two files, images by number."""
     year = COCO_YEARS[split]
-    items, ids = [], _UniqueIds()
+    items, ids = [], _UniqueIds("question_id")
     questions = reader.entries("questions")
     answers = _original_answers(reader, year) if split != "test" else {}
     for entry in questions:
@@ -328,18 +380,20 @@ def _original_vqa(reader: _Reader, split: str) -> list[VqaItem]:
         if split != "test" and key not in answers:
             raise InputError(
                 f"the question {key}, {entry.where}, has no answers in '{reader.sources[1].path}'",
-                "The two files do not belong together.",
+                f"The two files do not belong together: ids have to be written alike, here {json.dumps(key):.60}.",
                 "Get both again from one release.",
             )
-        if not isinstance(number, int):
-            raise InputError(f'{entry.where} has no "image_id"', "It has to be a whole number.")
+        if not isinstance(number, int) or isinstance(number, bool) or number < 0:
+            raise InputError(
+                f'{entry.where} has no "image_id" that can be used', "It has to be a whole number, not negative."
+            )
         image = reader.image(f"{year}/COCO_{year}_{number:012d}.jpg")
         items.append(VqaItem(image, entry.text("question"), answers.get(key, ()), key))
     return items
 
 
-def _original_answers(reader: _Reader, year: str) -> dict[str, tuple[str, ...]]:
-    path, ids = reader.path.with_name(f"v2_mscoco_{year}_annotations.json"), _UniqueIds()
+def _original_answers(reader: _Reader, year: str) -> dict[Id, tuple[str, ...]]:
+    path, ids = reader.path.with_name(f"v2_mscoco_{year}_annotations.json"), _UniqueIds("question_id")
     return {ids.take(entry): entry.texts("answers", "answer") for entry in reader.entries("annotations", path)}
 
 
@@ -347,35 +401,43 @@ def _answer_list(reader: _Reader) -> tuple[str, ...] | None:
     path = _in_folders(reader.folder, ANNOTATION_FOLDERS, ANSWER_LIST)
     if path is None:
         return None
-    answers = reader.json(path)
-    if not _is_texts(answers) or len(set(answers)) < len(answers):
-        raise InputError(
-            f"'{path}' is no list of different answers", "", 'It has to be a JSON list ["yes", "no", ...].'
-        )
-    return tuple(answers)
+    return check_answers(reader.json(path), f"'{path}' is")
 
 
 def _captions(reader: _Reader) -> list[CaptionItem]:
     """The files of BLIP: all captions of an image in one entry (val, test), or one each in several entries (train)."""
     items: dict[str, CaptionItem] = {}
+    ids = _UniqueIds("image_id")
     for entry in reader.entries():
-        name = entry.text("image")
-        earlier = items[name].captions if name in items else ()
-        key = str(entry.content.get("image_id", name))
-        items[name] = CaptionItem(reader.image(name), earlier + entry.texts("caption"), key)
+        name = entry.name("image")
+        named = "image_id" not in entry.content
+        key = name if named else entry.id("image_id")
+        captions = entry.texts("caption")
+        earlier = items.get(name)
+        if earlier is None:
+            ids.add(key, entry)
+        elif (earlier.key, earlier.named) != (key, named):
+            raise InputError(
+                f"{entry.where} has another id than an earlier entry of its image '{name}'",
+                f"There it is {shown(earlier.key)}, here {shown(key)}.",
+                "Give both the same.",
+            )
+        else:
+            captions = earlier.captions + captions
+        items[name] = CaptionItem(reader.image(name), captions, key, named)
     return list(items.values())
 
 
 def _karpathy(reader: _Reader, split: str) -> list[CaptionItem]:
     """Karpathy's own file: all splits in one; what he calls restval belongs to train."""
-    items = []
+    items, ids = [], _UniqueIds("cocoid")
     for entry in reader.entries("images"):
-        belongs = entry.text("split")
+        belongs = entry.name("split")
         if ("train" if belongs == "restval" else belongs) == split:
-            place = entry.text("filepath") if "filepath" in entry.content else FLICKR_IMAGES
-            name = f"{place}/{entry.text('filename')}"
-            key = str(entry.content.get("cocoid", name))
-            items.append(CaptionItem(reader.image(name), entry.texts("sentences", "raw"), key))
+            place = entry.name("filepath") if "filepath" in entry.content else FLICKR_IMAGES
+            name = f"{place}/{entry.name('filename')}"
+            key, named = ids.take(entry, name), "cocoid" not in entry.content
+            items.append(CaptionItem(reader.image(name), entry.texts("sentences", "raw"), key, named))
     if not items:
         raise InputError(f"'{reader.path}' has no images of the split {split}", "", "Name another split.")
     return items
@@ -403,10 +465,6 @@ def _missing_error(reader: _Reader, images: Sequence[Path], kept: int) -> InputE
         + (", ..." if len(reader.missing) > NAMED else "."),
         "Put them there, or skip what needs them." if kept else "Put them there; nothing is left without them.",
     )
-
-
-def _is_texts(value: Any) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and bool(value) and all(isinstance(text, str) for text in value)
 
 
 def _in_folders(folder: Path, places: Sequence[str], name: str) -> Path | None:

@@ -63,9 +63,10 @@ class Limits:
                 f"the prompts are of shape {list(prompt_ids.shape)}",
                 "Generation starts from [batch, ids], with one id at least.",
             )
-        if (prompt_ids == self.pad_id).any():
+        padded = (prompt_ids == self.pad_id).any(dim=1).nonzero()
+        if len(padded):
             raise InputError(
-                "a prompt holds padding",
+                f"prompt {int(padded[0])} holds padding",
                 "All prompts of a batch are of one length: what is attended to in a cache is not masked.",
                 "Put prompts of other lengths into another batch.",
             )

@@ -165,9 +165,10 @@ def _check(config: RetrievalConfig, input_ids: Tensor, attention_mask: Tensor, a
             f"the attention mask is {list(attention_mask.shape)}, the ids are {list(input_ids.shape)}",
             "Each id needs a 1 (word) or a 0 (padding).",
         )
-    if (input_ids[:, 0] != config.cls_token_id).any():
+    others = (input_ids[:, 0] != config.cls_token_id).nonzero()
+    if len(others):
         raise InputError(
-            f"the first id of a text is not {config.cls_token_id}",
+            f"the first id of text {int(others[0])} is not {config.cls_token_id}",
             "Texts are embedded with [CLS] first; ranking puts [ENC] there itself, for the matching.",
             "Give the ids with [CLS] first, or correct 'cls_token_id' in the configuration.",
         )

@@ -17,6 +17,7 @@ from madtp.errors import InputError
 from madtp.images import read_image
 from madtp.inputs import read_json
 from madtp.preprocess import Sample, image_tensor
+from madtp.texts import shown, text_fault
 from madtp.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
 
 MIN_SAMPLES = 8
@@ -171,8 +172,23 @@ def _prepare(
     samples: Sequence[Sample], origin: str, processor: Processor | None, vocabulary: Path | None, config: Config
 ) -> SampleSet:
     digest = None if processor is None else processor.sha256
-    requests = [prepare_sample(sample, processor, config) for sample in samples]
+    requests = prepare_samples(samples, processor, config)
     return SampleSet(requests, origin, processor is not None, vocabulary, digest)
+
+
+def prepare_samples(samples: Sequence[Sample], processor: Processor | None, config: Config) -> list[Request]:
+    """Every sample as the model takes it.
+
+    Raises:
+        InputError: a text that is too long, naming the sample.
+    """
+    requests = []
+    for number, sample in enumerate(samples):
+        try:
+            requests.append(prepare_sample(sample, processor, config))
+        except InputError as error:
+            raise InputError(f"sample {number}: {error.what}", error.why, error.fix) from error
+    return requests
 
 
 def prepare_sample(sample: Sample, processor: Processor | None, config: Config) -> Request:
@@ -261,9 +277,12 @@ def read_sample(folder: Path, number: int, entry: Any, task: str) -> Sample:
     where = f"entry {number} of '{folder / INDEX}'"
     field = TEXT_FIELDS[task]
     text = entry.get(field) if isinstance(entry, dict) and field else None
-    if not isinstance(entry, dict) or (field is not None and not isinstance(text, str)):
+    fault = text_fault(text) if field is not None else None
+    if not isinstance(entry, dict) or fault is not None:
         raise InputError(
-            f"{where} has no {field or 'image'}", f"It has to be {_entry_form(task)}.", "Correct the entry."
+            f"{where} has no {field or 'image'} that can be used",
+            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is no object.",
+            f"It has to be {_entry_form(task)}.",
         )
     if task == "nlvr":
         names = entry.get("images")

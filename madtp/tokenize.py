@@ -15,6 +15,7 @@ from torch import Tensor
 from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import InputError
 from madtp.inputs import read_text, sha256
+from madtp.texts import shown
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
 DEC, ENC = "[DEC]", "[ENC]"  # they follow the vocabulary file, in this order
@@ -123,13 +124,26 @@ class RequestText(ABC):
         """
         read = self.read(text)
         if read.cut and not cut:
-            shown = text if len(text) <= 60 else text[:57] + "..."
             raise InputError(
-                f"the text '{shown}' {read.cut}",
+                f"the text {shown(text)} {read.cut}",
                 "The published code cuts the rest off; here it is not cut silently, that would ask another question.",
-                "Shorten the text.",
+                "Shorten the text, or ask for it to be cut (cut=True; run --cut).",
             )
         return read.ids
+
+    def rows(self, texts: Sequence[str], each: str, *, cut: bool = False) -> list[list[int]]:
+        """Ids of every text; an error names the text by `each` and its number.
+
+        Raises:
+            InputError: see `ids`.
+        """
+        rows = []
+        for number, text in enumerate(texts):
+            try:
+                rows.append(self.ids(text, cut=cut))
+            except InputError as error:
+                raise InputError(f"{each} {number}: {error.what}", error.why, error.fix) from error
+        return rows
 
     def is_cut(self, text: str) -> bool:
         """Whether the published code would not read all of this text."""
@@ -171,7 +185,7 @@ class TextProcessor(RequestText):
     def ids(self, text: str, *, cut: bool = False) -> list[int]:
         """Ids of a sentence or question: [ENC] (retrieval: [CLS]), its pieces, [SEP]. See `RequestText.ids`."""
         ids = super().ids(text, cut=cut)
-        _check_positions(len(ids), self.config)
+        _check_positions(len(ids), self.config, f"the text {shown(text)}")
         return ids
 
     def batch(self, texts: Sequence[str], *, cut: bool = False) -> tuple[Tensor, Tensor]:
@@ -181,7 +195,7 @@ class TextProcessor(RequestText):
             InputError: see `ids`.
         """
         length = self.reader.max_ids if self.reader is not None and self.reader.padded else None
-        return pad_ids([self.ids(text, cut=cut) for text in texts], self.config, length or 0)
+        return pad_ids(self.rows(texts, "text", cut=cut), self.config, length or 0)
 
     def answer_ids(self, answer: str) -> list[int]:
         """Ids of an answer of VQA, which is taken as it is: [DEC], its pieces, [SEP]."""
@@ -260,8 +274,7 @@ class ClipTextProcessor(RequestText):
             InputError: see `ids`.
         """
         ids = torch.zeros(len(texts), self.config.context_length, dtype=torch.int64)
-        for index, text in enumerate(texts):
-            row = self.ids(text, cut=cut)
+        for index, row in enumerate(self.rows(texts, "text", cut=cut)):
             ids[index, : len(row)] = torch.tensor(row, dtype=torch.int64)
         return ids, None
 
@@ -289,8 +302,9 @@ def pad_ids(rows: Sequence[Sequence[int]], config: BlipConfig, length: int = 0) 
     Raises:
         InputError: L is more than the model has positions.
     """
-    longest = max([length, *(len(row) for row in rows)])
-    _check_positions(longest, config)
+    lengths = [len(row) for row in rows]
+    longest = max([length, *lengths])
+    _check_positions(longest, config, f"text {lengths.index(longest)}" if longest in lengths else "a text")
     ids = torch.full((len(rows), longest), config.pad_token_id, dtype=torch.int64)
     mask = torch.zeros_like(ids)
     for index, row in enumerate(rows):
@@ -299,12 +313,12 @@ def pad_ids(rows: Sequence[Sequence[int]], config: BlipConfig, length: int = 0) 
     return ids, mask
 
 
-def _check_positions(tokens: int, config: BlipConfig) -> None:
+def _check_positions(tokens: int, config: BlipConfig, name: str) -> None:
     if tokens > config.max_position:
         raise InputError(
-            f"a sentence has {tokens} tokens",
+            f"{name} has {tokens} tokens",
             f"The model has {config.max_position} positions.",
-            "Shorten the sentence; it is not cut silently because that would ask another question.",
+            "Shorten the text; it is not cut silently because that would ask another question.",
         )
 
 
@@ -312,7 +326,7 @@ def _check_unicode(text: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:  # half a surrogate pair, which JSON can spell
-        raise InputError(f"the text {text[:60]!a} is not Unicode", str(error), "Correct the text.") from error
+        raise InputError(f"the text {shown(text)} is not Unicode", str(error), "Correct the text.") from error
 
 
 def _read_vocabulary(vocab: Path | str, config: BlipConfig) -> list[str]:

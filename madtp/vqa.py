@@ -183,18 +183,19 @@ def _check_answers(answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaC
         )
     if answer_ids.shape[1] > config.max_position:
         raise InputError(
-            f"the answers are {answer_ids.shape[1]} ids long",
+            f"answer {int(answer_mask.sum(dim=1).argmax())} is {answer_ids.shape[1]} ids long",
             f"The decoder has positions for {config.max_position}.",
-            "Shorten the longest answer.",
+            "Shorten it.",
         )
     if not 1 <= k <= len(answer_ids):
         raise InputError(
             f"the {k} likeliest of {len(answer_ids)} answers were asked for",
             fix="Set k to 1 or more, no more than them.",
         )
-    if (answer_ids[:, 0] != config.bos_token_id).any():
+    others = (answer_ids[:, 0] != config.bos_token_id).nonzero()
+    if len(others):
         raise InputError(
-            f"an answer does not start with [DEC], id {config.bos_token_id}",
+            f"answer {int(others[0])} does not start with [DEC], id {config.bos_token_id}",
             "The decoder was trained to begin with it.",
             "Replace the first id of every answer.",
         )

@@ -382,7 +382,7 @@ SAMPLES: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "image is deep": (deep_image, ("more than 8 bits a channel", "I;16", "Convert it to 8 bits")),
     "sentence over the positions": (
         index_of([entry(sentence="image " * 39)] * 8),
-        ("a sentence has 41 tokens", "40 positions", "Shorten the sentence"),
+        ("sample 0: the text 'image image", "has 41 tokens", "40 positions", "Shorten the text"),
     ),
     "no vocabulary": (lambda folder: (folder / "vocab.txt").unlink(), ("no vocab.txt in", "or beside", "Copy it to")),
     "vocabulary too small": (

@@ -11,7 +11,7 @@ import pytest
 from madtp.datasets import CaptionItem, NlvrItem, VqaItem, read_dataset
 from madtp.errors import InputError
 
-TEN = ["yes"] * 7 + ["no", "maybe", ""]
+TEN = ["yes"] * 7 + ["no", "maybe", "two"]
 NLVR = [
     {"sentence": "Two dogs.", "images": ["dev/dev-0-0-img0.png", "dev/dev-0-0-img1.png"], "label": "True"},
     {"sentence": "One cat.", "images": ["dev/dev-0-0-img1.png", "dev/dev-1-0-img0.png"], "label": "False"},
@@ -124,8 +124,8 @@ def test_vqa_as_blip_has_it(write: Write, tmp_path: Path) -> None:
     write("annotation/answer_list.json", ["yes", "no", "2"], images=False)
     dataset = read_dataset("vqa", tmp_path)
     assert dataset.items == (
-        VqaItem(tmp_path / "images/val2014/a.jpg", "Is it?", tuple(TEN), "262148000"),
-        VqaItem(tmp_path / "images/vg/b.jpg", "What?", ("a dog",), "262148001"),
+        VqaItem(tmp_path / "images/val2014/a.jpg", "Is it?", tuple(TEN), 262148000),
+        VqaItem(tmp_path / "images/vg/b.jpg", "What?", ("a dog",), 262148001),
     )
     assert dataset.answer_list == ("yes", "no", "2")
     assert [source.path.name for source in dataset.sources] == ["vqa_val.json", "answer_list.json"]
@@ -139,8 +139,8 @@ def test_vqa_as_its_authors_have_it(write: Write, tmp_path: Path) -> None:
     dataset = read_dataset("vqa", tmp_path)
     folder = tmp_path / "val2014"
     assert dataset.items == (
-        VqaItem(folder / "COCO_val2014_000000262148.jpg", "Where is he?", tuple(TEN), "262148000"),
-        VqaItem(folder / "COCO_val2014_000000393225.jpg", "What is it?", tuple(TEN), "393225001"),
+        VqaItem(folder / "COCO_val2014_000000262148.jpg", "Where is he?", tuple(TEN), 262148000),
+        VqaItem(folder / "COCO_val2014_000000393225.jpg", "What is it?", tuple(TEN), 393225001),
     )
     assert [source.path.name for source in dataset.sources] == [QUESTION_FILE, ANSWER_FILE]
     assert (dataset.split, dataset.answer_list) == ("val", None)
@@ -159,7 +159,8 @@ def test_captions_of_coco_and_flickr(write: Write, tmp_path: Path, task: str, na
     images = [tmp_path / entry["image"] for entry in COCO]
     captions = [tuple(entry["caption"]) for entry in COCO]
     assert dataset.items == tuple(
-        CaptionItem(image, texts, entry["image"]) for image, texts, entry in zip(images, captions, COCO, strict=True)
+        CaptionItem(image, texts, entry["image"], named=True)
+        for image, texts, entry in zip(images, captions, COCO, strict=True)
     )
     if task == "caption":
         assert dataset.retrieval is None
@@ -185,10 +186,10 @@ def test_karpathys_own_file(write: Write, tmp_path: Path) -> None:
     write("dataset_coco.json", KARPATHY)
     folder = tmp_path / "val2014"
     assert read_dataset("caption", tmp_path).items == (
-        CaptionItem(folder / "COCO_val2014_000000000007.jpg", ("A 7.", "Another."), "7"),
-        CaptionItem(folder / "COCO_val2014_000000000010.jpg", ("A 10.", "Another."), "10"),
+        CaptionItem(folder / "COCO_val2014_000000000007.jpg", ("A 7.", "Another."), 7),
+        CaptionItem(folder / "COCO_val2014_000000000010.jpg", ("A 10.", "Another."), 10),
     )
-    for split, keys in (("val", ["9"]), ("train", ["8", "11"])):
+    for split, keys in (("val", [9]), ("train", [8, 11])):
         assert [item.key for item in read_dataset("retrieval", tmp_path, split).items] == keys
 
 

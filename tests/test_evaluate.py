@@ -18,7 +18,7 @@ from export.errors import BackendError, OptionError
 from export.evaluate import evaluate, part_path
 from export.evaluation import EvaluateOptions, Report
 from export.journal import Journal
-from export.metrics import recall, vqa_score
+from export.metrics import Scores, recall, vqa_score
 from export.options import Range
 from export.products import Caption, Judgement
 from madtp.datasets import Dataset, read_dataset
@@ -87,7 +87,10 @@ class FakeSession:
 
     def __init__(self, task: str = "nlvr", artifact: str = "ab", batch: Range | None = None) -> None:
         self.task, self.temperature, self.batch = task, 0.5, batch or Range(1, 2, 4)
-        self.processor = SimpleNamespace(sha256="cd", is_cut=lambda text: len(text) > 100)
+        self.processor = SimpleNamespace(
+            sha256="cd", is_cut=lambda text: len(text) > 100, ids=lambda text, cut: [*text.split(), "ENC", "SEP"]
+        )
+        self.text = Range(2, 12, 64)
         self.manifest = {
             "parts": [{"artifact": "out.onnx", "sha256": artifact}],
             "checkpoint": {"sha256": "ef"},
@@ -290,7 +293,8 @@ def test_limits_and_batches(nlvr: Dataset, output: Path) -> None:
 
 def test_sentences_without_labels_are_answered_and_not_scored(output: Path, tmp_path: Path) -> None:
     results = run(FakeSession(), read_dataset("nlvr", nlvr_data(tmp_path / "data", label=None)), output)
-    assert (results["metrics"], results["unscored"]) == (None, "not every sentence has a label")
+    assert results["metrics"] is None
+    assert results["unscored"] == "not every sentence has a label: 7 of 7 have none, the first is 'test-0'"
     assert len(results["answers"]) == ITEMS
 
 
@@ -299,7 +303,7 @@ def test_captions_are_kept_where_they_cannot_be_scored(
 ) -> None:
     dataset = read_dataset("caption", coco_data(tmp_path / "data"))
 
-    def missing(*_: object) -> dict[str, float]:
+    def missing(*_: object) -> Scores:
         raise BackendError("captions cannot be scored", fix="Run: pip install it.")
 
     monkeypatch.setattr(export.evaluate_items, "caption_scores", missing)
@@ -307,7 +311,7 @@ def test_captions_are_kept_where_they_cannot_be_scored(
     assert results["metrics"] is None
     assert "pip install it. Then run the same command again" in results["unscored"]
     assert results["answers"][0] == {"image_id": 1, "caption": "a digit"}
-    monkeypatch.setattr(export.evaluate_items, "caption_scores", lambda captions, references: {"bleu_4": 12.0})
+    monkeypatch.setattr(export.evaluate_items, "caption_scores", lambda *_: Scores({"bleu_4": 12.0}))
     again = FakeSession("caption")
     results = run(again, dataset, output)
     assert (results["metrics"], results["unscored"], again.asked) == ({"bleu_4": 12.0}, None, [])
@@ -490,7 +494,7 @@ def rank(manifest: Path, dataset: Dataset, k_test: int | None = None) -> dict[st
         images = [read_image(path) for path in data.images]
         ranking = session.rank(images, data.texts, k_test=k_test, batch=8, image_batch=2, cut=True)
     return {
-        "metrics": recall(ranking.score_i2t, ranking.score_t2i, data.texts_of_image),
+        "metrics": recall(ranking.score_i2t, ranking.score_t2i, data.texts_of_image, k_test),
         "tokens": {name: counts.double().mean(dim=0).tolist() for name, counts in ranking.tokens.items()},
         "best_images": ranking.score_t2i[0].argsort(descending=True, stable=True).tolist(),
     }

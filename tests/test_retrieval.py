@@ -274,7 +274,7 @@ def test_shorter_images_are_filled_with_their_class_token() -> None:
         ({"input_ids": torch.empty(0, LENGTH, dtype=torch.long)}, "input_ids have the shape [0, 20]"),
         ({"input_ids": torch.full((LENGTH,), 2)}, "input_ids have the shape [20]"),
         ({"attention_mask": torch.ones(4, LENGTH - 1)}, "mask is [4, 19]"),
-        ({"input_ids": torch.full((4, LENGTH), SIZES["enc_token_id"])}, "first id of a text is not 2"),
+        ({"input_ids": torch.full((4, LENGTH), SIZES["enc_token_id"])}, "first id of text 0 is not 2"),
     ],
 )
 def test_bad_input_is_refused(

@@ -276,7 +276,11 @@ def test_a_temperature_has_to_be_a_number(temperature: float, sessions: dict[str
         ("vqa", lambda s: s.answer(IMAGES[:1], "what"), "no list of texts"),
         ("vqa", lambda s: s.answer([], []), "there are no questions"),
         ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], candidates=[]), "there are no candidates"),
-        ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], candidates=["a"] * 200, k=129), "129 candidates"),
+        (
+            "vqa",
+            lambda s: s.answer(IMAGES[:1], ["a"], candidates=[f"a{n}" for n in range(200)], k=129),
+            "129 candidates",
+        ),
         ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], candidates=["a " * 30]), "32 ids of a text"),
         ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], candidates=["a"], k=0), "0 candidates"),
         ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], beams=-1), "-1 beams"),

@@ -31,6 +31,8 @@ def export_options(command: Any) -> Any:
             click.option("--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Of the tokens."),
             click.option("--batch", metavar="MIN:OPT:MAX", help="Requests a call; default 1:1:8."),
             click.option("--text", metavar="MIN:OPT:MAX", help="Tokens a sentence; default 2:24:64."),
+            click.option("--beams", type=int, help="Beams, or candidates read to the end; vqa 128, caption 8."),
+            click.option("--max-length", type=int, help="Ids of an answer or caption at most; vqa 17, caption 41."),
             click.option("--temperature", type=float, help="Default pruning temperature; the checkpoint's."),
             click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True, help=PLUGINS),
             click.option("--embed-plugins", is_flag=True, help="Put the plugin library into the plan."),

@@ -112,7 +112,7 @@ def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
     """One line each: why there is no score, what differs from the published evaluation, what was written."""
     lines = []
     if results["unscored"] is not None:
-        lines.append(f"no score: {results['unscored']}")
+        lines.append(f"unscored: {results['unscored']}")
     used = results["identity"]["options"]
     if results["batching"] == "per-request":
         lines.append("every item ran on its own: no answer depends on another item (--batch N runs N together)")

@@ -10,7 +10,6 @@ import click
 from rich.table import Table
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
-from madtp.errors import InputError
 from madtp.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
@@ -33,8 +32,10 @@ FORMS = {
 OPTIONS = {
     "candidates": ("vqa",),
     "beams": ("vqa", "caption"),
+    "max_length": ("vqa", "caption"),
     "prompt": ("caption",),
     "k_test": ("retrieval",),
+    "cut": ("nlvr", "vqa", "retrieval", "clip"),
     "top": ("vqa", "retrieval", "clip"),
 }
 
@@ -43,12 +44,16 @@ OPTIONS = {
 @click.argument("artifact", type=PATH)
 @click.option("--image", "images", type=PATH, multiple=True, help="An image file; nlvr: left, then right.")
 @click.option("--text", "texts", multiple=True, help="Sentence, question or caption.")
-@click.option("--candidates", type=PATH, metavar="FILE", help="vqa: answers to choose from, one a line.")
+@click.option("--candidates", type=PATH, metavar="FILE", help="vqa: answers to choose from, a JSON list or one a line.")
 @click.option("--beams", type=click.IntRange(1), help="vqa, caption: texts pursued at once; default 3.")
+@click.option("--max-length", type=click.IntRange(2), help="vqa, caption: ids of a text at most; default 10, 20.")
 @click.option("--prompt", help="caption: what captions go on from; the manifest's.")
 @click.option("--k-test", type=click.IntRange(1), help="retrieval: candidates of each row that are matched.")
 @click.option("--top", type=click.IntRange(1), help=f"vqa, retrieval, clip: how many are shown; default {TOP}.")
 @click.option("--batch", type=click.IntRange(1), help="Requests that run together; else one by one.")
+@click.option(
+    "--cut", is_flag=True, default=None, help="Read overlong texts without their end, as published readers do."
+)
 @click.option("--temperature", type=float, help="0 runs dense; the manifest's.")
 @click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt; the one beside the manifest.")
 @click.option("--rotate", is_flag=True, help="Turn photos as their EXIF data says; published readers do not.")
@@ -77,11 +82,12 @@ def command(
     """
     from export.manifest import read_manifest
     from export.session import Session, find_manifest
+    from madtp.texts import read_answers
 
     raise_interrupts()
     check_form(read_manifest(find_manifest(artifact))["task"], len(images), len(texts), given)
     pictures = read_images(images, rotate)
-    candidates = None if given["candidates"] is None else read_candidates(given["candidates"])
+    candidates = None if given["candidates"] is None else read_answers(given["candidates"])
     with (
         Heartbeat(errors_console(), "opening the artifact") as heartbeat,
         Session(artifact, vocabulary=vocab) as session,
@@ -128,21 +134,6 @@ def read_images(paths: Sequence[Path], rotate: bool) -> "list[Image.Image]":
     return pictures
 
 
-def read_candidates(path: Path) -> list[str]:
-    """Answers, one a line; empty lines are left out.
-
-    Raises:
-        InputError: unreadable, or there are none.
-    """
-    try:
-        answers = [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, ValueError) as error:
-        raise InputError(f"cannot read the candidates '{path}'", str(error), "Name a text file.") from error
-    if not answers:
-        raise InputError(f"there are no candidates in '{path}'", fix="Write one answer a line.")
-    return answers
-
-
 # Of products that did not run alone.
 TOGETHER = "requests ran together: with pruning, an answer can depend on what it was asked with"
 
@@ -152,19 +143,22 @@ def ask(
     pictures: "list[Image.Image]",
     texts: Sequence[str],
     temperature: float | None,
-    candidates: list[str] | None,
+    candidates: Sequence[str] | None,
     given: Mapping[str, Any],
 ) -> "Products | Ranking":
     """The product of the session's task."""
     beams = given["beams"] or 3
     how = {"batch": given["batch"], "temperature": temperature}
+    read = {"cut": bool(given["cut"])}
+    length = {} if given["max_length"] is None else {"max_length": given["max_length"]}
     if session.task == "nlvr":
-        return session.judge([(pictures[0], pictures[1])], texts, **how)
+        return session.judge([(pictures[0], pictures[1])], texts, **read, **how)
     if session.task == "vqa":
-        return session.answer(pictures * len(texts), texts, candidates=candidates, beams=beams, **how)
+        asked = pictures * len(texts)
+        return session.answer(asked, texts, candidates=candidates, beams=beams, **length, **read, **how)
     if session.task == "caption":
-        return session.caption(pictures, prompt=given["prompt"], beams=beams, **how)
-    return session.rank(pictures, texts, k_test=given["k_test"], **how)
+        return session.caption(pictures, prompt=given["prompt"], beams=beams, **length, **how)
+    return session.rank(pictures, texts, k_test=given["k_test"], **read, **how)
 
 
 def as_object(

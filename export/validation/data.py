@@ -13,6 +13,7 @@ from madtp.errors import InputError
 from madtp.images import read_image
 from madtp.preprocess import image_tensor
 from madtp.samples import CAPTION_PROMPT, Config, Processor, Request, SampleSet, find_vocabulary, load_samples
+from madtp.texts import shown
 from madtp.tokenize import TextProcessor, text_processor
 
 DEFAULT_LIMIT = 32
@@ -117,7 +118,10 @@ def _request(item: Item, processor: Processor, config: Config) -> Request:
     if config.task == "caption" and isinstance(processor, TextProcessor):
         ids = processor.prompt_ids(CAPTION_PROMPT)
     else:
-        ids = processor.ids(_text(item), cut=True)
+        try:
+            ids = processor.ids(_text(item), cut=True)
+        except InputError as error:
+            raise InputError(f"the item {shown(item.key)}: {error.what}", error.why, error.fix) from error
     images = tuple(image_tensor(read_image(path), config.image_size) for path in paths)
     return Request(images, ids, None if label is None else int(label))
 
