@@ -13,18 +13,19 @@ from rich.table import Table
 from torch import Tensor
 
 import madtp
-from calibration.tokens import Source, TokenStatistics, collect_resumable
+from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
 from madtp.command import PATH, output_console, run
 from madtp.errors import InputError
-from madtp.files import check_writable
 from madtp.inputs import sha256
+from madtp.outputs import check_outputs
 from madtp.parts import parts_of
 from madtp.samples import (
     INDEX,
     Config,
     Processor,
     collate,
+    find_vocabulary,
     prepare_sample,
     read_index,
     read_sample,
@@ -45,7 +46,8 @@ def cli() -> None:
 @click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
 def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
-    check_writable(output)
+    inputs = [ckpt, config, data / INDEX, find_vocabulary(ckpt, data)]
+    check_outputs([(output, TOKENS)], inputs)
     model = madtp.load(ckpt, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
@@ -59,8 +61,7 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
     index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
     requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
-    statistics = _collect(model, requests, source, output)
-    output_console().print(statistics_table(statistics))
+    _collect(model, requests, source, output)
     click.echo(f"wrote {output}")
 
 
@@ -74,8 +75,8 @@ def _inputs(folder: Path, number: int, entry: object, processor: Processor, conf
 
 def _collect(
     model: Model, requests: Sequence[Callable[[], Mapping[str, Tensor]]], source: Source, output: Path
-) -> TokenStatistics:
-    """Collect behind a bar on a terminal, a line for every tenth elsewhere."""
+) -> None:
+    """Collect and show behind a bar on a terminal, a line for every tenth elsewhere."""
     console = Console(stderr=True)
     columns = (
         TextColumn("counting tokens"),
@@ -96,7 +97,11 @@ def _collect(
                 told = 10 * done // total
                 console.print(f"{10 * told:3d} %  {done} of {total} samples", highlight=False)
 
-        return collect_resumable(model.config, parts_of(model), requests, source, output, on_sample)
+        def show(statistics: TokenStatistics) -> None:
+            bar.stop()
+            output_console().print(statistics_table(statistics))
+
+        collect_resumable(model.config, parts_of(model), requests, source, output, on_sample, show)
 
 
 def statistics_table(statistics: TokenStatistics) -> Table:

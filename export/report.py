@@ -49,6 +49,10 @@ class ConsoleProgress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away: something is to be printed."""
         self._bar.stop()
 
     def stage(self, description: str) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from export.artifact import close_runners, model_config, open_parts, runtime
 from export.errors import BackendError
-from export.manifest import check_files, manifest_path, read_manifest
+from export.manifest import check_files, open_manifest
 from export.products import Answer, Caption, Judgement, Ranking
 from export.profile import batch_and_text
 from export.requests import choose_answers, compare_embeddings, generate_answers, generate_captions, judge, rank_pairs
@@ -28,7 +28,6 @@ from madtp.tokenize import TextProcessor, text_processor
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}
 TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
 K_TEST = 256  # candidates of each row, of the published evaluation
-ARTIFACTS = (".onnx", ".plan")
 
 
 class Session:
@@ -60,8 +59,7 @@ class Session:
     """
 
     def __init__(self, manifest: Path | str, *, vocabulary: Path | None = None, threads: int | None = None) -> None:
-        path = find_manifest(Path(manifest))
-        self.manifest = read_manifest(path)
+        path, self.manifest = open_manifest(Path(manifest))
         check_files(self.manifest, path.parent)
         self.task: str = self.manifest["task"]
         self.config = model_config(self.manifest, path)
@@ -349,11 +347,6 @@ class Session:
                 raise InputError(
                     f"{asked} {what} were asked for", f"The artifact's decoder was built for {least} to {most}."
                 )
-
-
-def find_manifest(path: Path) -> Path:
-    """The manifest that is meant: itself, or the one beside an artifact."""
-    return manifest_path(path) if path.suffix in ARTIFACTS else path
 
 
 def batch_sizes(count: int, least: int, most: int, what: str) -> list[int]:

@@ -1,6 +1,5 @@
 """`python -m export validate`: hold an existing artifact to the checkpoint that it was made from."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +18,7 @@ from export.pipeline import Progress, check_samples
 from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
 from export.showing import PlanBuilder, show_onnx, trace_parts, watched_parts
-from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
+from export.validation.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro
 from export.validation.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validation.data import DataOptions, choose_samples
 from export.validation.invariance import measure_dependence
@@ -29,6 +28,7 @@ from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.errors import OutputError
+from madtp.scratch import scratch_folder
 from madtp.tasks import Runner
 
 STAGES = 5
@@ -86,6 +86,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     """
     artifact = options.engine
     suffix = check_suffix(artifact)
+    if options.repro is not None:
+        check_repro(options.repro)
     progress.stage("reading manifest, checkpoint and samples")
     manifest = read_manifest(manifest_path(artifact))
     check_artifact(manifest, artifact, options.checkpoint)
@@ -100,8 +102,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     backend = runtime(manifest)
     reference = TorchContestant("torch", model, bounds.tolerance.dtype)
     yardstick = TorchContestant("torch in float64", model, torch.float64)
-    with tempfile.TemporaryDirectory() as scratch:
-        compared = _contestants(options, manifest, reference, backend, Path(scratch), progress)
+    with scratch_folder() as scratch:
+        compared = _contestants(options, manifest, reference, backend, scratch, progress)
         comparison = Comparison(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
         temperatures = options.compared_at(manifest["temperature"])
@@ -130,7 +132,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         )
         if not verdict.passed:
             progress.stage("looking for the node at fault")
-            _bisect(verdict, options, manifest, reference, compared, Path(scratch), progress)
+            _bisect(verdict, options, manifest, reference, compared, scratch, progress)
     return verdict, update_manifest(verdict, artifact, manifest)
 
 

@@ -202,10 +202,13 @@ class Outputs:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
-    """Earlier out.onnx, out.plan and out.json to write over."""
+    """Earlier artifacts out.onnx and trt.plan, with their manifests, to write over."""
     folder = tmp_path / "outputs"
     folder.mkdir()
-    earlier = {name: f"earlier {name}".encode() for name in ("out.onnx", "out.plan", "out.json")}
+    earlier = {name: f"earlier {name}".encode() for name in ("out.onnx", "trt.plan")}
+    for name in list(earlier):
+        manifest = {"schema": 1, "artifact": name, "parts": [{"artifact": name}]}
+        earlier[f"{Path(name).stem}.json"] = json.dumps(manifest).encode()
     for name, content in earlier.items():
         (folder / name).write_bytes(content)
     return Outputs(folder, earlier)

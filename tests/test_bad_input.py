@@ -23,7 +23,7 @@ import export.backends
 import export.errors
 import export.pipeline
 import madtp
-import madtp.files
+import madtp.scratch
 from export.engine import BuildResult
 from export.manifest import manifest_path, read_manifest
 from export.options import Range
@@ -163,7 +163,7 @@ def test_tensorrt_without_a_gpu(
     gpu = export.backends.Gpu("some GPU", (9, 0), "1")
     monkeypatch.setattr(export.backends, "find_gpus", lambda: [] if installed else [gpu])
     monkeypatch.setattr(export.backends, "_installed", lambda module: installed)
-    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan", "--backend", "tensorrt")
+    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan", "--backend", "tensorrt")
     ran.refused(*(("no CUDA device", "--backend tensorrt-rtx") if installed else ("pip install tensorrt",)))
     outputs.untouched()
 
@@ -200,7 +200,7 @@ def test_no_permission_to_write(
         allowed = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
     else:  # e.g. a file system that is mounted read-only
-        monkeypatch.setattr(madtp.files.tempfile, "mkdtemp", refuse)
+        monkeypatch.setattr(madtp.scratch.tempfile, "mkdtemp", refuse)
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
     ran.refused("cannot write", "ermission", "Name a folder that you can write to")
     outputs.untouched()
@@ -219,7 +219,7 @@ def test_an_input_is_not_overwritten(name: str, tiny_checkpoint: Write, tmp_path
         *(("--config", folder / "out.json") if name == "out.json" else ()),
         *("--samples", folder),
     )
-    ran.refused("would overwrite", "Give --engine another name or folder")
+    ran.refused("would overwrite", "This run reads it", "Name another file")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -231,7 +231,7 @@ def test_too_little_room_is_noticed_before_anything_is_built(
     checkpoint = tiny_checkpoint()  # 117 kB of weights
     assert run_cli("check", "--ckpt", checkpoint, "--engine", outputs / "out.onnx").status == 0
     for command in ((), ("check",)):
-        ran = run_cli(*command, "--ckpt", checkpoint, "--engine", outputs / "out.plan")
+        ran = run_cli(*command, "--ckpt", checkpoint, "--engine", outputs / "trt.plan")
         ran.refused("not enough room", "0 MB are free", "Free some space")
         assert "tracing" not in ran.err
     outputs.untouched()
@@ -248,7 +248,7 @@ def largest_file(size: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
-@pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("out.plan", 100_000), ("out.plan", 1_000_000)])
+@pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("trt.plan", 100_000), ("trt.plan", 1_000_000)])
 def test_disk_full_while_writing(
     name: str, room: int, tiny_checkpoint: Write, outputs: Outputs, run_cli: Run, quick: pytest.MonkeyPatch
 ) -> None:
@@ -258,7 +258,7 @@ def test_disk_full_while_writing(
     with largest_file(room):
         ran = run_cli("--ckpt", checkpoint, "--engine", outputs / name, *backend)
     ran.refused("the disk is full", f"cannot write '{outputs / name}'", "Free some space")
-    assert ("building the engine" in ran.err) == (name == "out.plan")
+    assert ("building the engine" in ran.err) == (name == "trt.plan")
     outputs.untouched()
 
 
@@ -273,13 +273,13 @@ def test_builder_that_fails_or_dies(
         module.with_suffix(".py").write_text(text)
         quick.setenv("PYTHONPATH", str(tmp_path))
         quick.setattr(export.engine, "WORKER", module.name)
-        run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan").refused(*parts, "--engine out.onnx")
+        run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan").refused(*parts, "--engine out.onnx")
     outputs.untouched()
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_outputs_are_replaced_all_or_none(failing: int, outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["out.timing", "out.plan", "out.json"]  # the first is new, the others replace earlier ones
+    names = ["trt.timing", "trt.plan", "trt.json"]  # the first is new, the others replace earlier ones
     replace, calls = os.replace, iter(range(100))
 
     def fail_once(source: Path, target: Path) -> None:
@@ -287,7 +287,7 @@ def test_outputs_are_replaced_all_or_none(failing: int, outputs: Outputs, monkey
             raise PermissionError(1, "Operation not permitted")
         replace(source, target)
 
-    with Staging(outputs / "out.plan") as staging:
+    with Staging(outputs / "trt.plan") as staging:
         for name in names:
             (staging.folder / name).write_text("new")
         monkeypatch.setattr(os, "replace", fail_once)
@@ -746,7 +746,7 @@ def test_a_plan_whose_onnx_answers_otherwise_is_not_written(
     quick.setattr(export.pipeline, "build_plan", build)
     quick.setattr(export.backends, "find_gpus", list)
     answers(shifted("logits", 1.0))
-    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan", "--backend", "tensorrt-rtx")
+    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan", "--backend", "tensorrt-rtx")
     assert ran.status == 1, ran
     assert "parity FAILED, nothing was written" in ran.out
     outputs.untouched()
@@ -792,10 +792,11 @@ def test_a_good_export_replaces_earlier_outputs(
     assert sorted(path.name for path in outputs.folder.iterdir()) == [
         "out.json",
         "out.onnx",
-        "out.plan",
         "out.vocab.txt",
+        "trt.json",
+        "trt.plan",
     ]
-    assert (outputs / "out.plan").read_bytes() == outputs.earlier["out.plan"]
+    assert (outputs / "trt.plan").read_bytes() == outputs.earlier["trt.plan"]
     manifest = read_manifest(outputs / "out.json")
     assert manifest["parts"][0]["sha256"] == sha256(outputs / "out.onnx")
     assert manifest["preprocessing"]["text"]["vocabulary"]["sha256"] == sha256(samples_folder / "vocab.txt")

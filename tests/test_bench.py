@@ -667,7 +667,7 @@ def test_an_output_never_takes_the_place_of_an_input(run_cli: Cli, exported: tup
     artifact, _ = exported
     for name in ("out.json", "out.onnx"):
         before = artifact.with_name(name).read_bytes()
-        run_cli("bench", artifact, "--save", artifact.with_name(name)).refused("is named twice")
+        run_cli("bench", artifact, "--save", artifact.with_name(name)).refused("would overwrite")
         assert artifact.with_name(name).read_bytes() == before
 
 

@@ -11,9 +11,14 @@ from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE, Ratio, summarize
 from export.bench.summary import case_summaries, gflops_are_profiled, losses, smallest_batch, speed_ups
 from export.bench.verdict import Outcome, Verdict
+from madtp.outputs import marked_kind
 
 TOP_OPERATORS = 12
 WAITED = 0.01  # share of the calls' time from which waiting for a CPU is worth a word
+MARK = "<!-- madtp-deploy bench -->"
+MARKDOWN = marked_kind("a table of bench", MARK)
+SUITES = "madtp-deploy bench"
+JUNIT = marked_kind("JUnit XML of bench", f'<testsuites name="{SUITES}"')
 SIGNS = {Outcome.PASS: "passed", Outcome.FAIL: "FAILED", Outcome.UNDECIDED: "undecided"}
 
 
@@ -207,7 +212,7 @@ def markdown(result: BenchResult) -> str:
     title = f"**Latency of `{result.described.manifest['artifact']}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
     under = "\n".join(f"- {line}" for line in lines(result))
-    return f"{title}{state}\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+    return f"{MARK}\n{title}{state}\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
 
 
 def _verdict_cells(verdict: Verdict | None) -> list[str]:
@@ -235,7 +240,7 @@ def junit(result: BenchResult) -> str:
         elif verdict is not None and verdict.outcome == Outcome.UNDECIDED:
             entry.result = [Skipped(_sentence(verdict))]
         suite.add_testcase(entry)
-    document = JUnitXml()
+    document = JUnitXml(SUITES)
     document.add_testsuite(suite)
     text = document.tostring()
     return text.decode("utf-8") if isinstance(text, bytes) else str(text)

@@ -48,28 +48,36 @@ def command(
 
     Cut short, the same command goes on where it stopped.
     """
-    from export.evaluate import evaluate, part_path
+    from export.evaluate import RESULTS, evaluate, part_path
     from export.evaluation import EvaluateOptions
-    from export.manifest import read_manifest
-    from export.session import Session, find_manifest
+    from export.manifest import open_manifest
+    from export.outputs import files_of
+    from export.session import Session
     from madtp.datasets import read_dataset
+    from madtp.outputs import check_outputs
 
     raise_interrupts()
     options = EvaluateOptions(**chosen)
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}", "", "Use 1 or more.")
-    path = find_manifest(manifest)
-    content = read_manifest(path)
+    path, content = open_manifest(manifest)
+    check_outputs([(output, RESULTS)], [vocab, *files_of(manifest)])
     if task not in (None, content["task"]):
         raise OptionError(
             f"--task is {task}, and the artifact is of {content['task']}", "", "Leave --task out, or name another."
         )
     try:
         dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing)
-        artifacts = [path.parent / part["artifact"] for part in content["parts"]]
-        _check_output(output, [path, *artifacts, *(source.path for source in dataset.sources)])
         with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(errors_console()) as progress:
-            results = evaluate(session, dataset, output, options, progress.report)
+
+            def show(results: dict[str, Any]) -> None:
+                progress.stop()
+                console = output_console()
+                console.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
+                for line in closing_lines(results):
+                    console.print(line, soft_wrap=True)
+
+            evaluate(session, dataset, output, options, progress.report, show)
     except KeyboardInterrupt:
         part = part_path(output)
         kept = (
@@ -77,10 +85,7 @@ def command(
         )
         click.echo(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
-    console = output_console()
-    console.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
-    for line in closing_lines(results, output):
-        console.print(line, soft_wrap=True)
+    output_console().print(f"wrote {output}", soft_wrap=True)
 
 
 def results_table(results: dict[str, Any], title: str) -> Table:
@@ -101,8 +106,8 @@ def results_table(results: dict[str, Any], title: str) -> Table:
     return table
 
 
-def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
-    """One line each: why there is no score, what differs from the published evaluation, what was written."""
+def closing_lines(results: dict[str, Any]) -> list[str]:
+    """One line each: why there is no score, what differs from the published evaluation, what was left out."""
     lines = []
     if results["unscored"] is not None:
         lines.append(f"no score: {results['unscored']}")
@@ -116,7 +121,7 @@ def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
     if missing:
         more = ", ..." if len(missing) > MISSING_SHOWN else ""
         lines.append(f"left out, their images are missing: {', '.join(missing[:MISSING_SHOWN])}{more}")
-    return [*lines, f"wrote {output}"]
+    return lines
 
 
 class _Progress:
@@ -142,6 +147,10 @@ class _Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away: something is to be printed."""
         self._bar.stop()
 
     def report(self, stage: str, done: int, total: int) -> None:
@@ -153,9 +162,3 @@ class _Progress:
         if not self._console.is_terminal and 10 * done // total > self._told:
             self._told = 10 * done // total
             self._console.print(f"{10 * self._told:3d} %  {stage}: {done} of {total}", highlight=False, markup=False)
-
-
-def _check_output(output: Path, inputs: list[Path]) -> None:
-    for path in inputs:
-        if output.resolve() == path.resolve():
-            raise OptionError(f"-o names '{path}', which is read", "It would be overwritten.", "Name another file.")

@@ -70,11 +70,11 @@ def command(
     retrieval  --image FILE [--image ...] --text "..." [--text ...]
     clip       --image FILE [--image ...] --text "..." [--text ...]
     """
-    from export.manifest import read_manifest
-    from export.session import Session, find_manifest
+    from export.manifest import open_manifest
+    from export.session import Session
 
     raise_interrupts()
-    check_form(read_manifest(find_manifest(artifact))["task"], len(images), len(texts), given)
+    check_form(open_manifest(artifact)[1]["task"], len(images), len(texts), given)
     pictures = read_images(images, rotate)
     candidates = None if given["candidates"] is None else read_candidates(given["candidates"])
     with Session(artifact, vocabulary=vocab) as session:
