@@ -80,11 +80,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown precision": ("--precision=fp4", ("Invalid value for '--precision'",)),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
-        "--engine={folder}/out.plan --plugins=nowhere.so",
+        "--engine={folder}/trt.plan --plugins=nowhere.so",
         ("cannot read the plugin library 'nowhere.so'", "leave --plugins out"),
     ),
     "another file as plugin library": (
-        "--engine={folder}/out.plan --plugins={folder}/out.onnx",
+        "--engine={folder}/trt.plan --plugins={folder}/out.onnx",
         ("out.onnx' is not a plugin library of this project", "./build.sh plugins"),
     ),
     "plugins for onnx": (
@@ -93,23 +93,23 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "embedding for onnx": ("--embed-plugins", ("no plugin library to embed", "Leave --embed-plugins out")),
     "embedding without plugins": (
-        "--engine={folder}/out.plan --plugins=none --embed-plugins",
+        "--engine={folder}/trt.plan --plugins=none --embed-plugins",
         ("no plugin library to embed",),
     ),
     "tokens for onnx": ("--tokens=tokens.json", ("nothing is tuned with it", "Leave --tokens out")),
     "no token statistics": (
-        "--engine={folder}/out.plan --tokens=nowhere.json",
+        "--engine={folder}/trt.plan --tokens=nowhere.json",
         ("cannot read the token statistics 'nowhere.json'", "python -m calibration tokens"),
     ),
     "plan as token statistics": (
-        "--engine={folder}/out.plan --tokens={folder}/out.onnx",
+        "--engine={folder}/trt.plan --tokens={folder}/out.onnx",
         ("cannot read the token statistics",),
     ),
     "calib": ("--calib=data", ("--calib is given but nothing is quantised", "Leave --calib out")),
     "unknown backend": ("--backend=openvino", ("Invalid value for '--backend'", "tensorrt-rtx")),
     "tensorrt writes no onnx": ("--backend=tensorrt", ("--backend tensorrt does not write .onnx",)),
     "onnxruntime writes no plan": (
-        "--engine={folder}/out.plan --backend=onnxruntime",
+        "--engine={folder}/trt.plan --backend=onnxruntime",
         ("--backend onnxruntime does not write .plan", "Leave --backend out"),
     ),
 }
