@@ -13,7 +13,7 @@ from madtp.errors import InputError
 from madtp.files import check_writable, write_errors
 
 SCHEMA_VERSION = 1
-HEADER = b'{"schema": '  # a journal begins so
+HEADER = f'{{"schema": {SCHEMA_VERSION}, "identity": '.encode()  # a journal begins so
 SHOWN = 5  # differences that a message names
 Entry = dict[str, Any]
 

@@ -6,6 +6,7 @@ Fixtures import `export` themselves: the tests for a GPU have to start where wha
 
 import json
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -212,6 +213,17 @@ def outputs(tmp_path: Path) -> Outputs:
     for name, content in earlier.items():
         (folder / name).write_bytes(content)
     return Outputs(folder, earlier)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing more than `size` bytes to a file fails, in this process and its children, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

@@ -3,13 +3,11 @@
 import json
 import math
 import os
-import resource
 import shutil
 import struct
 import zlib
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +35,7 @@ from madtp.inputs import sha256
 from madtp.parts import parts_of
 from madtp.preprocess import image_tensor
 from madtp.tasks import torch_runners
-from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, write_samples
+from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, largest_file, write_samples
 
 Run = Callable[..., Ran]
 Write = Callable[..., Path]
@@ -235,17 +233,6 @@ def test_too_little_room_is_noticed_before_anything_is_built(
         ran.refused("not enough room", "0 MB are free", "Free some space")
         assert "tracing" not in ran.err
     outputs.untouched()
-
-
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing more than `size` bytes to a file fails, in this process and its children, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("trt.plan", 100_000), ("trt.plan", 1_000_000)])

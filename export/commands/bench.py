@@ -111,7 +111,7 @@ def command(
         for line in report.lines(result):
             output.print(line, soft_wrap=True)
 
-    def writer(kind: Kind, text: Callable[[BenchResult], str]) -> Callable[[Path], None]:
+    def writer(kind: Kind, text: "Callable[[BenchResult], str]") -> Callable[[Path], None]:
         return lambda path: write_output(path, text(result), kind)
 
     deliver(show, [(path, writer(kind, text)) for path, kind, text in texts])
