@@ -32,6 +32,7 @@ from rich.table import Table
 from export.latency import Latency, interleave
 from export.runner import OnnxRunner
 from export.trace import save_onnx, trace_part
+from madtp import command
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
 from madtp.outputs import check_outputs, json_kind, write_output
@@ -181,4 +182,4 @@ def main(target: Path | None, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main, "interrupted; nothing was written"))

@@ -10,6 +10,7 @@ the same process after each call of a part, so it grows with the load of the mac
 import json
 import os
 import statistics
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -30,6 +31,7 @@ from export.bench.run import BenchOptions, bench
 from export.bench.verdict import overall
 from export.outputs import files_of
 from export.runner import RunnerOptions
+from madtp import command
 from madtp.outputs import check_outputs, json_kind, write_output
 from madtp.scratch import scratch_folder
 from madtp.tasks import Outputs, Runner
@@ -146,4 +148,4 @@ def main(artifact: Path, runs: int, recorded_runs: int, seconds: float, target: 
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main, "interrupted; nothing was written"))

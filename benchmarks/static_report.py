@@ -113,11 +113,13 @@ def main() -> None:
     jobs = [(file, sm) for file in FILES for sm in SMS]
     try:
         content = rounded(build_report(track(jobs, "compiling the kernels", console=console)))
+        write_output(REPORT, to_json(content), json_kind("this report", "kernels", "predictions"))
+        write_output(
+            FOLDER / "static.md", render(content), marked_kind("this report", f"Written by `{STATIC_COMMAND}`")
+        )
     except MadtpError as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    write_output(REPORT, to_json(content), json_kind("this report", "kernels", "predictions"))
-    write_output(FOLDER / "static.md", render(content), marked_kind("this report", f"Written by `{STATIC_COMMAND}`"))
     console.print(f"{len(content['kernels'])} kernels in {FOLDER / 'static.md'}")
 
 

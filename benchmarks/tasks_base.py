@@ -12,6 +12,7 @@ Weights and images follow the rule of `tests/generate.py`; token counts of gener
 
 import json
 import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -31,6 +32,7 @@ from torch import Tensor
 from export.latency import Latency, interleave
 from export.runner import OnnxRunner
 from export.trace import save_onnx, trace_part
+from madtp import command
 from madtp.checkpoint import MODELS
 from madtp.config import CaptionConfig
 from madtp.decoder import DecoderSession, DecoderStep, TextDecoder, empty_cache
@@ -264,4 +266,4 @@ def main(tasks: tuple[str, ...], target: Path | None, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main, "interrupted; nothing was written"))

@@ -11,7 +11,7 @@ import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
 from export.errors import BackendError, OptionError
-from export.manifest import check_artifact, manifest_path, read_manifest, tensor_infos, tool_versions
+from export.manifest import check_artifact, open_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
 from export.options import check_suffix
 from export.pipeline import Progress, check_samples
@@ -89,7 +89,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     if options.repro is not None:
         check_repro(options.repro)
     progress.stage("reading manifest, checkpoint and samples")
-    manifest = read_manifest(manifest_path(artifact))
+    _, manifest = open_manifest(artifact)
     check_artifact(manifest, artifact, options.checkpoint)
     bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
     model = madtp.load(options.checkpoint, options.config)

@@ -16,7 +16,6 @@ from export.manifest import SCHEMA_VERSION, read_manifest
 from export.options import ExportOptions
 from export.outputs import check_export, owned_files
 from export.pipeline import prepare
-from export.session import Session
 from madtp.demo import vocab_path
 from madtp.demo.output import check_folder
 from madtp.errors import OutputError
@@ -390,28 +389,3 @@ def test_the_demo_replaces_its_own_outputs_alone(tmp_path: Path) -> None:
     check_folder(tmp_path, "nlvr-digits.pt", vocab_path())
     with pytest.raises(OutputError, match="is there already"):
         check_folder(tmp_path, "other.pt", tmp_path / "samples")
-
-
-# What is named is what is opened.
-
-
-NAMED = ("run", "evaluate", "bench", "report", "validate")
-OTHER = "is the manifest of 'out.onnx', not of 'out.plan'"
-
-
-@pytest.mark.parametrize("name", NAMED)
-def test_an_artifact_beside_the_manifest_of_another_is_refused(
-    name: str, exported: tuple[Path, Path], run_cli: Run, tmp_path: Path
-) -> None:
-    plan = exported[0].with_name("out.plan")
-    plan.write_text("a plan of others")
-    given = {
-        "run": (plan, "--image", "x", "--image", "y", "--text", "z"),
-        "evaluate": (plan, "--data", tmp_path),
-        "validate": ("--engine", plan, "--ckpt", exported[1]),
-    }.get(name, (plan,))
-    ran = run_cli(name, *given)
-    assert ran.status == 2
-    assert "out.plan'" in ran.err.splitlines()[-3] + ran.err.splitlines()[-2]
-    with pytest.raises(Exception, match=OTHER):
-        Session(plan)
