@@ -291,6 +291,21 @@ def test_one_output_that_cannot_be_written_costs_no_other(
     assert (tmp_path / "table.md").is_file()
 
 
+def test_no_room_for_the_profile_costs_no_latencies(
+    exported: tuple[Path, Path], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("export.bench.run.FIRST_LOOK", 2)
+    monkeypatch.setattr("export.bench.run.profile", fail)
+    ran = run_cli("bench", exported[0], "--seconds", 0.1, "--save", tmp_path / "base.json")
+    assert ran.status == 0, ran
+    assert "note: where the time goes was not found out: [Errno 28] No space left on device" in ran.out
+    assert "milliseconds a call" in ran.out
+    assert (tmp_path / "base.json").is_file()
+
+
 def test_what_cannot_be_printed_is_saved(
     command: Callable[[str, Path], list[str]], run_cli: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -212,7 +212,7 @@ def markdown(result: BenchResult) -> str:
     title = f"**Latency of `{result.described.manifest['artifact']}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
     under = "\n".join(f"- {line}" for line in lines(result))
-    return f"{MARK}\n{title}{state}\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+    return f"{title}{state}\n{MARK}\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
 
 
 def _verdict_cells(verdict: Verdict | None) -> list[str]:

@@ -73,7 +73,8 @@ def deliver(show: Callable[[], None], writers: Iterable[tuple[Path | None, Calla
     written: list[Path] = []
     failures: list[OutputError] = []
     try:
-        show()
+        with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
+            show()
     finally:
         for path, write in writers:
             if path is not None:

@@ -1,5 +1,6 @@
 """`python -m export evaluate`: a whole data set through an artifact, and its published score."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -73,9 +74,10 @@ def command(
             def show(results: dict[str, Any]) -> None:
                 progress.stop()
                 console = output_console()
-                console.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
-                for line in closing_lines(results):
-                    console.print(line, soft_wrap=True)
+                with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
+                    console.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
+                    for line in closing_lines(results):
+                        console.print(line, soft_wrap=True)
 
             evaluate(session, dataset, output, options, progress.report, show)
     except KeyboardInterrupt:

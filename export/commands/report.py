@@ -1,6 +1,7 @@
 """`python -m export report`: one page that shows what an artifact is and does."""
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from statistics import fmean, median
 from typing import TYPE_CHECKING, Any
@@ -46,7 +47,8 @@ def command(
 
         def show(manifest: Mapping[str, Any], measured: "Measured") -> None:
             progress.stop()
-            output_console().print(costs_table(manifest, measured))
+            with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
+                output_console().print(costs_table(manifest, measured))
 
         report(options, progress, show)
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
