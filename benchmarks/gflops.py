@@ -24,9 +24,9 @@ from madtp.caption import CaptionModel
 from madtp.clip import ClipModel
 from madtp.config import ModelConfig
 from madtp.decoder import empty_cache
-from madtp.files import Staging, check_writable
 from madtp.flops import count_call
 from madtp.nlvr import NlvrModel
+from madtp.outputs import check_outputs, json_kind, write_output
 from madtp.retrieval import RetrievalModel
 from madtp.vqa import VqaModel
 from tests.sizes import BASE, CAPTION, CLIP, RETRIEVAL, VQA
@@ -245,19 +245,19 @@ def gflops_table(rows: list[Row]) -> Table:
     return table
 
 
+COUNTS = json_kind("a result of this count", "gflops", "deviation_percent")
+
+
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the counts there too.")
 def main(target: Path | None) -> None:
     """Count the dense GFLOPs of every part, and the published constants again."""
-    if target is not None:
-        check_writable(target)
+    check_outputs([(target, COUNTS)], ())
     rows = count_everything()
-    if target is not None:
-        with Staging(target) as staging:
-            data = [{**asdict(row), "deviation_percent": row.deviation} for row in rows]
-            (staging.folder / target.name).write_text(json.dumps(data, indent=1) + "\n")
-            staging.commit([target.name])
     command.output_console().print(gflops_table(rows))
+    if target is not None:
+        data = [{**asdict(row), "deviation_percent": row.deviation} for row in rows]
+        write_output(target, json.dumps(data, indent=1) + "\n", COUNTS)
 
 
 if __name__ == "__main__":

@@ -11,14 +11,16 @@ after each batch: a run that is cut short leaves what it had.
 
 import json
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from benchmarks.gpu.results import FOLDER, ROUNDS, measure, render, write
-from madtp.errors import MadtpError
+from benchmarks.gpu.results import FOLDER, RESULTS, ROUNDS, measure, render, write
+from madtp.errors import MadtpError, OutputError
+from madtp.outputs import check_outputs, write_output
 
 WRONG_MACHINE = 2  # exit status
 
@@ -32,16 +34,19 @@ def main(out: Path, target: Path | None, rounds: int) -> None:
     console = Console(stderr=True)
 
     def on_results(results: dict[str, Any]) -> None:
-        write(results, out)
+        with suppress(OutputError):  # no reason to lose the rest; said at the end, if there is no room then either
+            write(results, out)
 
     try:
+        check_outputs([(target, RESULTS)], ())
         results = measure(rounds, on_progress=console.print, on_results=on_results)
+        Console().print(render(results), markup=False, highlight=False, soft_wrap=True)
+        write(results, out)
+        if target is not None:
+            write_output(target, json.dumps(results, indent=1) + "\n", RESULTS)
     except MadtpError as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(WRONG_MACHINE)
-    if target is not None:
-        target.write_text(json.dumps(results, indent=1) + "\n")
-    Console().print(render(results), markup=False, highlight=False, soft_wrap=True)
 
 
 if __name__ == "__main__":

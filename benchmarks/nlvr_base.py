@@ -14,7 +14,6 @@ import json
 import platform
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import asdict
@@ -33,9 +32,12 @@ from rich.table import Table
 from export.latency import Latency, interleave
 from export.runner import OnnxRunner
 from export.trace import save_onnx, trace_part
+from madtp import command
 from madtp.flops import count_flops
 from madtp.nlvr import NlvrModel
+from madtp.outputs import check_outputs, json_kind, write_output
 from madtp.parts import parts_of
+from madtp.scratch import scratch_folder
 from madtp.tasks import TorchRunner
 from tests.generate import generated_images
 from tests.sizes import BASE, generated_model
@@ -147,15 +149,19 @@ def latency_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+RESULTS = json_kind("a result of this benchmark", "date", "machine", "latency", "export")
+
+
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
 @click.option("--seconds", default=60.0, show_default=True, help="How long to time.")
 def main(target: Path | None, seconds: float) -> None:
     """Measure export cost and latency of base-size NLVR."""
+    check_outputs([(target, RESULTS)], ())
     console = Console(width=140)
     model = generated_model()
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
+    with scratch_folder() as scratch:
+        folder = scratch
         checkpoint = folder / "base.pt"
         torch.save({"model": model.state_dict(), "epoch": 0, "temperature": TEMPERATURES[0]}, checkpoint)
         rows = measure_latency(model, folder, seconds)
@@ -172,8 +178,8 @@ def main(target: Path | None, seconds: float) -> None:
         "export": cost,
     }
     if target is not None:
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        write_output(target, json.dumps(results, indent=1) + "\n", RESULTS)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main, "interrupted; nothing was written"))

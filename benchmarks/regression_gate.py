@@ -10,7 +10,7 @@ the same process after each call of a part, so it grows with the load of the mac
 import json
 import os
 import statistics
-import tempfile
+import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
@@ -26,10 +26,14 @@ from rich.table import Table
 from torch import Tensor
 
 from export.bench.artifact import Described, open_described
-from export.bench.baseline import write_text
+from export.bench.baseline import MEASUREMENT
 from export.bench.run import BenchOptions, bench
 from export.bench.verdict import overall
+from export.outputs import files_of
 from export.runner import RunnerOptions
+from madtp import command
+from madtp.outputs import check_outputs, json_kind, write_output
+from madtp.scratch import scratch_folder
 from madtp.tasks import Outputs, Runner
 
 EXTRA = 0.15
@@ -92,8 +96,11 @@ def recorded(options: BenchOptions, folder: Path, name: str) -> Path:
     measurement = bench(options, Quiet()).measurement
     gone = {**measurement.artifact, "path": str(folder / "gone" / "out.json")}
     path = folder / f"{name}.json"
-    write_text(path, json.dumps(replace(measurement, artifact=gone).to_json()))
+    write_output(path, json.dumps(replace(measurement, artifact=gone).to_json()), MEASUREMENT)
     return path
+
+
+RESULTS = json_kind("a result of this benchmark", "date", "load", "verdicts")
 
 
 @click.command()
@@ -104,17 +111,18 @@ def recorded(options: BenchOptions, folder: Path, name: str) -> Path:
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
 def main(artifact: Path, runs: int, recorded_runs: int, seconds: float, target: Path | None) -> None:
     """Count verdicts on the same artifact and on a slower one."""
+    check_outputs([(target, RESULTS)], files_of(artifact))
     plain = BenchOptions(artifact, seconds=seconds, threads=1, profile=False)
     beside = replace(plain, against_engine=artifact)
     counts: dict[str, Counter[str]] = {}
     loads = []
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         for number in range(max(runs, recorded_runs)):
             loads.append(psutil.getloadavg()[0])
             kinds = {"side by side": beside} if number < runs else {}
             if number < recorded_runs:
-                kinds["recorded"] = replace(plain, against=recorded(plain, Path(scratch), str(number)))
+                kinds["recorded"] = replace(plain, against=recorded(plain, scratch, str(number)))
             for kind, options in kinds.items():
                 for slow in (False, True):
                     name = f"{kind}, {f'{100 * EXTRA:.0f} % slower' if slow else 'identical'}"
@@ -136,8 +144,8 @@ def main(artifact: Path, runs: int, recorded_runs: int, seconds: float, target: 
     }
     Console().print_json(data=results)
     if target is not None:
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        write_output(target, json.dumps(results, indent=1) + "\n", RESULTS)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main, "interrupted; nothing was written"))

@@ -19,11 +19,12 @@ from benchmarks.gpu import floor
 from benchmarks.gpu.architectures import GPUS, Gpu, occupancy
 from benchmarks.gpu.compile import FILES, SMS, Kernel, compile_kernels, find_nvdisasm, source_hash, toolkit_version
 from benchmarks.gpu.launches import dynamic_shared, launched, threads
-from benchmarks.gpu.results import FOLDER, REPORT, rounded
+from benchmarks.gpu.results import FOLDER, REPORT, STATIC_COMMAND, rounded
 from benchmarks.gpu.static_markdown import render
 from export.errors import PluginError
 from export.plugin_library import find_nvcc
 from madtp.errors import MadtpError
+from madtp.outputs import json_kind, marked_kind, write_output
 
 
 def kernel_entry(kernel: Kernel, file: str, sm: int) -> dict[str, Any]:
@@ -112,11 +113,13 @@ def main() -> None:
     jobs = [(file, sm) for file in FILES for sm in SMS]
     try:
         content = rounded(build_report(track(jobs, "compiling the kernels", console=console)))
+        write_output(REPORT, to_json(content), json_kind("this report", "kernels", "predictions"))
+        write_output(
+            FOLDER / "static.md", render(content), marked_kind("this report", f"Written by `{STATIC_COMMAND}`")
+        )
     except MadtpError as error:
         console.print(f"error: {error}", markup=False, highlight=False, soft_wrap=True)
         sys.exit(2)
-    REPORT.write_text(to_json(content))
-    (FOLDER / "static.md").write_text(render(content))
     console.print(f"{len(content['kernels'])} kernels in {FOLDER / 'static.md'}")
 
 

@@ -12,7 +12,7 @@ Weights and images follow the rule of `tests/generate.py`; token counts of gener
 
 import json
 import platform
-import tempfile
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -32,12 +32,15 @@ from torch import Tensor
 from export.latency import Latency, interleave
 from export.runner import OnnxRunner
 from export.trace import save_onnx, trace_part
+from madtp import command
 from madtp.checkpoint import MODELS
 from madtp.config import CaptionConfig
 from madtp.decoder import DecoderSession, DecoderStep, TextDecoder, empty_cache
 from madtp.flops import count_call
 from madtp.generation import Limits, Step, beam_search, greedy_search
+from madtp.outputs import check_outputs, json_kind, write_output
 from madtp.parts import Part, parts_of
+from madtp.scratch import scratch_folder
 from madtp.tasks import Runner, TorchRunner, decoder_step
 from tests import sizes
 from tests.generate import generated_images, generated_state
@@ -233,17 +236,21 @@ def writing_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+RESULTS = json_kind("a result of this benchmark", "date", "machine", "tasks")
+
+
 @click.command()
 @click.option("--task", "tasks", multiple=True, type=click.Choice(list(CONFIGS)), help="All by default; repeatable.")
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
 @click.option("--seconds", default=30.0, show_default=True, help="How long to time each part.")
 def main(tasks: tuple[str, ...], target: Path | None, seconds: float) -> None:
     """Measure latency of the parts of every task at base size."""
+    check_outputs([(target, RESULTS)], ())
     console = Console(width=140)
     measured = {}
     for task in tasks or tuple(CONFIGS):
-        with tempfile.TemporaryDirectory() as scratch:
-            measured[task] = measure_task(task, Path(scratch), seconds)
+        with scratch_folder() as scratch:
+            measured[task] = measure_task(task, scratch, seconds)
         console.print(parts_table(measured[task]["parts"]))
         if measured[task]["writing"]:
             console.print(writing_table(measured[task]["writing"]))
@@ -255,8 +262,8 @@ def main(tasks: tuple[str, ...], target: Path | None, seconds: float) -> None:
         "tasks": measured,
     }
     if target is not None:
-        target.write_text(json.dumps(results, indent=1) + "\n")
+        write_output(target, json.dumps(results, indent=1) + "\n", RESULTS)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(command.run(main, "interrupted; nothing was written"))

@@ -13,19 +13,20 @@ from rich.table import Table
 from torch import Tensor
 
 import madtp
-from calibration.tokens import Source, TokenStatistics, collect_resumable
+from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
 from madtp.command import PATH, output_console, run, version_option
 from madtp.errors import InputError
-from madtp.files import check_writable
 from madtp.heartbeat import Heartbeat, draws
 from madtp.inputs import sha256
+from madtp.outputs import check_outputs
 from madtp.parts import parts_of
 from madtp.samples import (
     INDEX,
     Config,
     Processor,
     collate,
+    find_vocabulary,
     prepare_sample,
     read_index,
     read_sample,
@@ -55,16 +56,16 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
     \b
     Exit status: 0 written, 2 the input or the machine is at fault, or it was interrupted.
     """
-    check_writable(output)
+    inputs = [ckpt, config, data / INDEX, find_vocabulary(ckpt, data)]
+    check_outputs([(output, TOKENS)], inputs)
     with Heartbeat(Console(stderr=True), "reading the checkpoint") as heartbeat:
-        statistics = _tokens(ckpt, data, output, config, temperature, heartbeat)
-    output_console().print(statistics_table(statistics))
+        _tokens(ckpt, data, output, config, temperature, heartbeat)
     click.echo(f"wrote {output}")
 
 
 def _tokens(
     ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None, heartbeat: Heartbeat
-) -> TokenStatistics:
+) -> None:
     model = madtp.load(ckpt, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
@@ -78,7 +79,7 @@ def _tokens(
     index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
     requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
-    return _collect(model, requests, source, output, heartbeat)
+    _collect(model, requests, source, output, heartbeat)
 
 
 def _inputs(folder: Path, number: int, entry: object, processor: Processor, config: Config) -> Mapping[str, Tensor]:
@@ -95,8 +96,8 @@ def _collect(
     source: Source,
     output: Path,
     heartbeat: Heartbeat,
-) -> TokenStatistics:
-    """Collect behind a bar on a terminal, a line for every tenth elsewhere."""
+) -> None:
+    """Collect and show behind a bar on a terminal, a line for every tenth elsewhere."""
     console = Console(stderr=True)
     columns = (
         TextColumn("counting tokens"),
@@ -120,7 +121,11 @@ def _collect(
                 console.print(f"{10 * told:3d} %  {done} of {total} samples", highlight=False)
                 heartbeat.told()
 
-        return collect_resumable(model.config, parts_of(model), requests, source, output, on_sample)
+        def show(statistics: TokenStatistics) -> None:
+            bar.stop()
+            output_console().print(statistics_table(statistics))
+
+        collect_resumable(model.config, parts_of(model), requests, source, output, on_sample, show)
 
 
 def statistics_table(statistics: TokenStatistics) -> Table:

@@ -5,9 +5,9 @@ TensorRT tunes a layer for one size. With these numbers that is the size that re
 
 import json
 import math
-import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,15 @@ import numpy as np
 from torch import Tensor
 
 from madtp.config import BlipConfig, ClipConfig
-from madtp.errors import TokensError
-from madtp.files import write_errors
+from madtp.errors import OutputError, TokensError
 from madtp.inputs import read_json
+from madtp.outputs import check_outputs, json_kind, write_output
 from madtp.parts import Part
 from madtp.tasks import count_tokens, torch_runners
 
 SCHEMA_VERSION = 1
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
+TOKENS = json_kind("a file of token statistics", "schema", "checkpoint_sha256", "samples", "encoders")
 SAVE_EVERY = 25  # samples, where collecting can be resumed
 
 
@@ -167,12 +168,9 @@ def write_tokens(statistics: TokenStatistics, path: Path) -> None:
     """Write the file in one step.
 
     Raises:
-        OutputError: it cannot be written.
+        OutputError: it cannot be written, or is there already and holds something else.
     """
-    with write_errors(path):
-        fresh = path.with_name(f".{path.name}.new")
-        fresh.write_text(json.dumps(statistics.to_json(), indent=1) + "\n", encoding="utf-8")
-        os.replace(fresh, path)
+    write_output(path, json.dumps(statistics.to_json(), indent=1) + "\n", TOKENS)
 
 
 def check_source(found: Source, wanted: Source, path: Path) -> None:
@@ -224,6 +222,7 @@ def collect_resumable(
     source: Source,
     path: Path,
     on_sample: Callable[[int], None],
+    show: Callable[[TokenStatistics], None] = lambda _: None,
 ) -> TokenStatistics:
     """Like `collect`, writing `path` at the end and, on the way, a partial file that a later run goes on from.
 
@@ -231,12 +230,14 @@ def collect_resumable(
         requests: functions that read one request each, so that images are decoded when their turn comes.
         path: the file to write; `<path>.part` beside it holds what was counted so far.
         on_sample: told how many requests are done.
+        show: given the statistics before the file is written, which may fail.
 
     Raises:
         TokensError: the partial file is of another checkpoint, temperature or data.
         OutputError: a file cannot be written.
     """
     partial = partial_path(path)
+    check_outputs([(path, TOKENS)], ())
     statistics = _resume(partial, source, len(requests))
     on_sample(statistics.samples)
     try:
@@ -244,12 +245,18 @@ def collect_resumable(
             statistics.add(count_request(config, parts, requests[statistics.samples](), source.temperature))
             on_sample(statistics.samples)
             if statistics.samples % SAVE_EVERY == 0:
-                write_tokens(statistics, partial)
+                with suppress(
+                    OutputError
+                ):  # no reason to stop counting; said at the end, if there is no room then either
+                    write_tokens(statistics, partial)
     except BaseException:
         if statistics.samples:
             write_tokens(statistics, partial)
         raise
-    write_tokens(statistics, path)
+    try:
+        show(statistics)
+    finally:  # a closed pipe is no reason not to write
+        write_tokens(statistics, path)
     partial.unlink(missing_ok=True)
     return statistics
 

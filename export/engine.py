@@ -23,6 +23,7 @@ from export.backends import Backend
 from export.errors import BackendError
 from madtp.files import write_errors
 from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT
+from madtp.scratch import scratch_folder
 
 WORKER = "export.engine_worker"
 LOG_LINES = 12  # of the builder, shown when it fails
@@ -155,16 +156,16 @@ def build_plan(
         embed_plugins,
         sorted(shown),
     )
-    with write_errors(Path(os.environ.get("TMPDIR", "/tmp"))), tempfile.TemporaryDirectory() as scratch:
-        spec_path = Path(scratch) / "spec.json"
+    with write_errors(Path(tempfile.gettempdir())), scratch_folder() as scratch:
+        spec_path = scratch / "spec.json"
         spec_path.write_text(json.dumps(asdict(spec)))
-        with (Path(scratch) / "log").open("w+", errors="replace") as log:
+        with (scratch / "log").open("w+", errors="replace") as log:
             worker = subprocess.Popen(
                 [sys.executable, "-P", "-m", WORKER, str(spec_path)],  # -P: not what lies where the user stands
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
-                env=_worker_environment(backend, Path(scratch)),
+                env=_worker_environment(backend, scratch),
             )
             try:
                 result = _follow(worker, on_phase)

@@ -4,11 +4,13 @@ Speaks JSON lines on standard output, {"phase": name} and at the end {"result": 
 goes to standard error.
 """
 
+import ctypes
 import errno
 import importlib
 import json
 import mmap
 import os
+import signal
 import sys
 import threading
 from contextlib import suppress
@@ -22,6 +24,7 @@ from polygraphy.backend.trt import CreateConfig, Profile, create_network, get_tr
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
+DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _channel = os.fdopen(os.dup(1), "w")  # to the parent; file descriptor 1 itself becomes standard error in main()
 
 
@@ -224,6 +227,7 @@ def build(spec: dict[str, Any]) -> int:
 def main() -> int:
     """Read the spec named on the command line and build."""
     os.dup2(2, 1)
+    ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)  # a parent that was killed wants no engine any more
     try:
         return build(json.loads(Path(sys.argv[1]).read_text()))
     except OSError as error:

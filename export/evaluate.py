@@ -3,7 +3,7 @@
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,9 +16,10 @@ from export.journal import Entry, Journal
 from export.session import Session
 from madtp.datasets import RETRIEVAL_TASKS, Dataset, Id
 from madtp.errors import InputError
-from madtp.files import Staging, check_writable, write_errors
+from madtp.outputs import check_outputs, json_kind, write_output
 
 SCHEMA_VERSION = 2
+RESULTS = json_kind("a result of evaluate", "schema", "metrics", "unscored", "identity", "answers")
 
 
 def part_path(output: Path) -> Path:
@@ -26,7 +27,14 @@ def part_path(output: Path) -> Path:
     return output.with_name(f"{output.name}.part")
 
 
-def evaluate(session: Session, dataset: Dataset, output: Path, options: EvaluateOptions, report: Report) -> Entry:
+def evaluate(
+    session: Session,
+    dataset: Dataset,
+    output: Path,
+    options: EvaluateOptions,
+    report: Report,
+    show: Callable[[Entry], None] = lambda _: None,
+) -> Entry:
     """Run a data set through an artifact, score it, and write `output`.
 
     Finished batches are kept in `part_path(output)` until then; a later run with the same arguments goes on from them.
@@ -37,6 +45,7 @@ def evaluate(session: Session, dataset: Dataset, output: Path, options: Evaluate
         output: the JSON file to write (docs/data.md).
         options: what the user chose.
         report: told of the stage, what of it is done, and all of it.
+        show: given what is to be written before it is, which may fail.
 
     Returns:
         What was written.
@@ -44,9 +53,9 @@ def evaluate(session: Session, dataset: Dataset, output: Path, options: Evaluate
     Raises:
         OptionError: options that the artifact or its task cannot follow.
         InputError: data that cannot be used, or a partial file of another evaluation.
-        OutputError: a file cannot be written.
+        OutputError: a file cannot be written, or would take the place of another.
     """
-    check_writable(output)
+    check_outputs([(output, RESULTS)], [source.path for source in dataset.sources])
     whole, dataset = len(dataset), _limited(dataset, options.limit)
     temperature = session.temperature if options.temperature is None else options.temperature
     work = _work(session, dataset, options, temperature)
@@ -83,9 +92,10 @@ def evaluate(session: Session, dataset: Dataset, output: Path, options: Evaluate
             "identity": identity,
             "answers": outcome.answers,
         }
-        with Staging(output) as staging, write_errors(output):
-            (staging.folder / output.name).write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
-            staging.commit([output.name])
+        try:
+            show(results)
+        finally:  # a closed pipe is no reason not to write
+            write_output(output, json.dumps(results, indent=1) + "\n", RESULTS)
         if not outcome.scorable:
             journal.remove()
     return results

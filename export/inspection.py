@@ -149,7 +149,7 @@ def _manifest_of(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] |
         except (OSError, ValueError, RecursionError) as error:
             found.damage.append(f"the manifest beside it, '{beside.name}', cannot be read: {_first_line(error)}")
             continue
-        if path.name in _named_files(content):
+        if path.name in named_files(content):
             return beside, content
         if _looks_like_manifest(content):
             of = _at(content, "artifact")
@@ -157,7 +157,8 @@ def _manifest_of(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] |
     return None
 
 
-def _named_files(content: Any) -> set[Any]:
+def named_files(content: Any) -> set[str]:
+    """Names of all files that a manifest, well-formed or not, lists."""
     parts = list(_dicts(_at(content, "parts")))
     names = [_at(part, *keys) for part in parts for keys in (("artifact",), ("external_data", "file"))]
     names += [_at(part, "timing_cache", "file") for part in parts]

@@ -10,9 +10,10 @@ from types import TracebackType
 from typing import Any
 
 from madtp.errors import InputError
-from madtp.files import write_errors
+from madtp.files import check_writable, write_errors
 
 SCHEMA_VERSION = 1
+HEADER = f'{{"schema": {SCHEMA_VERSION}, "identity": '.encode()  # a journal begins so
 SHOWN = 5  # differences that a message names
 Entry = dict[str, Any]
 
@@ -38,6 +39,7 @@ class Journal:
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
         self.entries: list[Entry] = []
+        check_writable(path)
         with write_errors(path):
             self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         try:
@@ -101,6 +103,8 @@ class Journal:
                 if entry.pop("step", None) != number:
                     raise _broken(self.path, number + 1, f"It should be step {number}.")
                 self.entries.append(entry)
+        elif data[: len(HEADER)] != HEADER[: len(data)]:  # nor was it torn off while we wrote it
+            raise _broken(self.path, 0, "It does not say what the file is of.")
         with write_errors(self.path):
             os.ftruncate(self._file, len(complete))
             os.lseek(self._file, 0, os.SEEK_END)

@@ -4,7 +4,8 @@ The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); 
 """
 
 import json
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
@@ -15,9 +16,8 @@ import jsonschema
 
 from export.errors import ManifestError
 from export.runner import TensorInfo
-from madtp.errors import OutputError
-from madtp.files import check_writable
 from madtp.inputs import read_json, sha256
+from madtp.outputs import json_kind
 
 SCHEMA_VERSION = 3
 PART_NAMES = {  # see madtp/parts.py
@@ -29,11 +29,52 @@ PART_NAMES = {  # see madtp/parts.py
 }
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 KEPT_FAILURES = 20  # of a validation, in a manifest
+ARTIFACTS = (".onnx", ".plan")
+MANIFEST = json_kind("the manifest of an artifact", "schema", "artifact", "parts")
 
 
 def manifest_path(artifact: Path) -> Path:
     """`out.json` beside `out.plan`."""
     return artifact.with_suffix(".json")
+
+
+def find_manifest(path: Path) -> Path:
+    """The manifest that is meant: itself, or the one beside an artifact."""
+    return manifest_path(path) if path.suffix in ARTIFACTS else path
+
+
+def open_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Where the manifest lies that is meant by a path, and what it holds: what is named is what is opened.
+
+    Args:
+        path: the manifest, or the artifact that it describes. A symbolic link is what it leads to, unless the files of
+            the artifact lie, or are linked, beside it under their own names.
+
+    Raises:
+        ManifestError: see `read_manifest`; also where the manifest beside an artifact is of another one.
+    """
+    if path.is_symlink() and not _is_complete(path):
+        path = Path(os.path.realpath(path))
+    found = find_manifest(path)
+    manifest = read_manifest(found)
+    if found != path and path.name != manifest["artifact"]:
+        raise ManifestError(
+            f"'{found}' is the manifest of '{manifest['artifact']}', not of '{path.name}'",
+            "The artifact was renamed, or is another.",
+            "Keep artifact and manifest together under the names that the export gave them.",
+        )
+    return found, manifest
+
+
+def _is_complete(path: Path) -> bool:
+    """Whether a manifest and its artifact lie where `path` names one of them."""
+    found = find_manifest(path)
+    with suppress(ManifestError):
+        manifest = read_manifest(found)
+        if found == path:
+            return (path.parent / manifest["parts"][0]["artifact"]).exists()
+        return bool(path.name == manifest["artifact"])
+    return False
 
 
 def tool_versions() -> dict[str, str]:
@@ -180,36 +221,6 @@ def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     if vocabulary is not None and vocabulary["file"] is not None:
         files[vocabulary["file"]] = vocabulary["sha256"]
     return files
-
-
-def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None], artifacts: Iterable[Path | None]) -> None:
-    """Refuse, before any work, outputs that cannot be written or would take the place of another file.
-
-    Args:
-        outputs: of a run.
-        inputs: that it reads; folders stand for the files in them.
-        artifacts: that it reads, each with its manifest and all the files of that.
-
-    Raises:
-        OutputError: naming the file.
-    """
-    given = [path.resolve() for path in inputs if path is not None]
-    for artifact in artifacts:
-        if artifact is None or not artifact.name:
-            continue
-        given += [artifact.resolve(), manifest_path(artifact).resolve()]
-        with suppress(ManifestError):  # said where the manifest is needed
-            names = file_hashes(read_manifest(manifest_path(artifact)))
-            given += [(artifact.parent / name).resolve() for name in names]
-    taken = set(given)
-    for path in outputs:
-        check_writable(path)
-        target = path.resolve()
-        if target in taken or (target.exists() and target.parent in taken):
-            raise OutputError(
-                f"'{path}' is named twice", "It is an input or another output of this run.", "Name another file."
-            )
-        taken.add(target)
 
 
 def check_artifact(

@@ -1,10 +1,9 @@
 """The main job: checkpoint -> ONNX -> engine -> check -> artifact and manifest. Stages are named for what they make."""
 
 import gc
-import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,13 +18,14 @@ from export.engine import build_plan, inline_functions, set_token_sizes
 from export.errors import OptionError
 from export.manifest import dump_manifest, manifest_path, tensor_infos
 from export.options import ExportOptions, Range
+from export.outputs import check_export, owned_files
 from export.plugin_library import PluginLibrary, check_tools, library_entry, plugin_library, read_library
 from export.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.tokens import TokenPlan, check_encoders, depths, token_plan
 from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from madtp.checkpoint import Loaded, read_model
-from madtp.errors import InputError, OutputError
+from madtp.errors import InputError
 from madtp.files import Staging, check_writable, write_errors
 from madtp.inputs import sha256
 from madtp.parts import Part, parts_of
@@ -85,7 +85,7 @@ def prepare(options: ExportOptions) -> Prepared:
     Raises:
         MadtpError: whatever is wrong with the options, the checkpoint, the samples, the output or this machine.
     """
-    _check_outputs(options)
+    check_export(options.engine, [], _inputs(options, None))
     backend = choose_backend(options.backend, options.engine.suffix)
     loaded = read_model(options.checkpoint, options.config)
     model = loaded.model
@@ -97,6 +97,8 @@ def prepare(options: ExportOptions) -> Prepared:
     check_samples(samples, model.config, batch, text)
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_writable(options.engine, _needed_bytes(options, weight_bytes))
+    outputs = _outputs(options, parts, weight_bytes, samples.vocabulary)
+    check_export(options.engine, outputs, _inputs(options, samples.vocabulary))
     temperature = model.temperature if options.temperature is None else options.temperature
     checkpoint = _checkpoint_entry(options.checkpoint, loaded)
     tokens = None
@@ -136,19 +138,41 @@ def _checkpoint_entry(path: Path, loaded: Loaded) -> dict[str, Any]:
     }
 
 
-def _check_outputs(options: ExportOptions) -> None:
-    """Refuse outputs that cannot be written, or that would take the place of an input."""
-    outputs = [options.engine, manifest_path(options.engine)]
-    inputs = [options.checkpoint, options.config, options.samples and options.samples / INDEX]
-    for output in outputs:
-        check_writable(output)
-        for given in inputs:
-            if given is not None and os.path.exists(given) and output.exists() and output.samefile(given):
-                raise OutputError(
-                    f"the export would overwrite '{given}'",
-                    f"It writes '{outputs[0]}' and, for the manifest, '{outputs[1]}'.",
-                    "Give --engine another name or folder.",
-                )
+def _inputs(options: ExportOptions, vocabulary: Path | None) -> list[Path | None]:
+    """Files that an export reads; images are none that it could write over."""
+    library = None if options.plugins in ("auto", "none") else Path(options.plugins)
+    index = None if options.samples is None else options.samples / INDEX
+    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary]
+
+
+def _outputs(options: ExportOptions, parts: Collection[str], weight_bytes: int, vocabulary: Path | None) -> list[str]:
+    """Names of the files that an export may write beside its manifest."""
+    engine = options.engine
+    names = [artifact_name(engine, part, len(parts)) for part in parts]
+    if engine.suffix == ".onnx":
+        names += [] if _is_single_file(options, weight_bytes) else [f"{name}.data" for name in names]
+    else:
+        ships = options.plugins != "none" and not options.embed_plugins
+        names += [_timing_name(engine), *([_library_name(engine)] if ships else [])]
+    return names + ([] if vocabulary is None else [_vocabulary_name(engine)])
+
+
+def _timing_name(engine: Path) -> str:
+    return f"{engine.stem}.timing"
+
+
+def _library_name(engine: Path) -> str:
+    """A name of its own: another plan in the same folder may need another library."""
+    return f"{engine.stem}.plugins.so"
+
+
+def _vocabulary_name(engine: Path) -> str:
+    return f"{engine.stem}.vocab.txt"
+
+
+def _is_single_file(options: ExportOptions, weight_bytes: int) -> bool:
+    """Whether an ONNX file holds its weights itself."""
+    return options.engine.suffix == ".onnx" and weight_bytes <= EXTERNAL_DATA_LIMIT
 
 
 def _needed_bytes(options: ExportOptions, weight_bytes: int) -> int:
@@ -234,7 +258,9 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
                 (staging.folder / manifest_path(target).name).write_text(dump_manifest(result.manifest))
             shipped = [name for names in files.values() for name in reversed(names)]
             beside_it = [name for name in (vocabulary, beside and beside.name) if name is not None]
-            staging.commit([*dict.fromkeys([*beside_it, *shipped]), manifest_path(target).name])
+            names = list(dict.fromkeys([*beside_it, *shipped]))
+            check_export(target, names, _inputs(options, prepared.samples.vocabulary))  # others may have written since
+            staging.commit([*names, manifest_path(target).name], stale=owned_files(target) - set(names))
     return result
 
 
@@ -252,7 +278,7 @@ def _trace(prepared: Prepared, folder: Path, progress: Progress) -> dict[str, _T
     """Every part as an ONNX file in `folder`."""
     target = prepared.options.engine
     parts = prepared.load_parts()
-    single_file = target.suffix == ".onnx" and prepared.weight_bytes <= EXTERNAL_DATA_LIMIT
+    single_file = _is_single_file(prepared.options, prepared.weight_bytes)
     traced = {}
     for name, part in parts.items():
         progress.detail(name)
@@ -274,7 +300,7 @@ def _ship_vocabulary(samples: SampleSet, target: Path, folder: Path) -> str | No
     """Put the vocabulary beside the artifact, so that the manifest alone is enough to ask; its name, None without."""
     if samples.vocabulary is None:
         return None
-    name = f"{target.stem}.vocab.txt"
+    name = _vocabulary_name(target)
     shutil.copyfile(samples.vocabulary, folder / name)
     return name
 
@@ -307,8 +333,8 @@ def _build(
     """
     target, options = prepared.options.engine, prepared.options
     library = plugin_library(options.plugins, progress.detail)
-    shipped = staging.folder / f"{target.stem}.plugins.so"  # a name of its own: another plan here may need another one
-    cache = Path(f"{target.stem}.timing")
+    shipped = staging.folder / _library_name(target)
+    cache = Path(_timing_name(target))
     tokens = None
     with write_errors(target):
         if library is not None:

@@ -57,6 +57,10 @@ class ConsoleProgress:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._heartbeat.__exit__(kind, error, trace)
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away: something is to be printed."""
         self._bar.stop()
 
     def stage(self, description: str) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from export.artifact import close_runners, model_config, open_parts, runtime
 from export.errors import BackendError
 from export.forks import forked
-from export.manifest import check_files, manifest_path, read_manifest
+from export.manifest import check_files, open_manifest
 from export.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.profile import batch_and_text
 from export.requests import (
@@ -40,7 +40,6 @@ METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": 
 TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
 K_ANSWERS = 128  # candidates that are read to the end, of the published evaluation
 K_TEST = 256  # candidates of each row, of the published evaluation
-ARTIFACTS = (".onnx", ".plan")
 
 
 class Session:
@@ -75,8 +74,7 @@ class Session:
     """
 
     def __init__(self, manifest: Path | str, *, vocabulary: Path | None = None, threads: int | None = None) -> None:
-        path = find_manifest(Path(manifest))
-        self.manifest = read_manifest(path)
+        path, self.manifest = open_manifest(Path(manifest))
         check_files(self.manifest, path.parent)
         self.task: str = self.manifest["task"]
         self.config = model_config(self.manifest, path)
@@ -432,11 +430,6 @@ class Session:
             )
         number = lengths.index(max(lengths))
         self._check_decoder(1, "candidates", 1, max(lengths), f", by candidate {number}, {shown(candidates[number])}")
-
-
-def find_manifest(path: Path) -> Path:
-    """The manifest that is meant: itself, or the one beside an artifact."""
-    return manifest_path(path) if path.suffix in ARTIFACTS else path
 
 
 def spans(count: int, size: int, what: str) -> list[tuple[int, int]]:

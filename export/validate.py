@@ -1,6 +1,5 @@
 """`python -m export validate`: hold an existing artifact to the checkpoint that it was made from."""
 
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,14 +12,13 @@ from export.artifact import open_parts, runtime
 from export.backends import Backend
 from export.engine import custom_nodes, inline_functions
 from export.errors import BackendError, OptionError
-from export.manifest import check_artifact, read_manifest, tensor_infos, tool_versions
+from export.manifest import ARTIFACTS, check_artifact, open_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
 from export.pipeline import Progress, check_samples
 from export.profile import batch_and_text
 from export.runner import CheckedRunner, OnnxRunner
-from export.session import ARTIFACTS, find_manifest
 from export.showing import PlanBuilder, show_onnx, trace_parts, watched_parts
-from export.validation.bisect import Culprit, calls_of, find_culprit, save_repro
+from export.validation.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro
 from export.validation.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validation.data import DataOptions, choose_samples
 from export.validation.invariance import measure_dependence
@@ -30,6 +28,7 @@ from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.errors import OutputError
+from madtp.scratch import scratch_folder
 from madtp.tasks import Runner
 
 STAGES = 5
@@ -88,10 +87,11 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         MadtpError: unusable checkpoint, configuration, samples or options.
     """
     _check_name(options.engine)
+    if options.repro is not None:
+        check_repro(options.repro)
     progress.stage("reading manifest, checkpoint and samples")
-    source = find_manifest(options.engine)
-    manifest = read_manifest(source)
-    artifact = options.engine if options.engine.suffix in ARTIFACTS else source.parent / manifest["artifact"]
+    source, manifest = open_manifest(options.engine)
+    artifact = source.parent / manifest["artifact"]
     suffix = artifact.suffix
     changed = check_artifact(manifest, artifact, options.checkpoint, changed=options.changed)
     bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
@@ -111,8 +111,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         )
     reference = TorchContestant("torch", model, bounds.tolerance.dtype)
     yardstick = TorchContestant("torch in float64", model, torch.float64)
-    with tempfile.TemporaryDirectory() as scratch:
-        compared = _contestants(artifact, manifest, reference, backend, Path(scratch), bool(changed), progress)
+    with scratch_folder() as scratch:
+        compared = _contestants(artifact, manifest, reference, backend, scratch, bool(changed), progress)
         comparison = Comparison(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
         temperatures = options.compared_at(manifest["temperature"])
@@ -142,7 +142,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         )
         if not verdict.passed:
             progress.stage("looking for the node at fault")
-            _bisect(verdict, options, manifest, reference, compared, Path(scratch), progress)
+            _bisect(verdict, options, manifest, reference, compared, scratch, progress)
     return verdict, update_manifest(verdict, source, manifest)
 
 

@@ -3,15 +3,14 @@
 import errno
 import os
 import shutil
-import signal
 import tempfile
-import threading
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 
 from madtp.errors import OutputError
+from madtp.scratch import scratch_folder, uninterrupted
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -19,7 +18,8 @@ _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 class Staging:
     """A hidden folder beside the outputs: files are completed there, then renamed into place.
 
-    Use as a context; whatever was not committed is removed at its end.
+    Use as a context; whatever was not committed is removed at its end, and what killed runs left in that folder at its
+    beginning.
 
     Args:
         target: the main output; its folder has to exist. Symbolic links stay, and what they name is written.
@@ -34,21 +34,29 @@ class Staging:
         self.target = target
 
     def __enter__(self) -> "Staging":
+        self._scratch = scratch_folder(self.target.parent, f".{self.target.name}.")
         with write_errors(self.target):
-            self.folder = Path(tempfile.mkdtemp(prefix=f".{self.target.name}.", dir=self.target.parent))
+            self.folder = self._scratch.__enter__()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        with _uninterrupted():
-            shutil.rmtree(self.folder, ignore_errors=True)
+        self._scratch.__exit__(kind, error, trace)
 
-    def commit(self, names: Iterable[str]) -> None:
-        """Move the finished files to where they belong, all or none; name the one that users open first last."""
-        earlier = Path(tempfile.mkdtemp(dir=self.folder))
+    def commit(self, names: Iterable[str], stale: Iterable[str] = ()) -> None:
+        """Move the finished files to where they belong, all or none.
+
+        Args:
+            names: of the files; the one that users open first last.
+            stale: files beside the target that these make obsolete; they are deleted then.
+
+        Raises:
+            OutputError: a file cannot be moved, and all is as it was.
+        """
         moved: list[str] = []
-        with write_errors(self.target), _uninterrupted():
+        with write_errors(self.target), uninterrupted():
+            earlier = Path(tempfile.mkdtemp(dir=self.folder))
             try:
                 for name in names:
                     with suppress(OSError):  # nothing there yet, or a file system without hard links
@@ -62,24 +70,12 @@ class Staging:
                     else:
                         self._place(name).unlink()
                 raise
+            for name in stale:
+                (self.target.parent / name).unlink(missing_ok=True)
 
     def _place(self, name: str) -> Path:
         """Where a file belongs; its place may be a symbolic link."""
         return (self.target.parent / name).resolve()
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Milliseconds in which Ctrl-C and SIGTERM come too late and are ignored, lest half of the work be left."""
-    if threading.current_thread() is not threading.main_thread():  # it alone gets signals, and may set handlers
-        yield
-        return
-    handlers = {number: signal.signal(number, signal.SIG_IGN) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def check_writable(target: Path, needed: int = 0) -> None:

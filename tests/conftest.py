@@ -6,6 +6,7 @@ Fixtures import `export` themselves: the tests for a GPU have to start where wha
 
 import json
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -202,13 +203,27 @@ class Outputs:
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Outputs:
-    """Earlier out.onnx, out.plan and out.json to write over."""
+    """Earlier artifacts out.onnx and trt.plan, with their manifests, to write over."""
     folder = tmp_path / "outputs"
     folder.mkdir()
-    earlier = {name: f"earlier {name}".encode() for name in ("out.onnx", "out.plan", "out.json")}
+    earlier = {name: f"earlier {name}".encode() for name in ("out.onnx", "trt.plan")}
+    for name in list(earlier):
+        manifest = {"schema": 1, "artifact": name, "parts": [{"artifact": name}]}
+        earlier[f"{Path(name).stem}.json"] = json.dumps(manifest).encode()
     for name, content in earlier.items():
         (folder / name).write_bytes(content)
     return Outputs(folder, earlier)
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing more than `size` bytes to a file fails, in this process and its children, as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.fixture(scope="session")

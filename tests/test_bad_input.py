@@ -3,13 +3,11 @@
 import json
 import math
 import os
-import resource
 import shutil
 import struct
 import zlib
 from collections import namedtuple
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ import export.backends
 import export.errors
 import export.pipeline
 import madtp
-import madtp.files
+import madtp.scratch
 from export.engine import BuildResult
 from export.manifest import manifest_path, read_manifest
 from export.options import Range
@@ -37,7 +35,7 @@ from madtp.inputs import sha256
 from madtp.parts import parts_of
 from madtp.preprocess import image_tensor
 from madtp.tasks import torch_runners
-from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, write_samples
+from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, largest_file, write_samples
 
 Run = Callable[..., Ran]
 Write = Callable[..., Path]
@@ -80,11 +78,11 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
-        "--engine={folder}/out.plan --plugins=nowhere.so",
+        "--engine={folder}/trt.plan --plugins=nowhere.so",
         ("cannot read the plugin library 'nowhere.so'", "leave --plugins out"),
     ),
     "another file as plugin library": (
-        "--engine={folder}/out.plan --plugins={folder}/out.onnx",
+        "--engine={folder}/trt.plan --plugins={folder}/out.onnx",
         ("out.onnx' is not a plugin library of this project", "./build.sh plugins"),
     ),
     "plugins for onnx": (
@@ -93,23 +91,23 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "embedding for onnx": ("--embed-plugins", ("no plugin library to embed", "Leave --embed-plugins out")),
     "embedding without plugins": (
-        "--engine={folder}/out.plan --plugins=none --embed-plugins",
+        "--engine={folder}/trt.plan --plugins=none --embed-plugins",
         ("no plugin library to embed",),
     ),
     "tokens for onnx": ("--tokens=tokens.json", ("nothing is tuned with it", "Leave --tokens out")),
     "no token statistics": (
-        "--engine={folder}/out.plan --tokens=nowhere.json",
+        "--engine={folder}/trt.plan --tokens=nowhere.json",
         ("cannot read the token statistics 'nowhere.json'", "python -m calibration tokens"),
     ),
     "plan as token statistics": (
-        "--engine={folder}/out.plan --tokens={folder}/out.onnx",
+        "--engine={folder}/trt.plan --tokens={folder}/out.onnx",
         ("cannot read the token statistics",),
     ),
     "calib": ("--calib=data", ("--calib is given but nothing is quantised", "Leave --calib out")),
     "unknown backend": ("--backend=openvino", ("Invalid value for '--backend'", "tensorrt-rtx")),
     "tensorrt writes no onnx": ("--backend=tensorrt", ("--backend tensorrt does not write .onnx",)),
     "onnxruntime writes no plan": (
-        "--engine={folder}/out.plan --backend=onnxruntime",
+        "--engine={folder}/trt.plan --backend=onnxruntime",
         ("--backend onnxruntime does not write .plan", "Leave --backend out"),
     ),
 }
@@ -166,7 +164,7 @@ def test_tensorrt_without_a_gpu(
     gpu = export.backends.Gpu("some GPU", (9, 0), "1")
     monkeypatch.setattr(export.backends, "find_gpus", lambda: [] if installed else [gpu])
     monkeypatch.setattr(export.backends, "_installed", lambda module: installed)
-    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan", "--backend", "tensorrt")
+    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan", "--backend", "tensorrt")
     ran.refused(*(("no CUDA device", "--backend tensorrt-rtx") if installed else ("pip install tensorrt",)))
     outputs.untouched()
 
@@ -203,7 +201,7 @@ def test_no_permission_to_write(
         allowed = os.access
         monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK and allowed(path, mode))
     else:  # e.g. a file system that is mounted read-only
-        monkeypatch.setattr(madtp.files.tempfile, "mkdtemp", refuse)
+        monkeypatch.setattr(madtp.scratch.tempfile, "mkdtemp", refuse)
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
     ran.refused("cannot write", "ermission", "Name a folder that you can write to")
     outputs.untouched()
@@ -222,7 +220,7 @@ def test_an_input_is_not_overwritten(name: str, tiny_checkpoint: Write, tmp_path
         *(("--config", folder / "out.json") if name == "out.json" else ()),
         *("--samples", folder),
     )
-    ran.refused("would overwrite", "Give --engine another name or folder")
+    ran.refused("would overwrite", "This run reads it", "Name another file")
     assert {path: path.read_bytes() for path in folder.iterdir()} == before
 
 
@@ -234,24 +232,13 @@ def test_too_little_room_is_noticed_before_anything_is_built(
     checkpoint = tiny_checkpoint()  # 117 kB of weights
     assert run_cli("check", "--ckpt", checkpoint, "--engine", outputs / "out.onnx").status == 0
     for command in ((), ("check",)):
-        ran = run_cli(*command, "--ckpt", checkpoint, "--engine", outputs / "out.plan")
+        ran = run_cli(*command, "--ckpt", checkpoint, "--engine", outputs / "trt.plan")
         ran.refused("not enough room", "0 MB are free", "Free some space")
         assert "tracing" not in ran.err
     outputs.untouched()
 
 
-@contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing more than `size` bytes to a file fails, in this process and its children, as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
-
-
-@pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("out.plan", 100_000), ("out.plan", 1_000_000)])
+@pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("trt.plan", 100_000), ("trt.plan", 1_000_000)])
 def test_disk_full_while_writing(
     name: str, room: int, tiny_checkpoint: Write, outputs: Outputs, run_cli: Run, quick: pytest.MonkeyPatch
 ) -> None:
@@ -261,7 +248,7 @@ def test_disk_full_while_writing(
     with largest_file(room):
         ran = run_cli("--ckpt", checkpoint, "--engine", outputs / name, *backend)
     ran.refused("the disk is full", f"cannot write '{outputs / name}'", "Free some space")
-    assert ("building the engine" in ran.err) == (name == "out.plan")
+    assert ("building the engine" in ran.err) == (name == "trt.plan")
     outputs.untouched()
 
 
@@ -276,13 +263,13 @@ def test_builder_that_fails_or_dies(
         module.with_suffix(".py").write_text(text)
         quick.setenv("PYTHONPATH", str(tmp_path))
         quick.setattr(export.engine, "WORKER", module.name)
-        run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan").refused(*parts, "--engine out.onnx")
+        run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan").refused(*parts, "--engine out.onnx")
     outputs.untouched()
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2])
 def test_outputs_are_replaced_all_or_none(failing: int, outputs: Outputs, monkeypatch: pytest.MonkeyPatch) -> None:
-    names = ["out.timing", "out.plan", "out.json"]  # the first is new, the others replace earlier ones
+    names = ["trt.timing", "trt.plan", "trt.json"]  # the first is new, the others replace earlier ones
     replace, calls = os.replace, iter(range(100))
 
     def fail_once(source: Path, target: Path) -> None:
@@ -290,7 +277,7 @@ def test_outputs_are_replaced_all_or_none(failing: int, outputs: Outputs, monkey
             raise PermissionError(1, "Operation not permitted")
         replace(source, target)
 
-    with Staging(outputs / "out.plan") as staging:
+    with Staging(outputs / "trt.plan") as staging:
         for name in names:
             (staging.folder / name).write_text("new")
         monkeypatch.setattr(os, "replace", fail_once)
@@ -749,7 +736,7 @@ def test_a_plan_whose_onnx_answers_otherwise_is_not_written(
     quick.setattr(export.pipeline, "build_plan", build)
     quick.setattr(export.backends, "find_gpus", list)
     answers(shifted("logits", 1.0))
-    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan", "--backend", "tensorrt-rtx")
+    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan", "--backend", "tensorrt-rtx")
     assert ran.status == 1, ran
     assert "parity FAILED, nothing was written" in ran.out
     outputs.untouched()
@@ -795,10 +782,11 @@ def test_a_good_export_replaces_earlier_outputs(
     assert sorted(path.name for path in outputs.folder.iterdir()) == [
         "out.json",
         "out.onnx",
-        "out.plan",
         "out.vocab.txt",
+        "trt.json",
+        "trt.plan",
     ]
-    assert (outputs / "out.plan").read_bytes() == outputs.earlier["out.plan"]
+    assert (outputs / "trt.plan").read_bytes() == outputs.earlier["trt.plan"]
     manifest = read_manifest(outputs / "out.json")
     assert manifest["parts"][0]["sha256"] == sha256(outputs / "out.onnx")
     assert manifest["preprocessing"]["text"]["vocabulary"]["sha256"] == sha256(samples_folder / "vocab.txt")

@@ -22,7 +22,7 @@ from torch import Tensor
 
 import export.bench.run
 from export.bench.artifact import Described, describe, open_described, synchronisations
-from export.bench.baseline import Measurement, read_measurement, write_text
+from export.bench.baseline import Measurement, read_measurement
 from export.bench.calls import Case, Inputs
 from export.bench.environment import BUSY, Activity, Machine, pinned, warnings
 from export.bench.instruments import Instruments
@@ -142,7 +142,7 @@ def saved(options: BenchOptions, tmp_path: Path) -> Path:
 
 def save(measurement: Measurement, target: Path, **artifact: Any) -> Path:
     changed = replace(measurement, artifact={**measurement.artifact, **artifact})
-    write_text(target, json.dumps(changed.to_json()))
+    target.write_text(json.dumps(changed.to_json()))
     return target
 
 
@@ -667,7 +667,7 @@ def test_an_output_never_takes_the_place_of_an_input(run_cli: Cli, exported: tup
     artifact, _ = exported
     for name in ("out.json", "out.onnx"):
         before = artifact.with_name(name).read_bytes()
-        run_cli("bench", artifact, "--save", artifact.with_name(name)).refused("is named twice")
+        run_cli("bench", artifact, "--save", artifact.with_name(name)).refused("would overwrite")
         assert artifact.with_name(name).read_bytes() == before
 
 

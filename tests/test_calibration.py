@@ -196,7 +196,7 @@ def test_export_refuses_statistics_of_something_else(
     checkpoint = tiny_checkpoint()
     path = tmp_path / "tokens.json"
     path.write_text(json.dumps(broken(checkpoint_sha256=sha256(checkpoint), temperature=TAU) | change))
-    run_cli(*verb, "--ckpt", checkpoint, "--engine", outputs / "out.plan", "--tokens", path).refused(part)
+    run_cli(*verb, "--ckpt", checkpoint, "--engine", outputs / "trt.plan", "--tokens", path).refused(part)
     outputs.untouched()
 
 

@@ -385,7 +385,7 @@ def test_bad_config_is_refused_and_nothing_written(
     if text is not None:
         path.write_text(text)
     checkpoint = tiny_checkpoint()
-    run_cli("--ckpt", checkpoint, "--engine", outputs / "out.plan", "--config", path).refused(*parts)
+    run_cli("--ckpt", checkpoint, "--engine", outputs / "trt.plan", "--config", path).refused(*parts)
     outputs.untouched()
 
 

@@ -421,7 +421,7 @@ def test_the_command_refuses(
         evaluate_cli(manifest, data, *options)[0].refused(message)
     for path in (manifest, tiny_artifact / "out.onnx", data / "nlvr_test.json"):
         before = path.read_bytes()
-        run_cli("evaluate", manifest, "--data", data, "-o", path).refused("which is read")
+        run_cli("evaluate", manifest, "--data", data, "-o", path).refused(f"'{path}'", "Name another file")
         assert path.read_bytes() == before
     evaluate_cli(tmp_path / "nothing.json", data)[0].refused("cannot read the manifest")
     for name in ("1-img0.png", "5-img1.png"):

@@ -81,7 +81,7 @@ class Process:
         assert out == ""
         _, alive = psutil.wait_procs(family, timeout=5)
         assert not alive, "a process survived"
-        left = [path.name for path in self.scratch.glob("tmp*")]  # onnxruntime keeps a file of its own there
+        left = [path.name for path in self.scratch.glob("[tm]*")]  # onnxruntime keeps a file of its own there
         assert not left, "temporary files are left"
 
     def close(self) -> None:
@@ -123,7 +123,7 @@ def test_ctrl_c_while_libraries_are_imported(start: Start, tiny_checkpoint: Writ
 
 
 def test_ctrl_c_while_reading(start: Start, tiny_checkpoint: Write, outputs: Outputs) -> None:
-    process = start("-m", "export", "--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan")
+    process = start("-m", "export", "--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan")
     process.wait_for_stage("[1/4] reading checkpoint and samples")
     process.interrupted(signal.SIGINT)
     outputs.untouched()
@@ -164,12 +164,12 @@ def test_ctrl_c_while_tracing(start: Start, tiny_checkpoint: Write, outputs: Out
 def test_interrupt_while_the_engine_is_built(
     number: int, group: bool, start: Start, traced: Path, tiny_checkpoint: Write, outputs: Outputs
 ) -> None:
-    arguments = ("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan", "--backend", "tensorrt-rtx")
+    arguments = ("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan", "--backend", "tensorrt-rtx")
     process = start("-c", WITHOUT_TRACE, traced, *arguments)
     process.wait_for_stage("[3/4] building the engine")
     process.wait_for(process.workers, "builder")
     if not group:  # else while it is still being started
-        process.wait_for(lambda: list(outputs.folder.glob(".out.plan.*/out.plan")), "plan")
+        process.wait_for(lambda: list(outputs.folder.glob(".trt.plan.*/trt.plan")), "plan")
     process.interrupted(number, group=group)
     outputs.untouched()
 
@@ -209,14 +209,14 @@ def test_interrupts_between_the_files_of_an_export_come_too_late(
         return interrupted
 
     try:
-        with Staging(outputs / "out.plan") as staging:
-            for name in ("out.plan", "out.json"):
+        with Staging(outputs / "trt.plan") as staging:
+            for name in ("trt.plan", "trt.json"):
                 (staging.folder / name).write_text("new")
             monkeypatch.setattr(os, "replace", interrupt_and(os.replace))
             monkeypatch.setattr(shutil, "rmtree", interrupt_and(shutil.rmtree))
-            staging.commit(["out.plan", "out.json"])
+            staging.commit(["trt.plan", "trt.json"])
         assert not arrived
-        new = {**outputs.earlier, "out.plan": b"new", "out.json": b"new"}
+        new = {**outputs.earlier, "trt.plan": b"new", "trt.json": b"new"}
         assert {path.name: path.read_bytes() for path in outputs.folder.iterdir()} == new
         signal.raise_signal(signal.SIGTERM)
         assert arrived == [signal.SIGTERM], "they are heeded again"

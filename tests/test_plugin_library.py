@@ -227,7 +227,7 @@ def test_export_says_when_the_library_cannot_be_built(
 ) -> None:
     monkeypatch.setattr(module, "INSTALL", outputs.folder.parent / "install")
     monkeypatch.setenv("CUDACXX", "no-such-nvcc")
-    ran = run_cli(*command, "--ckpt", tiny_checkpoint(), "--engine", outputs / "out.plan")
+    ran = run_cli(*command, "--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan")
     ran.refused("no CUDA compiler", "--plugins none")
     outputs.untouched()
 

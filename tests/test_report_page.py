@@ -375,7 +375,9 @@ def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_
 def test_refusals(tiny_artifact: Path, run_cli: Command, outputs: Outputs, tmp_path: Path) -> None:
     manifest, bench = tiny_artifact / "out.json", tmp_path / "bench.json"
     content = read_manifest(manifest)
-    page = outputs / "out.json"
+    page = outputs / "page.html"
+    outputs.earlier[page.name] = b'<meta name="generator" content="madtp-deploy report">'
+    page.write_bytes(outputs.earlier[page.name])
 
     def refused(*arguments: object, says: str) -> None:
         run_cli("report", *arguments).refused(says)
@@ -410,7 +412,7 @@ def test_damage_is_refused_and_inputs_are_not_overwritten(
     exported: tuple[Path, Path], run_cli: Command, tmp_path: Path
 ) -> None:
     manifest = exported[0].with_suffix(".json")
-    run_cli("report", manifest, "-o", exported[0], "--synthetic").refused("is named twice")
+    run_cli("report", manifest, "-o", exported[0], "--synthetic").refused("would overwrite")
     exported[0].write_bytes(exported[0].read_bytes() + b"x")
     run_cli("report", manifest, "-o", tmp_path / "page.html", "--synthetic").refused("is not the file")
     assert not (tmp_path / "page.html").exists()
@@ -423,7 +425,7 @@ def test_interrupted_run_leaves_the_earlier_page(
         raise KeyboardInterrupt
 
     monkeypatch.setattr(build, "render", interrupt)
-    ran = run_cli("report", tiny_artifact / "out.json", "-o", outputs / "out.plan", "--synthetic")
+    ran = run_cli("report", tiny_artifact / "out.json", "-o", outputs / "new.html", "--synthetic")
     assert ran.status == 2
     assert "interrupted" in ran.err
     outputs.untouched()

@@ -323,11 +323,11 @@ def test_validate_writes_over_nothing_that_it_reads(exported: tuple[Path, Path],
     before = {path: path.read_bytes() for path in artifact.parent.iterdir()}
     validate = ("validate", "--engine", artifact, "--ckpt", checkpoint, *FEW)
     for taken in (artifact, checkpoint, manifest_path(artifact)):
-        run_cli(*validate, "--json", taken).refused(f"'{taken}' is named twice")
+        run_cli(*validate, "--json", taken).refused(f"'{taken}' would overwrite '{taken}'", "This run reads it")
     run_cli(*validate, "--json", tmp_path / "v", "--junit", tmp_path / "v").refused("is named twice")
     run_cli(*validate, "--repro", checkpoint).refused("is no folder")
-    run_cli("bench", artifact, "--save", artifact).refused("is named twice")
-    run_cli("report", artifact, "-o", manifest_path(artifact)).refused("is named twice")
+    run_cli("bench", artifact, "--save", artifact).refused("would overwrite")
+    run_cli("report", artifact, "-o", manifest_path(artifact)).refused("would overwrite")
     assert {path: path.read_bytes() for path in artifact.parent.iterdir()} == before
 
 

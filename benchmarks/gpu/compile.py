@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from benchmarks.gpu import sass
 from benchmarks.gpu.architectures import LIMITS
 from export.errors import PluginError
+from madtp.scratch import scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLUGINS = ROOT / "plugins"
@@ -169,8 +169,8 @@ def compile_kernels(file: str, sm: int, *, install: bool = True) -> list[Kernel]
     if cached.is_file():
         return [kernel_from_json(entry) for entry in json.loads(cached.read_text())]
     CACHE.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-        cubin = Path(scratch) / "kernels.cubin"
+    with scratch_folder(CACHE) as scratch:
+        cubin = scratch / "kernels.cubin"
         includes = ["-I", PLUGINS, "-I", PLUGINS / "include"]
         target = f"-gencode=arch=compute_{sm},code=sm_{sm}"
         command = [nvcc, *FLAGS, target, *includes, "-cubin", "-o", cubin, PLUGINS / file]
@@ -182,7 +182,7 @@ def compile_kernels(file: str, sm: int, *, install: bool = True) -> list[Kernel]
             listing = subprocess.run([disassembler, "-c", cubin], capture_output=True, text=True, check=True).stdout
             codes = sass.parse(listing)
         kernels = read_ptxas(done.stderr + done.stdout, codes)
-        partial = Path(scratch) / "result.json"
+        partial = scratch / "result.json"
         partial.write_text(json.dumps([asdict(kernel) for kernel in kernels]))
         os.replace(partial, cached)
     return kernels

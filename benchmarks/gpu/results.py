@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import asdict
@@ -31,6 +30,7 @@ from benchmarks.gpu.markdown import table
 from benchmarks.gpu.measure import copy_bandwidth, device_state, interleave
 from madtp.files import write_errors
 from madtp.ops.library import load_library
+from madtp.outputs import json_kind, marked_kind, write_output
 
 FOLDER = Path(__file__).resolve().parent
 REPORT = FOLDER / "static.json"  # what `python -m benchmarks.static_report` writes
@@ -43,6 +43,8 @@ LENGTHS = (145, 289, 577, 1153)  # of the memory measurement: each about twice t
 MOST_GROWTH = 2.4  # of memory where the length doubles; quadratic would be 4
 MEMORY_BATCH = 8
 ROUNDS = 50
+RESULTS = json_kind("a result of this benchmark", "date", "source", "device_before")
+PAGE = marked_kind("a page of this benchmark's results", "# Kernels on ")
 
 
 OPS: dict[str, Callable[..., tuple[Candidates, dict[str, str], dict[str, Any]]]] = {
@@ -216,19 +218,14 @@ def write(results: dict[str, Any], folder: Path) -> Path:
     """Write results-<gpu>-<date>.json and .md into a folder, each at once or not at all; the path of the JSON.
 
     Raises:
-        OutputError: that cannot be written.
+        OutputError: that cannot be written, or files of these names are not earlier results.
     """
     gpu = re.sub(r"[^a-z0-9]+", "-", results["device_before"]["name"].lower()).strip("-")
     target = folder / f"results-{gpu}-{results['date'][:10]}.json"
     with write_errors(target):
         folder.mkdir(parents=True, exist_ok=True)
-        for path, text in (
-            (target, json.dumps(results, indent=1) + "\n"),
-            (target.with_suffix(".md"), render(results)),
-        ):
-            partial = path.with_name(f".{path.name}.partial")
-            partial.write_text(text)
-            os.replace(partial, path)
+    write_output(target, json.dumps(results, indent=1) + "\n", RESULTS)
+    write_output(target.with_suffix(".md"), render(results), PAGE)
     return target
 
 

@@ -11,7 +11,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -28,10 +27,12 @@ from benchmarks.kit.files import read_json, write_json
 from export.plugin_library import ROOT, SM_VARIABLE, architectures, build_kernels
 from madtp.clip import round_like_official_loader
 from madtp.errors import MadtpError, OutputError
+from madtp.scratch import scratch_folder
 from tests import golden, native_build
 from tests.generate import generated_state
 from tests.paths import CARRIED, RECORDINGS, TASKS
 
+ABOUT = "kit.json"
 DEFAULT = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 60_000_000
 DEFAULT_SM = (90,)  # H100 and H200; MADTP_SM names others
@@ -207,14 +208,28 @@ def commit() -> str:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder that takes the place of `target` when all is in it."""
+    """A folder that takes the place of `target`, which has to be an earlier kit or empty, when all is in it.
+
+    Raises:
+        OutputError: it is something else.
+    """
+    if (
+        os.path.lexists(target)
+        and not (target / ABOUT).is_file()
+        and not (target.is_dir() and not any(target.iterdir()))
+    ):
+        raise OutputError(
+            f"'{target}' is there already and is no kit",
+            f"It would be replaced with all that is in it; a kit is known by its {ABOUT}.",
+            "Name another folder with --out, or remove that one first.",
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}-") as scratch:
-        fresh = Path(scratch) / "new"
+    with scratch_folder(target.parent, f".{target.name}-") as scratch:
+        fresh = scratch / "new"
         fresh.mkdir()
         yield fresh
         if target.exists():
-            os.replace(target, Path(scratch) / "old")
+            os.replace(target, scratch / "old")
         os.replace(fresh, target)
 
 
@@ -243,7 +258,7 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
             "predictions_current": static["source"] == source_hash(),
             "left_out": kit.left_out,
         }
-        write_json(folder / "kit.json", about)
+        write_json(folder / ABOUT, about)
         size = folder_bytes(folder)
         if size > MOST_BYTES:
             raise OutputError(
@@ -273,7 +288,7 @@ def main(out: Path, python: str, without_flash_attention_3: bool) -> None:
     click.echo(f"{kit.folder}: {folder_bytes(kit.folder) / 1e6:.1f} MB, for Python {python}")
     for text in kit.left_out:
         click.echo(f"left out: {text}")
-    if read_json(kit.folder / "kit.json")["commit"].endswith(("-dirty", "unknown")):
+    if read_json(kit.folder / ABOUT)["commit"].endswith(("-dirty", "unknown")):
         click.echo("warning: packed from sources that no commit holds; results could not be told from others")
     click.echo(f"there: bash {kit.folder.name}/run.sh RESULTS_DIR [--rehearse] [--minutes N]")
 

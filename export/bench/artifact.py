@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact import model_config, open_parts, runtime
-from export.errors import BackendError, ManifestError
-from export.manifest import check_files, manifest_path, read_manifest
+from export.errors import BackendError
+from export.manifest import check_files, open_manifest
 from export.runner import CheckedRunner, RunnerOptions
 from madtp.ops.spec import TOKEN_COMPACT
 from madtp.samples import Config
@@ -43,14 +43,7 @@ def describe(path: Path) -> Described:
     Raises:
         ManifestError: artifact and manifest are not of each other, or damaged.
     """
-    source = path if path.suffix == ".json" else manifest_path(path)
-    manifest = read_manifest(source)
-    if path.suffix != ".json" and path.name != manifest["artifact"]:
-        raise ManifestError(
-            f"'{source}' is the manifest of '{manifest['artifact']}', not of '{path.name}'",
-            "The artifact was renamed, or is another.",
-            "Keep artifact and manifest together under the names that the export gave them.",
-        )
+    source, manifest = open_manifest(path)
     check_files(manifest, source.parent)
     return Described(source, manifest, model_config(manifest, source))
 

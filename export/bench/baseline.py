@@ -16,10 +16,13 @@ from export.bench.environment import Activity, Machine, warnings
 from export.bench.measure import Ended, WarmUp, own
 from export.bench.statistics import noise_floor
 from export.errors import BaselineError
-from madtp.files import Staging
 from madtp.inputs import read_json, sha256
+from madtp.outputs import Kind, json_kind
 
 SCHEMA_VERSION = 3
+_SAVED = json_kind("a result of bench", "schema", "partial", "created", "artifact", "machine", "cases")
+_WHOLE = json_kind("a result of bench", "measurement", "summaries", "operators")
+MEASUREMENT = Kind(_SAVED.name, lambda content: _SAVED.is_ours(content) or _WHOLE.is_ours(content))
 # What has to be the same for latencies of two sessions to compare, and what it is called.
 SAME_ARTIFACT = {name: name for name in ("task", "precision", "layout", "batching")}
 SAME_MACHINE = {
@@ -340,14 +343,3 @@ def artifact_at_hand(baseline: Measurement) -> Path | None:
     except OSError:
         return None
     return path if same and path.is_file() else None
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file, complete or not at all.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
-    with Staging(path) as staging:
-        (staging.folder / path.name).write_text(text, encoding="utf-8")
-        staging.commit([path.name])

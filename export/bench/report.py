@@ -21,10 +21,15 @@ from export.bench.summary import (
 )
 from export.bench.verdict import Outcome, Verdict
 from export.bench.words import bounds, milliseconds, percent, sentence, sign, times
+from madtp.outputs import marked_kind
 
 TOP_OPERATORS = 12
 SAID = {Outcome.PASS: "passed", Outcome.FAIL: "failed", Outcome.UNDECIDED: "undecided"}
 NOT_COMPARED = "nothing was compared: --against or --against-engine names what with"
+MARK = "<!-- madtp-deploy bench -->"
+MARKDOWN = marked_kind("a table of bench", MARK)
+SUITES = "madtp-deploy bench"
+JUNIT = marked_kind("JUnit XML of bench", f'<testsuites name="{SUITES}"')
 
 
 def tables(result: BenchResult) -> list[Table]:
@@ -261,7 +266,7 @@ def markdown(result: BenchResult) -> str:
     state = " (interrupted, partial)" if result.measurement.partial else ""
     *about, verdict = lines(result)
     under = "\n".join(f"- {line}" for line in about)
-    return f"{title}{state}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+    return f"{title}{state}\n{MARK}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
 
 
 def _verdict_cells(verdict: Verdict | None) -> list[str]:
@@ -302,7 +307,7 @@ def junit(result: BenchResult) -> str:
         compared = [] if verdict is None else [sentence(verdict)]
         entry.system_out = "\n".join([_latency(summaries[case]), *compared, *about])
         suite.add_testcase(entry)
-    document = JUnitXml()
+    document = JUnitXml(SUITES)
     document.add_testsuite(suite)
     text = document.tostring()
     return text.decode("utf-8") if isinstance(text, bytes) else str(text)

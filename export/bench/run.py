@@ -1,7 +1,6 @@
 """`python -m export bench`: measure an artifact, and compare it with an earlier one."""
 
 import math
-import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,7 +24,9 @@ from export.errors import OptionError
 from export.pipeline import Progress
 from export.runner import RunnerOptions
 from export.samples import artifact_samples
+from madtp.errors import MadtpError
 from madtp.samples import Config
+from madtp.scratch import scratch_folder
 from madtp.tasks import Runner, run_request
 
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
@@ -295,6 +296,14 @@ def bench(
             operators = _profile(options, described, _to_profile(calls, kept), opener, progress)
         except KeyboardInterrupt:
             interrupted = True
+        except (
+            MadtpError,
+            OSError,
+            ValueError,
+        ) as error:  # e.g. no room for the profiler's files: the rest is measured
+            notes.append(
+                f"where the time goes was not found out: {(str(error) or type(error).__name__).splitlines()[0]}"
+            )
     method = "" if comparison is None else comparison.method
     return BenchResult(
         described,
@@ -445,5 +454,5 @@ def _profile(
             calls[case](number)
             found[case].append(summarize_layers(milliseconds, case.batch))
         return {case: typical(layers) for case, layers in found.items()}
-    with tempfile.TemporaryDirectory() as scratch:
-        return profile(described, chosen, Path(scratch), options.threads)
+    with scratch_folder() as scratch:
+        return profile(described, chosen, scratch, options.threads)

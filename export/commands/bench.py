@@ -2,13 +2,15 @@
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
+from export.commands.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
 from madtp.command import WRONG_INPUT
+from madtp.errors import OutputError
 
 if TYPE_CHECKING:
     from export.bench.run import BenchResult
@@ -59,12 +61,13 @@ def command(
     Exit status: 0 fine, 1 slower than allowed, 2 the input or the machine is at fault, 3 undecided.
     """
     from export.bench import report
-    from export.bench.baseline import Measurement, write_text
+    from export.bench.baseline import MEASUREMENT, Measurement
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Outcome, overall, parse_regression
-    from export.manifest import check_outputs
+    from export.outputs import files_of
     from export.report import ConsoleProgress
+    from madtp.outputs import Kind, check_outputs, write_output
 
     raise_interrupts()
     options = BenchOptions(
@@ -87,28 +90,33 @@ def command(
 
     def keep(measurement: Measurement) -> None:
         if save is not None:
-            write_text(save, saved(measurement))
+            with suppress(OutputError):  # no reason to lose the rest; said at the end, if there is no room then either
+                write_output(save, saved(measurement), MEASUREMENT)
 
-    writers: list[tuple[Path | None, Callable[[BenchResult], str]]] = [
-        (save, lambda result: saved(result.measurement)),
-        (json_file, lambda result: json.dumps(to_json(result), indent=1) + "\n"),
-        (markdown, report.markdown),
-        (junit, report.junit),
+    texts: list[tuple[Path | None, Kind, Callable[[BenchResult], str]]] = [
+        (save, MEASUREMENT, lambda result: saved(result.measurement)),
+        (json_file, MEASUREMENT, lambda result: json.dumps(to_json(result), indent=1) + "\n"),
+        (markdown, report.MARKDOWN, report.markdown),
+        (junit, report.JUNIT, report.junit),
     ]
-    outputs = [path for path, _ in writers if path is not None]
-    check_outputs(outputs, [against, samples], [artifact, against_engine])
+    inputs = [against, *files_of(artifact), *files_of(against_engine)]
+    check_outputs([(path, kind) for path, kind, _ in texts], inputs)
     with ConsoleProgress(errors_console(), STAGES) as progress:
         result = bench(options, progress, keep)
         progress.detail("intervals and tables")
-        for path, write in writers:
-            if path is not None:
-                write_text(path, write(result))
         tables, lines = report.tables(result), report.lines(result)
     output = output_console()
-    for table in tables:
-        output.print(table)
-    for line in [*lines, *(f"wrote {path}" for path in outputs)]:
-        output.print(line, soft_wrap=True)
+
+    def show() -> None:
+        for table in tables:
+            output.print(table)
+        for line in lines:
+            output.print(line, soft_wrap=True)
+
+    def writer(kind: Kind, text: "Callable[[BenchResult], str]") -> Callable[[Path], None]:
+        return lambda path: write_output(path, text(result), kind)
+
+    deliver(show, [(path, writer(kind, text)) for path, kind, text in texts])
     if result.interrupted:
         kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
         click.echo(f"interrupted: {kept}", err=True)

@@ -3,7 +3,9 @@
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import click
@@ -11,6 +13,7 @@ from rich.console import Console
 
 from export.options import BACKENDS, ExportOptions, Range
 from madtp.command import PATH, output_console
+from madtp.errors import OutputError
 
 FAILED = 1  # a check failed
 BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt where that and a GPU are here, else tensorrt-rtx."
@@ -62,6 +65,36 @@ def errors_console() -> Console:
     return Console(stderr=True)
 
 
+def deliver(show: Callable[[], None], writers: Iterable[tuple[Path | None, Callable[[Path], None]]]) -> None:
+    """Show a result and then write it: a full disk costs no result that was measured, a closed pipe no file.
+
+    Args:
+        show: prints all of it.
+        writers: functions that write files, each with its path; None was not asked for.
+
+    Raises:
+        OutputError: a file could not be written; all others were.
+    """
+    written: list[Path] = []
+    failures: list[OutputError] = []
+    try:
+        with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
+            show()
+    finally:
+        for path, write in writers:
+            if path is not None:
+                try:
+                    write(path)
+                    written.append(path)
+                except OutputError as error:
+                    failures.append(error)
+        with suppress(OSError, SystemExit):  # rich's answer to a closed pipe
+            for path in written:
+                output_console().print(f"wrote {path}", highlight=False, soft_wrap=True)
+        if failures:
+            raise failures[0]
+
+
 def _interrupt(*_: object) -> None:
     raise KeyboardInterrupt
 
@@ -97,6 +130,7 @@ def raise_interrupts() -> None:
 __all__ = [
     "FAILED",
     "PATH",
+    "deliver",
     "errors_console",
     "export_options",
     "output_console",

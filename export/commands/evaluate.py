@@ -1,5 +1,6 @@
 """`python -m export evaluate`: a whole data set through an artifact, and its published score."""
 
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -52,18 +53,20 @@ def command(
     \b
     Exit status: 0 done, 2 the input or the machine is at fault, or it was interrupted.
     """
-    from export.evaluate import evaluate, part_path
+    from export.evaluate import RESULTS, evaluate, part_path
     from export.evaluation import EvaluateOptions
-    from export.manifest import read_manifest
-    from export.session import Session, find_manifest
+    from export.manifest import open_manifest
+    from export.outputs import files_of
+    from export.session import Session
     from madtp.datasets import read_dataset
+    from madtp.outputs import check_outputs
 
     raise_interrupts()
     options = EvaluateOptions(**chosen)
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}", "", "Use 1 or more.")
-    path = find_manifest(artifact)
-    content = read_manifest(path)
+    path, content = open_manifest(artifact)
+    check_outputs([(output, RESULTS)], [vocab, *files_of(artifact)])
     if task not in (None, content["task"]):
         raise OptionError(
             f"--task is {task}, and the artifact is of {content['task']}", "", "Leave --task out, or name another."
@@ -72,11 +75,18 @@ def command(
         console = errors_console()
         with Heartbeat(console, "reading the data set") as heartbeat:
             dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing)
-            artifacts = [path.parent / part["artifact"] for part in content["parts"]]
-            _check_output(output, [path, *artifacts, *(source.path for source in dataset.sources)])
             heartbeat.doing("opening the artifact")
             with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(console, heartbeat) as progress:
-                results = evaluate(session, dataset, output, options, progress.report)
+
+                def show(results: dict[str, Any]) -> None:
+                    progress.stop()
+                    shown = output_console()
+                    with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
+                        shown.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
+                        for line in closing_lines(results):
+                            shown.print(line, soft_wrap=True)
+
+                evaluate(session, dataset, output, options, progress.report, show)
     except KeyboardInterrupt:
         part = part_path(output)
         kept = (
@@ -84,10 +94,7 @@ def command(
         )
         click.echo(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
-    console = output_console()
-    console.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
-    for line in closing_lines(results, output):
-        console.print(line, soft_wrap=True)
+    output_console().print(f"wrote {output}", soft_wrap=True)
 
 
 def results_table(results: dict[str, Any], title: str) -> Table:
@@ -108,8 +115,8 @@ def results_table(results: dict[str, Any], title: str) -> Table:
     return table
 
 
-def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
-    """One line each: why there is no score, what differs from the published evaluation, what was written."""
+def closing_lines(results: dict[str, Any]) -> list[str]:
+    """One line each: why there is no score, what differs from the published evaluation, what was left out."""
     lines = []
     if results["unscored"] is not None:
         lines.append(f"unscored: {results['unscored']}")
@@ -128,7 +135,7 @@ def closing_lines(results: dict[str, Any], output: Path) -> list[str]:
     if missing:
         more = ", ..." if len(missing) > MISSING_SHOWN else ""
         lines.append(f"left out, their images are missing: {', '.join(missing[:MISSING_SHOWN])}{more}")
-    return [*lines, f"wrote {output}"]
+    return lines
 
 
 class _Progress:
@@ -154,6 +161,10 @@ class _Progress:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """Take the bar away: something is to be printed."""
         self._bar.stop()
 
     def report(self, stage: str, done: int, total: int) -> None:
@@ -167,9 +178,3 @@ class _Progress:
             self._told = 10 * done // total
             self._console.print(f"{10 * self._told:3d} %  {stage}: {done} of {total}", highlight=False, markup=False)
             self._heartbeat.told()
-
-
-def _check_output(output: Path, inputs: list[Path]) -> None:
-    for path in inputs:
-        if output.resolve() == path.resolve():
-            raise OptionError(f"-o names '{path}', which is read", "It would be overwritten.", "Name another file.")

@@ -1,10 +1,18 @@
 """`python -m export report`: one page that shows what an artifact is and does."""
 
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from statistics import fmean, median
+from typing import TYPE_CHECKING, Any
 
 import click
+from rich.table import Table
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
+
+if TYPE_CHECKING:
+    from export.reporting.page import Measured
 
 
 @click.command(short_help="Write a page about an artifact.")
@@ -39,5 +47,26 @@ def command(
     raise_interrupts()
     options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature)
     with ConsoleProgress(errors_console(), STAGES) as progress:
-        report(options, progress)
+
+        def show(manifest: Mapping[str, Any], measured: "Measured") -> None:
+            progress.stop()
+            with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
+                output_console().print(costs_table(manifest, measured))
+
+        report(options, progress, show)
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
+
+
+def costs_table(manifest: Mapping[str, Any], measured: "Measured") -> Table:
+    """What the page's figures are of, in numbers: a row a temperature."""
+    from export.reporting.measure import total_tokens
+
+    table = Table(title=f"{manifest['artifact']}: a request, by temperature", caption=measured.samples)
+    gflops = measured.gflops
+    for column in ("temperature", "calls", "p50 ms", "tokens", *(["GFLOPs"] if gflops is not None else [])):
+        table.add_column(column, justify="right")
+    for temperature, times in measured.times.items():
+        tokens = fmean(total_tokens(measured.counts[temperature], measured.images).tolist())
+        cells = [f"{temperature:g}", str(len(times)), f"{median(times):.2f}", f"{tokens:.1f}"]
+        table.add_row(*cells, *([f"{gflops[temperature]:.3f}"] if gflops is not None else []))
+    return table

@@ -80,12 +80,12 @@ def command(
     \b
     Exit status: 0 answered, 2 the request or the machine is at fault.
     """
-    from export.manifest import read_manifest
-    from export.session import Session, find_manifest
+    from export.manifest import open_manifest
+    from export.session import Session
     from madtp.texts import read_answers
 
     raise_interrupts()
-    check_form(read_manifest(find_manifest(artifact))["task"], len(images), len(texts), given)
+    check_form(open_manifest(artifact)[1]["task"], len(images), len(texts), given)
     pictures = read_images(images, rotate)
     candidates = None if given["candidates"] is None else read_answers(given["candidates"])
     with (

@@ -1,12 +1,10 @@
 """`python -m export validate`: hold an artifact to its checkpoint."""
 
-from pathlib import Path
 from typing import Any
 
 import click
 
-from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
-from madtp.errors import OutputError
+from export.commands.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
 
 
 @click.command(short_help="Hold an artifact to its checkpoint.")
@@ -31,13 +29,15 @@ def command(context: click.Context, /, **given: Any) -> None:
     \b
     Exit status: 0 all that was run agrees, 1 something differs, 2 the input or the machine is at fault.
     """
-    from export.manifest import check_outputs
+    from export.outputs import files_of
     from export.report import ConsoleProgress
     from export.validate import STAGES, ValidateOptions, validate_artifact
     from export.validation.data import DataOptions
     from export.validation.table import verdict_lines, verdict_table
     from export.validation.tolerances import parse_tolerances
-    from export.validation.verdict import write_json, write_junit
+    from export.validation.verdict import JUNIT, VERDICT, write_json, write_junit
+    from madtp.outputs import check_outputs
+    from madtp.samples import INDEX
 
     raise_interrupts()
     data = DataOptions(given["samples"], given["data"], given["synthetic"], given["split"], given["limit"])
@@ -52,19 +52,24 @@ def command(context: click.Context, /, **given: Any) -> None:
         given["temperature"],
         given["changed"],
     )
-    reports: list[tuple[Path | None, Any]] = [(given["json_file"], write_json), (given["junit"], write_junit)]
-    outputs = [path for path, _ in reports if path is not None]
-    check_outputs(outputs, [options.checkpoint, options.config, data.samples, data.data], [options.engine])
-    if options.repro is not None and options.repro.exists() and not options.repro.is_dir():
-        raise OutputError(f"'{options.repro}' is no folder", "--repro names one.", "Name another.")
+    written = [(given["json_file"], VERDICT), (given["junit"], JUNIT)]
+    index = None if data.samples is None else data.samples / INDEX
+    check_outputs(written, [options.checkpoint, options.config, index, *files_of(options.engine)])
     with ConsoleProgress(errors_console(), stages=STAGES) as progress:
         verdict, unwritten = validate_artifact(options, progress)
-        for path, write in reports:
-            if path is not None:
-                write(verdict, path)
-    output = output_console()
-    output.print(verdict_table(verdict, f"{options.engine} against {options.checkpoint}"))
-    for line in (*verdict_lines(verdict), unwritten):
-        if line:
-            output.print(line, soft_wrap=True)
+
+    def show() -> None:
+        output = output_console()
+        output.print(verdict_table(verdict, f"{options.engine} against {options.checkpoint}"))
+        for line in (*verdict_lines(verdict), unwritten):
+            if line:
+                output.print(line, soft_wrap=True)
+
+    deliver(
+        show,
+        [
+            (given["json_file"], lambda path: write_json(verdict, path)),
+            (given["junit"], lambda path: write_junit(verdict, path)),
+        ],
+    )
     context.exit(0 if verdict.passed else FAILED)

@@ -1,7 +1,6 @@
 """Making a page: what is measured for it, and what is shown without running the artifact."""
 
-import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +12,8 @@ from export.backends import Backend
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.errors import BackendError, OptionError
-from export.manifest import check_artifact, check_files, check_outputs, read_manifest
+from export.manifest import check_artifact, check_files, open_manifest
+from export.outputs import files_of
 from export.pipeline import Progress
 from export.profile import batch_and_text
 from export.reporting.answers import answers_to
@@ -29,17 +29,17 @@ from export.reporting.measure import (
     tokens_of,
     total_tokens,
 )
-from export.reporting.page import Measured, render
+from export.reporting.page import PAGE, Measured, render
 from export.reporting.watch import Watched, watch_artifact, watch_torch
 from export.reporting.words import token_names
 from export.runner import CheckedRunner
 from export.samples import ArtifactSamples, artifact_samples
-from export.session import find_manifest
 from export.showing import PlanBuilder, show_onnx, trace_parts
 from madtp.checkpoint import MAX_TEMPERATURE
-from madtp.files import Staging
+from madtp.outputs import check_outputs, write_output
 from madtp.parts import Part, parts_of
 from madtp.samples import Config
+from madtp.scratch import scratch_folder
 from madtp.tasks import Runner, torch_runners
 
 STAGES = 5
@@ -83,30 +83,38 @@ class _Opened:
     least: int
 
 
-def report(options: ReportOptions, progress: Progress) -> None:
+Show = Callable[[Mapping[str, Any], Measured], None]
+
+
+def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
     """Write the page.
+
+    Args:
+        options: what was asked for.
+        progress: told of STAGES stages.
+        show: given the manifest and what was measured before the page is written, which may fail.
 
     Raises:
         MadtpError: manifest, files, checkpoint, bench result, samples or output cannot be used, or nothing here can run
             the artifact and there is no checkpoint to run instead. Nothing was written.
     """
-    with Staging(options.output) as staging:
-        progress.stage("reading manifest, files and samples")
-        _check_options(options)
-        path = find_manifest(options.artifact)
-        manifest = read_manifest(path)
-        check_outputs([options.output], [options.checkpoint, options.bench, options.samples], [path])
-        check_files(manifest, path.parent)
-        config = model_config(manifest, path)
-        bench = None if options.bench is None else read_bench(options.bench, manifest)
-        samples = artifact_samples(
-            *(manifest, path.parent, config, options.samples, options.synthetic), demos=DEMO_SAMPLES, limit=MAX_SAMPLES
-        )
-        with _opened(options, manifest, path.parent, config) as opened:
-            measured = _measure(options, opened, samples, bench, progress)
+    progress.stage("reading manifest, files and samples")
+    _check_options(options)
+    check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
+    path, manifest = open_manifest(options.artifact)
+    check_files(manifest, path.parent)
+    config = model_config(manifest, path)
+    bench = None if options.bench is None else read_bench(options.bench, manifest)
+    samples = artifact_samples(
+        *(manifest, path.parent, config, options.samples, options.synthetic), demos=DEMO_SAMPLES, limit=MAX_SAMPLES
+    )
+    with _opened(options, manifest, path.parent, config) as opened:
+        measured = _measure(options, opened, samples, bench, progress)
+    try:
+        show(manifest, measured)
+    finally:  # a closed pipe is no reason not to write
         progress.stage("writing the page")
-        (staging.folder / options.output.name).write_text(render(manifest, measured), encoding="utf-8")
-        staging.commit([options.output.name])
+        write_output(options.output, render(manifest, measured), PAGE)
 
 
 def _check_options(options: ReportOptions) -> None:
@@ -174,9 +182,9 @@ def _measure(
     progress.stage("following tokens through the layers")
     shown = default if default > 0 else next((tau for tau in temperatures if tau > 0), None)
     watched = None
-    with tempfile.TemporaryDirectory() as scratch:
+    with scratch_folder() as scratch:
         if shown is not None:
-            watched = _watched(opened, Path(scratch), progress)
+            watched = _watched(opened, scratch, progress)
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
     return Measured(

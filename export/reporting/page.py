@@ -21,8 +21,10 @@ from export.reporting.bench_file import BenchFile
 from export.reporting.examples import Example
 from export.reporting.measure import Counts, total_tokens
 from export.reporting.plots import latency_plot, pareto_plot, temperature_name, tokens_plot
+from madtp.outputs import marked_kind
 
 Row = Sequence[str]
+PAGE = marked_kind("a page of report", '<meta name="generator" content="madtp-deploy report">')
 GFLOPS, TOKENS = "GFLOPs a request", "tokens a request, summed over sequences and layers"
 
 

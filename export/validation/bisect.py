@@ -4,6 +4,7 @@ A node is run only where it, its weights or its function body are unlike the ref
 same in the same runtime. Into plans looks `export.validation.plan`.
 """
 
+import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -18,10 +19,12 @@ from numpy.typing import NDArray
 from export.onnx_graph import Arrays, OnnxGraph, cut, producers, run_graph, with_outputs
 from export.runner import feed
 from export.validation.contestants import Inputs
-from madtp.files import write_errors
+from madtp.errors import OutputError
+from madtp.files import Staging, write_errors
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runner, Runners, run_request
 
+REPRO = ("node.onnx", "inputs.json", "expected.json")  # files of a saved node
 SHOWN = 4  # nodes that were run together with the one at fault
 
 
@@ -207,13 +210,30 @@ def _shown(attribute: onnx.AttributeProto | None) -> str:
     return "a tensor" if isinstance(value, onnx.TensorProto) else str(value)
 
 
+def check_repro(folder: Path) -> None:
+    """Refuse a folder that cannot take a node, or holds files of the same names that are not of an earlier one.
+
+    Raises:
+        OutputError: naming what is in the way.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise OutputError(f"'{folder}' is no folder", "--repro names one.", "Name another.")
+    there = [name for name in REPRO if os.path.lexists(folder / name)]
+    if there and len(there) < len(REPRO):
+        raise OutputError(
+            f"'{folder / there[0]}' is there already and is not of an earlier node",
+            f"The node is saved as {', '.join(REPRO)}, and that file would be replaced.",
+            "Name another folder with --repro, or remove that file first.",
+        )
+
+
 def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
     """Save the node with its inputs and expected outputs; returns the command that shows the difference.
 
-    Writes node.onnx, inputs.json and expected.json as Polygraphy reads them.
+    Writes node.onnx, inputs.json and expected.json as Polygraphy reads them, over nothing but an earlier node.
 
     Raises:
-        OutputError: the folder cannot be written.
+        OutputError: the folder cannot be written, or holds files of these names that are not of an earlier node.
     """
     from polygraphy.comparator import IterationResult, RunResults
     from polygraphy.json import save_json
@@ -221,11 +241,15 @@ def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
     results = RunResults()
     results.append((culprit.origin, [IterationResult(dict(culprit.expected), runner_name=culprit.origin)]))
     scale = max((float(np.abs(value).max(initial=0)) for value in culprit.expected.values()), default=1.0)
+    check_repro(folder)
+    model, inputs, expected = REPRO
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        onnx.save(culprit.piece.model, str(folder / "node.onnx"))
-        save_json([culprit.inputs], str(folder / "inputs.json"))
-        results.save(str(folder / "expected.json"))
+        with Staging(folder / model) as staging:
+            onnx.save(culprit.piece.model, str(staging.folder / model))
+            save_json([culprit.inputs], str(staging.folder / inputs))
+            results.save(str(staging.folder / expected))
+            staging.commit(REPRO)
     own = Path(sys.executable).with_name("polygraphy")  # of this environment, which need not be active
     return shlex.join(
         [

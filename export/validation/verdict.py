@@ -10,14 +10,17 @@ from typing import Any
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from export.manifest import KEPT_FAILURES, dump_manifest, read_manifest, tool_versions
+from export.manifest import KEPT_FAILURES, MANIFEST, dump_manifest, read_manifest, tool_versions
 from export.validation.bisect import Culprit
 from export.validation.invariance import Dependence
 from export.validation.pairs import PairResult
 from export.validation.tolerances import Bounds
 from madtp.errors import MadtpError
-from madtp.files import Staging, write_errors
+from madtp.outputs import json_kind, marked_kind, write_output
 
+VERDICT = json_kind("a verdict of validate", "artifact", "passed", "status", "checks", "pairs")
+SUITES = "madtp-deploy validate"
+JUNIT = marked_kind("JUnit XML of validate", f'<testsuites name="{SUITES}"')
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # https://www.w3.org/TR/xml/#charsets
 
@@ -188,7 +191,7 @@ def write_json(verdict: Verdict, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    _write(path, json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n")
+    write_output(path, json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n", VERDICT)
 
 
 def _xml_text(text: str) -> str:
@@ -212,7 +215,7 @@ def write_junit(verdict: Verdict, path: Path) -> None:
         elif check.status == NOT_RUN:
             case.result = [Skipped("; ".join(check.why))]
         suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
-    document = JUnitXml()
+    document = JUnitXml(SUITES)
     facts = {name: verdict.samples[name] for name in ("kind", "origin", "words")}
     for suite in suites.values():
         for name, value in facts.items():
@@ -222,13 +225,7 @@ def write_junit(verdict: Verdict, path: Path) -> None:
         if verdict.notes:
             suite.add_property("notes", _xml_text("; ".join(verdict.notes)))
         document.add_testsuite(suite)
-    _write(path, document.tostring().decode("utf-8"))
-
-
-def _write(path: Path, text: str) -> None:
-    with Staging(path) as staging, write_errors(path):
-        (staging.folder / path.name).write_text(text, encoding="utf-8")
-        staging.commit([path.name])
+    write_output(path, document.tostring().decode("utf-8"), JUNIT)
 
 
 def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> str:
@@ -254,7 +251,7 @@ def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> 
         entry = manifest["validation"] | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
         if verdict.runs_plan is not None:
             entry["validated"] = "artifact" if verdict.runs_plan else "onnx"
-        _write(path, dump_manifest(manifest | {"validation": entry}))
+        write_output(path, dump_manifest(manifest | {"validation": entry}), MANIFEST)
     except MadtpError as error:
         return f"the verdict was not written into '{path}': {error.what}"
     return ""

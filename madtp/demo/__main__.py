@@ -17,7 +17,7 @@ from madtp.command import PATH, output_console, run, version_option
 from madtp.demo import CHECKPOINT, retrieval, vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
-from madtp.demo.output import staged, write_samples
+from madtp.demo.output import check_folder, staged, write_samples
 from madtp.demo.retrieval import evaluate as retrieval_evaluate
 from madtp.demo.retrieval import train as retrieval_train
 from madtp.demo.retrieval.data import held_out
@@ -60,6 +60,11 @@ class Reporter:
         self._heartbeat.__exit__(kind, error, trace)
         self._bar.stop()
 
+    def show(self, table: Table) -> None:
+        """Print results in the place of the bar, before anything is written: a full disk costs none."""
+        self._bar.stop()
+        output_console().print(table)
+
     def advance(self, what: str) -> None:
         """One more step is done; `what` says of what."""
         tenth = 10 * self._done // self._total
@@ -74,10 +79,10 @@ class Reporter:
 @click.command()
 @version_option
 @click.option("--task", type=click.Choice(("nlvr", "retrieval")), default="nlvr", show_default=True, help="Which demo.")
-@click.option("--out", type=PATH, default=Path("out/demo"), show_default=True, metavar="DIR", help="Folder to write.")
+@click.option("--out", type=PATH, metavar="DIR", help="Folder to write; out/demo, of retrieval out/demo-retrieval.")
 @click.option("--steps", type=click.IntRange(min=1), metavar="N", help="Only N steps a stage, to see that it runs.")
 @click.pass_context
-def cli(context: click.Context, task: str, out: Path, steps: int | None) -> None:
+def cli(context: click.Context, task: str, out: Path | None, steps: int | None) -> None:
     """Train a small BLIP model with MADTP on real images.
 
     nlvr judges statements about pairs of handwritten digits, retrieval finds captions of crops of photographs. Writes
@@ -87,8 +92,8 @@ def cli(context: click.Context, task: str, out: Path, steps: int | None) -> None
     started = time.monotonic()
     torch.set_num_threads(THREADS)
     run_task = run_nlvr if task == "nlvr" else run_retrieval
-    table, checkpoint, problems = run_task(out, steps)
-    output_console().print(table)
+    out = out or Path("out/demo" if task == "nlvr" else "out/demo-retrieval")
+    checkpoint, problems = run_task(out, steps)
     click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / checkpoint}, vocab.txt and samples/")
     for problem in problems:
         click.echo(f"missed: {problem}")
@@ -96,15 +101,15 @@ def cli(context: click.Context, task: str, out: Path, steps: int | None) -> None
 
 
 class Result(NamedTuple):
-    """What a task has to show: its table, the file name of its checkpoint, and the promises that it missed."""
+    """What a task came to: the file name of its checkpoint, and the promises that it missed."""
 
-    table: Table
     checkpoint: str
     missed: list[str]
 
 
 def run_nlvr(out: Path, steps: int | None) -> Result:
     """Train, evaluate and write the model that judges statements; a run of `steps` steps a stage promises nothing."""
+    check_folder(out, CHECKPOINT, vocab_path())
     recipe = Recipe() if steps is None else Recipe().shortened(steps)
     samples = held_out_samples(EVALUATED if steps is None else EVALUATED_SHORT)
     with staged(out) as stage, Reporter(Console(stderr=True), recipe.steps + 2 * len(samples)) as reporter:
@@ -113,11 +118,11 @@ def run_nlvr(out: Path, steps: int | None) -> Result:
             evaluate(model, vocab_path(), samples, temperature, lambda: reporter.advance("evaluating"))
             for temperature in (0.0, recipe.deployed_temperature)
         )
+        reporter.show(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
         save(model, stage / CHECKPOINT)
         shutil.copyfile(vocab_path(), stage / "vocab.txt")
         write_samples(samples[:SAMPLES], stage / "samples")
-    table = results_table(dense, pruned, recipe.deployed_temperature, len(samples))
-    return Result(table, CHECKPOINT, missed_promises(dense, pruned) if steps is None else [])
+    return Result(CHECKPOINT, missed_promises(dense, pruned) if steps is None else [])
 
 
 def run_retrieval(out: Path, steps: int | None) -> Result:
@@ -125,6 +130,7 @@ def run_retrieval(out: Path, steps: int | None) -> Result:
     recipe = retrieval_train.Recipe() if steps is None else retrieval_train.Recipe().shortened(steps)
     kept = held_out(retrieval.EVALUATED if steps is None else 1)
     vocabulary = retrieval.vocab_path()
+    check_folder(out, retrieval.CHECKPOINT, vocabulary)
     total = recipe.steps + 2 * len(kept.pictures)
     with staged(out) as stage, Reporter(Console(stderr=True), total) as reporter:
         model = retrieval_train.train(recipe, reporter.advance)
@@ -132,12 +138,12 @@ def run_retrieval(out: Path, steps: int | None) -> Result:
             retrieval_evaluate.evaluate(model, vocabulary, kept, temperature, lambda: reporter.advance("evaluating"))
             for temperature in (0.0, recipe.deployed_temperature)
         )
+        reporter.show(retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, kept))
         save(model, stage / retrieval.CHECKPOINT)
         shutil.copyfile(vocabulary, stage / "vocab.txt")
         write_samples(held_out_pairs(SAMPLES), stage / "samples", vocabulary)
-    table = retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, kept)
     missed = retrieval_evaluate.missed_promises(dense, pruned) if steps is None else []
-    return Result(table, retrieval.CHECKPOINT, missed)
+    return Result(retrieval.CHECKPOINT, missed)
 
 
 def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, samples: int) -> Table:

@@ -3,14 +3,41 @@
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from madtp.demo import vocab_path
 from madtp.errors import OutputError
+from madtp.inputs import read_bytes
 from madtp.preprocess import Sample
+from madtp.scratch import MARK, scratch_folder
+
+VOCABULARY, SAMPLES = "vocab.txt", "samples"
+
+
+def check_folder(folder: Path, checkpoint: str, vocabulary: Path) -> None:
+    """Refuse a folder in which the command would replace what is not an earlier output of the same task.
+
+    Args:
+        folder: to write to; it need not exist.
+        checkpoint: name of the file that the task writes.
+        vocabulary: the task's.
+
+    Raises:
+        OutputError: naming what is in the way.
+    """
+    there = [name for name in (checkpoint, VOCABULARY, SAMPLES) if os.path.lexists(folder / name)]
+    with suppress(OSError, ValueError):
+        earlier = read_bytes(folder / VOCABULARY) == vocabulary.read_bytes()
+        if earlier and (folder / checkpoint).is_file():
+            return
+    if there:
+        raise OutputError(
+            f"'{folder / there[0]}' is there already and is not of an earlier demo of this task",
+            f"The demo writes {checkpoint}, {VOCABULARY} and {SAMPLES}/, and would replace it.",
+            "Name another folder with --out, or remove that first.",
+        )
 
 
 @contextmanager
@@ -25,9 +52,9 @@ def staged(folder: Path) -> Iterator[Path]:
     created = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as stage:
-            yield Path(stage)
-            for path in sorted(path for path in Path(stage).rglob("*") if path.is_file()):
+        with scratch_folder(folder, ".demo-") as stage:
+            yield stage
+            for path in sorted(path for path in stage.rglob("*") if path.is_file() and path.name != MARK):
                 target = folder / path.relative_to(stage)
                 target.parent.mkdir(exist_ok=True)
                 os.replace(path, target)
@@ -58,4 +85,4 @@ def write_samples(samples: Sequence[Sample], folder: Path, vocabulary: Path | No
         else:
             entries.append({"caption": sample.text, "image": names[0]})
     (folder / "samples.json").write_text(json.dumps(entries, indent=1) + "\n", encoding="utf-8")
-    shutil.copyfile(vocabulary or vocab_path(), folder / "vocab.txt")
+    shutil.copyfile(vocabulary or vocab_path(), folder / VOCABULARY)

@@ -1,5 +1,6 @@
 """The recipe of the demonstration's model."""
 
+import io
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -171,4 +172,6 @@ def save(model: NlvrModel | RetrievalModel, path: Path) -> None:
         "temperature": model.temperature,
         "config": asdict(model.config),
     }
-    torch.save(content, path)
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    path.write_bytes(buffer.getvalue())  # of a full disk torch raises an error that does not say so
