@@ -3,8 +3,9 @@
 The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); reading checks a file against it.
 """
 
+import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
@@ -14,12 +15,16 @@ from typing import Any
 import jsonschema
 
 from export.errors import ManifestError
+from export.onnx_file import external_locations
 from export.runner import TensorInfo
 from madtp.errors import OutputError
 from madtp.files import check_writable
 from madtp.inputs import read_json, sha256
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+OWN_HASH = "manifest_sha256"
+LONGEST = 2**24  # bytes; real ones have some 10 kB
+LONGEST_REASON = 500  # characters of what the schema says of a value, which may be all of the file
 PART_NAMES = {  # see madtp/parts.py
     "nlvr": ("model",),
     "vqa": ("encoder", "decoder"),
@@ -49,19 +54,42 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def dump_manifest(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, checked against the schema first."""
-    _validator().validate(manifest)
-    return json.dumps(manifest, indent=2) + "\n"
+    """The manifest's text, with its own hash, checked against the schema first."""
+    sealed = seal(manifest)
+    _validator().validate(sealed)
+    return json.dumps(sealed, indent=2) + "\n"
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the hash of itself, in place of the one that it may have: what `dump_manifest` writes."""
+    return dict(manifest) | {OWN_HASH: manifest_sha256(manifest)}
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is what the hash in it was made of."""
+    return bool(manifest[OWN_HASH] == manifest_sha256(manifest))
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """Hex digest of all fields but the hash itself, as compact JSON in UTF-8 with sorted keys."""
+    content = {key: value for key, value in manifest.items() if key != OWN_HASH}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(path: Path, *, changed: bool = False) -> dict[str, Any]:
     """A manifest from disk.
 
+    Args:
+        path: of the file.
+        changed: also one that was changed after it was written, which its own hash tells.
+
     Raises:
-        ManifestError: missing, not JSON, of another schema version, or malformed.
+        ManifestError: missing, not JSON, of another schema version, malformed, naming a file that does not lie beside
+            it, or changed.
     """
     try:
-        manifest = read_json(path)
+        manifest = read_json(path, LONGEST)
     except (OSError, ValueError, RecursionError) as error:
         whole = _whole(path) if isinstance(error, FileNotFoundError) else None
         if whole is not None:
@@ -76,19 +104,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise ManifestError(
-            f"the manifest '{path}' is of schema {version!r}",
+            f"the manifest '{path}' is of schema {version!r:.80}",
             f"This version reads schema {SCHEMA_VERSION}.",
             "Export again, or use the version that wrote it.",
         )
-    try:
-        _validator().validate(manifest)
-    except jsonschema.ValidationError as error:
-        raise ManifestError(
-            f"the manifest '{path}' is malformed", f"At {error.json_path}: {error.message}.", "Export again."
-        ) from error
+    wrong = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
+    if wrong is not None:
+        raise ManifestError(f"the manifest '{path}' is malformed", f"At {_reason(wrong)}.", "Export again.") from wrong
     for part in manifest["parts"]:
         _check_profile(part, path)
+    if not changed and not is_sealed(manifest):
+        raise ManifestError(
+            f"the manifest '{path}' was changed after it was written",
+            "It is not what the hash in it was made of, so that answers may be others than those that were validated.",
+            "Use the file that the export wrote, or export again.",
+        )
     return dict(manifest)
+
+
+def _reason(error: jsonschema.ValidationError) -> str:
+    """What is wrong with a manifest, in words."""
+    if error.validator_value == _validator().schema["$defs"]["name"]["pattern"]:
+        return f"{error.json_path}: {error.instance!r:.80} is no bare file name, and files lie beside their manifest"
+    return f"{error.json_path}: {error.message[:LONGEST_REASON]}"
 
 
 def _whole(path: Path) -> str | None:
@@ -141,24 +179,43 @@ def check_files(manifest: Mapping[str, Any], folder: Path) -> None:
             "Parts of different models give answers, but wrong ones.",
             "Export again, all parts at once.",
         )
-    for name, digest in file_hashes(manifest).items():
+    for name, digest in dict.fromkeys(_named_files(manifest)):  # a file of two hashes fails one of them
         _check_file(folder / name, digest, manifest["artifact"])
+    for part in manifest["parts"]:
+        if Path(part["artifact"]).suffix == ".onnx":
+            _check_locations(part, folder)
 
 
 def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """sha256 of the files that an artifact consists of beside its manifest, by name."""
-    files: dict[str, str] = {}
+    return dict(_named_files(manifest))
+
+
+def _named_files(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and sha256 of every file that an artifact consists of beside its manifest."""
     for part in manifest["parts"]:
-        files[part["artifact"]] = part["sha256"]
+        yield part["artifact"], part["sha256"]
         if part["external_data"] is not None:
-            files[part["external_data"]["file"]] = part["external_data"]["sha256"]
+            yield part["external_data"]["file"], part["external_data"]["sha256"]
     library = manifest["plugins"]["library"]
     if library is not None and not library["embedded"]:
-        files[library["file"]] = library["sha256"]
+        yield library["file"], library["sha256"]
     vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
     if vocabulary is not None and vocabulary["file"] is not None:
-        files[vocabulary["file"]] = vocabulary["sha256"]
-    return files
+        yield vocabulary["file"], vocabulary["sha256"]
+
+
+def _check_locations(part: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a graph whose weights lie in another file than the one whose hash was checked."""
+    known = set() if part["external_data"] is None else {part["external_data"]["file"]}
+    path = folder / part["artifact"]
+    foreign = sorted(external_locations(path) - known)
+    if foreign:
+        raise ManifestError(
+            f"'{path}' takes weights from '{foreign[0]:.80}'",
+            "Its manifest names no such file, so that nothing vouches for what is in it.",
+            "Use the files of one export, or export again.",
+        )
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None], artifacts: Iterable[Path | None]) -> None:

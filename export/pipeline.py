@@ -20,7 +20,7 @@ from export.engine import build_plan, inline_functions, set_token_sizes
 from export.errors import OptionError
 from export.manifest import dump_manifest, manifest_path, tensor_infos
 from export.options import ExportOptions, Range
-from export.plugin_library import PluginLibrary, check_tools, library_entry, plugin_library, read_library
+from export.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
 from export.profile import DEFAULT_BATCH, input_profile, part_sizes, text_range
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.tokens import TokenPlan, check_encoders, depths, token_plan
@@ -104,7 +104,7 @@ def prepare(options: ExportOptions) -> Prepared:
         check_source(tokens.source, here, options.tokens)
         check_encoders(tokens, parts, options.tokens)
     if options.plugins not in ("auto", "none"):
-        read_library(Path(options.plugins))
+        loadable_library(Path(options.plugins))
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
     return Prepared(
