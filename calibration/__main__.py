@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
@@ -15,11 +14,12 @@ from torch import Tensor
 import madtp
 from calibration.tokens import Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
-from madtp.command import PATH, output_console, run
+from madtp.command import PATH, errors_console, output_console, run
 from madtp.errors import InputError
 from madtp.files import check_writable
 from madtp.inputs import sha256
 from madtp.parts import parts_of
+from madtp.printing import say
 from madtp.samples import (
     INDEX,
     Config,
@@ -61,7 +61,7 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
     requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
     statistics = _collect(model, requests, source, output)
     output_console().print(statistics_table(statistics))
-    click.echo(f"wrote {output}")
+    say(f"wrote {output}")
 
 
 def _inputs(folder: Path, number: int, entry: object, processor: Processor, config: Config) -> Mapping[str, Tensor]:
@@ -76,7 +76,7 @@ def _collect(
     model: Model, requests: Sequence[Callable[[], Mapping[str, Tensor]]], source: Source, output: Path
 ) -> TokenStatistics:
     """Collect behind a bar on a terminal, a line for every tenth elsewhere."""
-    console = Console(stderr=True)
+    console = errors_console()
     columns = (
         TextColumn("counting tokens"),
         BarColumn(),

@@ -18,17 +18,18 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import click
 from filelock import FileLock
 
 from export.errors import PluginError
 from madtp.errors import MadtpError
 from madtp.files import write_errors
 from madtp.inputs import read_bytes, sha256
+from madtp.printing import error_text, say
 
 PRODUCT = "madtp-deploy"  # the distribution whose version a library carries
 ROOT = Path(__file__).resolve().parent.parent
@@ -429,12 +430,12 @@ def library_entry(library: PluginLibrary, shipped: str | None) -> dict[str, Any]
 def main() -> int:
     """`python -m export.plugin_library`: build and install the library; returns the exit status."""
     try:
-        library = build_library(lambda text: click.echo(text, err=True))
+        library = build_library(partial(say, err=True))
     except MadtpError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error_text(error)}", err=True)
         return 2
     architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
-    click.echo(f"{library.path}: version {library.version}, compute capability {architectures}")
+    say(f"{library.path}: version {library.version}, compute capability {architectures}")
     return 0
 
 

@@ -9,6 +9,7 @@ import click
 
 from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
 from madtp.command import WRONG_INPUT
+from madtp.printing import say
 
 if TYPE_CHECKING:
     from export.bench.run import BenchResult
@@ -109,6 +110,6 @@ def command(
         output.print(line, soft_wrap=True)
     if result.interrupted:
         kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
-        click.echo(f"interrupted: {kept}", err=True)
+        say(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
     context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])

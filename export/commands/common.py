@@ -7,10 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import click
-from rich.console import Console
 
 from export.options import BACKENDS, LAYOUTS, PRECISIONS, ExportOptions, Range
-from madtp.command import PATH, output_console
+from madtp.command import PATH, errors_console, output_console
 
 FAILED = 1  # a check failed
 AGAIN = 0.05  # seconds until an interrupt that was lost is taken again
@@ -50,11 +49,6 @@ def parse_options(given: dict[str, Any]) -> ExportOptions:
     }
     renamed = {"checkpoint": given["ckpt"], **{key: value for key, value in given.items() if key != "ckpt"}}
     return ExportOptions(**{**renamed, **ranges})
-
-
-def errors_console() -> Console:
-    """Standard error, for progress."""
-    return Console(stderr=True)
 
 
 def _interrupt(*_: object) -> None:

@@ -13,6 +13,7 @@ from export.commands.common import PATH, errors_console, output_console, raise_i
 from export.errors import OptionError
 from madtp.command import WRONG_INPUT
 from madtp.datasets import SPLITS, TASKS
+from madtp.printing import say
 
 MISSING_SHOWN = 3
 
@@ -75,7 +76,7 @@ def command(
         kept = (
             f"what was done is in '{part}'; run the same command to go on" if part.exists() else "nothing was done yet"
         )
-        click.echo(f"interrupted: {kept}", err=True)
+        say(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
     console = output_console()
     console.print(results_table(results, f"{data} ({dataset.split}) through {path}"))
