@@ -1,6 +1,5 @@
 """`python -m calibration`: what is learned from data before an export."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -14,7 +13,7 @@ from torch import Tensor
 import madtp
 from calibration.tokens import Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
-from madtp.command import PATH, errors_console, output_console, run
+from madtp.command import PATH, allow_outside, errors_console, output_console, run
 from madtp.errors import InputError
 from madtp.files import check_writable
 from madtp.inputs import sha256
@@ -43,7 +42,10 @@ def cli() -> None:
 @click.option("-o", "--output", type=PATH, default=Path("tokens.json"), show_default=True, help="File to write.")
 @click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
 @click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
-def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
+@allow_outside
+def tokens(
+    ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None, allow_outside: bool
+) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped."""
     check_writable(output)
     model = madtp.load(ckpt, config)
@@ -56,16 +58,19 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
         )
     entries = read_index(data, model.task)
     processor = sample_processor(ckpt, data, model.config)
-    index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
+    index_sha256 = sha256(data / INDEX)
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
-    requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
+    read = partial(_inputs, data, processor=processor, config=model.config, allow_outside=allow_outside)
+    requests = [partial(read, number, entry) for number, entry in enumerate(entries)]
     statistics = _collect(model, requests, source, output)
     output_console().print(statistics_table(statistics))
     say(f"wrote {output}")
 
 
-def _inputs(folder: Path, number: int, entry: object, processor: Processor, config: Config) -> Mapping[str, Tensor]:
-    sample = read_sample(folder, number, entry, config.task)
+def _inputs(
+    folder: Path, number: int, entry: object, processor: Processor, config: Config, allow_outside: bool
+) -> Mapping[str, Tensor]:
+    sample = read_sample(folder, number, entry, config.task, allow_outside=allow_outside)
     try:
         return collate([prepare_sample(sample, processor, config)], config)
     except InputError as error:

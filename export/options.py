@@ -87,6 +87,7 @@ class ExportOptions:
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
         calib: folder of calibration data.
         samples: folder of samples to check the result on; None is the demo's.
+        allow_outside: also take samples' images whose names lead out of their folder.
     """
 
     checkpoint: Path
@@ -103,6 +104,7 @@ class ExportOptions:
     tokens: Path | None = None
     calib: Path | None = None
     samples: Path | None = None
+    allow_outside: bool = False
 
     def __post_init__(self) -> None:
         suffix = check_suffix(self.engine)

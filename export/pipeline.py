@@ -91,7 +91,7 @@ def prepare(options: ExportOptions) -> Prepared:
     parts = parts_of(model)
     text = text_range(model.config, options.text)
     batch = options.batch or DEFAULT_BATCH
-    samples = load_samples(options.samples, options.checkpoint, model.config)
+    samples = load_samples(options.samples, options.checkpoint, model.config, allow_outside=options.allow_outside)
     check_samples(samples, model.config, batch, text)
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_writable(options.engine, _needed_bytes(options, weight_bytes))

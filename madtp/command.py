@@ -31,6 +31,9 @@ class TextPath(click.Path):
 
 
 PATH = TextPath(path_type=Path)
+allow_outside = click.option(
+    "--allow-outside", is_flag=True, help="Take images whose names lead out of the folder of the data."
+)
 
 
 def output_console() -> Console:

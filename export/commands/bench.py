@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from export.commands.common import FAILED, PATH, errors_console, output_console, raise_interrupts
-from madtp.command import WRONG_INPUT
+from madtp.command import WRONG_INPUT, allow_outside
 from madtp.printing import say
 
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ UNDECIDED = 3
 @click.command()
 @click.argument("artifact", type=PATH)
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to measure with; the demo's.")
+@allow_outside
 @click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")
 @click.option("--temperature", type=float, multiple=True, help="Beside dense; the manifest's. May be repeated.")
 @click.option("--batch", type=int, multiple=True, help="Requests a call; the profile's usual. May be repeated.")
@@ -39,6 +40,7 @@ def command(
     context: click.Context,
     artifact: Path,
     samples: Path | None,
+    allow_outside: bool,
     synthetic: bool,
     temperature: tuple[float, ...],
     batch: tuple[int, ...],
@@ -81,6 +83,7 @@ def command(
         parse_regression(max_regression),
         not no_profile,
         cuda_graphs,
+        allow_outside,
     )
 
     def saved(measurement: Measurement) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from export.options import BACKENDS, LAYOUTS, PRECISIONS, ExportOptions, Range
-from madtp.command import PATH, errors_console, output_console
+from madtp.command import PATH, allow_outside, errors_console, output_console
 
 FAILED = 1  # a check failed
 AGAIN = 0.05  # seconds until an interrupt that was lost is taken again
@@ -33,6 +33,7 @@ def export_options(command: Any) -> Any:
             click.option("--tokens", type=PATH, metavar="JSON", help="Of python -m calibration tokens."),
             click.option("--calib", type=PATH, metavar="DIR", help="Calibration data for int8 and fp8."),
             click.option("--samples", type=PATH, metavar="DIR", help="Samples to check the result on; the demo's."),
+            allow_outside,
         )
     ):
         command = option(command)

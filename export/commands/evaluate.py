@@ -11,7 +11,7 @@ from rich.table import Table
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
 from export.errors import OptionError
-from madtp.command import WRONG_INPUT
+from madtp.command import WRONG_INPUT, allow_outside
 from madtp.datasets import SPLITS, TASKS
 from madtp.printing import say
 
@@ -30,6 +30,7 @@ MISSING_SHOWN = 3
 @click.option("--k-test", type=int, help="retrieval: candidates of each image and text to match; 256.")
 @click.option("--limit", type=int, help="Only the first so many items.")
 @click.option("--skip-missing", is_flag=True, help="Leave out what needs an image that is not there.")
+@allow_outside
 @click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt, where the artifact came without.")
 @click.option("--threads", type=int, help="Of ONNX Runtime; its own choice.")
 @click.pass_context
@@ -41,6 +42,7 @@ def command(
     split: str | None,
     output: Path,
     skip_missing: bool,
+    allow_outside: bool,
     vocab: Path | None,
     threads: int | None,
     **chosen: Any,
@@ -66,7 +68,7 @@ def command(
             f"--task is {task}, and the artifact is of {content['task']}", "", "Leave --task out, or name another."
         )
     try:
-        dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing)
+        dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing, allow_outside=allow_outside)
         artifacts = [path.parent / part["artifact"] for part in content["parts"]]
         _check_output(output, [path, *artifacts, *(source.path for source in dataset.sources)])
         with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(errors_console()) as progress:

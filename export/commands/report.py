@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
+from madtp.command import allow_outside
 
 
 @click.command()
@@ -14,6 +15,7 @@ from export.commands.common import PATH, errors_console, output_console, raise_i
     "--ckpt", type=PATH, help="The checkpoint that it was made from: for GFLOPs, and plans of other machines."
 )
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to run; the demo's.")
+@allow_outside
 @click.option("--synthetic", is_flag=True, help="Run random pixels and ids: their token counts mean little.")
 @click.option("--bench", type=PATH, metavar="JSON", help="Latencies of python -m export bench --json; measured here.")
 @click.option("--temperature", type=float, multiple=True, help="Beside 0 and the manifest's. May be repeated.")
@@ -22,6 +24,7 @@ def command(
     output: Path,
     ckpt: Path | None,
     samples: Path | None,
+    allow_outside: bool,
     synthetic: bool,
     bench: Path | None,
     temperature: tuple[float, ...],
@@ -34,7 +37,7 @@ def command(
     from export.reporting.build import STAGES, ReportOptions, report
 
     raise_interrupts()
-    options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature)
+    options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside)
     with ConsoleProgress(errors_console(), STAGES) as progress:
         report(options, progress)
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
