@@ -38,7 +38,10 @@ def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
         ManifestError: they are not those of a model.
     """
     try:
-        return CONFIGS[manifest["task"]](**manifest["config"])
+        config = CONFIGS[manifest["task"]](**manifest["config"])
+        if config.image_size != manifest["preprocessing"]["image"]["size"]:
+            raise ConfigError(f"image_size is {config.image_size}, and images are prepared in another size")
+        return config
     except (TypeError, ConfigError) as error:
         raise ManifestError(f"the manifest '{path}' is malformed", f"config: {error}", "Export again.") from error
 

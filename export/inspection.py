@@ -15,7 +15,7 @@ from typing import Any
 
 from export.compatibility import Machine, Verdict, has_code, onnx_verdict, plan_verdict
 from export.errors import ManifestError, PluginError
-from export.manifest import LONGEST, PART_NAMES, SCHEMA_VERSION, is_sealed, manifest_path, read_manifest
+from export.manifest import LONGEST, MOST_BYTES, PART_NAMES, SCHEMA_VERSION, is_sealed, manifest_path, read_manifest
 from export.onnx_file import OnnxFile, read_onnx
 from export.plugin_library import PRODUCT, check_embedded, library_entry, read_library
 from madtp.errors import InputError
@@ -78,6 +78,8 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
                 "It is a folder." if path.is_dir() else "It is no regular file." if path.exists() else "There is none."
             )
             raise InputError(f"cannot read '{path}'", why, "Name an artifact, its manifest, or another file.")
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"'{path}' is too large", f"It has {path.stat().st_size:,} bytes.", "Name an artifact.")
         with open_regular(path) as file:
             start = file.read(64)
         found = Inspection(str(path), "other", path.stat().st_size, machine)
@@ -312,8 +314,9 @@ class _Artifact:
             state = "not a name of a file beside the manifest"
         else:
             try:
-                state = VERIFIED if sha256(path) == entry.get("sha256") else "DIFFERENT: its sha256 is another"
                 size, expected = path.stat().st_size, entry.get("bytes")
+                same = size <= MOST_BYTES and sha256(path) == entry.get("sha256")
+                state = VERIFIED if same else "DIFFERENT: its sha256 is another"
                 if state != VERIFIED and expected is not None and size != expected:
                     state += f", and it has {size:,} bytes"
             except FileNotFoundError:
@@ -439,7 +442,7 @@ def _inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
         try:
             with zipfile.ZipFile(path) as archive:
                 entries = archive.namelist()
-        except (zipfile.BadZipFile, NotImplementedError) as error:
+        except (zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, MemoryError) as error:
             found.damage.append(f"it is truncated ({error})")
             return
         if any(name.endswith("/data.pkl") for name in entries):

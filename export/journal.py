@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -13,6 +14,7 @@ from madtp.errors import InputError
 from madtp.files import write_errors
 
 SCHEMA_VERSION = 1
+MOST_BYTES = 2**31
 SHOWN = 5  # differences that a message names
 Entry = dict[str, Any]
 
@@ -39,8 +41,9 @@ class Journal:
         self.path = path
         self.entries: list[Entry] = []
         with write_errors(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         try:
+            self._check_file()
             self._lock()
             self._read(json.loads(json.dumps(identity)))
         except BaseException:
@@ -78,6 +81,12 @@ class Journal:
     def remove(self) -> None:
         """Delete the file: its steps are in the result."""
         self.path.unlink(missing_ok=True)
+
+    def _check_file(self) -> None:
+        found = os.fstat(self._file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            why = "It is too large." if stat.S_ISREG(found.st_mode) else "It is no regular file."
+            raise InputError(f"'{self.path}' holds no results", why, "Delete it, or name another output.")
 
     def _lock(self) -> None:
         try:

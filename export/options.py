@@ -1,5 +1,6 @@
 """What a user can ask of an export, checked as far as that goes without reading a file."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from madtp.checkpoint import MAX_TEMPERATURE
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LAYOUTS = ("dynamic", "packed")
+NO_NAME = re.compile(r"[\\\x00-\x1f\x7f]")  # what the manifest's schema refuses in names of files
 MAX_SIZE = 2**31 - 1  # of a dimension, in TensorRT
 
 
@@ -108,6 +110,12 @@ class ExportOptions:
 
     def __post_init__(self) -> None:
         suffix = check_suffix(self.engine)
+        if NO_NAME.search(self.engine.name):
+            raise OptionError(
+                f"--engine '{self.engine}' holds a backslash or a control character in its name",
+                "A manifest names its files plainly, so that no name can lead elsewhere or hide.",
+                "Use another name.",
+            )
         if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
             raise OptionError(
                 f"--backend {self.backend} does not write {suffix} files",

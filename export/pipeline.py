@@ -28,7 +28,7 @@ from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from madtp.checkpoint import Model, read_checkpoint
 from madtp.errors import InputError, OutputError
 from madtp.files import Staging, check_writable, write_errors
-from madtp.inputs import sha256
+from madtp.inputs import read_bytes, sha256
 from madtp.parts import Part, parts_of
 from madtp.samples import INDEX, Config, SampleSet, load_samples
 from madtp.tasks import Runner
@@ -311,11 +311,18 @@ def _build(
             if not options.embed_plugins:
                 shutil.copyfile(library.path, shipped)
         if (earlier := target.parent / cache).is_file():
-            (staging.folder / cache).write_bytes(earlier.read_bytes())
+            (staging.folder / cache).write_bytes(_read_cache(earlier))
     for name, part in traced.items():
         part.files = [artifact_name(target, name, len(traced))]
         _build_part(prepared, part, library, tokens, staging.folder / cache, progress)
     return None if library is None else library_entry(library, None if options.embed_plugins else shipped.name)
+
+
+def _read_cache(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except ValueError as error:
+        raise InputError(f"'{path}' is no timing cache", str(error), "Delete it; it only saves time.") from error
 
 
 def _build_part(

@@ -10,8 +10,9 @@ import onnx
 import pytest
 
 from export import Session
-from export.errors import ManifestError
+from export.errors import ManifestError, OptionError
 from export.manifest import LONGEST, OWN_HASH, dump_manifest, manifest_path, manifest_sha256, read_manifest
+from export.options import ExportOptions
 from madtp.inputs import sha256
 from tests.conftest import Ran
 from tests.manifests import edit_manifest, write_manifest
@@ -125,3 +126,9 @@ def test_a_file_listed_with_two_hashes_is_refused(exported: tuple[Path, Path]) -
     write_manifest(path, manifest)
     with pytest.raises(ManifestError, match="Its sha256 is another"):
         Session(path)
+
+
+@pytest.mark.parametrize("name", ["a\\b.onnx", "a\nb.onnx", "a\x1b[2J.plan"])
+def test_no_artifact_is_exported_under_a_name_that_its_manifest_could_not_hold(name: str, tmp_path: Path) -> None:
+    with pytest.raises(OptionError, match="a backslash or a control character"):
+        ExportOptions(tmp_path / "tiny.pt", tmp_path / name)
