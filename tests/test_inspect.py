@@ -21,7 +21,7 @@ from export.backends import Gpu
 from export.compatibility import Machine
 from export.manifest import KEPT_FAILURES, dump_manifest
 from madtp.inputs import sha256
-from tests.manifests import write_manifest
+from tests.manifests import edit_manifest, write_manifest
 
 CHECKPOINT = "ab" * 32
 VERSION = metadata.version("madtp-deploy")
@@ -650,3 +650,21 @@ def test_what_cannot_be_read_exits_2(name: str, tmp_path: Path, inspect: Inspect
     assert status == 2
     assert out == ""
     assert "cannot read" in err
+
+
+def test_a_library_is_shown_by_what_it_says_itself(tmp_path: Path, inspect: Inspect, machine: Machines) -> None:
+    path = plan_artifact(tmp_path)
+    machine(RTX)
+    claims = {"version": "9.9", "sm": [70], "source_sha256": "d" * 64}
+    edit_manifest(path, lambda manifest: manifest["plugins"]["library"].update(claims))
+    content = found(inspect, path, status=1)
+    library = content["manifest"]["library"]
+    assert (library["version"], library["sm"], library["source_sha256"]) == (VERSION, [80, 89], "c" * 64)
+    assert any("gives it another version and source_sha256 and sm" in text for text in content["damage"])
+    (tmp_path / "out.plugins.so").write_bytes(b"\x7fELF a stranger's")
+    digest = sha256(tmp_path / "out.plugins.so")
+    edit_manifest(path, lambda manifest: manifest["plugins"]["library"].update(sha256=digest))
+    content = found(inspect, path, status=1)
+    assert content["manifest"]["library"]["version"] is None
+    assert any("is no plugin library of this project" in text for text in content["damage"])
+    assert content["verdict"]["runs"] is False

@@ -18,6 +18,7 @@ from madtp.errors import InputError
 from madtp.printing import PlainConsole, error_text, printable
 from tests.conftest import Ran, save_checkpoint, write_samples, write_vocabulary
 from tests.manifests import edit_manifest
+from tests.paths import ROOT
 
 Run = Callable[..., Ran]
 ESCAPES = ["\x1b[2J", "\x9b2J", "\x07", "\b", "\r", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028"]
@@ -105,7 +106,7 @@ def test_the_tools_beside_the_export(tmp_path: Path) -> None:
     for module in ("calibration", "madtp.demo"):
         command = [sys.executable, "-m", module, *(("tokens",) if module == "calibration" else ()), "--out\x1b[2J"]
         ran = subprocess.run(
-            command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(Path.cwd())}
+            command, capture_output=True, text=True, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
         )
         assert ran.returncode == 2
         assert "\x1b" not in ran.stdout + ran.stderr
