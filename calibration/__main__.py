@@ -1,13 +1,11 @@
 """`python -m calibration`, or `madtp-calibration`: what is learned from data before an export."""
 
-import hashlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
 import click
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from torch import Tensor
@@ -15,12 +13,13 @@ from torch import Tensor
 import madtp
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.checkpoint import MAX_TEMPERATURE, Model
-from madtp.command import PATH, output_console, run, version_option
+from madtp.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.errors import InputError
 from madtp.heartbeat import Heartbeat, draws
 from madtp.inputs import sha256
 from madtp.outputs import check_outputs
 from madtp.parts import parts_of
+from madtp.printing import say
 from madtp.samples import (
     INDEX,
     Config,
@@ -50,7 +49,10 @@ def cli() -> None:
 @click.option("-o", "--output", type=PATH, default=Path("tokens.json"), show_default=True, help="File to write.")
 @click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
 @click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
-def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None) -> None:
+@allow_outside
+def tokens(
+    ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None, allow_outside: bool
+) -> None:
     """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped.
 
     \b
@@ -58,13 +60,19 @@ def tokens(ckpt: Path, data: Path, output: Path, config: Path | None, temperatur
     """
     inputs = [ckpt, config, data / INDEX, find_vocabulary(ckpt, data)]
     check_outputs([(output, TOKENS)], inputs)
-    with Heartbeat(Console(stderr=True), "reading the checkpoint") as heartbeat:
-        _tokens(ckpt, data, output, config, temperature, heartbeat)
-    click.echo(f"wrote {output}")
+    with Heartbeat(errors_console(), "reading the checkpoint") as heartbeat:
+        _tokens(ckpt, data, output, config, temperature, allow_outside, heartbeat)
+    say(f"wrote {output}")
 
 
 def _tokens(
-    ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None, heartbeat: Heartbeat
+    ckpt: Path,
+    data: Path,
+    output: Path,
+    config: Path | None,
+    temperature: float | None,
+    allow_outside: bool,
+    heartbeat: Heartbeat,
 ) -> None:
     model = madtp.load(ckpt, config)
     tau = model.temperature if temperature is None else temperature
@@ -76,14 +84,17 @@ def _tokens(
         )
     entries = read_index(data, model.task)
     processor = sample_processor(ckpt, data, model.config)
-    index_sha256 = hashlib.sha256((data / INDEX).read_bytes()).hexdigest()
+    index_sha256 = sha256(data / INDEX)
     source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
-    requests = [partial(_inputs, data, number, entry, processor, model.config) for number, entry in enumerate(entries)]
+    read = partial(_inputs, data, processor=processor, config=model.config, allow_outside=allow_outside)
+    requests = [partial(read, number, entry) for number, entry in enumerate(entries)]
     _collect(model, requests, source, output, heartbeat)
 
 
-def _inputs(folder: Path, number: int, entry: object, processor: Processor, config: Config) -> Mapping[str, Tensor]:
-    sample = read_sample(folder, number, entry, config.task)
+def _inputs(
+    folder: Path, number: int, entry: object, processor: Processor, config: Config, allow_outside: bool
+) -> Mapping[str, Tensor]:
+    sample = read_sample(folder, number, entry, config.task, allow_outside=allow_outside)
     try:
         return collate([prepare_sample(sample, processor, config)], config)
     except InputError as error:
@@ -98,7 +109,7 @@ def _collect(
     heartbeat: Heartbeat,
 ) -> None:
     """Collect and show behind a bar on a terminal, a line for every tenth elsewhere."""
-    console = Console(stderr=True)
+    console = errors_console()
     columns = (
         TextColumn("counting tokens"),
         BarColumn(),

@@ -8,6 +8,7 @@ from typing import Any
 from export.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.errors import BackendError, ManifestError
 from export.manifest import tensor_infos
+from export.plugin_library import check_embedded, loadable_library
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner, RunnerOptions
 from madtp.config import CONFIGS
 from madtp.errors import ConfigError, MadtpError
@@ -37,7 +38,10 @@ def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
         ManifestError: they are not those of a model.
     """
     try:
-        return CONFIGS[manifest["task"]](**manifest["config"])
+        config = CONFIGS[manifest["task"]](**manifest["config"])
+        if config.image_size != manifest["preprocessing"]["image"]["size"]:
+            raise ConfigError(f"image_size is {config.image_size}, and images are prepared in another size")
+        return config
     except (TypeError, ConfigError) as error:
         raise ManifestError(f"the manifest '{path}' is malformed", f"config: {error}", "Export again.") from error
 
@@ -61,19 +65,24 @@ def open_parts(
         options: how to run them; None is as usual.
 
     Raises:
-        PluginError: TensorRT cannot load the plugin library.
+        PluginError: the plugin library may not be loaded (`export.plugin_library.loadable_library`), or cannot be.
         BackendError: the runtime refuses a file.
     """
     options = options or RunnerOptions()
     library = manifest["plugins"]["library"]
     embedded = library is not None and library["embedded"]
     beside = None if library is None or embedded else folder / library["file"]
+    if beside is not None:
+        loadable_library(beside, library)
     runners: dict[str, Runner] = {}
     for part in manifest["parts"]:
         path = folder / part["artifact"]
+        carries = embedded and bool(part["plugin_layers"])  # the only reason to let a plan bring code
+        if carries:
+            check_embedded(path, library)
         try:
             runner: Runner = (
-                PlanRunner(path, backend, beside, embedded, options)
+                PlanRunner(path, backend, beside, carries, options)
                 if path.suffix == ".plan"
                 else OnnxRunner(path, options.threads)
             )

@@ -18,8 +18,9 @@ from export.commands.common import (
     raise_interrupts,
 )
 from export.options import ExportOptions
-from madtp.command import WRONG_INPUT, version_option
-from madtp.errors import MadtpError
+from madtp.command import WRONG_INPUT, show_usage_error, version_option
+from madtp.errors import MadtpError, one_line
+from madtp.printing import error_text
 
 COMMANDS = ("bench", "check", "evaluate", "inspect", "report", "run", "validate")  # modules of export.commands
 
@@ -86,16 +87,16 @@ def main() -> int:
         status = cli.main(standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         return WRONG_INPUT
     except MadtpError as error:
-        sys.stderr.write(f"error: {error}\n")
+        sys.stderr.write(f"error: {error_text(error)}\n")
         return WRONG_INPUT
     except OSError as error:
         # Standard output that is closed or full has no name.
         what = "the result could not be printed" if error.filename is None else f"cannot use '{error.filename}'"
         with suppress(OSError):
-            sys.stderr.write(f"error: {what}: {error.strerror or error}\n")
+            sys.stderr.write(f"error: {one_line(what)}: {one_line(error.strerror or str(error))}\n")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left at exit
         return WRONG_INPUT
     except (click.Abort, KeyboardInterrupt):

@@ -24,6 +24,9 @@ from polygraphy.backend.trt import CreateConfig, Profile, create_network, get_tr
 from polygraphy.exception import PolygraphyException
 from polygraphy.logger import G_LOGGER
 
+from export.errors import PluginError
+from export.plugin_library import loadable_library
+
 DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 _channel = os.fdopen(os.dup(1), "w")  # to the parent; file descriptor 1 itself becomes standard error in main()
 
@@ -111,7 +114,11 @@ class PluginMismatchError(Exception):
 
 def load_plugins(trt: Any, path: str) -> None:
     """Register the plugins of a library; before parsing, or the parser silently takes the function bodies."""
-    if trt.get_plugin_registry().load_library(path) is None:
+    try:
+        library = loadable_library(Path(path))
+    except PluginError as error:
+        raise PluginMismatchError(str(error)) from error
+    if trt.get_plugin_registry().load_library(str(library.path)) is None:
         raise PluginMismatchError(f"the plugin library '{path}' could not be loaded")
 
 

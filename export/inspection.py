@@ -8,23 +8,24 @@ import math
 import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from export.compatibility import Machine, Verdict, has_code, onnx_verdict, plan_verdict
 from export.errors import ManifestError, PluginError
-from export.manifest import PART_NAMES, SCHEMA_VERSION, manifest_path, read_manifest
+from export.manifest import LONGEST, MOST_BYTES, PART_NAMES, SCHEMA_VERSION, is_sealed, manifest_path, read_manifest
 from export.onnx_file import OnnxFile, read_onnx
-from export.plugin_library import read_library
+from export.plugin_library import PRODUCT, check_embedded, library_entry, read_library
 from madtp.archive import LEGACY, check_file
 from madtp.errors import CheckpointError, InputError, listing
-from madtp.inputs import sha256
+from madtp.inputs import open_regular, read_text, sha256
 
 VERIFIED = "verified"
+CHANGED = "CHANGED after it was written: its own sha256 is another"
 PLAN_SUFFIXES = {".plan", ".engine", ".trt"}
 CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 NO_ARTIFACT = "not an artifact, nor a file of one"
-LONGEST_MANIFEST = 16_000_000  # bytes; real ones have some 10 kB
 
 # Not documented: what plans of TensorRT for RTX 1.7 begin with. Magic, layout, total bytes, version.
 _PLAN_HEADER = struct.Struct("<8sQQ4B")
@@ -78,7 +79,9 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
                 "It is a folder." if path.is_dir() else "It is no regular file." if path.exists() else "There is none."
             )
             raise InputError(f"cannot read '{path}'", why, "Name an artifact, its manifest, or another file.")
-        with path.open("rb") as file:
+        if path.stat().st_size > MOST_BYTES:
+            raise InputError(f"'{path}' is too large", f"It has {path.stat().st_size:,} bytes.", "Name an artifact.")
+        with open_regular(path) as file:
             start = file.read(64)
         found = Inspection(str(path), "other", path.stat().st_size, machine)
         _fill(found, path, start)
@@ -130,9 +133,7 @@ def _read_json(path: Path) -> Any:
     def finite(text: str) -> float | str:
         return float(text) if math.isfinite(float(text)) else text
 
-    if path.stat().st_size > LONGEST_MANIFEST:
-        raise ValueError("it is far too long for a manifest")
-    content = json.loads(path.read_text(encoding="utf-8"), parse_float=finite, parse_constant=str)
+    content = json.loads(read_text(path, LONGEST), parse_float=finite, parse_constant=str)
     return json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
 
 
@@ -167,6 +168,7 @@ def named_files(content: Any) -> set[str]:
 
 
 _PAIR = ("pair", "temperature", "status", "requests", "explained")
+_LIBRARY = ("file", "embedded", "version", "sha256", "source_sha256", "sm")
 _VOCABULARY = ("preprocessing", "text", "vocabulary")
 
 
@@ -191,16 +193,20 @@ def _inspect_json(found: Inspection, path: Path) -> None:
 def _inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> None:
     found.kind = "artifact"
     schema = content.get("schema")
+    valid = True
+    state: str | None = VERIFIED
     try:
-        read_manifest(path)
-        valid = True
+        if not is_sealed(read_manifest(path, changed=True)):
+            state = CHANGED
+            found.damage.append(f"'{path.name}': {CHANGED}")
     except ManifestError as error:
+        state = None
         valid = False
         said = f"{error.what}: {_first_line(error.why)}"
         other_version = isinstance(schema, int) and schema != SCHEMA_VERSION
         (found.notes if other_version else found.damage).append(said)
     artifact = _Artifact(content, path, found)
-    found.manifest = {"file": str(path), "schema": schema, "valid": valid, **artifact.summary()}
+    found.manifest = {"file": str(path), "schema": schema, "valid": valid, "state": state, **artifact.summary()}
     found.verdict = artifact.verdict()
 
 
@@ -210,6 +216,7 @@ class _Artifact:
     def __init__(self, content: dict[str, Any], path: Path, found: Inspection) -> None:
         self._content, self._folder, self._found = content, path.parent, found
         self._onnx: list[OnnxFile] = []
+        self.library: Any = None
 
     def summary(self) -> dict[str, Any]:
         """Everything worth showing; what the manifest lacks is None. Files come with their `state`."""
@@ -218,8 +225,8 @@ class _Artifact:
         self._check_parts([part["name"] for part in parts])
         library = _at(content, "plugins", "library")
         if isinstance(library, dict):
-            library = {key: library.get(key) for key in ("file", "embedded", "version", "sha256", "sm")}
-            library["state"] = "in the plan" if library["embedded"] is True else self._state(library)
+            library = self._embedded(library) if library.get("embedded") is True else self._library(library)
+        self.library = library
         vocabulary = _at(content, *_VOCABULARY)
         if isinstance(vocabulary, dict):
             carried = vocabulary.get("file") is None
@@ -245,6 +252,36 @@ class _Artifact:
             "validation": self._validation(),
         }
 
+    def _library(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What the library beside the manifest says of itself; what it does not say is None."""
+        shown: dict[str, Any] = dict.fromkeys(_LIBRARY) | {"file": entry.get("file"), "embedded": False}
+        shown["state"] = self._state(entry)
+        path = _inside(self._folder, entry.get("file"))
+        if path is None or not path.is_file():
+            return shown
+        try:
+            shown |= library_entry(read_library(path), path.name)
+        except PluginError as error:
+            self._found.damage.append(f"'{path.name}' is no plugin library of this project: {_first_line(error.why)}")
+            return shown
+        other = [key for key in ("version", "source_sha256", "sm") if shown[key] != entry.get(key)]
+        if other:
+            self._found.damage.append(f"'{path.name}': the manifest gives it another {' and '.join(other)}")
+        return shown
+
+    def _embedded(self, entry: Mapping[str, Any]) -> dict[str, Any]:
+        """What the manifest says of a library that its plan carries; whether that has such a one."""
+        shown = {key: entry.get(key) for key in _LIBRARY} | {"file": None, "state": "in the plan, by the manifest"}
+        for part in _dicts(self._content.get("parts")):
+            path = _inside(self._folder, part.get("artifact"))
+            if part.get("plugin_layers") and path is not None and path.is_file():
+                try:
+                    check_embedded(path, entry)
+                    shown["state"] = "in the plan"
+                except (PluginError, KeyError, TypeError) as error:
+                    self._found.damage.append(_first_line(error))
+        return shown
+
     def _part(self, part: dict[str, Any]) -> dict[str, Any]:
         digest, checkpoint = part.get("checkpoint_sha256"), _at(self._content, "checkpoint", "sha256")
         if digest != checkpoint and digest is not None:
@@ -260,6 +297,8 @@ class _Artifact:
             try:
                 file = read_onnx(path)
                 self._onnx.append(file)
+                foreign = file.external.keys() - {external.get("file") if isinstance(external, dict) else None}
+                self._found.damage.extend(f"'{path.name}' takes weights from '{name}'" for name in sorted(foreign))
             except (ManifestError, OSError) as error:
                 self._found.damage.append(_first_line(error))
         keys = ("name", "artifact", "sha256", "bytes", "inputs", "outputs", "profile", "custom_nodes")
@@ -287,8 +326,9 @@ class _Artifact:
             state = "not a name of a file beside the manifest"
         else:
             try:
-                state = VERIFIED if sha256(path) == entry.get("sha256") else "DIFFERENT: its sha256 is another"
                 size, expected = path.stat().st_size, entry.get("bytes")
+                same = size <= MOST_BYTES and sha256(path) == entry.get("sha256")
+                state = VERIFIED if same else "DIFFERENT: its sha256 is another"
                 if state != VERIFIED and expected is not None and size != expected:
                     state += f", and it has {size:,} bytes"
             except FileNotFoundError:
@@ -326,10 +366,12 @@ class _Artifact:
             return onnx_verdict(self._onnx, version, damage, machine, oldest if isinstance(oldest, str) else None)
         if name not in ("tensorrt", "tensorrt-rtx") or not isinstance(version, str):
             return Verdict(None, ("the manifest names no backend that this version knows",))
-        library = _at(self._content, "plugins", "library")
+        library = self.library
         sm = None
         if isinstance(library, dict):
-            listed = library.get("sm")
+            listed, made = library.get("sm"), library.get("version")
+            if made != metadata.version(PRODUCT):
+                damage.append(f"its plugin library is of version {made} and this is {metadata.version(PRODUCT)}")
             sm = [number for number in listed if isinstance(number, int)] if isinstance(listed, list) else []
         return plan_verdict(name, version, sm, damage, machine)
 

@@ -17,6 +17,7 @@ from export.onnx_file import OnnxFile
 LISTED = 24  # tensors, operators or files before it says "and N more"
 FAILURES = 6  # of a validation, before it says how many more
 LONGEST = 400  # characters of one value
+VERIFIED_MEANS = "verified: the file is the one that the manifest describes; who made either is not known"
 
 Row = tuple[str, str]
 
@@ -60,7 +61,9 @@ def _file_rows(found: Inspection) -> Iterator[Row]:
 
 def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
     get = _reader(manifest)
-    yield "manifest", f"{manifest['file']} (schema {manifest['schema']})"
+    state = "" if manifest["state"] is None else f": {manifest['state']}"
+    yield "manifest", f"{manifest['file']} (schema {manifest['schema']}){state}"
+    yield "", VERIFIED_MEANS
     yield "made", get("created")
     yield "task", get("task")
     yield "parts", ", ".join(_text(part["name"]) for part in manifest["parts"]) or "none"
@@ -82,6 +85,7 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
         name = "" if library["file"] is None else f"{_text(library['file'])}: "
         version = f"version {_text(library['version'])}, for compute capability {capabilities(library['sm'])}"
         yield "plugin library", f"{name}{library['state']}; {version}"
+        yield "  its sha256", f"{_text(library['sha256'])}; compare it with that of a build of your own: it is code"
     else:
         yield "plugin library", "none needed"
     vocabulary = manifest["vocabulary"]

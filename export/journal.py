@@ -4,6 +4,7 @@ import errno
 import fcntl
 import json
 import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
@@ -14,6 +15,7 @@ from madtp.files import check_writable, write_errors
 
 SCHEMA_VERSION = 1
 HEADER = f'{{"schema": {SCHEMA_VERSION}, "identity": '.encode()  # a journal begins so
+MOST_BYTES = 2**31
 SHOWN = 5  # differences that a message names
 Entry = dict[str, Any]
 
@@ -41,8 +43,9 @@ class Journal:
         self.entries: list[Entry] = []
         check_writable(path)
         with write_errors(path):
-            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK, 0o666)
         try:
+            self._check_file()
             self._lock()
             self._read(json.loads(json.dumps(identity)))
         except BaseException:
@@ -80,6 +83,12 @@ class Journal:
     def remove(self) -> None:
         """Delete the file: its steps are in the result."""
         self.path.unlink(missing_ok=True)
+
+    def _check_file(self) -> None:
+        found = os.fstat(self._file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
+            why = "It is too large." if stat.S_ISREG(found.st_mode) else "It is no regular file."
+            raise InputError(f"'{self.path}' holds no results", why, "Delete it, or name another output.")
 
     def _lock(self) -> None:
         try:

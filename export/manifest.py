@@ -3,9 +3,10 @@
 The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); reading checks a file against it.
 """
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
@@ -15,11 +16,16 @@ from typing import Any
 import jsonschema
 
 from export.errors import ManifestError
+from export.onnx_file import external_locations
 from export.runner import TensorInfo
 from madtp.inputs import read_json, sha256
 from madtp.outputs import json_kind
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
+OWN_HASH = "manifest_sha256"
+LONGEST = 2**24  # bytes; real ones have some 10 kB
+MOST_BYTES = 2**38  # of a file of an artifact
+LONGEST_REASON = 500  # characters of what the schema says of a value, which may be all of the file
 PART_NAMES = {  # see madtp/parts.py
     "nlvr": ("model",),
     "vqa": ("encoder", "decoder"),
@@ -43,12 +49,13 @@ def find_manifest(path: Path) -> Path:
     return manifest_path(path) if path.suffix in ARTIFACTS else path
 
 
-def open_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
+def open_manifest(path: Path, *, changed: bool = False) -> tuple[Path, dict[str, Any]]:
     """Where the manifest lies that is meant by a path, and what it holds: what is named is what is opened.
 
     Args:
         path: the manifest, or the artifact that it describes. A symbolic link is what it leads to, unless the files of
             the artifact lie, or are linked, beside it under their own names.
+        changed: see `read_manifest`.
 
     Raises:
         ManifestError: see `read_manifest`; also where the manifest beside an artifact is of another one.
@@ -56,7 +63,7 @@ def open_manifest(path: Path) -> tuple[Path, dict[str, Any]]:
     if path.is_symlink() and not _is_complete(path):
         path = Path(os.path.realpath(path))
     found = find_manifest(path)
-    manifest = read_manifest(found)
+    manifest = read_manifest(found, changed=changed)
     if found != path and path.name != manifest["artifact"]:
         raise ManifestError(
             f"'{found}' is the manifest of '{manifest['artifact']}', not of '{path.name}'",
@@ -90,19 +97,42 @@ def _validator() -> jsonschema.Draft202012Validator:
 
 
 def dump_manifest(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, checked against the schema first."""
-    _validator().validate(manifest)
-    return json.dumps(manifest, indent=2) + "\n"
+    """The manifest's text, with its own hash, checked against the schema first."""
+    sealed = seal(manifest)
+    _validator().validate(sealed)
+    return json.dumps(sealed, indent=2) + "\n"
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
+def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """The manifest with the hash of itself, in place of the one that it may have: what `dump_manifest` writes."""
+    return dict(manifest) | {OWN_HASH: manifest_sha256(manifest)}
+
+
+def is_sealed(manifest: Mapping[str, Any]) -> bool:
+    """Whether it is what the hash in it was made of."""
+    return bool(manifest[OWN_HASH] == manifest_sha256(manifest))
+
+
+def manifest_sha256(manifest: Mapping[str, Any]) -> str:
+    """Hex digest of all fields but the hash itself, as compact JSON in UTF-8 with sorted keys."""
+    content = {key: value for key, value in manifest.items() if key != OWN_HASH}
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_manifest(path: Path, *, changed: bool = False) -> dict[str, Any]:
     """A manifest from disk.
 
+    Args:
+        path: of the file.
+        changed: also one that was changed after it was written, which its own hash tells.
+
     Raises:
-        ManifestError: missing, not JSON, of another schema version, or malformed.
+        ManifestError: missing, not JSON, of another schema version, malformed, naming a file that does not lie beside
+            it, or changed.
     """
     try:
-        manifest = read_json(path)
+        manifest = read_json(path, LONGEST)
     except (OSError, ValueError, RecursionError) as error:
         whole = _whole(path) if isinstance(error, FileNotFoundError) else None
         if whole is not None:
@@ -117,19 +147,29 @@ def read_manifest(path: Path) -> dict[str, Any]:
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
         raise ManifestError(
-            f"the manifest '{path}' is of schema {version!r}",
+            f"the manifest '{path}' is of schema {version!r:.80}",
             f"This version reads schema {SCHEMA_VERSION}.",
             "Export again, or use the version that wrote it.",
         )
-    try:
-        _validator().validate(manifest)
-    except jsonschema.ValidationError as error:
-        raise ManifestError(
-            f"the manifest '{path}' is malformed", f"At {error.json_path}: {error.message}.", "Export again."
-        ) from error
+    wrong = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
+    if wrong is not None:
+        raise ManifestError(f"the manifest '{path}' is malformed", f"At {_reason(wrong)}.", "Export again.") from wrong
     for part in manifest["parts"]:
         _check_profile(part, path)
+    if not changed and not is_sealed(manifest):
+        raise ManifestError(
+            f"the manifest '{path}' was changed after it was written",
+            "It is not what the hash in it was made of, so that answers may be others than those that were validated.",
+            "Use the file that the export wrote, or export again.",
+        )
     return dict(manifest)
+
+
+def _reason(error: jsonschema.ValidationError) -> str:
+    """What is wrong with a manifest, in words."""
+    if error.validator_value == _validator().schema["$defs"]["name"]["pattern"]:
+        return f"{error.json_path}: {error.instance!r:.80} is no bare file name, and files lie beside their manifest"
+    return f"{error.json_path}: {error.message[:LONGEST_REASON]}"
 
 
 def _whole(path: Path) -> str | None:
@@ -186,14 +226,19 @@ def check_files(manifest: Mapping[str, Any], folder: Path, *, changed: bool = Fa
             "Parts of different models give answers, but wrong ones.",
             "Export again, all parts at once.",
         )
-    files, found = file_hashes(manifest), []
-    for name in _part_files(manifest) if changed else ():
-        path, digest = folder / name, files.pop(name)
+    found = []
+    taken = set(_part_files(manifest)) if changed else set()
+    for name, digest in dict.fromkeys(_named_files(manifest)):  # a file of two hashes fails one of them
+        path = folder / name
+        if name not in taken:
+            _check_file(path, digest, manifest["artifact"])
+            continue
         moved = name.endswith(".data") and not path.exists()  # a tool may have put weights into the graph
         if moved or _sha256_of(path, manifest["artifact"]) != digest:
             found.append(name)
-    for name, digest in files.items():
-        _check_file(folder / name, digest, manifest["artifact"])
+    for part in manifest["parts"]:
+        if Path(part["artifact"]).suffix == ".onnx":
+            _check_locations(part, folder)
     return found
 
 
@@ -209,18 +254,34 @@ def _part_files(manifest: Mapping[str, Any]) -> list[str]:
 
 def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
     """sha256 of the files that an artifact consists of beside its manifest, by name."""
-    files: dict[str, str] = {}
+    return dict(_named_files(manifest))
+
+
+def _named_files(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Name and sha256 of every file that an artifact consists of beside its manifest."""
     for part in manifest["parts"]:
-        files[part["artifact"]] = part["sha256"]
+        yield part["artifact"], part["sha256"]
         if part["external_data"] is not None:
-            files[part["external_data"]["file"]] = part["external_data"]["sha256"]
+            yield part["external_data"]["file"], part["external_data"]["sha256"]
     library = manifest["plugins"]["library"]
     if library is not None and not library["embedded"]:
-        files[library["file"]] = library["sha256"]
+        yield library["file"], library["sha256"]
     vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
     if vocabulary is not None and vocabulary["file"] is not None:
-        files[vocabulary["file"]] = vocabulary["sha256"]
-    return files
+        yield vocabulary["file"], vocabulary["sha256"]
+
+
+def _check_locations(part: Mapping[str, Any], folder: Path) -> None:
+    """Refuse a graph whose weights lie in another file than the one whose hash was checked."""
+    known = set() if part["external_data"] is None else {part["external_data"]["file"]}
+    path = folder / part["artifact"]
+    foreign = sorted(external_locations(path) - known)
+    if foreign:
+        raise ManifestError(
+            f"'{path}' takes weights from '{foreign[0]:.80}'",
+            "Its manifest names no such file, so that nothing vouches for what is in it.",
+            "Use the files of one export, or export again.",
+        )
 
 
 def check_artifact(
@@ -258,6 +319,9 @@ def _check_file(path: Path, digest: str, artifact: str) -> None:
 
 def _sha256_of(path: Path, artifact: str) -> str:
     try:
+        size = path.stat().st_size
+        if size > MOST_BYTES:  # to hash it would take hours
+            raise _foreign(path, artifact, f"It has {size:,} bytes.")
         return sha256(path)
     except OSError as error:
         raise _foreign(path, artifact, f"It cannot be read: {error.strerror}.") from error

@@ -1,5 +1,7 @@
 """What an ONNX file says of itself: any ONNX file, whoever made it. Nothing is run; external weights stay unread."""
 
+import mmap
+import os
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -7,11 +9,14 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import onnx
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
 from export.errors import ManifestError
+from madtp.inputs import open_regular, read_bytes
 
+MOST_BYTES = 2**31  # of a protobuf file
 LONGEST_SIZE = 20  # digits; no file is longer
+_LOCATION = b"location"  # the key of a file name that weights are taken from
 
 
 @dataclass(frozen=True)
@@ -50,13 +55,14 @@ def read_onnx(path: Path) -> OnnxFile:
     """Read the graph of an ONNX file.
 
     Raises:
-        ManifestError: it is no ONNX model, or is cut short.
+        ManifestError: it is no ONNX model, is cut short, or larger than one can be.
         OSError: it cannot be read.
     """
     try:
-        model = onnx.ModelProto.FromString(path.read_bytes())
-    except (DecodeError, ValueError) as error:
-        raise ManifestError(f"'{path.name}' is no complete ONNX model", "It is truncated, or another file.") from error
+        content = read_bytes(path, MOST_BYTES)
+    except ValueError as error:
+        raise ManifestError(f"'{path.name}' is no ONNX model", str(error)) from error
+    model = _parse(content, path)
     if not model.ir_version or not model.HasField("graph") or not model.opset_import:
         lacking = [
             name
@@ -78,6 +84,47 @@ def read_onnx(path: Path) -> OnnxFile:
         ) from error
 
 
+def _parse(content: bytes, path: Path) -> onnx.ModelProto:
+    try:
+        return onnx.ModelProto.FromString(content)
+    except (DecodeError, ValueError) as error:
+        raise ManifestError(f"'{path.name}' is no complete ONNX model", "It is truncated, or another file.") from error
+
+
+def external_locations(path: Path) -> set[str]:
+    """The files that an ONNX file takes weights from, as it names them.
+
+    The graph is only parsed where there can be any: a file with all weights in it may have gigabytes.
+
+    Raises:
+        ManifestError: it is no ONNX model.
+        OSError: it cannot be read.
+    """
+    with open_regular(path) as file:
+        if not os.fstat(file.fileno()).st_size:
+            return set()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            if content.find(_LOCATION) < 0 or len(content) > MOST_BYTES:
+                return set()  # a runtime cannot read more either
+            model = _parse(content[:], path)
+    try:
+        entries = [entry for tensor in _all_tensors(model) for entry in tensor.external_data]
+        return {_text(entry.value) for entry in entries if _text(entry.key) == "location"}
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"'{path.name}' is no complete ONNX model", "A name in it is not UTF-8.") from error
+
+
+def _all_tensors(message: Message) -> Iterator[onnx.TensorProto]:
+    """Every tensor in a model, wherever it stands: of graphs, sparse, of attributes, of functions, of training."""
+    if isinstance(message, onnx.TensorProto):
+        yield message
+        return
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is not None:
+            for inner in value if isinstance(value, Iterable) else (value,):
+                yield from _all_tensors(inner)
+
+
 def _describe(model: onnx.ModelProto, folder: Path) -> OnnxFile:
     nodes = list(_nodes(model.graph.node))
     inner = [node for function in model.functions for node in _nodes(function.node)]
@@ -94,7 +141,7 @@ def _describe(model: onnx.ModelProto, folder: Path) -> OnnxFile:
         dict(counts.most_common()),
         [_operator(function.domain, function.name) for function in model.functions],
         len(weights),
-        _external(weights, folder),
+        _external(_all_tensors(model), folder),
     )
 
 

@@ -1,5 +1,6 @@
 """What a user can ask of an export, checked as far as that goes without reading a file."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from madtp.checkpoint import MAX_TEMPERATURE
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 LAYOUTS = ("dynamic", "packed")
+NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names of files
 MAX_SIZE = 2**31 - 1  # of a dimension, in TensorRT
 
 
@@ -92,6 +94,7 @@ class ExportOptions:
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
         calib: folder of calibration data; nothing takes it yet.
         samples: folder of samples to check the result on; None is the demo's.
+        allow_outside: also take samples' images whose names lead out of their folder.
     """
 
     checkpoint: Path
@@ -110,9 +113,16 @@ class ExportOptions:
     tokens: Path | None = None
     calib: Path | None = None
     samples: Path | None = None
+    allow_outside: bool = False
 
     def __post_init__(self) -> None:
         suffix = check_suffix(self.engine)
+        if NO_NAME.search(self.engine.name):
+            raise OptionError(
+                f"--engine '{self.engine}' holds a backslash in its name",
+                "A manifest names its files plainly, so that no name leads elsewhere on any system.",
+                "Use another name.",
+            )
         for option, value, known, works in (
             ("backend", self.backend, BACKENDS, BACKENDS),
             ("precision", self.precision, PRECISIONS, PRECISIONS[:1]),

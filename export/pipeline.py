@@ -19,7 +19,7 @@ from export.errors import OptionError
 from export.manifest import dump_manifest, manifest_path, tensor_infos
 from export.options import ExportOptions, Range
 from export.outputs import check_export, owned_files
-from export.plugin_library import PluginLibrary, check_tools, library_entry, plugin_library, read_library
+from export.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
 from export.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.tokens import TokenPlan, check_encoders, depths, token_plan
@@ -27,7 +27,7 @@ from export.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from madtp.checkpoint import Loaded, read_model
 from madtp.errors import InputError
 from madtp.files import Staging, check_writable, write_errors
-from madtp.inputs import sha256
+from madtp.inputs import read_bytes, sha256
 from madtp.parts import Part, parts_of
 from madtp.samples import INDEX, Config, SampleSet, load_samples
 from madtp.tasks import Runner
@@ -93,7 +93,7 @@ def prepare(options: ExportOptions) -> Prepared:
     text = text_range(model.config, options.text)
     written = written_sizes(model.config, options.beams, options.max_length)
     batch = options.batch or DEFAULT_BATCH
-    samples = load_samples(options.samples, options.checkpoint, model.config)
+    samples = load_samples(options.samples, options.checkpoint, model.config, allow_outside=options.allow_outside)
     check_samples(samples, model.config, batch, text)
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_writable(options.engine, _needed_bytes(options, weight_bytes))
@@ -108,7 +108,7 @@ def prepare(options: ExportOptions) -> Prepared:
         check_source(tokens.source, here, options.tokens)
         check_encoders(tokens, parts, options.tokens)
     if options.plugins not in ("auto", "none"):
-        read_library(Path(options.plugins))
+        loadable_library(Path(options.plugins))
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
     return Prepared(
@@ -342,11 +342,18 @@ def _build(
             if not options.embed_plugins:
                 shutil.copyfile(library.path, shipped)
         if (earlier := target.parent / cache).is_file():
-            (staging.folder / cache).write_bytes(earlier.read_bytes())
+            (staging.folder / cache).write_bytes(_read_cache(earlier))
     for name, part in traced.items():
         part.files = [artifact_name(target, name, len(traced))]
         _build_part(prepared, part, library, tokens, staging.folder / cache, progress)
     return None if library is None else library_entry(library, None if options.embed_plugins else shipped.name)
+
+
+def _read_cache(path: Path) -> bytes:
+    try:
+        return read_bytes(path)
+    except ValueError as error:
+        raise InputError(f"'{path}' is no timing cache", str(error), "Delete it; it only saves time.") from error
 
 
 def _build_part(

@@ -16,19 +16,22 @@ import subprocess
 import sys
 import sysconfig
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import click
 from filelock import FileLock
 
 from export.errors import PluginError
 from madtp.errors import MadtpError
 from madtp.files import write_errors
-from madtp.inputs import sha256
+from madtp.inputs import read_bytes, sha256
+from madtp.printing import error_text, say
 
+PRODUCT = "madtp-deploy"  # the distribution whose version a library carries
 ROOT = Path(__file__).resolve().parent.parent
 SOURCES = ROOT / "plugins"
 BUILD = ROOT / "build" / "plugins"
@@ -42,6 +45,8 @@ SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in"}
 OLDEST_HEADERS = (10, 14)
 SYSTEM_INCLUDES = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/local/include", "/usr/local/tensorrt/include")
 LOG_LINES = 15  # of the compiler, shown when it fails
+MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
+MOST_PLAN_BYTES = 2**36
 _MARK = re.compile(rb"madtp-plugins (\{[^\0]{1,500}\})\0")
 
 
@@ -68,26 +73,20 @@ def read_library(path: Path) -> PluginLibrary:
     """What the library at `path` says of itself.
 
     Raises:
-        PluginError: missing, or not a plugin library of this project.
+        PluginError: missing, no regular file, or not a plugin library of this project.
     """
     try:
-        content = path.read_bytes()
-    except OSError as error:
+        content = read_bytes(path, MOST_BYTES)
+    except (OSError, ValueError) as error:
         raise PluginError(
             f"cannot read the plugin library '{path}'",
-            error.strerror or str(error),
+            getattr(error, "strerror", None) or str(error),
             "Name a libmadtp_plugins.so, or leave --plugins out to have it built.",
         ) from error
-    found = _MARK.search(content)
-    try:
-        mark = json.loads(found[1]) if found is not None and content.startswith(b"\x7fELF") else None
-        if mark is not None:
-            architectures = tuple(int(number) for number in mark["sm"].split(","))
-            return PluginLibrary(
-                path.resolve(), mark["version"], hashlib.sha256(content).hexdigest(), mark["source"], architectures
-            )
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
+    marks = _build_lines(content)
+    if content.startswith(b"\x7fELF") and len(marks) == 1:
+        (mark,) = marks
+        return PluginLibrary(path.resolve(), mark.version, hashlib.sha256(content).hexdigest(), mark.source, mark.sm)
     raise PluginError(
         f"'{path}' is not a plugin library of this project",
         "It does not carry the line that every build writes into it.",
@@ -95,15 +94,95 @@ def read_library(path: Path) -> PluginLibrary:
     )
 
 
+@dataclass(frozen=True)
+class _BuildLine:
+    """The line of text that every build writes into its library."""
+
+    version: str
+    source: str
+    sm: tuple[int, ...]
+
+
+def _build_lines(content: bytes) -> set[_BuildLine]:
+    """All that there are in a library, or in a plan that carries one; what only looks like one is none."""
+    lines = set()
+    for found in _MARK.finditer(content):
+        with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            mark = json.loads(found[1])
+            sm = tuple(int(number) for number in mark["sm"].split(","))
+            lines.add(_BuildLine(str(mark["version"]), str(mark["source"]), sm))
+    return lines
+
+
+def loadable_library(path: Path, entry: Mapping[str, Any] | None = None) -> PluginLibrary:
+    """The library at `path`, if it may be loaded: of this project and version, and what its manifest says.
+
+    Loading runs code of the file. This tells accidents and files of other software; who built it cannot be told.
+
+    Args:
+        path: of the library.
+        entry: of a manifest; None where the user named the file, or it was built here.
+
+    Raises:
+        PluginError: it may not be loaded.
+    """
+    library = read_library(path)
+    _check_version(f"the plugin library '{path}'", library.version)
+    if entry is not None:
+        theirs = library_entry(library, entry["file"])
+        other = [key for key in ("sha256", "version", "source_sha256", "sm") if theirs[key] != entry[key]]
+        if other:
+            raise PluginError(
+                f"the plugin library '{path}' is not the one that the manifest describes",
+                f"Its {other[0]} is {theirs[other[0]]}, the manifest's {entry[other[0]]}.",
+                "Use the files of one export, or export again.",
+            )
+    return library
+
+
+def check_embedded(plan: Path, entry: Mapping[str, Any]) -> None:
+    """Refuse a plan that carries another library than its manifest says; where it is so, its code may run.
+
+    Args:
+        plan: of which the sha256 was checked.
+        entry: of the manifest.
+
+    Raises:
+        PluginError: it carries none of this project and version, several, or another than the manifest describes.
+    """
+    try:
+        lines = _build_lines(read_bytes(plan, MOST_PLAN_BYTES))
+    except (OSError, ValueError) as error:
+        raise PluginError(f"cannot read the plan '{plan}'", str(error), "Export again.") from error
+    for line in lines:
+        _check_version(f"the plugin library in '{plan}'", line.version)
+    if lines != {_BuildLine(entry["version"], entry["source_sha256"], tuple(entry["sm"]))}:
+        raise PluginError(
+            f"'{plan}' does not carry the plugin library that the manifest describes",
+            "To open it would be to run code of which nothing is known.",
+            "Use the files of one export, or export again.",
+        )
+
+
+def _check_version(what: str, version: str) -> None:
+    here = metadata.version(PRODUCT)
+    if version != here:
+        raise PluginError(
+            f"{what} is of version {version:.40}",
+            f"This is version {here}, and loads its own only.",
+            "Export again, or use the version that made it.",
+        )
+
+
 def plugin_library(requested: str, on_build: Callable[[str], None]) -> PluginLibrary | None:
     """The library for `--plugins`: None for "none", the built one for "auto", else the file of that name.
 
     Raises:
-        PluginError: it cannot be built here, or the file is no such library.
+        PluginError: it cannot be built here, or the file is no such library, or of another version.
     """
     if requested == "none":
         return None
-    return build_library(on_build) if requested == "auto" else read_library(Path(requested))
+    return build_library(on_build) if requested == "auto" else loadable_library(Path(requested))
 
 
 def architectures() -> tuple[int, ...]:
@@ -267,8 +346,9 @@ def build_library(on_build: Callable[[str], None] = lambda _: None) -> PluginLib
 def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:
     """Whether the installed library is complete and made from `wanted`; a build cut short leaves no such stamp."""
     try:
-        return bool(json.loads(stamp.read_text()) == {**wanted, **_hashes(library)})
-    except (OSError, ValueError):
+        complete = json.loads(stamp.read_text()) == {**wanted, **_hashes(library)}
+        return complete and read_library(library).version == metadata.version(PRODUCT)
+    except (OSError, ValueError, PluginError):
         return False
 
 
@@ -315,7 +395,7 @@ def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> No
         "TENSORRT_INCLUDE": headers,
         "MADTP_SM": ";".join(map(str, wanted["sm"])),
         "MADTP_SOURCE_SHA256": wanted["source"],
-        "MADTP_VERSION": metadata.version("madtp-deploy"),
+        "MADTP_VERSION": metadata.version(PRODUCT),
     }
     configure = ["-S", SOURCES, "-B", folder, "-G", "Ninja", "--fresh"]
     for step in ([*configure, *(f"-D{name}={value}" for name, value in defines.items())], *steps):
@@ -350,12 +430,12 @@ def library_entry(library: PluginLibrary, shipped: str | None) -> dict[str, Any]
 def main() -> int:
     """`python -m export.plugin_library`: build and install the library; returns the exit status."""
     try:
-        library = build_library(lambda text: click.echo(text, err=True))
+        library = build_library(partial(say, err=True))
     except MadtpError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error_text(error)}", err=True)
         return 2
     architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
-    click.echo(f"{library.path}: version {library.version}, compute capability {architectures}")
+    say(f"{library.path}: version {library.version}, compute capability {architectures}")
     return 0
 
 

@@ -7,7 +7,6 @@ from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
@@ -86,7 +85,7 @@ def preflight_table(prepared: Prepared) -> Table:
     table = Table(title="Preflight: everything an export needs is there; nothing was written", show_header=False)
     table.add_row("checkpoint", f"{options.checkpoint} ({prepared.weight_bytes / 1e6:.1f} MB of weights)")
     for note in prepared.checkpoint.get("notes", ()):
-        table.add_row("note on it", escape(note))
+        table.add_row("note on it", note)
     table.add_row("task", config.task)
     table.add_row("layers", ", ".join(f"{layers} {name}" for name, layers in prepared.encoders.items()))
     table.add_row("image", f"{config.image_size} x {config.image_size} pixels, {config.vision_tokens} tokens")
@@ -170,7 +169,7 @@ def closing_lines(result: ExportResult) -> list[str]:
         lines.append(
             "the plan was built, not run: no GPU here can execute it; the ONNX it was built from was validated"
         )
-    lines.extend(f"checkpoint: {escape(note)}" for note in result.manifest["checkpoint"].get("notes", ()))
+    lines.extend(f"checkpoint: {note}" for note in result.manifest["checkpoint"].get("notes", ()))
     lines.extend(plugin_lines(result.manifest))
     if "oldest" in result.manifest["backend"]:
         custom = any(part["custom_nodes"] for part in result.manifest["parts"])

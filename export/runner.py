@@ -20,7 +20,9 @@ from export.backends import Backend
 from export.errors import BackendError, PluginError
 from export.forks import keep_in_child, leave_children_quickly
 from export.gpu import DeviceMeter, MeteredContext, execution_context, layer_profiler
+from export.plugin_library import MOST_PLAN_BYTES, loadable_library
 from madtp.errors import InputError
+from madtp.inputs import read_bytes
 from madtp.ops.spec import DOMAIN, OPS, VERSION
 from madtp.tasks import Outputs, Runner
 
@@ -117,7 +119,7 @@ class PlanRunner:
             register_plugins(trt, library)
         runtime = trt.Runtime(get_trt_logger())
         runtime.engine_host_code_allowed = allow_host_code  # Polygraphy's EngineFromBytes would always allow it
-        engine = runtime.deserialize_cuda_engine(path.read_bytes())
+        engine = runtime.deserialize_cuda_engine(read_bytes(path, MOST_PLAN_BYTES))
         if engine is None:
             raise BackendError(
                 f"{backend.name} {backend.version} cannot load '{path}'",
@@ -206,13 +208,13 @@ def register_plugins(trt: Any, library: Path) -> None:
     """Make the plugins of `library` known to TensorRT in this process, once.
 
     Raises:
-        PluginError: TensorRT cannot load it.
+        PluginError: it is not of this project and version, or TensorRT cannot load it.
     """
     registry = trt.get_plugin_registry()
     known = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
     if all((spec.onnx_name, str(VERSION), DOMAIN) in known for spec in OPS):  # get_creator would log an error
         return
-    if registry.load_library(str(library)) is None:
+    if registry.load_library(str(loadable_library(library).path)) is None:
         raise PluginError(
             f"TensorRT cannot load the plugin library '{library}'",
             "It is missing, damaged, or made for another system.",

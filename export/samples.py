@@ -33,6 +33,7 @@ def artifact_samples(
     *,
     demos: int,
     limit: int | None = None,
+    allow_outside: bool = False,
 ) -> ArtifactSamples:
     """Samples of a folder, generated ones, or the demo's.
 
@@ -44,6 +45,7 @@ def artifact_samples(
         synthetic: random pixels and ids.
         demos: how many of the demo's samples.
         limit: most samples of the folder, the first ones; None is all.
+        allow_outside: also take images whose names lead out of the folder.
 
     Raises:
         InputError: a folder that cannot be used, or no vocabulary for its texts.
@@ -53,7 +55,7 @@ def artifact_samples(
     if synthetic:
         made = synthetic_samples(config, batch, text)
         return ArtifactSamples(made, [""] * len(made), None, [()] * len(made))
-    found = None if samples is None else read_samples(samples, config.task, least=1)
+    found = None if samples is None else read_samples(samples, config.task, 1, allow_outside=allow_outside)
     processor = _processor(manifest, folder, config, samples)
     if found is None:
         found = demo_samples(config.task, demos)

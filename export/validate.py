@@ -12,7 +12,7 @@ from export.artifact import open_parts, runtime
 from export.backends import Backend
 from export.engine import custom_nodes, inline_functions
 from export.errors import BackendError, OptionError
-from export.manifest import ARTIFACTS, check_artifact, open_manifest, tensor_infos, tool_versions
+from export.manifest import ARTIFACTS, check_artifact, is_sealed, open_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
 from export.pipeline import Progress, check_samples
 from export.profile import batch_and_text
@@ -90,10 +90,12 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     if options.repro is not None:
         check_repro(options.repro)
     progress.stage("reading manifest, checkpoint and samples")
-    source, manifest = open_manifest(options.engine)
+    source, manifest = open_manifest(options.engine, changed=options.changed)
     artifact = source.parent / manifest["artifact"]
     suffix = artifact.suffix
     changed = check_artifact(manifest, artifact, options.checkpoint, changed=options.changed)
+    if not is_sealed(manifest):
+        changed.append(source.name)
     bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
     model = madtp.load(options.checkpoint, options.config)
     config = model.config

@@ -15,7 +15,7 @@ from madtp.caption import CaptionModel
 from madtp.clip import ClipModel, round_like_official_loader
 from madtp.config import CONFIGS, HEAD_SIZE, BlipConfig, ClipConfig, check_fields, read_config, recorded_fields
 from madtp.entries import find_entries
-from madtp.errors import LISTED, CheckpointError, ConfigError, listing, shorten
+from madtp.errors import LISTED, CheckpointError, ConfigError, listing, one_line, shorten
 from madtp.foreign import recognise
 from madtp.nlvr import NlvrModel
 from madtp.retrieval import RetrievalModel
@@ -58,7 +58,7 @@ def load(path: Path | str, config: Mapping[str, Any] | Path | str | None = None)
     """
     loaded = read_model(path, config)
     for note in loaded.notes:
-        _logger.warning("'%s': %s", path, note)
+        _logger.warning("'%s': %s", one_line(str(path)), one_line(note))
     return loaded.model
 
 

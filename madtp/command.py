@@ -3,6 +3,7 @@
 import os
 import signal
 from importlib import metadata
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import click
 from rich.console import Console
 
 from madtp.errors import MadtpError
+from madtp.printing import PlainConsole, error_text, say
 
 WRONG_INPUT = 2  # the user's input or machine
 WIDTH = 118  # of tables where there is no terminal to ask
@@ -30,6 +32,9 @@ class TextPath(click.Path):
 
 
 PATH = TextPath(path_type=Path)
+allow_outside = click.option(
+    "--allow-outside", is_flag=True, help="Take images whose names lead out of the folder of the data."
+)
 
 
 def version_option(command: Any) -> Any:
@@ -50,9 +55,21 @@ def version_option(command: Any) -> Any:
 
 
 def output_console() -> Console:
-    """Standard output for tables; paths in them may hold brackets, so there is no markup."""
-    console = Console(markup=False)
-    return console if console.is_terminal else Console(width=WIDTH, markup=False)
+    """Standard output for tables; paths in them may hold brackets or worse, which are shown as they are."""
+    console = PlainConsole()
+    return console if console.is_terminal else PlainConsole(width=WIDTH)
+
+
+def errors_console() -> Console:
+    """Standard error, for progress."""
+    return PlainConsole(stderr=True)
+
+
+def show_usage_error(error: click.ClickException) -> None:
+    """Print what is wrong with a command line."""
+    text = StringIO()
+    error.show(text)
+    say(text.getvalue().rstrip("\n"), err=True)
 
 
 def _interrupt(*_: object) -> None:
@@ -72,10 +89,10 @@ def run(command: click.Command, interrupted: str) -> int:
         status = command.main(standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
-        error.show()
+        show_usage_error(error)
         return WRONG_INPUT
     except MadtpError as error:
-        click.echo(f"error: {error}", err=True)
+        say(f"error: {error_text(error)}", err=True)
         return WRONG_INPUT
     except (click.Abort, KeyboardInterrupt):
         # CPython ends `python -m` by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has

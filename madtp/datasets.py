@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from madtp.errors import InputError
+from madtp.images import image_path
 from madtp.inputs import decode_text, read_bytes
 from madtp.texts import check_answers, shown, text_fault
 
@@ -120,7 +121,9 @@ class Dataset:
         return len(self.items)
 
 
-def read_dataset(task: str, folder: Path, split: str | None = None, *, skip_missing: bool = False) -> Dataset:
+def read_dataset(
+    task: str, folder: Path, split: str | None = None, *, skip_missing: bool = False, allow_outside: bool = False
+) -> Dataset:
     """What the standard annotation file in `folder` says for a task.
 
     Args:
@@ -129,6 +132,7 @@ def read_dataset(task: str, folder: Path, split: str | None = None, *, skip_miss
             (or in `images/`).
         split: "test", "val" ("dev" is the same) or "train"; None takes test if it is there, else val.
         skip_missing: leave out what needs an image that is not there, instead of refusing the folder.
+        allow_outside: also take images whose names lead out of the folder.
 
     Raises:
         InputError: no such folder, file or split, an entry that cannot be used, images that are not there.
@@ -144,7 +148,7 @@ def read_dataset(task: str, folder: Path, split: str | None = None, *, skip_miss
             "Name one with an annotation file and images.",
         )
     path, split = _find_annotation(task, folder, "val" if split == "dev" else split)
-    reader = _Reader(folder, path)
+    reader = _Reader(folder, path, allow_outside)
     items: Sequence[Item]
     if task == "nlvr":
         items = _nlvr(reader)
@@ -272,8 +276,8 @@ class _Entry:
 class _Reader:
     """The annotation file of a folder; collects the files read and the images that are not there."""
 
-    def __init__(self, folder: Path, path: Path) -> None:
-        self.folder, self.path = folder, path
+    def __init__(self, folder: Path, path: Path, allow_outside: bool = False) -> None:
+        self.folder, self.path, self.allow_outside = folder, path, allow_outside
         self.sources: list[Source] = []
         self.missing: dict[Path, None] = {}  # a set that keeps its order
         self._images: dict[str, Path] = {}
@@ -307,7 +311,9 @@ class _Reader:
     def image(self, name: str) -> Path:
         """Where an image lies; remembered as missing where it should if it is not there."""
         if name not in self._images:
-            path = _in_folders(self.folder, IMAGE_FOLDERS, name)
+            places = [self.folder / place for place in IMAGE_FOLDERS]
+            paths = [image_path(place, name, self.path, self.allow_outside) for place in places]
+            path = next((path for path in paths if _exists(path)), None)
             self._images[name] = path or self.folder / name
             if path is None:
                 self.missing[self.folder / name] = None

@@ -1,8 +1,11 @@
 """Errors that a user of this project can cause. Every one says what is wrong, why, and what to do."""
 
+import re
 from collections.abc import Iterable
 
 LISTED = 8  # names in a message before it says "and N more"
+# Control characters but the line feed, line separators, directions of writing, halves of surrogate pairs.
+_HIDDEN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 class MadtpError(Exception):
@@ -54,3 +57,16 @@ def listing(names: Iterable[str], room: int = 400) -> str:
 def shorten(name: str, most: int = 120) -> str:
     """`name` for a message; its middle is left out where it is long."""
     return name if len(name) <= most else f"{name[: most // 2]}...{name[-most // 2 + 3 :]}"
+
+
+def printable(text: str) -> str:
+    """The text with every character that a terminal would obey, rather than show, as an escape: "\\x1b" and the like.
+
+    Line feeds stay: messages have several lines.
+    """
+    return _HIDDEN.sub(lambda found: found[0].encode("unicode_escape").decode(), text)
+
+
+def one_line(text: str) -> str:
+    """The same of what has to be one line: line feeds are escaped too."""
+    return printable(text).replace("\n", "\\n")

@@ -5,13 +5,17 @@ import struct
 import threading
 import warnings
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 
 from PIL import ExifTags, Image, ImageFile, ImageOps
 
 from madtp.errors import InputError
+from madtp.inputs import open_regular
 
 MAX_PIXELS = 64_000_000  # of one image; more is an accident or an attack
+MOST_BYTES = 2**29  # of an image file
+RUN_OTHERS = {"EPS"}  # formats that Pillow hands to another program, which runs what is in the file
 UPRIGHT = 1  # EXIF orientation; 2 to 8 ask for a turn or a mirror image
 # What Pillow raises for broken files; damaged EXIF data ends in the last four.
 DECODING_ERRORS = (
@@ -34,11 +38,44 @@ class _Decoding:
 _decoding = _Decoding()
 
 
+@cache
+def _formats() -> list[str]:
+    """What Pillow reads by itself."""
+    Image.init()
+    return [name for name in Image.OPEN if name not in RUN_OTHERS]
+
+
+def image_path(folder: Path, name: str, index: Path, allow_outside: bool = False) -> Path:
+    """Where an image lies that a file names; symbolic links in the folder, which its owner made, are followed.
+
+    Args:
+        folder: of the data.
+        name: relative to it.
+        index: the file that names it, for the message.
+        allow_outside: also take names that lead out of the folder.
+
+    Raises:
+        InputError: the name does, by being absolute or by "..".
+    """
+    if "\0" in name or allow_outside:
+        return folder / name  # of a NUL no file can be, which is said where it is opened
+    inner = os.path.normpath(name)  # what is judged is what is opened, also where "x/.." follows a link
+    parts = Path(inner).parts
+    leaves = parts[:1] == ("..",) and set(parts) != {".."}  # a folder above is no image, and is said to be missing
+    if leaves or (os.path.isabs(inner) and not Path(inner).is_relative_to(os.path.abspath(folder))):
+        raise InputError(
+            f"'{index}' names an image outside of '{folder}': '{name}'",
+            "Annotations may come from others, and such a name could point at any file of this machine.",
+            "Put the image there; or allow it, if you trust them: --allow-outside, allow_outside=True in Python.",
+        )
+    return folder / inner
+
+
 def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
     """Decode an image file completely. Its mode stays; preprocessing converts every mode to RGB.
 
     Args:
-        path: of a PNG, JPEG or any other file that Pillow reads.
+        path: of a PNG, JPEG or any other file that Pillow reads without running another program.
         rotate: follow the EXIF orientation. The published readers ignore it, so a photo can lie on its side: by default
             here too, and `exif_rotated` tells.
 
@@ -47,9 +84,9 @@ def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
     """
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is less
     try:
-        if path.is_fifo():
-            raise OSError("It is a pipe, and one could wait for it for ever.")
-        with quiet, Image.open(path) as image:
+        with quiet, open_regular(path) as file, Image.open(file, formats=_formats()) as image:
+            if os.fstat(file.fileno()).st_size > MOST_BYTES:
+                raise OSError(f"It has more than {MOST_BYTES / 1e6:.0f} MB.")
             _check(image, f"the image '{path}'")
             image.load()
             return ImageOps.exif_transpose(image) if rotate and exif_rotated(image) else image.copy()

@@ -46,15 +46,15 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
 
     Raises:
         OSError: see `open_regular`.
-        ValueError: it is larger than `most`.
+        ValueError: it is larger than `most`, or is being written.
     """
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        if size <= most:
-            content = file.read(most + 1)  # it may be growing
-            size = len(content)
         if size > most:
             raise ValueError(f"It holds {size / 1e6:.1f} MB; at most {most / 1e6:.1f} MB are read.")
+        content = file.read(size + 1)  # reserves as much memory
+        if len(content) > size:
+            raise ValueError("It grew while it was read.")
         return content
 
 

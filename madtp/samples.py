@@ -14,7 +14,7 @@ from madtp.config import BlipConfig, ClipConfig
 from madtp.demo.data import held_out_samples
 from madtp.demo.photos import photo_samples
 from madtp.errors import InputError
-from madtp.images import read_image
+from madtp.images import image_path, read_image
 from madtp.inputs import read_json
 from madtp.preprocess import Sample, image_tensor
 from madtp.texts import shown, text_fault
@@ -119,7 +119,13 @@ def _is_folder(path: Path) -> bool:
 
 
 def load_samples(
-    folder: Path | None, checkpoint: Path, config: Config, least: int = MIN_SAMPLES, vocabulary: Path | None = None
+    folder: Path | None,
+    checkpoint: Path,
+    config: Config,
+    least: int = MIN_SAMPLES,
+    vocabulary: Path | None = None,
+    *,
+    allow_outside: bool = False,
 ) -> SampleSet:
     """At least `least` samples: of `folder`, or without one the demo's.
 
@@ -134,6 +140,7 @@ def load_samples(
         config: of the model.
         least: samples that there have to be.
         vocabulary: known to be the model's; None looks for one.
+        allow_outside: also take images whose names lead out of the folder.
 
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
@@ -146,7 +153,7 @@ def load_samples(
         )
     if folder is not None:
         processor = sample_processor(checkpoint, folder, config, vocabulary)
-        samples = read_samples(folder, config.task, least)
+        samples = read_samples(folder, config.task, least, allow_outside=allow_outside)
         used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint, folder)
         return _prepare(samples, f"{len(samples)} samples of '{folder}'", processor, used, config)
     count = 2 * MIN_SAMPLES
@@ -228,9 +235,10 @@ def edge_ids(config: Config) -> tuple[int, int | None, int]:
     return (config.cls_token_id if config.task == "retrieval" else config.enc_token_id), config.sep_token_id, longest
 
 
-def read_samples(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Sample]:
-    """The samples that `folder` lists, images decoded."""
-    return [read_sample(folder, number, entry, task) for number, entry in enumerate(read_index(folder, task, least))]
+def read_samples(folder: Path, task: str, least: int = MIN_SAMPLES, *, allow_outside: bool = False) -> list[Sample]:
+    """The samples that `folder` lists, images decoded; with `allow_outside` also of images outside of it."""
+    entries = enumerate(read_index(folder, task, least))
+    return [read_sample(folder, number, entry, task, allow_outside=allow_outside) for number, entry in entries]
 
 
 def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
@@ -268,8 +276,8 @@ def _entry_form(task: str) -> str:
     return '{"image": ...}' if field is None else f'{{"{field}": ..., "image": ...}}'
 
 
-def read_sample(folder: Path, number: int, entry: Any, task: str) -> Sample:
-    """Entry `number` of the folder's index, images decoded.
+def read_sample(folder: Path, number: int, entry: Any, task: str, *, allow_outside: bool = False) -> Sample:
+    """Entry `number` of the folder's index, images decoded; with `allow_outside` also of images outside of it.
 
     Raises:
         InputError: the entry or an image cannot be used.
@@ -297,7 +305,8 @@ def read_sample(folder: Path, number: int, entry: Any, task: str) -> Sample:
     if label is not None and known is None:
         raise InputError(f"{where} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
     answers = _known_answers(entry, ANSWER_FIELDS.get(task, ""), where)
-    return Sample(tuple(read_image(folder / name) for name in names), text, known, answers)
+    paths = [image_path(folder, name, folder / INDEX, allow_outside) for name in names]
+    return Sample(tuple(read_image(path) for path in paths), text, known, answers)
 
 
 def _known_answers(entry: dict[str, Any], field: str, where: str) -> tuple[str, ...]:

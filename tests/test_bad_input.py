@@ -36,6 +36,7 @@ from madtp.parts import parts_of
 from madtp.preprocess import image_tensor
 from madtp.tasks import torch_runners
 from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, largest_file, write_samples
+from tests.manifests import edit_manifest
 
 Run = Callable[..., Ran]
 Write = Callable[..., Path]
@@ -512,14 +513,8 @@ def test_bad_request(request_: dict[str, torch.Tensor], parts: tuple[str, ...]) 
 # Validation of an artifact that is there.
 
 
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
 def edited(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
-    return lambda artifact: edit(manifest_path(artifact), change)
+    return lambda artifact: edit_manifest(manifest_path(artifact), change)
 
 
 def resize(name: str, index: int, shape: list[int]) -> Callable[[Path], object]:
@@ -533,7 +528,7 @@ def append(name: str) -> Callable[[Path], object]:
 def unusable(artifact: Path) -> None:
     """A damaged artifact whose manifest agrees."""
     artifact.write_bytes(artifact.read_bytes()[:1000])
-    edit(manifest_path(artifact), lambda manifest: manifest["parts"][0].update(sha256=sha256(artifact)))
+    edit_manifest(manifest_path(artifact), lambda manifest: manifest["parts"][0].update(sha256=sha256(artifact)))
 
 
 MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
@@ -543,8 +538,8 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "no json": (lambda artifact: manifest_path(artifact).write_text("{"), ("cannot read the manifest",)),
     "no text": (lambda artifact: manifest_path(artifact).write_bytes(b"\xff"), ("cannot read the manifest",)),
-    "list": (lambda artifact: manifest_path(artifact).write_text("[1]"), ("is of schema None", "reads schema 3")),
-    "later schema": (edited(lambda manifest: manifest.update(schema=4)), ("is of schema 4", "reads schema 3")),
+    "list": (lambda artifact: manifest_path(artifact).write_text("[1]"), ("is of schema None", "reads schema 4")),
+    "later schema": (edited(lambda manifest: manifest.update(schema=5)), ("is of schema 5", "reads schema 4")),
     "field missing": (
         edited(lambda manifest: manifest.pop("temperature")),
         ("malformed", "'temperature' is a required"),
@@ -641,7 +636,7 @@ def test_validate_on_synthetic_samples_keeps_to_the_artifact_s_sizes(
         profile["input_ids"] = profile["attention_mask"] = [[9, 3], [9, 4], [10, 5]]
         profile["image0"] = profile["image1"] = [[size, 3, 32, 32] for size in (9, 9, 10)]
 
-    edit(manifest_path(artifact), narrow)
+    edit_manifest(manifest_path(artifact), narrow)
     ran = run_cli("validate", "--engine", artifact, "--ckpt", checkpoint, "--synthetic")
     assert ran.status == 0, ran
     assert "9 synthetic samples" in ran.out
@@ -659,7 +654,7 @@ def test_validate_a_plan_where_its_runtime_is_missing(
         manifest["backend"]["name"] = "tensorrt"
         manifest["artifact"] = manifest["parts"][0]["artifact"] = plan.name
 
-    edit(manifest_path(plan), as_plan)
+    edit_manifest(manifest_path(plan), as_plan)
     ran = run_cli("validate", "--engine", plan, "--ckpt", checkpoint)
     assert ran.status == 0, ran
     assert "the plan was not run" in ran.out
@@ -765,7 +760,7 @@ def test_validate_finds_an_artifact_with_other_weights(
             tensor.CopyFrom(onnx.numpy_helper.from_array(values, tensor.name))
     onnx.save(model, str(artifact))
     run_cli("validate", "--engine", artifact, "--ckpt", checkpoint).refused("sha256 is another")
-    edit(manifest_path(artifact), lambda manifest: manifest["parts"][0].update(sha256=sha256(artifact)))
+    edit_manifest(manifest_path(artifact), lambda manifest: manifest["parts"][0].update(sha256=sha256(artifact)))
     ran = run_cli("validate", "--engine", artifact, "--ckpt", checkpoint)
     assert ran.status == 1, ran
     assert "FAILED" in ran.out

@@ -40,6 +40,7 @@ from madtp.errors import InputError
 from madtp.inputs import sha256
 from madtp.tasks import Outputs, Runner
 from tests.conftest import TAU, Ran, TaskArtifacts
+from tests.manifests import edit_manifest
 from tests.test_bench_statistics import FakeTimer
 from tests.test_validate import change_weight, edit, rehash
 
@@ -741,9 +742,7 @@ def test_a_damaged_baseline_is_refused(text: str, tmp_path: Path) -> None:
 
 def test_an_artifact_of_other_inputs_is_refused(options: BenchOptions, exported: tuple[Path, Path]) -> None:
     artifact, _ = exported
-    manifest = json.loads(artifact.with_suffix(".json").read_text())
-    manifest["config"]["vocab_size"] = 301
-    artifact.with_suffix(".json").write_text(json.dumps(manifest))
+    edit_manifest(artifact.with_suffix(".json"), lambda manifest: manifest["config"].update(vocab_size=301))
     with pytest.raises(OptionError, match="vocab_size is 301, the artifact's 300"):
         fake_bench(replace(options, against_engine=artifact), FakeTimer())
 

@@ -6,6 +6,7 @@ import struct
 import sys
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from export.backends import Gpu
 from export.compatibility import Machine
 from export.manifest import KEPT_FAILURES, dump_manifest
 from madtp.inputs import sha256
+from tests.manifests import edit_manifest, write_manifest
 
 CHECKPOINT = "ab" * 32
+VERSION = metadata.version("madtp-deploy")
 VERSIONS = {"onnxruntime": "1.32.0", "tensorrt": "10.14.1", "tensorrt-rtx": "1.7.1.116"}
 RTX = Gpu("RTX 4090", (8, 9), "580.65.06")
 H200 = Gpu("H200", (9, 0), "580.65.06")
@@ -122,7 +125,7 @@ def manifest_of(folder: Path, task: str, artifact: str, parts: dict[str, str], b
         "mean_tokens": {"vision": [5.0, 4.0]},
     }
     return {
-        "schema": 3,
+        "schema": 4,
         "created": "2026-01-02T03:04:05+00:00",
         "task": task,
         "artifact": artifact,
@@ -180,7 +183,7 @@ def vqa(tmp_path: Path) -> Path:
 
 
 def save_library(path: Path, sm: str = "80,89") -> Path:
-    mark = json.dumps({"version": "0.1.0", "source": "c" * 64, "sm": sm})
+    mark = json.dumps({"version": VERSION, "source": "c" * 64, "sm": sm})
     path.write_bytes(b"\x7fELF...madtp-plugins " + mark.encode() + b"\0")
     return path
 
@@ -190,7 +193,7 @@ def plan_artifact(folder: Path, backend: str = "tensorrt-rtx", plugins: bool = T
     manifest = manifest_of(folder, "nlvr", "out.plan", {"model": "out.plan"}, backend)
     if plugins:
         library = save_library(folder / "out.plugins.so")
-        entry = {"file": library.name, "embedded": False, "version": "0.1.0", "sha256": sha256(library)}
+        entry = {"file": library.name, "embedded": False, "version": VERSION, "sha256": sha256(library)}
         manifest["plugins"] = {"mode": "library", "library": {**entry, "source_sha256": "c" * 64, "sm": [80, 89]}}
         tokens = {"source": "guessed", "origin": "nothing", "samples": 2, "opt_max": {"vision": [[3, 5], [2, 5]]}}
         manifest["parts"][0] |= {"tokens": tokens, "layers": 99, "plugin_layers": {"TokenCompact": 7}}
@@ -257,10 +260,10 @@ def test_part_that_is_cut_short_is_named(vqa: Path, inspect: Inspect) -> None:
 def test_missing_parts_and_parts_of_another_checkpoint_are_damage(vqa: Path, inspect: Inspect) -> None:
     manifest = json.loads(vqa.read_text())
     manifest["parts"][0]["checkpoint_sha256"] = "0" * 64
-    vqa.write_text(json.dumps(manifest))
+    write_manifest(vqa, manifest)
     assert "the part 'encoder' was made from another checkpoint" in found(inspect, vqa, status=1)["damage"]
     del manifest["parts"][0]
-    vqa.write_text(json.dumps(manifest))
+    write_manifest(vqa, manifest)
     assert any("its parts are decoder" in text for text in found(inspect, vqa, status=1)["damage"])
 
 
@@ -268,7 +271,7 @@ def test_names_outside_the_folder_are_not_followed(vqa: Path, inspect: Inspect) 
     manifest = json.loads(vqa.read_text())
     secret = vqa.parent.parent / "secret.onnx"
     manifest["parts"][0] |= {"artifact": f"../{secret.name}", "sha256": sha256(save_model(secret))}
-    vqa.write_text(json.dumps(manifest))
+    write_manifest(vqa, manifest)
     content = found(inspect, vqa, status=1)
     assert content["manifest"]["parts"][0]["state"] == "not a name of a file beside the manifest"
     assert content["manifest"]["parts"][0]["opsets"] is None
@@ -277,7 +280,7 @@ def test_names_outside_the_folder_are_not_followed(vqa: Path, inspect: Inspect) 
 def test_manifest_of_another_schema_is_shown_as_far_as_it_is_understood(vqa: Path, inspect: Inspect) -> None:
     manifest = json.loads(vqa.read_text())
     manifest |= {"schema": 2, "validation": "none", "backend": {"name": "tensorrt"}}
-    vqa.write_text(json.dumps(manifest))
+    write_manifest(vqa, manifest)
     content = found(inspect, vqa)
     assert any("of schema 2" in note for note in content["notes"])
     assert content["manifest"]["valid"] is False
@@ -302,7 +305,7 @@ def test_manifest_of_another_schema_is_shown_as_far_as_it_is_understood(vqa: Pat
     ],
 )
 def test_malformed_manifests_are_shown_and_called_damaged(change: dict[str, Any], vqa: Path, inspect: Inspect) -> None:
-    vqa.write_text(json.dumps(json.loads(vqa.read_text()) | change))
+    write_manifest(vqa, json.loads(vqa.read_text()) | change)
     content = found(inspect, vqa, status=1)
     assert any("malformed" in text for text in content["damage"])
     assert content["manifest"]["artifact"] == "out.onnx"
@@ -313,7 +316,7 @@ def test_halves_of_surrogate_pairs_are_shown_as_question_marks(vqa: Path, inspec
     manifest = json.loads(vqa.read_text())
     manifest["parts"][0]["name"] = manifest["checkpoint"]["file"] = "a\ud800b"
     manifest["validation"]["parity"][0]["temperature"] = "\udfff"
-    vqa.write_text(json.dumps(manifest))
+    write_manifest(vqa, manifest)
     content = found(inspect, vqa, status=1)
     assert content["manifest"]["parts"][0]["name"] == "a?b"
     assert any("surrogates not allowed" in text for text in content["damage"])
@@ -651,3 +654,21 @@ def test_what_cannot_be_read_exits_2(name: str, tmp_path: Path, inspect: Inspect
     assert status == 2
     assert out == ""
     assert "cannot read" in err
+
+
+def test_a_library_is_shown_by_what_it_says_itself(tmp_path: Path, inspect: Inspect, machine: Machines) -> None:
+    path = plan_artifact(tmp_path)
+    machine(RTX)
+    claims = {"version": "9.9", "sm": [70], "source_sha256": "d" * 64}
+    edit_manifest(path, lambda manifest: manifest["plugins"]["library"].update(claims))
+    content = found(inspect, path, status=1)
+    library = content["manifest"]["library"]
+    assert (library["version"], library["sm"], library["source_sha256"]) == (VERSION, [80, 89], "c" * 64)
+    assert any("gives it another version and source_sha256 and sm" in text for text in content["damage"])
+    (tmp_path / "out.plugins.so").write_bytes(b"\x7fELF a stranger's")
+    digest = sha256(tmp_path / "out.plugins.so")
+    edit_manifest(path, lambda manifest: manifest["plugins"]["library"].update(sha256=digest))
+    content = found(inspect, path, status=1)
+    assert content["manifest"]["library"]["version"] is None
+    assert any("is no plugin library of this project" in text for text in content["damage"])
+    assert content["verdict"]["runs"] is False

@@ -27,6 +27,7 @@ from madtp.ranking import rank
 from madtp.retrieval import RetrievalModel
 from madtp.tokenize import text_processor
 from tests.conftest import TAU, Ran, TaskArtifacts, write_vocabulary
+from tests.manifests import edit_manifest
 
 RNG = np.random.default_rng(3)
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(10)]
@@ -319,10 +320,7 @@ def test_a_closed_session_answers_nothing(task_artifacts: TaskArtifacts) -> None
 
 
 def edit(folder: Path, change: Any) -> None:
-    path = folder / "out.json"
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    edit_manifest(folder / "out.json", change)
 
 
 def swap(folder: Path) -> None:

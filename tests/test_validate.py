@@ -18,11 +18,12 @@ import torch
 from PIL import Image
 
 import export.backends
-from export.manifest import manifest_path, read_manifest
+from export.manifest import OWN_HASH, manifest_path, read_manifest
 from export.validation.contestants import RuntimeContestant
 from madtp.inputs import sha256
 from madtp.tasks import Outputs
 from tests.conftest import Ran, write_samples
+from tests.manifests import edit_manifest
 
 Run = Callable[..., Ran]
 FEW = ("--limit", 2)
@@ -44,10 +45,7 @@ def rehash(artifact: Path, change: Callable[[onnx.ModelProto], None]) -> None:
 
 
 def edit(artifact: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    path = manifest_path(artifact)
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
+    edit_manifest(manifest_path(artifact), change)
 
 
 def change_weight(model: onnx.ModelProto, name: str = "cls_head.2.bias", by: float = 0.01) -> None:
@@ -93,6 +91,7 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     assert facts == {f"samples.{name}": verdict["samples"][name] for name in ("kind", "origin", "words")}
     after = read_manifest(manifest_path(artifact))
     assert after["validation"].pop("verdict")["pairs"][0]["layers_equal"] == 3
+    assert after.pop(OWN_HASH) != before.pop(OWN_HASH)
     assert after == before
 
 

@@ -60,6 +60,7 @@ class BenchOptions:
         allowed: slow-down that passes, 0.05 for 5 %.
         profile: also look where the time goes.
         cuda_graphs: replay plans as CUDA graphs, where TensorRT can.
+        allow_outside: also take samples' images whose names lead out of their folder.
     """
 
     artifact: Path
@@ -74,6 +75,7 @@ class BenchOptions:
     allowed: float = 0.05
     profile: bool = True
     cuda_graphs: bool = False
+    allow_outside: bool = False
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.synthetic:
@@ -227,7 +229,9 @@ def bench(
         raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
     cases = cases_of(described.manifest, options.temperatures, options.batches)
     where = (described.manifest, described.folder, described.config)
-    samples = artifact_samples(*where, options.samples, options.synthetic, demos=DEMO_SAMPLES).prepared
+    samples = artifact_samples(
+        *where, options.samples, options.synthetic, demos=DEMO_SAMPLES, allow_outside=options.allow_outside
+    ).prepared
     about = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
     with pinned(options.threads):
         here = machine(options.threads)

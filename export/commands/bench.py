@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING
 import click
 
 from export.commands.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
-from madtp.command import WRONG_INPUT
+from madtp.command import WRONG_INPUT, allow_outside
 from madtp.errors import OutputError
+from madtp.printing import say
 
 if TYPE_CHECKING:
     from export.bench.run import BenchResult
@@ -21,6 +22,7 @@ UNDECIDED = 3
 @click.command(short_help="How fast is an artifact, dense and pruned?")
 @click.argument("artifact", type=PATH)
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to measure with; the demo's.")
+@allow_outside
 @click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")
 @click.option("--temperature", type=float, multiple=True, help="Beside dense; the manifest's. May be repeated.")
 @click.option("--batch", type=int, multiple=True, help="Requests a call; the profile's usual. May be repeated.")
@@ -40,6 +42,7 @@ def command(
     context: click.Context,
     artifact: Path,
     samples: Path | None,
+    allow_outside: bool,
     synthetic: bool,
     temperature: tuple[float, ...],
     batch: tuple[int, ...],
@@ -83,6 +86,7 @@ def command(
         parse_regression(max_regression),
         not no_profile,
         cuda_graphs,
+        allow_outside,
     )
 
     def saved(measurement: Measurement) -> str:
@@ -119,6 +123,6 @@ def command(
     deliver(show, [(path, writer(kind, text)) for path, kind, text in texts])
     if result.interrupted:
         kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
-        click.echo(f"interrupted: {kept}", err=True)
+        say(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
     context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])

@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.console import Console
 
 from export.options import BACKENDS, ExportOptions, Range
-from madtp.command import PATH, output_console
+from madtp.command import PATH, allow_outside, errors_console, output_console
 from madtp.errors import OutputError
 
 FAILED = 1  # a check failed
@@ -42,6 +41,7 @@ def export_options(command: Any) -> Any:
             click.option("--tokens", type=PATH, metavar="JSON", help="For plans: of python -m calibration tokens."),
             click.option("--calib", type=PATH, metavar="DIR", hidden=True),
             click.option("--samples", type=PATH, metavar="DIR", help="Samples to check the result on; the demo's."),
+            allow_outside,
         )
     ):
         command = option(command)
@@ -58,11 +58,6 @@ def parse_options(given: dict[str, Any]) -> ExportOptions:
     }
     renamed = {"checkpoint": given["ckpt"], **{key: value for key, value in given.items() if key != "ckpt"}}
     return ExportOptions(**{**renamed, **ranges})
-
-
-def errors_console() -> Console:
-    """Standard error, for progress."""
-    return Console(stderr=True)
 
 
 def deliver(show: Callable[[], None], writers: Iterable[tuple[Path | None, Callable[[Path], None]]]) -> None:

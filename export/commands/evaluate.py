@@ -12,9 +12,10 @@ from rich.table import Table
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
 from export.errors import OptionError
-from madtp.command import WRONG_INPUT
+from madtp.command import WRONG_INPUT, allow_outside
 from madtp.datasets import SPLITS, TASKS
 from madtp.heartbeat import Heartbeat, draws
+from madtp.printing import say
 
 MISSING_SHOWN = 3
 
@@ -31,6 +32,7 @@ MISSING_SHOWN = 3
 @click.option("--k-test", type=int, help="retrieval: candidates of each image and text to match; 256.")
 @click.option("--limit", type=int, help="Only the first so many items.")
 @click.option("--skip-missing", is_flag=True, help="Leave out what needs an image that is not there.")
+@allow_outside
 @click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt, where the artifact came without.")
 @click.option("--threads", type=int, help="Of ONNX Runtime; its own choice.")
 @click.pass_context
@@ -42,6 +44,7 @@ def command(
     split: str | None,
     output: Path,
     skip_missing: bool,
+    allow_outside: bool,
     vocab: Path | None,
     threads: int | None,
     **chosen: Any,
@@ -74,7 +77,7 @@ def command(
     try:
         console = errors_console()
         with Heartbeat(console, "reading the data set") as heartbeat:
-            dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing)
+            dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing, allow_outside=allow_outside)
             heartbeat.doing("opening the artifact")
             with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(console, heartbeat) as progress:
 
@@ -92,7 +95,7 @@ def command(
         kept = (
             f"what was done is in '{part}'; run the same command to go on" if part.exists() else "nothing was done yet"
         )
-        click.echo(f"interrupted: {kept}", err=True)
+        say(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
     output_console().print(f"wrote {output}", soft_wrap=True)
 

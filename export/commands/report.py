@@ -10,6 +10,7 @@ import click
 from rich.table import Table
 
 from export.commands.common import PATH, errors_console, output_console, raise_interrupts
+from madtp.command import allow_outside
 
 if TYPE_CHECKING:
     from export.reporting.page import Measured
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     "--ckpt", type=PATH, help="The checkpoint that it was made from: for GFLOPs, and plans of other machines."
 )
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to run; the demo's.")
+@allow_outside
 @click.option("--synthetic", is_flag=True, help="Run random pixels and ids: their token counts mean little.")
 @click.option("--bench", type=PATH, metavar="JSON", help="Latencies of python -m export bench --json; measured here.")
 @click.option("--temperature", type=float, multiple=True, help="Beside 0 and the manifest's. May be repeated.")
@@ -30,6 +32,7 @@ def command(
     output: Path,
     ckpt: Path | None,
     samples: Path | None,
+    allow_outside: bool,
     synthetic: bool,
     bench: Path | None,
     temperature: tuple[float, ...],
@@ -45,7 +48,7 @@ def command(
     from export.reporting.build import STAGES, ReportOptions, report
 
     raise_interrupts()
-    options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature)
+    options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside)
     with ConsoleProgress(errors_console(), STAGES) as progress:
 
         def show(manifest: Mapping[str, Any], measured: "Measured") -> None:

@@ -5,6 +5,7 @@ from typing import Any
 import click
 
 from export.commands.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
+from madtp.command import allow_outside
 
 
 @click.command(short_help="Hold an artifact to its checkpoint.")
@@ -14,6 +15,7 @@ from export.commands.common import FAILED, PATH, deliver, errors_console, output
 @click.option("--samples", type=PATH, metavar="DIR", help="Samples to compare on; the demo's.")
 @click.option("--data", type=PATH, metavar="DIR", help="Compare on a data set with its annotation file.")
 @click.option("--split", help="Of the data set; test where it is there, else val.")
+@allow_outside
 @click.option("--synthetic", is_flag=True, help="Compare on random pixels and ids instead of real data.")
 @click.option("--temperature", type=float, multiple=True, help="Compare here too, beside the manifest's and 0.")
 @click.option("--limit", type=int, default=32, show_default=True, help="Most samples, evenly spread.")
@@ -40,7 +42,8 @@ def command(context: click.Context, /, **given: Any) -> None:
     from madtp.samples import INDEX
 
     raise_interrupts()
-    data = DataOptions(given["samples"], given["data"], given["synthetic"], given["split"], given["limit"])
+    names = ("samples", "data", "synthetic", "split", "limit", "allow_outside")
+    data = DataOptions(**{name: given[name] for name in names})
     tolerances = parse_tolerances(given["tolerance"])
     options = ValidateOptions(
         given["engine"],

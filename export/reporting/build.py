@@ -59,6 +59,7 @@ class ReportOptions:
         synthetic: random pixels and ids instead.
         bench: result of `python -m export bench`; None measures here.
         temperatures: to compare; none is the default ones.
+        allow_outside: also take samples' images whose names lead out of their folder.
     """
 
     artifact: Path
@@ -68,6 +69,7 @@ class ReportOptions:
     synthetic: bool = False
     bench: Path | None = None
     temperatures: tuple[float, ...] = ()
+    allow_outside: bool = False
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,10 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
     config = model_config(manifest, path)
     bench = None if options.bench is None else read_bench(options.bench, manifest)
     samples = artifact_samples(
-        *(manifest, path.parent, config, options.samples, options.synthetic), demos=DEMO_SAMPLES, limit=MAX_SAMPLES
+        *(manifest, path.parent, config, options.samples, options.synthetic),
+        demos=DEMO_SAMPLES,
+        limit=MAX_SAMPLES,
+        allow_outside=options.allow_outside,
     )
     with _opened(options, manifest, path.parent, config) as opened:
         measured = _measure(options, opened, samples, bench, progress)

@@ -30,6 +30,7 @@ class DataOptions:
         synthetic: random pixels and ids.
         split: of the data set; None is its usual one.
         limit: most samples, evenly spread.
+        allow_outside: also take images whose names lead out of the folder.
     """
 
     samples: Path | None = None
@@ -37,6 +38,7 @@ class DataOptions:
     synthetic: bool = False
     split: str | None = None
     limit: int = DEFAULT_LIMIT
+    allow_outside: bool = False
 
     def __post_init__(self) -> None:
         given = [
@@ -88,7 +90,7 @@ def choose_samples(
     if options.data is not None:
         found = _data_samples(options, options.data, checkpoint, vocabulary, config)
         return ValidationSamples(found, "data set", "read")
-    found = load_samples(options.samples, checkpoint, config, 1, vocabulary)
+    found = load_samples(options.samples, checkpoint, config, 1, vocabulary, allow_outside=options.allow_outside)
     if len(found) > options.limit:
         chosen = spread(found.requests, options.limit)
         found = replace(found, requests=chosen, origin=f"{len(chosen)} of {found.origin}")
@@ -99,7 +101,7 @@ def choose_samples(
 def _data_samples(
     options: DataOptions, folder: Path, checkpoint: Path, vocabulary: Path | None, config: Config
 ) -> SampleSet:
-    dataset = read_dataset(config.task, folder, options.split)
+    dataset = read_dataset(config.task, folder, options.split, allow_outside=options.allow_outside)
     if not dataset.items:
         raise InputError(
             f"the data set '{dataset.annotation}' is empty", "There is nothing to compare on.", "Name another --split."

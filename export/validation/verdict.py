@@ -213,7 +213,7 @@ def write_junit(verdict: Verdict, path: Path) -> None:
             result.text = _xml_text("\n".join([*check.why, verdict.bisected, verdict.repro]))
             case.result = [result]
         elif check.status == NOT_RUN:
-            case.result = [Skipped("; ".join(check.why))]
+            case.result = [Skipped(_xml_text("; ".join(check.why)))]
         suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
     document = JUnitXml(SUITES)
     facts = {name: verdict.samples[name] for name in ("kind", "origin", "words")}

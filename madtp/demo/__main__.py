@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from madtp.command import PATH, output_console, run, version_option
+from madtp.command import PATH, errors_console, output_console, run, version_option
 from madtp.demo import CHECKPOINT, retrieval, vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
@@ -24,6 +24,7 @@ from madtp.demo.retrieval.data import held_out
 from madtp.demo.retrieval.data import held_out_samples as held_out_pairs
 from madtp.demo.train import Recipe, save, train
 from madtp.heartbeat import SILENCE, Heartbeat, draws
+from madtp.printing import say
 
 MISSED = 1  # the result is not as good as promised
 THREADS = 2  # another number adds up in another order, and so trains other weights
@@ -94,9 +95,9 @@ def cli(context: click.Context, task: str, out: Path | None, steps: int | None) 
     run_task = run_nlvr if task == "nlvr" else run_retrieval
     out = out or Path("out/demo" if task == "nlvr" else "out/demo-retrieval")
     checkpoint, problems = run_task(out, steps)
-    click.echo(f"{time.monotonic() - started:.0f} s; wrote {out / checkpoint}, vocab.txt and samples/")
+    say(f"{time.monotonic() - started:.0f} s; wrote {out / checkpoint}, vocab.txt and samples/")
     for problem in problems:
-        click.echo(f"missed: {problem}")
+        say(f"missed: {problem}")
     context.exit(MISSED if problems else 0)
 
 
@@ -112,7 +113,7 @@ def run_nlvr(out: Path, steps: int | None) -> Result:
     check_folder(out, CHECKPOINT, vocab_path())
     recipe = Recipe() if steps is None else Recipe().shortened(steps)
     samples = held_out_samples(EVALUATED if steps is None else EVALUATED_SHORT)
-    with staged(out) as stage, Reporter(Console(stderr=True), recipe.steps + 2 * len(samples)) as reporter:
+    with staged(out) as stage, Reporter(errors_console(), recipe.steps + 2 * len(samples)) as reporter:
         model = train(recipe, reporter.advance)
         dense, pruned = (
             evaluate(model, vocab_path(), samples, temperature, lambda: reporter.advance("evaluating"))
@@ -132,7 +133,7 @@ def run_retrieval(out: Path, steps: int | None) -> Result:
     vocabulary = retrieval.vocab_path()
     check_folder(out, retrieval.CHECKPOINT, vocabulary)
     total = recipe.steps + 2 * len(kept.pictures)
-    with staged(out) as stage, Reporter(Console(stderr=True), total) as reporter:
+    with staged(out) as stage, Reporter(errors_console(), total) as reporter:
         model = retrieval_train.train(recipe, reporter.advance)
         dense, pruned = (
             retrieval_evaluate.evaluate(model, vocabulary, kept, temperature, lambda: reporter.advance("evaluating"))

@@ -7,12 +7,16 @@ from pathlib import Path
 import torch
 
 from madtp.errors import MadtpError
+from madtp.inputs import read_bytes
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
 VECTOR_BYTES = 16  # boundary of what the kernels read 16 bytes at a time
 VARIABLE = "MADTP_KERNELS"  # environment variable: the library, where it is not installed beside the package
 INSTALLED = Path(__file__).resolve().parents[2] / "install" / "lib" / "libmadtp_kernels.so"
+
+MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
+FUNCTIONS = (("aligned_attention", 8), ("token_compact", 5))  # and their arguments
 
 _SIZES = "Keep to the sizes in madtp/kernels.h: heads of at most 256 columns, widths that are multiples of 8."
 _REASONS = {  # cudaError_t -> why, what to do
@@ -96,19 +100,36 @@ def library_path() -> Path:
 def load_library(path: Path | None = None) -> ctypes.CDLL:
     """The library of kernels, its four functions declared; None is `library_path()`.
 
+    To load a library is to run code of it: what does not name all four functions is refused before that.
+
     Raises:
-        KernelError: it is missing, cannot be loaded, or lacks a function.
+        KernelError: it is missing, no library of kernels, or cannot be loaded.
     """
     path = library_path() if path is None else path
     fix = f"Build it with ./build.sh plugins, or name another one in {VARIABLE}."
     if not path.is_file():
         raise KernelError(f"the library of kernels '{path}' is missing", "It has not been built here.", fix)
+    _check_kernels(path, fix)
     try:
-        library = ctypes.CDLL(str(path))
-        for op, arguments in (("aligned_attention", 8), ("token_compact", 5)):
+        library = ctypes.CDLL(str(path.resolve()))  # a bare name would be searched for elsewhere
+        for op, arguments in FUNCTIONS:
             call, workspace = getattr(library, f"madtp_{op}"), getattr(library, f"madtp_{op}_workspace")
             call.restype, call.argtypes = ctypes.c_int, [ctypes.c_void_p] * arguments
             workspace.restype, workspace.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
     except (OSError, AttributeError) as error:
         raise KernelError(f"the library of kernels '{path}' cannot be loaded", str(error), fix) from error
     return library
+
+
+def _check_kernels(path: Path, fix: str) -> None:
+    """Refuse, without running anything of it, what is no library of kernels."""
+    names = [f"madtp_{op}{end}" for op, _ in FUNCTIONS for end in ("", "_workspace")]
+    try:
+        content = read_bytes(path, MOST_BYTES)
+        if not content.startswith(b"\x7fELF"):
+            raise ValueError("It is no shared library.")
+        for name in names:
+            if f"{name}\0".encode() not in content:
+                raise ValueError(f"It is no library of kernels: undefined symbol: {name}.")
+    except (OSError, ValueError) as error:
+        raise KernelError(f"the library of kernels '{path}' cannot be loaded", str(error), fix) from error
