@@ -242,8 +242,11 @@ class _Entry:
             raise self._error(key, f"It {fault}: {shown(value)}.", "It has to be a string with something in it.")
         return str(value)
 
-    def texts(self, key: str, inner: str | None = None) -> tuple[str, ...]:
-        """A list of strings, or of objects with a string `inner`; one string stands for a list of one."""
+    def texts(self, key: str, inner: str | None = None, blank: bool = False) -> tuple[str, ...]:
+        """A list of strings, or of objects with a string `inner`; one string stands for a list of one.
+
+        With `blank` strings that say nothing are taken too.
+        """
         value = self.content.get(key)
         form = '["...", ...]' if inner is None else f'[{{"{inner}": "..."}}, ...]'
         if isinstance(value, str):
@@ -255,7 +258,7 @@ class _Entry:
             if inner is not None:
                 text = text.get(inner) if isinstance(text, dict) else None
             fault = text_fault(text)
-            if fault is not None:
+            if fault is not None and not (blank and isinstance(text, str) and not text.strip()):
                 why = f"Counted from 0, number {number} of it {fault}: {shown(value[number])}."
                 raise self._error(key, why, f"It has to be a list {form}, and each has to say something.")
             texts.append(text)
@@ -400,7 +403,8 @@ def _original_vqa(reader: _Reader, split: str) -> list[VqaItem]:
 
 def _original_answers(reader: _Reader, year: str) -> dict[Id, tuple[str, ...]]:
     path, ids = reader.path.with_name(f"v2_mscoco_{year}_annotations.json"), _UniqueIds("question_id")
-    return {ids.take(entry): entry.texts("answers", "answer") for entry in reader.entries("annotations", path)}
+    # Of the ten people some may have typed nothing, which no answer equals.
+    return {ids.take(entry): entry.texts("answers", "answer", True) for entry in reader.entries("annotations", path)}
 
 
 def _answer_list(reader: _Reader) -> tuple[str, ...] | None:

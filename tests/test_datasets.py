@@ -302,6 +302,18 @@ def test_broken_entries_are_named(
         read_dataset(task, tmp_path)
 
 
+def test_of_ten_people_one_may_have_typed_nothing(write: Write, tmp_path: Path) -> None:
+    first, *others = ANSWERS["annotations"]
+    write(QUESTION_FILE, QUESTIONS)
+    blank = [{"answer": " "}, *first["answers"][1:]]  # type: ignore[misc]
+    write(ANSWER_FILE, {"annotations": [first | {"answers": blank}, *others]}, images=False)
+    assert read_dataset("vqa", tmp_path).items[1].answers == (" ", *TEN[1:])  # type: ignore[union-attr]
+    printed = [{"answer": "['yes']"}, *first["answers"][1:]]  # type: ignore[misc]
+    write(ANSWER_FILE, {"annotations": [first | {"answers": printed}, *others]}, images=False)
+    with pytest.raises(InputError, match="printed form of a list"):
+        read_dataset("vqa", tmp_path)
+
+
 def test_broken_pairs_of_vqa_files_are_refused(write: Write, tmp_path: Path) -> None:
     write(QUESTION_FILE, QUESTIONS)
     with pytest.raises(InputError, match=f"cannot read '.*{ANSWER_FILE}'"):
