@@ -573,7 +573,7 @@ MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     ),
     "manifest of another name": (
         edited(lambda manifest: manifest.update(artifact="other.onnx")),
-        ("there is no artifact", "Keep artifact and manifest together"),
+        ("is the manifest of 'other.onnx', not of 'out.onnx'", "Keep artifact and manifest together"),
     ),
     "part missing": (
         edited(lambda manifest: manifest["parts"][0].update(name="encoder")),
