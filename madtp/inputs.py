@@ -67,13 +67,13 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     return decode_text(read_bytes(path, most))
 
 
-def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+def read_json(path: Path, most: int = MOST_BYTES, *, unique: bool = False) -> Any:
     """What a JSON file holds.
 
     Raises:
         OSError, ValueError, RecursionError: see `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path, most))
+    return parse_json(read_text(path, most), unique=unique)
 
 
 def decode_text(content: bytes) -> str:
@@ -81,15 +81,28 @@ def decode_text(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, unique: bool = False) -> Any:
     """JSON as RFC 8259 knows it: what Python would read besides could not be printed or written again.
 
+    Args:
+        text: of the file.
+        unique: refuse an object that has a name twice, of which readers take the one or the other.
+
     Raises:
-        ValueError: no JSON, or it holds NaN, an infinity or half a surrogate pair.
+        ValueError: no JSON, or it holds NaN, an infinity or half a surrogate pair, or a name twice.
         RecursionError: brackets nested a thousand deep.
     """
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=_unique if unique else None)
     json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise ValueError(f"The name '{twice:.80}' stands twice in one object.")
     return content
 
 
