@@ -196,3 +196,20 @@ def test_answers_that_are_no_numbers_are_refused(exported: tuple[Path, Path]) ->
     refused = pytest.raises(InputError, match="'logits' of part model is not finite")
     with Session(artifact, vocabulary=vocabulary) as session, refused:
         session.judge([(image, image)], ["a digit"])
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda manifest: manifest["preprocessing"]["image"].update(mean=[0, 0, 0]), "mean"),
+        (lambda manifest: manifest["config"].update(enc_token_id=1), "enc_token_id"),
+    ],
+)
+def test_validate_tells_a_manifest_by_which_requests_are_prepared_otherwise(
+    change: Callable[[dict[str, Any]], object], named: str, exported: tuple[Path, Path], run_cli: Callable[..., Ran]
+) -> None:
+    """Its hash of itself is right, as whoever edits can make it; the outputs of its files are right too."""
+    artifact, checkpoint = exported
+    edit_manifest(manifest_path(artifact), change)
+    ran = run_cli("validate", "--engine", artifact, "--ckpt", checkpoint, "--synthetic", "--limit", 2)
+    ran.refused("does not describe the model of this checkpoint", f"another {named},")
