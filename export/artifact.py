@@ -9,7 +9,7 @@ from export.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.errors import BackendError, ManifestError
 from export.manifest import tensor_infos
 from export.plugin_library import check_embedded, loadable_library
-from export.runner import CheckedRunner, OnnxRunner, PlanRunner, RunnerOptions
+from export.runner import CheckedRunner, FiniteRunner, OnnxRunner, PlanRunner, RunnerOptions
 from madtp.config import CONFIGS
 from madtp.errors import ConfigError, MadtpError
 from madtp.samples import Config
@@ -49,7 +49,7 @@ def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
 def close_runners(runners: Mapping[str, Runner]) -> None:
     """Free what runners of `open_parts` hold on the GPU."""
     for runner in runners.values():
-        if isinstance(runner, CheckedRunner):
+        if isinstance(runner, CheckedRunner | FiniteRunner):
             runner.close()
 
 

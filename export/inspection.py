@@ -9,6 +9,7 @@ import struct
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ VERIFIED = "verified"
 CHANGED = "CHANGED after it was written: its own sha256 is another"
 PLAN_SUFFIXES = {".plan", ".engine", ".trt"}
 CHECKPOINT_SUFFIXES = {".pt", ".pth"}
+MOST_PARTS = 8  # that are looked at; a model has three at most
 NO_ARTIFACT = "not an artifact, nor a file of one"
 
 # Not documented: what plans of TensorRT for RTX 1.7 begin with. Magic, layout, total bytes, version.
@@ -203,7 +205,7 @@ def _inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) ->
         state = None
         valid = False
         said = f"{error.what}: {_first_line(error.why)}"
-        other_version = isinstance(schema, int) and schema != SCHEMA_VERSION
+        other_version = type(schema) is int and schema != SCHEMA_VERSION
         (found.notes if other_version else found.damage).append(said)
     artifact = _Artifact(content, path, found)
     found.manifest = {"file": str(path), "schema": schema, "valid": valid, "state": state, **artifact.summary()}
@@ -221,7 +223,7 @@ class _Artifact:
     def summary(self) -> dict[str, Any]:
         """Everything worth showing; what the manifest lacks is None. Files come with their `state`."""
         content = self._content
-        parts = [self._part(part) for part in _dicts(content.get("parts"))]
+        parts = [self._part(part) for part in islice(_dicts(content.get("parts")), MOST_PARTS)]
         self._check_parts([part["name"] for part in parts])
         library = _at(content, "plugins", "library")
         if isinstance(library, dict):
@@ -272,7 +274,7 @@ class _Artifact:
     def _embedded(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What the manifest says of a library that its plan carries; whether that has such a one."""
         shown = {key: entry.get(key) for key in _LIBRARY} | {"file": None, "state": "in the plan, by the manifest"}
-        for part in _dicts(self._content.get("parts")):
+        for part in islice(_dicts(self._content.get("parts")), MOST_PARTS):
             path = _inside(self._folder, part.get("artifact"))
             if part.get("plugin_layers") and path is not None and path.is_file():
                 try:
@@ -305,6 +307,7 @@ class _Artifact:
         more = ("layers", "plugin_layers", "tokens")
         return {
             **{key: part.get(key) for key in (*keys, *more)},
+            "bytes": path.stat().st_size if path is not None and path.is_file() else None,
             "state": state,
             "external_data": external,
             "opsets": None if file is None else file.opsets,

@@ -56,7 +56,8 @@ def _file_rows(found: Inspection) -> Iterator[Row]:
         yield "sha256", found.sha256
     yield from found.details.items()
     yield from (("note", note) for note in found.notes)
-    yield from (("DAMAGED", problem) for problem in found.damage)
+    yield from (("DAMAGED", problem) for problem in found.damage[:LISTED])
+    yield from _and_more("DAMAGED", len(found.damage))
 
 
 def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
@@ -75,7 +76,8 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
     )
     checkpoint = manifest["checkpoint"]
     notes = checkpoint.get("notes") if isinstance(checkpoint, dict) else None
-    yield from (("  note", _text(note)) for note in (notes if isinstance(notes, list) else ()))
+    yield from (("  note", _text(note)) for note in _list(notes)[:LISTED])
+    yield from _and_more("  note", len(_list(notes)))
     yield "temperature", get("temperature")
     yield "layout, precision", f"{get('layout')} ({get('batching')} batching), {get('precision')}"
     oldest = f" (runs in {get('backend', 'oldest')} and newer)" if get("backend", "oldest") != "?" else ""
@@ -115,7 +117,7 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
         get = _reader(part["tokens"])
         yield "  tuned for tokens", f"{get('source')}: {get('origin')} ({get('samples')} samples)"
         sizes = part["tokens"].get("opt_max")
-        for encoder, pairs in sizes.items() if isinstance(sizes, dict) else ():
+        for encoder, pairs in list(sizes.items())[:LISTED] if isinstance(sizes, dict) else ():
             yield f"    {_text(encoder)}", f"{' '.join(_pair(pair) for pair in _list(pairs))} (usual/largest a layer)"
 
 
@@ -149,7 +151,7 @@ def _validation_rows(validation: Any, damaged: bool) -> Iterator[Row]:
     if isinstance(validation["verdict"], dict):
         yield from _verdict_rows(validation["verdict"])
     yield "at the export", f"samples: {get('samples')}"
-    for parity in validation["parity"]:
+    for parity in validation["parity"][:LISTED]:
         entry = _reader(parity)
         worst = f"worst difference {entry('worst', show=_small)} of {entry('worst_output')}"
         decided = f"{entry('decisions_equal')} of {entry('requests')} answers equal, {entry('explained')} left out"

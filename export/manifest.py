@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from importlib import metadata, resources
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from madtp.outputs import json_kind
 
 SCHEMA_VERSION = 4
 OWN_HASH = "manifest_sha256"
-LONGEST = 2**24  # bytes; real ones have some 10 kB
+LONGEST = 2**20  # bytes; real ones have some 10 kB
+MOST_ERRORS = 1000  # of the schema, of which the one to be shown is chosen
 MOST_BYTES = 2**38  # of a file of an artifact
 LONGEST_REASON = 500  # characters of what the schema says of a value, which may be all of the file
 PART_NAMES = {  # see madtp/parts.py
@@ -128,11 +130,11 @@ def read_manifest(path: Path, *, changed: bool = False) -> dict[str, Any]:
         changed: also one that was changed after it was written, which its own hash tells.
 
     Raises:
-        ManifestError: missing, not JSON, of another schema version, malformed, naming a file that does not lie beside
-            it, or changed.
+        ManifestError: missing, not JSON, with a name twice, of another schema version, malformed, naming a file that
+            does not lie beside it, or changed.
     """
     try:
-        manifest = read_json(path, LONGEST)
+        manifest = read_json(path, LONGEST, unique=True)
     except (OSError, ValueError, RecursionError) as error:
         whole = _whole(path) if isinstance(error, FileNotFoundError) else None
         if whole is not None:
@@ -151,7 +153,8 @@ def read_manifest(path: Path, *, changed: bool = False) -> dict[str, Any]:
             f"This version reads schema {SCHEMA_VERSION}.",
             "Export again, or use the version that wrote it.",
         )
-    wrong = jsonschema.exceptions.best_match(_validator().iter_errors(manifest))
+    errors = islice(_validator().iter_errors(manifest), MOST_ERRORS)
+    wrong = jsonschema.exceptions.best_match(errors)
     if wrong is not None:
         raise ManifestError(f"the manifest '{path}' is malformed", f"At {_reason(wrong)}.", "Export again.") from wrong
     for part in manifest["parts"]:

@@ -9,6 +9,7 @@ elsewhere can be told too.
 import hashlib
 import importlib.util
 import json
+import mmap
 import os
 import re
 import shutil
@@ -28,7 +29,7 @@ from filelock import FileLock
 from export.errors import PluginError
 from madtp.errors import MadtpError
 from madtp.files import write_errors
-from madtp.inputs import read_bytes, sha256
+from madtp.inputs import open_regular, read_bytes, sha256
 from madtp.printing import error_text, say
 
 PRODUCT = "madtp-deploy"  # the distribution whose version a library carries
@@ -46,7 +47,6 @@ OLDEST_HEADERS = (10, 14)
 SYSTEM_INCLUDES = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/local/include", "/usr/local/tensorrt/include")
 LOG_LINES = 15  # of the compiler, shown when it fails
 MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
-MOST_PLAN_BYTES = 2**36
 _MARK = re.compile(rb"madtp-plugins (\{[^\0]{1,500}\})\0")
 
 
@@ -103,7 +103,7 @@ class _BuildLine:
     sm: tuple[int, ...]
 
 
-def _build_lines(content: bytes) -> set[_BuildLine]:
+def _build_lines(content: bytes | mmap.mmap) -> set[_BuildLine]:
     """All that there are in a library, or in a plan that carries one; what only looks like one is none."""
     lines = set()
     for found in _MARK.finditer(content):
@@ -151,8 +151,9 @@ def check_embedded(plan: Path, entry: Mapping[str, Any]) -> None:
         PluginError: it carries none of this project and version, several, or another than the manifest describes.
     """
     try:
-        lines = _build_lines(read_bytes(plan, MOST_PLAN_BYTES))
-    except (OSError, ValueError) as error:
+        with open_regular(plan) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            lines = _build_lines(content)
+    except (OSError, ValueError) as error:  # ValueError: it is empty
         raise PluginError(f"cannot read the plan '{plan}'", str(error), "Export again.") from error
     for line in lines:
         _check_version(f"the plugin library in '{plan}'", line.version)

@@ -20,12 +20,13 @@ from export.backends import Backend
 from export.errors import BackendError, PluginError
 from export.forks import keep_in_child, leave_children_quickly
 from export.gpu import DeviceMeter, MeteredContext, execution_context, layer_profiler
-from export.plugin_library import MOST_PLAN_BYTES, loadable_library
+from export.plugin_library import loadable_library
 from madtp.errors import InputError
 from madtp.inputs import read_bytes
 from madtp.ops.spec import DOMAIN, OPS, VERSION
 from madtp.tasks import Outputs, Runner
 
+MOST_PLAN_BYTES = 2**36
 SEARCHED = "LD_LIBRARY_PATH"  # where Polygraphy looks first
 
 
@@ -258,7 +259,7 @@ class CheckedRunner:
 
 
 class FiniteRunner:
-    """A runner that refuses outputs that are not finite: speed and token counts of wrong answers mean nothing.
+    """A runner that refuses outputs that are not finite: answers, speed and token counts made of them mean nothing.
 
     Args:
         runner: of a part.
@@ -279,10 +280,15 @@ class FiniteRunner:
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
                 raise InputError(
                     f"the artifact's output '{name}' of part {self._part} is not finite ({self._where})",
-                    "Speed and token counts say nothing of an artifact whose answers are wrong.",
+                    "Answers made of it would be wrong, and speed and token counts of such ones say nothing.",
                     "Hold it to its checkpoint with python -m export validate.",
                 )
         return outputs
+
+    def close(self) -> None:
+        """See `CheckedRunner.close`."""
+        if isinstance(self._runner, CheckedRunner):
+            self._runner.close()
 
 
 def finite_runners(runners: Mapping[str, Runner], where: str) -> dict[str, FiniteRunner]:

@@ -25,7 +25,7 @@ from export.requests import (
     judge,
     rank_pairs,
 )
-from export.runner import RunnerOptions
+from export.runner import RunnerOptions, finite_runners
 from madtp.checkpoint import MAX_TEMPERATURE
 from madtp.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
 from madtp.errors import InputError
@@ -90,7 +90,8 @@ class Session:
             )
         if forked():
             torch.set_num_threads(1)  # its pool stayed with the parent; a call would wait for it for ever
-        self.runners: dict[str, Runner] = open_parts(self.manifest, path.parent, self.backend, RunnerOptions(threads))
+        opened = open_parts(self.manifest, path.parent, self.backend, RunnerOptions(threads))
+        self.runners: dict[str, Runner] = {**finite_runners(opened, "asked by a session")}
         self._process = os.getpid()
 
     def __enter__(self) -> "Session":

@@ -1,7 +1,8 @@
 """`python -m export validate`: hold an existing artifact to the checkpoint that it was made from."""
 
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import madtp
 from export.artifact import open_parts, runtime
 from export.backends import Backend
 from export.engine import custom_nodes, inline_functions
-from export.errors import BackendError, OptionError
+from export.errors import BackendError, ManifestError, OptionError
 from export.manifest import ARTIFACTS, check_artifact, is_sealed, open_manifest, tensor_infos, tool_versions
 from export.onnx_graph import OnnxGraph
 from export.pipeline import Progress, check_samples
@@ -27,7 +28,9 @@ from export.validation.plan import look_into_plan
 from export.validation.tolerances import Bounds, tolerance_of
 from export.validation.verdict import Verdict, update_manifest
 from madtp.checkpoint import MAX_TEMPERATURE
-from madtp.errors import OutputError
+from madtp.errors import OutputError, listing
+from madtp.preprocess import IMAGE_MEAN, IMAGE_STD
+from madtp.samples import Config
 from madtp.scratch import scratch_folder
 from madtp.tasks import Runner
 
@@ -99,6 +102,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
     model = madtp.load(options.checkpoint, options.config)
     config = model.config
+    if source.name not in changed:
+        _check_described(manifest, config, source)
     batch, text = batch_and_text(manifest["parts"])
     vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
     beside = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
@@ -155,6 +160,20 @@ def _check_name(engine: Path) -> None:
             f"--engine '{engine}' is no artifact and no manifest",
             "Its name does not end in .json, .onnx or .plan.",
             "Name out.json, out.onnx or out.plan.",
+        )
+
+
+def _check_described(manifest: Mapping[str, Any], config: Config, path: Path) -> None:
+    """Refuse a manifest that has images or ids prepared in another way than those that are compared here."""
+    sizes = json.loads(json.dumps(asdict(config)))
+    names = [name for name in sizes | manifest["config"] if manifest["config"].get(name) != sizes.get(name)]
+    image = manifest["preprocessing"]["image"]
+    names += [name for name, value in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)) if tuple(image[name]) != value]
+    if names:
+        raise ManifestError(
+            f"the manifest '{path}' does not describe the model of this checkpoint",
+            f"It gives another {listing(names)}, by which requests are prepared: answers would be others.",
+            "Name the --config of the export, or export again.",
         )
 
 

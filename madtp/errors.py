@@ -4,8 +4,8 @@ import re
 from collections.abc import Iterable
 
 LISTED = 8  # names in a message before it says "and N more"
-# Control characters but the line feed, line separators, directions of writing, halves of surrogate pairs.
-_HIDDEN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+# Control characters but the line feed, line separators, directions of writing, halves of surrogate pairs, what is none.
+_HIDDEN = re.compile("[\0-\x09\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff\ufffe\uffff]")
 
 
 class MadtpError(Exception):

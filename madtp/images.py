@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageFile, ImageOps
+from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 
 from madtp.errors import InputError
 from madtp.inputs import open_regular
@@ -62,13 +62,19 @@ def image_path(folder: Path, name: str, index: Path, allow_outside: bool = False
     inner = os.path.normpath(name)  # what is judged is what is opened, also where "x/.." follows a link
     parts = Path(inner).parts
     leaves = parts[:1] == ("..",) and set(parts) != {".."}  # a folder above is no image, and is said to be missing
-    if leaves or (os.path.isabs(inner) and not Path(inner).is_relative_to(os.path.abspath(folder))):
+    if leaves or (os.path.isabs(inner) and not _is_below(inner, folder)):
         raise InputError(
             f"'{index}' names an image outside of '{folder}': '{name}'",
             "Annotations may come from others, and such a name could point at any file of this machine.",
             "Put the image there; or allow it, if you trust them: --allow-outside, allow_outside=True in Python.",
         )
     return folder / inner
+
+
+def _is_below(name: str, folder: Path) -> bool:
+    """Whether an absolute name is of the folder: as both are written, or, where a link leads to it, as they lie."""
+    lies = Path(os.path.realpath(name)).is_relative_to(os.path.realpath(folder))
+    return lies or Path(name).is_relative_to(os.path.abspath(folder))
 
 
 def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
@@ -84,15 +90,19 @@ def read_image(path: Path, *, rotate: bool = False) -> Image.Image:
     """
     quiet = warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS is less
     try:
-        with quiet, open_regular(path) as file, Image.open(file, formats=_formats()) as image:
+        with quiet, open_regular(path) as file:
             if os.fstat(file.fileno()).st_size > MOST_BYTES:
                 raise OSError(f"It has more than {MOST_BYTES / 1e6:.0f} MB.")
-            _check(image, f"the image '{path}'")
-            image.load()
-            return ImageOps.exif_transpose(image) if rotate and exif_rotated(image) else image.copy()
+            with Image.open(file, formats=_formats()) as image:
+                _check(image, f"the image '{path}'")
+                image.load()
+                return ImageOps.exif_transpose(image) if rotate and exif_rotated(image) else image.copy()
     except DECODING_ERRORS as error:
+        why = "cannot identify image file: it is none" if isinstance(error, UnidentifiedImageError) else str(error)
         raise InputError(
-            f"cannot read the image '{path}'", str(error), "Replace it with a complete image file (PNG, JPEG, ...)."
+            f"cannot read the image '{path}'",
+            getattr(error, "strerror", None) or why,
+            "Replace it with a complete image file (PNG, JPEG, ...).",
         ) from error
 
 

@@ -20,8 +20,7 @@ def open_regular(path: Path) -> BufferedReader:
         OSError: missing, a folder, without permission, or no regular file; `strerror` says which.
     """
     # O_NONBLOCK: what turns into a pipe between the question what it is and its opening is not waited for either.
-    if not stat.S_ISDIR(path.stat().st_mode):
-        _check_regular(path, path.stat().st_mode)
+    _check_regular(path, path.stat().st_mode)
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
     try:
         _check_regular(path, os.fstat(file.fileno()).st_mode)
@@ -32,6 +31,8 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise OSError(errno.EINVAL, f"It is {kind}; only regular files are read", str(path))
@@ -67,13 +68,13 @@ def read_text(path: Path, most: int = MOST_BYTES) -> str:
     return decode_text(read_bytes(path, most))
 
 
-def read_json(path: Path, most: int = MOST_BYTES) -> Any:
+def read_json(path: Path, most: int = MOST_BYTES, *, unique: bool = False) -> Any:
     """What a JSON file holds.
 
     Raises:
         OSError, ValueError, RecursionError: see `read_text` and `parse_json`.
     """
-    return parse_json(read_text(path, most))
+    return parse_json(read_text(path, most), unique=unique)
 
 
 def decode_text(content: bytes) -> str:
@@ -81,15 +82,28 @@ def decode_text(content: bytes) -> str:
     return content.decode("utf-8-sig")
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, unique: bool = False) -> Any:
     """JSON as RFC 8259 knows it: what Python would read besides could not be printed or written again.
 
+    Args:
+        text: of the file.
+        unique: refuse an object that has a name twice, of which readers take the one or the other.
+
     Raises:
-        ValueError: no JSON, or it holds NaN, an infinity or half a surrogate pair.
+        ValueError: no JSON, or it holds NaN, an infinity or half a surrogate pair, or a name twice.
         RecursionError: brackets nested a thousand deep.
     """
-    content = json.loads(text)
+    content = json.loads(text, object_pairs_hook=_unique if unique else None)
     json.dumps(content, ensure_ascii=False, allow_nan=False).encode()
+    return content
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in content if names.count(name) > 1)
+        raise ValueError(f"The name '{twice:.80}' stands twice in one object.")
     return content
 
 

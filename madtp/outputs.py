@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from madtp.errors import OutputError
+from madtp.errors import OutputError, printable
 from madtp.files import Staging, check_writable, write_errors
 from madtp.inputs import decode_text, parse_json, read_bytes
 
@@ -105,13 +105,15 @@ def check_ours(output: Path, kind: Kind) -> None:
 def write_output(path: Path, text: str, kind: Kind) -> None:
     """Write a file, complete or not at all, over nothing but an earlier one of its kind.
 
+    What a terminal or page would obey, rather than show, becomes an escape: names and texts in it are of others.
+
     Raises:
         OutputError: it cannot be written.
     """
     check_writable(path)
     check_ours(path, kind)
     with Staging(path) as staging, write_errors(path):
-        (staging.folder / path.name).write_text(text, encoding="utf-8")
+        (staging.folder / path.name).write_text(printable(text), encoding="utf-8")
         staging.commit([path.name])
 
 

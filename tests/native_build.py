@@ -6,11 +6,12 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock
 
-from export.plugin_library import find_headers
+from export.plugin_library import PRODUCT, find_headers
 from tests.paths import ROOT
 
 SOURCES = ROOT / "tests" / "native"
@@ -51,9 +52,14 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
     folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")
     folder.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        options = (f"-DTENSORRT_INCLUDE={find_headers()}", f"-DMADTP_SANITIZE={'ON' if sanitize else 'OFF'}")
-        ninja = f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}"
-        _run([tool("cmake"), "-S", str(SOURCES), "-B", str(folder), "-G", "Ninja", ninja, *options])
+        defines = {
+            "CMAKE_MAKE_PROGRAM": tool("ninja"),
+            "TENSORRT_INCLUDE": find_headers(),
+            "MADTP_SANITIZE": "ON" if sanitize else "OFF",
+            "MADTP_VERSION": metadata.version(PRODUCT),
+        }
+        options = [f"-D{name}={value}" for name, value in defines.items()]
+        _run([tool("cmake"), "-S", str(SOURCES), "-B", str(folder), "-G", "Ninja", *options])
         _run([tool("cmake"), "--build", str(folder), "--parallel", os.environ.get("MADTP_JOBS", "2")])
     return Native(*(folder / f"libmadtp_{name}.so" for name in names))
 

@@ -140,7 +140,7 @@ def manifest_of(folder: Path, task: str, artifact: str, parts: dict[str, str], b
         "plugins": {"mode": "none", "library": None},
         "parts": [part_entry(folder, name, file) for name, file in parts.items()],
         "preprocessing": {
-            "image": {"size": 32, "mode": "RGB", "resize": "", "scale": 1.0, "mean": [0.0], "std": [1.0]},
+            "image": {"size": 32, "mode": "RGB", "resize": "", "scale": 1.0, "mean": [0.0] * 3, "std": [1.0] * 3},
             "text": {
                 "tokenizer": "bert-wordpiece",
                 "lowercase": True,

@@ -75,6 +75,8 @@ def test_folders_may_be_named_as_one_likes(folder: str, data: Path, monkeypatch:
         with pytest.raises(InputError):
             image_path(Path(folder), name, Path("samples.json"))
     assert image_path(data, str(data / "a.png"), data) == data / "a.png"
+    for place, name in ((elsewhere / "data", data / "a.png"), (data, elsewhere / "data" / "a.png")):
+        assert os.path.realpath(image_path(place, str(name), data)) == str(data / "a.png")
 
 
 def test_links_of_the_user_are_followed_and_dots_behind_them_are_not(data: Path) -> None:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from xml.etree import ElementTree
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from madtp.errors import InputError, printable
+from madtp.outputs import marked_kind, write_output
 from madtp.printing import PlainConsole, error_text
 from tests.conftest import Ran, save_checkpoint, write_samples, write_vocabulary
 from tests.manifests import edit_manifest
@@ -110,3 +112,12 @@ def test_the_tools_beside_the_export(tmp_path: Path) -> None:
         )
         assert ran.returncode == 2
         assert "\x1b" not in ran.stdout + ran.stderr
+
+
+def test_files_that_are_written_hold_no_escapes(tmp_path: Path) -> None:
+    """Pages, Markdown and JUnit XML are shown too, and XML may not hold control characters at all."""
+    path = tmp_path / "out.xml"
+    write_output(path, f"<a>{NASTY}\0\ufffe\uffff\n</a>", marked_kind("a test's file", "<a>"))
+    text = path.read_text()
+    assert is_harmless(text)
+    assert ElementTree.fromstring(text).text == f"{printable(NASTY)}\\x00\\ufffe\\uffff\n"

@@ -3,7 +3,6 @@
 import datetime
 import json
 import math
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +14,13 @@ from export.validation.bisect import Culprit
 from export.validation.invariance import Dependence
 from export.validation.pairs import PairResult
 from export.validation.tolerances import Bounds
-from madtp.errors import MadtpError
+from madtp.errors import MadtpError, printable
 from madtp.outputs import json_kind, marked_kind, write_output
 
 VERDICT = json_kind("a verdict of validate", "artifact", "passed", "status", "checks", "pairs")
 SUITES = "madtp-deploy validate"
 JUNIT = marked_kind("JUnit XML of validate", f'<testsuites name="{SUITES}"')
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
-NO_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # https://www.w3.org/TR/xml/#charsets
 
 
 @dataclass(frozen=True)
@@ -194,10 +192,6 @@ def write_json(verdict: Verdict, path: Path) -> None:
     write_output(path, json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n", VERDICT)
 
 
-def _xml_text(text: str) -> str:
-    return NO_XML.sub("?", text)
-
-
 def write_junit(verdict: Verdict, path: Path) -> None:
     """The checks as JUnit XML, a test suite for each group.
 
@@ -205,25 +199,25 @@ def write_junit(verdict: Verdict, path: Path) -> None:
         OutputError: it cannot be written.
     """
     suites: dict[str, Any] = {}
-    artifact = _xml_text(verdict.artifact)
+    artifact = printable(verdict.artifact)
     for check in verdict.checks:
         case = TestCase(check.name, f"validate.{artifact}.{check.group}")
         if check.status == FAILED:
-            result: Error | Failure | Skipped = Failure(_xml_text(check.why[0]))
-            result.text = _xml_text("\n".join([*check.why, verdict.bisected, verdict.repro]))
+            result: Error | Failure | Skipped = Failure(printable(check.why[0]))
+            result.text = printable("\n".join([*check.why, verdict.bisected, verdict.repro]))
             case.result = [result]
         elif check.status == NOT_RUN:
-            case.result = [Skipped(_xml_text("; ".join(check.why)))]
+            case.result = [Skipped(printable("; ".join(check.why)))]
         suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
     document = JUnitXml(SUITES)
     facts = {name: verdict.samples[name] for name in ("kind", "origin", "words")}
     for suite in suites.values():
         for name, value in facts.items():
-            suite.add_property(f"samples.{name}", _xml_text(value))
+            suite.add_property(f"samples.{name}", printable(value))
         if verdict.changed:
-            suite.add_property("changed", _xml_text("; ".join(verdict.changed)))
+            suite.add_property("changed", printable("; ".join(verdict.changed)))
         if verdict.notes:
-            suite.add_property("notes", _xml_text("; ".join(verdict.notes)))
+            suite.add_property("notes", printable("; ".join(verdict.notes)))
         document.add_testsuite(suite)
     write_output(path, document.tostring().decode("utf-8"), JUNIT)
 
