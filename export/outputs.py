@@ -12,7 +12,7 @@ from export.manifest import file_hashes, manifest_path, open_manifest
 from madtp.errors import OutputError
 from madtp.files import check_writable
 from madtp.inputs import read_json
-from madtp.outputs import check_separate
+from madtp.outputs import check_separate, same_file
 
 
 def files_of(artifact: Path | None) -> list[Path]:
@@ -83,6 +83,20 @@ def owned_files(engine: Path) -> set[str]:
         )
     # Files of an export begin with its stem: nothing else is touched, whatever a manifest says.
     return {name for name in named_files(content) if name.startswith(f"{engine.stem}.") and "/" not in name}
+
+
+def stale_files(engine: Path, names: Iterable[str], inputs: Iterable[Path | None]) -> set[str]:
+    """Names of the files of an earlier export that a new one deletes: it writes no such file, and read none of them.
+
+    Args:
+        engine, names, inputs: see `check_export`.
+
+    Raises:
+        OutputError: see `owned_files`.
+    """
+    given = [path for path in inputs if path is not None]
+    old = owned_files(engine) - set(names)
+    return {name for name in old if not any(same_file(engine.with_name(name), path) for path in given)}
 
 
 def _is_manifest(content: Any) -> bool:
