@@ -222,6 +222,37 @@ def test_devices_and_pipes_are_refused(place: str) -> None:
         write_output(Path(place), "text", KIND)
 
 
+@pytest.mark.parametrize(
+    ("linked", "refused"),
+    [
+        (["out.json"], True),
+        (["out.onnx"], True),
+        (["out.json", "out.onnx"], False),
+        ([], False),
+        (["gone.onnx"], False),
+    ],
+)
+def test_links_into_another_artifact_do_not_halve_it(
+    linked: list[str], refused: bool, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other, folder = exported[0].parent, tmp_path / "here"
+    folder.mkdir()
+    for name in ("out.json", "out.onnx"):
+        if name in linked:
+            (folder / name).symlink_to(other / name)
+        else:
+            shutil.copyfile(other / name, folder / name)
+    if "gone.onnx" in linked:  # into a folder of weights alone
+        (tmp_path / "store").mkdir()
+        (folder / "out.onnx").rename(tmp_path / "store" / "out.onnx")
+        (folder / "out.onnx").symlink_to(tmp_path / "store" / "out.onnx")
+    if refused:
+        with pytest.raises(OutputError, match="lead to different places"):
+            check_export(folder / "out.onnx", ["out.onnx"], [])
+    else:
+        check_export(folder / "out.onnx", ["out.onnx"], [])
+
+
 @pytest.mark.parametrize("name", ["out.onnx", "out.json"])
 def test_files_that_may_not_be_written_to_stay(name: str, exported: tuple[Path, Path], run_cli: Run) -> None:
     """Whoever protects a file so means it, also where root could replace it."""
