@@ -1,10 +1,7 @@
 """The command line: `python -m export`, or `madtp-export`."""
 
 import importlib
-import os
-import sys
 from contextlib import suppress
-from io import TextIOWrapper
 from typing import Any
 
 import click
@@ -18,9 +15,7 @@ from export.commands.common import (
     raise_interrupts,
 )
 from export.options import ExportOptions
-from madtp.command import WRONG_INPUT, show_usage_error, version_option
-from madtp.errors import MadtpError, one_line
-from madtp.printing import error_text
+from madtp.command import run_command, version_option
 
 COMMANDS = ("bench", "check", "evaluate", "inspect", "report", "run", "validate")  # modules of export.commands
 
@@ -80,25 +75,4 @@ def _export(options: ExportOptions) -> int:
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to fail
-            stream.reconfigure(errors="replace")
-    try:
-        status = cli.main(standalone_mode=False)
-        return status if isinstance(status, int) else 0
-    except click.ClickException as error:
-        show_usage_error(error)
-        return WRONG_INPUT
-    except MadtpError as error:
-        sys.stderr.write(f"error: {error_text(error)}\n")
-        return WRONG_INPUT
-    except OSError as error:
-        # Standard output that is closed or full has no name.
-        what = "the result could not be printed" if error.filename is None else f"cannot use '{error.filename}'"
-        with suppress(OSError):
-            sys.stderr.write(f"error: {one_line(what)}: {one_line(error.strerror or str(error))}\n")
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - Python writes what is left at exit
-        return WRONG_INPUT
-    except (click.Abort, KeyboardInterrupt):
-        sys.stderr.write("interrupted: nothing was written, earlier outputs are as they were\n")
-        return WRONG_INPUT
+    return run_command(cli, "interrupted: nothing was written, earlier outputs are as they were")

@@ -38,6 +38,8 @@ PART_NAMES = {  # see madtp/parts.py
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 KEPT_FAILURES = 20  # of a validation, in a manifest
 ARTIFACTS = (".onnx", ".plan")
+_TOGETHER = "Keep artifact and manifest together under the names that the export gave them."
+_IN_PLACE = "Put what a tool made of a file in that file's place, under its name, and name that one."
 MANIFEST = json_kind("the manifest of an artifact", "schema", "artifact", "parts")
 
 
@@ -70,7 +72,7 @@ def open_manifest(path: Path, *, changed: bool = False) -> tuple[Path, dict[str,
         raise ManifestError(
             f"'{found}' is the manifest of '{manifest['artifact']}', not of '{path.name}'",
             "The artifact was renamed, or is another.",
-            "Keep artifact and manifest together under the names that the export gave them.",
+            _IN_PLACE if changed else _TOGETHER,
         )
     return found, manifest
 
@@ -144,7 +146,7 @@ def read_manifest(path: Path, *, changed: bool = False) -> dict[str, Any]:
                 f"Name '{path.with_name(whole)}'.",
             ) from error
         raise ManifestError(
-            f"cannot read the manifest '{path}'", str(error), "It is written beside the artifact; keep both together."
+            f"cannot read the manifest '{path}'", str(error), _IN_PLACE if changed else _TOGETHER
         ) from error
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     if version != SCHEMA_VERSION:
@@ -308,7 +310,7 @@ def check_artifact(
         raise ManifestError(
             f"there is no artifact '{artifact}' of this manifest",
             "The file is missing or was renamed.",
-            "Keep artifact and manifest together under the names that the export gave them.",
+            _TOGETHER,
         )
     found = check_files(manifest, artifact.parent, changed=changed)
     _check_file(checkpoint, manifest["checkpoint"]["sha256"], str(artifact))

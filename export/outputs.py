@@ -12,7 +12,7 @@ from export.manifest import file_hashes, manifest_path, open_manifest
 from madtp.errors import OutputError
 from madtp.files import check_writable
 from madtp.inputs import read_json
-from madtp.outputs import check_separate
+from madtp.outputs import check_separate, same_file
 
 
 def files_of(artifact: Path | None) -> list[Path]:
@@ -46,6 +46,7 @@ def check_export(engine: Path, names: Iterable[str], inputs: Iterable[Path | Non
     for path in (*written, manifest):
         check_writable(path)
         check_separate(path, given)
+    _check_links(manifest, written)
     owned = owned_files(engine)
     for path in written:
         if _holds_something(path) and path.name not in owned:
@@ -53,6 +54,21 @@ def check_export(engine: Path, names: Iterable[str], inputs: Iterable[Path | Non
                 f"'{path}' is there already and is not of an earlier export to '{engine.name}'",
                 f"There is no manifest '{manifest}' that lists it, and the export would replace it.",
                 "Give --engine another name or folder, or remove that file first.",
+            )
+
+
+def _check_links(manifest: Path, written: Iterable[Path]) -> None:
+    """Refuse symbolic links through which half of an artifact elsewhere would be replaced."""
+    folder, home = manifest.parent.resolve(), manifest.resolve()
+    for path in written:
+        place = path.resolve()
+        others = {place.with_name(manifest.name), manifest_path(place)} if place.parent != folder else set()
+        foreign = [other for other in others if other.exists() and other.resolve() != home]
+        if foreign or (home.parent != folder and place.parent != home.parent):
+            raise OutputError(
+                f"'{path}' and the manifest '{manifest}' lead to different places",
+                f"They are written to '{place}' and '{home}', and an artifact that lies there would be damaged.",
+                "Remove the symbolic links, or give --engine another folder.",
             )
 
 
@@ -83,6 +99,20 @@ def owned_files(engine: Path) -> set[str]:
         )
     # Files of an export begin with its stem: nothing else is touched, whatever a manifest says.
     return {name for name in named_files(content) if name.startswith(f"{engine.stem}.") and "/" not in name}
+
+
+def stale_files(engine: Path, names: Iterable[str], inputs: Iterable[Path | None]) -> set[str]:
+    """Names of the files of an earlier export that a new one deletes: it writes no such file, and read none of them.
+
+    Args:
+        engine, names, inputs: see `check_export`.
+
+    Raises:
+        OutputError: see `owned_files`.
+    """
+    given = [path for path in inputs if path is not None]
+    old = owned_files(engine) - set(names)
+    return {name for name in old if not any(same_file(engine.with_name(name), path) for path in given)}
 
 
 def _is_manifest(content: Any) -> bool:

@@ -18,7 +18,7 @@ from export.engine import build_plan, inline_functions, set_token_sizes
 from export.errors import OptionError
 from export.manifest import dump_manifest, manifest_path, tensor_infos
 from export.options import ExportOptions, Range
-from export.outputs import check_export, owned_files
+from export.outputs import check_export, stale_files
 from export.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
 from export.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
 from export.runner import CheckedRunner, OnnxRunner, PlanRunner
@@ -259,8 +259,9 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
             shipped = [name for names in files.values() for name in reversed(names)]
             beside_it = [name for name in (vocabulary, beside and beside.name) if name is not None]
             names = list(dict.fromkeys([*beside_it, *shipped]))
-            check_export(target, names, _inputs(options, prepared.samples.vocabulary))  # others may have written since
-            staging.commit([*names, manifest_path(target).name], stale=owned_files(target) - set(names))
+            inputs = _inputs(options, prepared.samples.vocabulary)
+            check_export(target, names, inputs)  # others may have written since
+            staging.commit([*names, manifest_path(target).name], stale=stale_files(target, names, inputs))
     return result
 
 

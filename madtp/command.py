@@ -2,15 +2,17 @@
 
 import os
 import signal
+import sys
+from contextlib import suppress
 from importlib import metadata
-from io import StringIO
+from io import StringIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
 import click
 from rich.console import Console
 
-from madtp.errors import MadtpError
+from madtp.errors import MadtpError, one_line
 from madtp.printing import PlainConsole, error_text, say
 
 WRONG_INPUT = 2  # the user's input or machine
@@ -77,26 +79,45 @@ def _interrupt(*_: object) -> None:
 
 
 def run(command: click.Command, interrupted: str) -> int:
+    """`run_command` where SIGTERM ends a run as Ctrl-C does."""
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
+        signal.signal(signal.SIGTERM, _interrupt)
+    return run_command(command, interrupted)
+
+
+def run_command(command: click.Command, interrupted: str) -> int:
     """Run a command line; returns its exit status: the command's own, or 2 with a message for what a user can cause.
 
     Args:
         command: what to run on `sys.argv`.
         interrupted: the message after Ctrl-C or SIGTERM.
     """
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _interrupt)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to fail
+            stream.reconfigure(errors="replace")
     try:
         status = command.main(standalone_mode=False)
         return status if isinstance(status, int) else 0
     except click.ClickException as error:
         show_usage_error(error)
-        return WRONG_INPUT
     except MadtpError as error:
         say(f"error: {error_text(error)}", err=True)
-        return WRONG_INPUT
+    except OSError as error:
+        # Standard output that is closed or full has no name.
+        what = "the result could not be printed" if error.filename is None else f"cannot use '{error.filename}'"
+        with suppress(OSError):
+            say(f"error: {one_line(what)}: {one_line(error.strerror or str(error))}", err=True)
+        _drop_output()
+    except SystemExit:  # click's and rich's answer to a pipe that nobody reads; their status, 1, would be a verdict
+        _drop_output()
     except (click.Abort, KeyboardInterrupt):
         # CPython ends `python -m` by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has
         # passed through an exec() of a string, as imports of torch are full of; the next exec() makes it forget that.
         exec("")
         click.echo(interrupted, err=True)
-        return WRONG_INPUT
+    return WRONG_INPUT
+
+
+def _drop_output() -> None:
+    """Python writes what is left at exit, and would complain again."""
+    sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends

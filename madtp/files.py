@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from madtp.errors import OutputError
 from madtp.scratch import scratch_folder, uninterrupted
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+ANY_WRITE = stat.S_IWUSR | stat.S_IWGRP | stat.S_IWOTH  # without any, root leaves a file alone too
 
 
 class Staging:
@@ -92,6 +94,12 @@ def _check_writable(target: Path, needed: int) -> None:
         raise OutputError(
             f"cannot write '{target}'", "It is no regular file, and would be replaced by one.", "Name a file."
         )
+    if target.exists() and not (target.stat().st_mode & ANY_WRITE and os.access(target, os.W_OK)):
+        raise OutputError(
+            f"cannot write '{target}'",
+            "It may not be written to.",
+            f"Name another file, or allow it: chmod u+w '{target}'.",
+        )
     if not parent.is_dir():
         why = "It is a file." if parent.exists() else "It does not exist."
         raise OutputError(f"cannot write into '{parent}'", why, f"Create it (mkdir -p '{parent}') or name another.")
@@ -110,7 +118,7 @@ def _check_writable(target: Path, needed: int) -> None:
     if free < needed:
         raise OutputError(
             f"not enough room in '{parent}'",
-            f"The export writes about {needed / 1e6:.0f} MB there and {free / 1e6:.0f} MB are free.",
+            f"The export writes about {needed / 1e6:.1f} MB there and {free / 1e6:.1f} MB are free.",
             "Free some space or name another folder.",
         )
 

@@ -27,15 +27,14 @@ class Kind:
 
 
 def json_kind(name: str, *keys: str) -> Kind:
-    """A JSON object that is known by its keys, or a list of such objects."""
+    """A JSON object that is known by its keys."""
 
     def is_ours(content: bytes) -> bool:
         try:
             found = parse_json(decode_text(content))
         except (ValueError, RecursionError):
             return False
-        entries = found if isinstance(found, list) else [found]
-        return bool(entries) and all(isinstance(entry, dict) and entry.keys() >= set(keys) for entry in entries)
+        return isinstance(found, dict) and found.keys() >= set(keys)
 
     return Kind(name, is_ours)
 

@@ -177,3 +177,15 @@ def test_from_python(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> 
 def test_other_names_are_refused(exported: tuple[Path, Path], run_cli: Run) -> None:
     artifact, checkpoint = exported
     run_cli("validate", "--engine", artifact.with_suffix(".txt"), "--ckpt", checkpoint).refused("Name out.json")
+
+
+@pytest.mark.parametrize("renamed", [False, True])
+def test_a_changed_file_of_another_name_is_told_where_to_go(
+    renamed: bool, exported: tuple[Path, Path], run_cli: Run
+) -> None:
+    artifact, checkpoint = exported
+    other = artifact.rename(artifact.with_name("int8.onnx"))
+    if renamed:
+        artifact.with_suffix(".json").rename(other.with_suffix(".json"))
+    ran = run_cli("validate", "--engine", other, "--ckpt", checkpoint, "--changed")
+    ran.refused(f"'{other.with_suffix('.json')}'", "Put what a tool made of a file in that file's place")

@@ -97,6 +97,25 @@ def test_version(command: click.Command) -> None:
     assert (result.exit_code, result.output) == (0, f"madtp-deploy {metadata.version('madtp-deploy')}\n")
 
 
+@pytest.mark.parametrize("module", [module for module, _ in (target.split(":") for target in SCRIPTS.values())])
+@pytest.mark.parametrize("output", ["full", "closed"])
+def test_output_that_nobody_takes_is_no_verdict(module: str, output: str) -> None:
+    """1 is what a check that failed exits with."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open("/dev/full" if output == "full" else writer, "w") as stdout:
+        ran = subprocess.run(
+            [sys.executable, "-m", module, "--help"],
+            cwd=ROOT,
+            stdout=stdout,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    said = "error: the result could not be printed: No space left on device\n" if output == "full" else ""
+    assert (ran.returncode, ran.stderr) == (2, said)
+
+
 @pytest.fixture
 def hostile(tmp_path: Path) -> Path:
     """A folder with modules of a user's own, of names that ours have too."""

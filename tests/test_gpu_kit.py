@@ -335,6 +335,17 @@ def test_stages_share_the_time() -> None:
     assert sum(stage.seconds for stage in STAGES) == 60 * MINUTES
 
 
+@pytest.mark.parametrize("name", ["results.json", "results.md", f"{STAGES[0].name}.json", f"{STAGES[-1].name}.log"])
+def test_no_file_of_a_run_is_there_when_it_begins(name: str, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").touch()
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FileExistsError):
+        run.Results(tmp_path, rehearse=True, minutes=1).begin()
+    assert (tmp_path / name).read_text() == "mine"
+    (tmp_path / name).unlink()
+    run.Results(tmp_path, rehearse=True, minutes=1).begin()
+
+
 def test_results_of_another_run_are_not_overwritten(elsewhere: Elsewhere, tmp_path: Path) -> None:
     results = tmp_path / "results"
     results.mkdir()

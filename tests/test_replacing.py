@@ -14,7 +14,7 @@ import pytest
 from calibration import __main__ as calibration
 from export.manifest import SCHEMA_VERSION, read_manifest
 from export.options import ExportOptions
-from export.outputs import check_export, owned_files
+from export.outputs import check_export, owned_files, stale_files
 from export.pipeline import prepare
 from madtp.demo import vocab_path
 from madtp.demo.output import check_folder
@@ -122,6 +122,20 @@ def test_empty_files_may_be_replaced(tmp_path: Path) -> None:
     check_export(tmp_path / "out.onnx", ["out.vocab.txt"], [])
 
 
+def test_what_an_export_reads_is_not_stale(exported: tuple[Path, Path]) -> None:
+    """The library of the earlier plan, say, which --plugins names and --embed-plugins puts into the new one."""
+    artifact, _ = exported
+    manifest = json.loads((artifact.parent / "out.json").read_text())
+    library = artifact.with_name("out.plugins.so")
+    manifest["plugins"]["library"] = {"file": library.name}
+    (artifact.parent / "out.json").write_text(json.dumps(manifest))
+    library.touch()
+    (artifact.parent / "link.so").symlink_to(library)
+    assert stale_files(artifact, [artifact.name], [None]) == {library.name}
+    for path in (library, artifact.parent / "link.so"):
+        assert stale_files(artifact, [artifact.name], [None, path]) == set()
+
+
 def test_a_part_of_another_artifact_is_not_replaced(task_artifacts: TaskArtifacts) -> None:
     folder = task_artifacts["vqa"]
     with pytest.raises(OutputError, match=r"is not of an earlier export to 'out\.encoder\.onnx'"):
@@ -166,10 +180,10 @@ def test_an_export_writes_over_no_input(
 def test_kinds_are_told_from_other_files(tmp_path: Path) -> None:
     path = tmp_path / "result.json"
     good = '{"schema": 1, "answers": []}'
-    for text in (good, f"[{good}]", "", f"\ufeff{good}"):
+    for text in (good, "", f"\ufeff{good}"):
         path.write_text(text)
         check_outputs([(path, KIND)], [])
-    for text in ("[]", "{}", "{", '{"schema": 1}', "answers", '[{"schema": 1, "answers": 1}, {}]', "NaN", "[" * 99999):
+    for text in ("[]", "{}", "{", '{"schema": 1}', "answers", f"[{good}]", "NaN", "[" * 99999):
         path.write_text(text)
         with pytest.raises(OutputError, match="is there already and is not a result"):
             check_outputs([(path, KIND)], [])
@@ -206,6 +220,50 @@ def test_devices_and_pipes_are_refused(place: str) -> None:
         pytest.skip("not on this system")
     with pytest.raises(OutputError, match="cannot write"):
         write_output(Path(place), "text", KIND)
+
+
+@pytest.mark.parametrize(
+    ("linked", "refused"),
+    [
+        (["out.json"], True),
+        (["out.onnx"], True),
+        (["out.json", "out.onnx"], False),
+        ([], False),
+        (["gone.onnx"], False),
+    ],
+)
+def test_links_into_another_artifact_do_not_halve_it(
+    linked: list[str], refused: bool, exported: tuple[Path, Path], tmp_path: Path
+) -> None:
+    other, folder = exported[0].parent, tmp_path / "here"
+    folder.mkdir()
+    for name in ("out.json", "out.onnx"):
+        if name in linked:
+            (folder / name).symlink_to(other / name)
+        else:
+            shutil.copyfile(other / name, folder / name)
+    if "gone.onnx" in linked:  # into a folder of weights alone
+        (tmp_path / "store").mkdir()
+        (folder / "out.onnx").rename(tmp_path / "store" / "out.onnx")
+        (folder / "out.onnx").symlink_to(tmp_path / "store" / "out.onnx")
+    if refused:
+        with pytest.raises(OutputError, match="lead to different places"):
+            check_export(folder / "out.onnx", ["out.onnx"], [])
+    else:
+        check_export(folder / "out.onnx", ["out.onnx"], [])
+
+
+@pytest.mark.parametrize("name", ["out.onnx", "out.json"])
+def test_files_that_may_not_be_written_to_stay(name: str, exported: tuple[Path, Path], run_cli: Run) -> None:
+    """Whoever protects a file so means it, also where root could replace it."""
+    artifact, checkpoint = exported
+    artifact.with_name(name).chmod(0o444)
+    before = contents(artifact.parent)
+    ran = run_cli("--ckpt", checkpoint, "--engine", artifact)
+    ran.refused(f"cannot write '{artifact.with_name(name)}'", "It may not be written to", "chmod u+w")
+    assert contents(artifact.parent) == before
+    with pytest.raises(OutputError, match="It may not be written to"):
+        check_outputs([(artifact.with_name(name), KIND)], [])
 
 
 BENCH = ("bench", "{folder}/out.json", "--seconds", 0.1, "--no-profile")
@@ -331,14 +389,20 @@ def test_a_bench_result_is_not_written_over_what_it_is_compared_with(
 
 
 def test_the_node_at_fault_replaces_no_file_of_others(
-    command: Callable[[str, Path], list[str]], run_cli: Run, tmp_path: Path
+    command: Callable[[str, Path], list[str]], exported: tuple[Path, Path], run_cli: Run, tmp_path: Path
 ) -> None:
     folder = tmp_path / "repro"
     folder.mkdir()
-    (folder / "inputs.json").write_text("mine")
-    ran = run_cli(*command("validate --json", tmp_path / "v.json"), "--repro", folder)
-    ran.refused("inputs.json' is there already and is not of an earlier node")
-    assert contents(folder) == {"inputs.json": b"mine"}
+    shutil.copyfile(exported[0], folder / "node.onnx")
+    for name in ("inputs.json", "expected.json"):
+        (folder / name).write_text("[1]")
+    before = contents(folder)
+    for name in ("node.onnx", "inputs.json", "expected.json"):
+        ran = run_cli(*command("validate --json", tmp_path / "v.json"), "--repro", folder)
+        ran.refused(f"{name}' is there already and is not", "Name another file, or remove that one")
+        assert contents(folder) == before
+        (folder / name).unlink()
+        before.pop(name)
 
 
 @pytest.mark.parametrize("content", ["mine", '{"schema": 1}', "[1]\n", "{\n"])

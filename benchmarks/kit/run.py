@@ -135,7 +135,10 @@ class Results:
         self.write()
 
     def begin(self) -> None:
-        """Make the files, which must not be there. Raises OSError."""
+        """Make the files; neither they nor those of a stage must be there. Raises OSError."""
+        for name in ("results.md", *(f"{stage.name}.{ending}" for stage in STAGES for ending in ("json", "log"))):
+            if os.path.lexists(self.folder / name):
+                raise FileExistsError(self.folder / name)
         claim(self.folder / "results.json", self.content)
         self.write()
 
@@ -208,8 +211,8 @@ def main() -> int:
             return WRONG_MACHINE
     except FileExistsError:
         complain(
-            f"'{folder}' is no folder, or holds the results of another run already. They are worth keeping. "
-            "Name a new folder."
+            f"'{folder}' is no folder, or holds the results of another run already, or files of their names. They are "
+            "worth keeping. Name a new folder."
         )
         return WRONG_MACHINE
     except OSError as error:

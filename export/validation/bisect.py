@@ -4,7 +4,6 @@ A node is run only where it, its weights or its function body are unlike the ref
 same in the same runtime. Into plans looks `export.validation.plan`.
 """
 
-import os
 import shlex
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -21,10 +20,14 @@ from export.runner import feed
 from export.validation.contestants import Inputs
 from madtp.errors import OutputError
 from madtp.files import Staging, write_errors
+from madtp.outputs import Kind, check_outputs, marked_kind
 from madtp.samples import Config
 from madtp.tasks import Outputs, Runner, Runners, run_request
 
-REPRO = ("node.onnx", "inputs.json", "expected.json")  # files of a saved node
+PRODUCER = "madtp-deploy validate"  # in the ONNX file of a saved node
+_NODE = marked_kind("a node that validate saved", PRODUCER)
+_VALUES = Kind("values of such a node, as Polygraphy saves them", lambda content: b'"polygraphy_class"' in content)
+REPRO = {"node.onnx": _NODE, "inputs.json": _VALUES, "expected.json": _VALUES}  # files of a saved node
 SHOWN = 4  # nodes that were run together with the one at fault
 
 
@@ -218,13 +221,8 @@ def check_repro(folder: Path) -> None:
     """
     if folder.exists() and not folder.is_dir():
         raise OutputError(f"'{folder}' is no folder", "--repro names one.", "Name another.")
-    there = [name for name in REPRO if os.path.lexists(folder / name)]
-    if there and len(there) < len(REPRO):
-        raise OutputError(
-            f"'{folder / there[0]}' is there already and is not of an earlier node",
-            f"The node is saved as {', '.join(REPRO)}, and that file would be replaced.",
-            "Name another folder with --repro, or remove that file first.",
-        )
+    if folder.is_dir():
+        check_outputs([(folder / name, kind) for name, kind in REPRO.items()], [])
 
 
 def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
@@ -246,6 +244,7 @@ def save_repro(culprit: Culprit, folder: Path, tolerance: float) -> str:
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with Staging(folder / model) as staging:
+            culprit.piece.model.producer_name = PRODUCER
             onnx.save(culprit.piece.model, str(staging.folder / model))
             save_json([culprit.inputs], str(staging.folder / inputs))
             results.save(str(staging.folder / expected))
