@@ -20,8 +20,7 @@ def open_regular(path: Path) -> BufferedReader:
         OSError: missing, a folder, without permission, or no regular file; `strerror` says which.
     """
     # O_NONBLOCK: what turns into a pipe between the question what it is and its opening is not waited for either.
-    if not stat.S_ISDIR(path.stat().st_mode):
-        _check_regular(path, path.stat().st_mode)
+    _check_regular(path, path.stat().st_mode)
     file = open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb")  # noqa: SIM115 - the caller's
     try:
         _check_regular(path, os.fstat(file.fileno()).st_mode)
@@ -32,6 +31,8 @@ def open_regular(path: Path) -> BufferedReader:
 
 
 def _check_regular(path: Path, mode: int) -> None:
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     if not stat.S_ISREG(mode):
         kind = KINDS.get(stat.S_IFMT(mode), "no regular file")
         raise OSError(errno.EINVAL, f"It is {kind}; only regular files are read", str(path))
