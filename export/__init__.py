@@ -5,6 +5,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from export import forks as forks  # notes whether torch is there already
+
 if TYPE_CHECKING:
     from export.session import Session
 

@@ -2,14 +2,28 @@
 
 import ctypes
 import os
+import sys
 from functools import cache
+from pathlib import Path
 
 _IMPORTED_IN = os.getpid()
+_TORCH_CAME_FIRST = "torch" in sys.modules  # the package imports this module before anything that needs torch
+_PF_FORKNOEXEC = 0x40  # Linux: forked, and has not begun another program since
 
 
 def forked() -> bool:
-    """Whether this process was forked from the one that imported this module."""
-    return os.getpid() != _IMPORTED_IN
+    """Whether torch's threads may have stayed with a parent: this process was forked after this module was imported, or
+    it was forked at some time, and torch came before this module."""
+    return os.getpid() != _IMPORTED_IN or (_TORCH_CAME_FIRST and _is_fork())
+
+
+def _is_fork() -> bool:
+    """Whether this process was forked by a program and goes on in it; False where the system does not tell."""
+    try:
+        status = Path("/proc/self/stat").read_text(errors="replace")
+        return bool(int(status.rpartition(")")[2].split()[6]) & _PF_FORKNOEXEC)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def keep_in_child(owner: object, opened_in: int) -> None:

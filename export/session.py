@@ -137,9 +137,9 @@ class Session:
         Raises:
             InputError: another task's session, or a request that cannot be used, which it names.
         """
-        runners, tau = self._begin("judge", temperature)
+        runners, tau = self._begin("judge", temperature, batch=batch)
         ids = self._ids(sentences, cut)
-        for number, pair in enumerate(images):
+        for number, pair in enumerate(_images(images)):
             if not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"request {number} has no pair of images", fix="Give (left, right) of each sentence.")
         products = []
@@ -182,11 +182,14 @@ class Session:
             InputError: another task's session; a request or a candidate that cannot be used, which it names; more
                 beams, candidates or ids than the decoder was built for.
         """
-        runners, tau = self._begin("answer", temperature)
+        numbers = {"k": k, "beams": beams, "max_length": max_length, "min_length": min_length, "batch": batch}
+        runners, tau = self._begin("answer", temperature, **numbers)
         assert isinstance(self.config, VqaConfig)
         assert isinstance(self.processor, TextProcessor)
         ids = self._ids(questions, cut)
         products = []
+        if candidates is None and k is not None:
+            raise InputError("k does not apply without candidates", "It is how many of them are read.", "Leave it out.")
         if candidates is not None:
             k = min(self._most_texts(K_ANSWERS) if k is None else k, len(_texts(candidates, "candidates")))
             self._check_decoder(k, "candidates (k)", 1, 1)
@@ -244,12 +247,15 @@ class Session:
             InputError: another task's session, an image that cannot be used, or more beams or ids than the decoder was
                 built for.
         """
-        runners, tau = self._begin("caption", temperature)
+        runners, tau = self._begin(
+            "caption", temperature, beams=beams, max_length=max_length, min_length=min_length, batch=batch
+        )
         assert isinstance(self.config, CaptionConfig)
         assert isinstance(self.processor, TextProcessor)
-        first = self.processor.prompt_ids(
-            self.manifest["preprocessing"]["text"]["prompt"] if prompt is None else prompt
-        )
+        if prompt is None:
+            prompt = self.manifest["preprocessing"]["text"]["prompt"]
+        (prompt,) = _texts([prompt], "prompts")
+        first = self.processor.prompt_ids(prompt)
         self._check_decoder(beams, "beams", len(first), max_length)
         begins = self.processor.decode(first)
         products = []
@@ -291,7 +297,8 @@ class Session:
         Raises:
             InputError: another task's session, or an image or text that cannot be used.
         """
-        runners, tau = self._begin("rank", temperature)
+        batches = {"image_batch": image_batch, "text_batch": text_batch, "match_batch": match_batch}
+        runners, tau = self._begin("rank", temperature, k_test=k_test, batch=batch, **batches)
         if k_test is not None and k_test < 1:
             raise InputError(f"k_test is {k_test}", "It has to be 1 or more.")
         for name, option in (("k_test", k_test), ("match_batch", match_batch)):
@@ -310,8 +317,9 @@ class Session:
             return rank_pairs(self.config, filled, pictures, ids, mask, k_test or K_TEST, sizes, tau)
         return compare_embeddings(filled, pictures, ids, sizes, tau)
 
-    def _begin(self, method: str, temperature: float | None) -> tuple[dict[str, Runner], float]:
-        """The parts and the temperature of a request, once it is clear that it can be made."""
+    def _begin(self, method: str, temperature: float | None, **numbers: int | None) -> tuple[dict[str, Runner], float]:
+        """The parts and the temperature of a request, once it is clear that it can be made; `numbers` it has to have
+        as whole ones."""
         if self._process != os.getpid():
             raise InputError(
                 "the session was opened in another process",
@@ -325,8 +333,11 @@ class Session:
             )
         if not self.runners:
             raise InputError("the session is closed", fix="Open another one.")
+        for name, number in numbers.items():
+            if number is not None and not hasattr(number, "__index__"):
+                raise InputError(f"{name} is {shown(number)}", "It has to be a whole number.")
         tau = self.temperature if temperature is None else temperature
-        if not 0 <= tau <= MAX_TEMPERATURE:
+        if not hasattr(tau, "__float__") or not 0 <= tau <= MAX_TEMPERATURE:
             raise InputError(
                 f"the temperature is {tau}", "It has to be a finite number, zero or more.", "Use 0 for the dense model."
             )
@@ -473,6 +484,8 @@ def _processor(manifest: Mapping[str, Any], folder: Path, given: Path | None, co
 def _images(images: Sequence[Any]) -> Sequence[Any]:
     if isinstance(images, Image.Image):
         raise InputError("the images are one image", "They have to be a list.", "Give [image].")
+    if isinstance(images, Mapping) or not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
+        raise InputError("the images are no list", f"They are of type {type(images).__name__}.", "Give list(images).")
     return images
 
 

@@ -4,11 +4,10 @@ import os
 import struct
 import threading
 import warnings
-from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
-from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from madtp.errors import InputError
 from madtp.inputs import open_regular
@@ -123,11 +122,12 @@ def check_image(image: object, name: str = "the image") -> Image.Image:
             f"{name} is no PIL image", f"It is of type {type(image).__name__}.", "Open it with PIL.Image.open."
         )
     try:
-        with _decoding.lock if isinstance(image, ImageFile.ImageFile) else nullcontext():
+        with _decoding.lock:  # for images in memory too: their palette may still have to be put in place
             _check(image, name)
             image.load()
-    except DECODING_ERRORS as error:
-        raise InputError(f"cannot decode {name}", str(error), "Open a complete image file.") from error
+    except (*DECODING_ERRORS, AssertionError) as error:  # the last is Pillow's, and wordless, of a file that is closed
+        why = str(error) or "Its file was closed before it was decoded."
+        raise InputError(f"cannot decode {name}", why, "Hand over a complete image that is not closed.") from error
     return image
 
 

@@ -12,6 +12,7 @@ from madtp.inputs import parse_json, read_text
 SHOWN = 60  # characters of a text in a message
 KINDS = {bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
 PRINTED = re.compile(r"""(\[|\{|\(|array\(\[)\s*['"].*['"\]}),]$""", re.DOTALL)
+QUOTES = "\"'"
 LINE_END = re.compile(r"\r\n|\r|\n")  # str.splitlines() also splits at U+2028 and the like
 
 
@@ -48,10 +49,11 @@ def check_answers(answers: object, what: str, each: str = "answer") -> tuple[str
         InputError: no list, an empty one, or one with something that is no text, or is there twice; it is named.
     """
     if not isinstance(answers, list | tuple) or not answers:
-        raise InputError(f"{what} no list of different answers", "", 'Give ["yes", "no", ...], one at least.')
+        why = f"It is {KINDS.get(type(answers), 'something else')}." if answers != [] else "It is empty."
+        raise InputError(f"{what} no list of different answers", why, 'Give ["yes", "no", ...], one at least.')
     first: dict[str, int] = {}
     for number, answer in enumerate(answers):
-        fault = text_fault(answer)
+        fault = _answer_fault(answer)
         if fault is None and first.setdefault(answer, number) != number:
             fault = f"is {each} {first[answer]} again"
         if fault is not None:
@@ -93,8 +95,8 @@ def read_answers(path: Path) -> tuple[str, ...]:
 def _check_lines(path: Path, lines: Iterable[tuple[int, str]]) -> None:
     first: dict[str, int] = {}
     for number, line in lines:
-        fault = text_fault(line)
-        if fault is None and line[0] == '"' and line.rstrip(",")[-1:] == '"':
+        fault = _answer_fault(line)
+        if fault is None and line[0] in QUOTES and line.rstrip(",")[1:].endswith(line[0]):
             fault = "is in quotes, which would become part of the answer"
         if fault is None and first.setdefault(line, number) != number:
             fault = f"is line {first[line]} again"
@@ -104,6 +106,16 @@ def _check_lines(path: Path, lines: Iterable[tuple[int, str]]) -> None:
                 f"{shown(line)} {fault}.",
                 'Write one answer a line, each once, or a JSON list ["yes", "no", ...].',
             )
+
+
+def _answer_fault(value: object) -> str | None:
+    """See `text_fault`; nor does an answer hold what only a wrong decoding of its file leaves in it."""
+    fault = text_fault(value)
+    if fault is None and "\ufeff" in str(value):
+        fault = "holds a byte-order mark, which would become part of the answer"
+    if fault is None and "\0" in str(value):
+        fault = "holds a NUL, as UTF-16 read as UTF-8 does"
+    return fault
 
 
 def _is_printed(text: str) -> bool:

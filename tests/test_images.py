@@ -140,3 +140,22 @@ def test_a_cut_image_that_was_opened_and_not_decoded_is_refused(picture: Image.I
     path.write_bytes(path.read_bytes()[:-40])
     with Image.open(path) as image, pytest.raises(InputError, match="cannot decode the image"):
         check_image(image)
+
+
+@pytest.mark.parametrize("decoded", [True, False])
+def test_a_closed_image_is_refused(decoded: bool, tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    image = Image.open(tmp_path / "x.png")
+    if decoded:
+        image.load()
+    image.close()
+    with pytest.raises(InputError, match=r"cannot decode image 3\n.*closed.*\n.*not closed"):
+        check_image(image, "image 3")
+
+
+def test_an_image_whose_file_was_closed_before_it_was_decoded_is_refused(tmp_path: Path) -> None:
+    Image.new("RGB", (4, 4)).save(tmp_path / "x.png")
+    with Image.open(tmp_path / "x.png") as image:
+        pass
+    with pytest.raises(InputError, match="Its file was closed before it was decoded"):
+        check_image(image)

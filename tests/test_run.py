@@ -109,7 +109,7 @@ def test_files_that_cannot_be_read_are_refused(
 
 def pretend(monkeypatch: pytest.MonkeyPatch, task: str, session: Any) -> None:
     """An artifact of another task, without exporting one: `test_session.py` asks real ones."""
-    monkeypatch.setattr("export.manifest.read_manifest", lambda path: {"task": task})
+    monkeypatch.setattr("export.manifest.read_manifest", lambda path, changed=False: {"task": task})
     monkeypatch.setattr("export.session.Session", lambda artifact, vocabulary=None: session)
 
 
@@ -138,6 +138,9 @@ def test_candidates_are_a_file_of_lines(
     pretend(monkeypatch, "vqa", None)
     given = ("out.json", "--image", request_files["images"][0], "--text", "a", "--candidates")
     run(*given, tmp_path / "none.txt").refused("cannot read the candidates")
+    run(*given, tmp_path).refused("cannot read the candidates", f"Is a directory: '{tmp_path}'")
+    for option in ("--beams", "--max-length"):
+        run(*given, tmp_path / "none.txt", option, 4).refused(f"{option} is of answers that are written, not chosen")
     (tmp_path / "empty.txt").write_text("\n \n")
     run(*given, tmp_path / "empty.txt").refused("there are no candidates", "one answer a line")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")

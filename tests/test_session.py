@@ -386,3 +386,43 @@ def test_a_plan_that_cannot_run_here_says_so(task_artifacts: TaskArtifacts, monk
 def test_importing_the_package_stays_cheap() -> None:
     code = "import sys, export; assert 'torch' not in sys.modules; assert not hasattr(export, 'nothing')"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"batch": "4"}, r"batch is '4'\nIt has to be a whole number"),
+        ({"batch": 2.5}, r"batch is 2\.5"),
+        ({"beams": 2.0}, r"beams is 2\.0"),
+        ({"max_length": "9"}, "max_length is '9'"),
+        ({"min_length": 1.0}, r"min_length is 1\.0"),
+        ({"candidates": ["a", "one"], "k": 1.5}, r"k is 1\.5"),
+        ({"k": 2}, "k does not apply without candidates"),
+        ({"temperature": "1"}, "the temperature is 1\nIt has to be a finite number"),
+    ],
+)
+def test_what_is_no_number_is_refused(given: dict[str, Any], message: str, sessions: dict[str, Session]) -> None:
+    with pytest.raises(InputError, match=message):
+        sessions["vqa"].answer(IMAGES[:1], TEXTS[:1], **given)
+
+
+def test_numbers_of_numpy_are_numbers(sessions: dict[str, Session]) -> None:
+    numbers = {"batch": np.int64(2), "beams": np.int32(1), "temperature": np.float32(0)}
+    assert sessions["caption"].caption(IMAGES[:2], **numbers)[1].batch == 2
+
+
+@pytest.mark.parametrize("images", [iter(IMAGES[:1]), {"a": IMAGES[0]}, None])
+def test_images_are_a_list(images: Any, sessions: dict[str, Session], nlvr: Session) -> None:
+    for ask in (
+        lambda: nlvr.judge(images, ["one"]),
+        lambda: sessions["vqa"].answer(images, ["one"]),
+        lambda: sessions["caption"].caption(images),
+        lambda: sessions["clip"].rank(images, ["one"]),
+    ):
+        with pytest.raises(InputError, match="the images are no list"):
+            ask()
+
+
+def test_a_prompt_is_a_text(sessions: dict[str, Session]) -> None:
+    with pytest.raises(InputError, match=r"prompts are no list of texts\n.*number 0 is 3"):
+        sessions["caption"].caption(IMAGES[:1], prompt=3)  # type: ignore[arg-type]

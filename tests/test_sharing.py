@@ -60,6 +60,26 @@ print(session.caption([image]) == expected)
 sys.exit(status)
 """
 
+# Another, whose child is the first to import what opens sessions; torch and its threads were there before.
+LATE_PROGRAM = """
+import os, signal, sys
+import torch
+from PIL import Image
+
+torch.set_num_threads(2)
+(torch.ones(2000, 2000) @ torch.ones(2000, 2000)).softmax(0)
+child = os.fork()
+if child == 0:
+    signal.alarm(40)
+    from export import Session
+
+    with Session(sys.argv[1]) as session:
+        print(len(session.caption([Image.open(sys.argv[2])])))
+        (torch.ones(2000, 2000) + 1).softmax(0)  # as a larger model's images are put together
+    sys.exit(7)
+sys.exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
 
 @pytest.fixture
 def picture(tmp_path: Path) -> Path:
@@ -91,6 +111,22 @@ def test_threads_decode_an_opened_image_once(ending: str, picture: Path, tmp_pat
         lazy = Image.open(path)
         for pixels in at_once(lambda _, lazy=lazy: image_tensor(check_image(lazy), 32)):
             assert (pixels == expected).all()
+
+
+def test_an_image_in_memory_is_made_ready_by_one_thread_at_a_time() -> None:
+    """Pillow puts a new palette in place when the image is first read, in pieces that others must not see."""
+    from madtp import images
+
+    image = Image.new("P", (4, 4))
+    image.putpalette(range(48))
+    with images._decoding.lock, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(check_image, image)
+        assert not waiting.done()
+        assert image.palette is not None
+        assert image.palette.dirty
+        images._decoding.lock.release()
+        assert waiting.result(SECONDS) is image
+        images._decoding.lock.acquire()
 
 
 def test_threads_share_a_session_and_its_images(task_artifacts: TaskArtifacts, picture: Path) -> None:
@@ -130,6 +166,18 @@ def test_a_fork_of_a_program_with_a_session_ends(
     assert said.get(act, "") in ran.stdout
     assert "Open a session in each process." in ran.stdout or act != "ask"
     assert ran.stdout.endswith("True\n")  # the parent's session is as it was
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells whether a process was forked")
+def test_a_child_that_imports_everything_itself_ends(
+    task_artifacts: TaskArtifacts, picture: Path, tmp_path: Path
+) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(LATE_PROGRAM)
+    command = [sys.executable, str(program), str(task_artifacts["caption"] / "out.json"), str(picture)]
+    environment = os.environ | {"PYTHONPATH": os.getcwd(), "OMP_NUM_THREADS": "2"}
+    ran = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS * 2, env=environment)
+    assert (ran.returncode, ran.stdout) == (7, "1\n"), ran
 
 
 def ask_inherited(session: Session, image: Image.Image, answers: Connection) -> None:

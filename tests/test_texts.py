@@ -69,6 +69,9 @@ def test_what_is_no_answer_is_refused(value: Any, tmp_path: Path) -> None:
     (tmp_path / "vqa_val.json").unlink()
     (tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json").write_text(json.dumps(asked))
     (tmp_path / "v2_mscoco_val2014_annotations.json").write_text(json.dumps({"annotations": [given]}))
+    if isinstance(value, str) and not value.strip():  # of ten people one may have typed nothing
+        assert read_dataset("vqa", tmp_path).items[0].answers == ("yes", value, "no")  # type: ignore[union-attr]
+        return
     with pytest.raises(InputError, match=r"entry 0 of .*\(question_id 7\) has no \"answers\" .*\n.*number 1 of it is"):
         read_dataset("vqa", tmp_path)
 
@@ -288,9 +291,31 @@ def test_the_text_at_fault_is_named(task: str, ask: Any, message: str, task_arti
 
 def test_lists_of_answers_are_of_different_texts() -> None:
     assert check_answers(["yes", "no"], "they are") == ("yes", "no")
-    for wrong in ("yes", None, {}, [], {"yes": 1}):
-        with pytest.raises(InputError, match="they are no list of different answers"):
+    for wrong, why in (("yes", "something else"), (None, "something else"), ({"yes": 1}, "an object"), ([], "empty")):
+        with pytest.raises(InputError, match=f"they are no list of different answers\nIt is {why}"):
             check_answers(wrong, "they are")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("left\n\ufeffright\n".encode(), "line 2 .*\n.*byte-order mark"),  # two files in one
+        ("\ufeff\ufeffleft\n".encode(), "line 1 .*\n.*byte-order mark"),
+        ('["left", "\ufeffright"]'.encode(), "no list of different answers\n.*candidate 1.*byte-order mark"),
+        ("left\nright\n".encode("utf-16-le"), "line 1 .*\n.*holds a NUL"),
+        (b'["left", "a\\u0000b"]', "candidate 1.*holds a NUL"),
+        (b"'left'\n'right'\n", "line 1 .*\n.*in quotes"),
+    ],
+)
+def test_what_a_wrong_decoding_leaves_is_no_answer(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "answers").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        read_answers(tmp_path / "answers")
+
+
+def test_an_apostrophe_is_no_quotation_mark(tmp_path: Path) -> None:
+    (tmp_path / "answers").write_text("'tis\ndogs'\nrock 'n' roll\n")
+    assert read_answers(tmp_path / "answers") == ("'tis", "dogs'", "rock 'n' roll")
 
 
 def test_what_is_shown_is_short_and_can_be_printed() -> None:

@@ -110,6 +110,10 @@ def check_form(task: str, images: int, texts: int, given: Mapping[str, Any]) -> 
             raise click.UsageError(
                 f"--{option} does not apply to {task}, only to {', '.join(tasks)}: run {FORMS[task]}"
             )
+    for name in ("beams", "max_length"):
+        if given["candidates"] is not None and given[name] is not None:
+            option = name.replace("_", "-")
+            raise click.UsageError(f"--{option} is of answers that are written, not chosen among --candidates")
     fits = {
         "nlvr": images == 2 and texts == 1,
         "vqa": images == 1 and texts >= 1,
