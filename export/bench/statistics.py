@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from export.latency import NOISY
+
 BLOCKS = 20
 RESAMPLES = 1999
 CONFIDENCE = 0.999  # of every interval; a run looks at several cases several times, and each look may err
@@ -19,7 +21,6 @@ RESAMPLES_AT_ONCE = 100  # bounds memory: so many copies of a series
 SEED = 0  # the same numbers always give the same verdict
 OFTEN = 3
 PARTS = 4  # of a session that is compared with itself
-NOISY = 1.5  # an interval whose bounds are further apart than this factor, no change within, says nothing
 
 Floats = NDArray[np.float64]
 
@@ -48,6 +49,11 @@ class Ratio:
     ratio: float
     low: float
     high: float
+
+    @property
+    def is_unknown(self) -> bool:
+        """Calls were too few to tell."""
+        return self.high == float("inf")
 
     @property
     def may_be_none(self) -> bool:
