@@ -88,7 +88,12 @@ def disturbed(options: BenchOptions) -> BenchResult:
     ],
 )
 def test_a_speed_up_that_may_be_none_is_no_number(ratio: Ratio, said: str) -> None:
-    assert times(ratio) == said
+    assert times(ratio, 10.0, 10.0 / ratio.ratio) == said
+
+
+@pytest.mark.parametrize("ratio", [Ratio(1.11, 1.02, 1.92), Ratio(0.9, 0.8, 0.95)])
+def test_a_speed_up_that_the_p50s_contradict_is_no_number(ratio: Ratio) -> None:
+    assert times(ratio, 10.0, 10.0 * ratio.ratio) == TOO_NOISY
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from export.bench.summary import (
     verdict_sign,
 )
 from export.bench.verdict import Outcome, Verdict
-from export.bench.words import bounds, floor, known, milliseconds, percent, sentence, sign, times
+from export.bench.words import SIGNS, bounds, floor, known, milliseconds, percent, sentence, sign
 from madtp.errors import printable
 from madtp.outputs import marked_kind
 
@@ -98,7 +98,7 @@ def speed_up_table(result: BenchResult) -> Table:
     for speed_up in speed_ups(result):
         table.add_row(
             str(speed_up.case),
-            times(speed_up.achieved),
+            speed_up.said,
             "" if speed_up.gflops is None else f"{speed_up.gflops:.2f}x",
             _efficiency(speed_up),
         )
@@ -107,7 +107,7 @@ def speed_up_table(result: BenchResult) -> Table:
 
 def _efficiency(speed_up: SpeedUp) -> str:
     """Empty where GFLOPs are not known, or whether it is faster at all."""
-    if speed_up.efficiency is None or speed_up.achieved.may_be_none:
+    if speed_up.efficiency is None or speed_up.said.startswith(SIGNS[Outcome.UNDECIDED]):
         return ""
     return f"{100 * speed_up.efficiency:.0f} %"
 
@@ -248,7 +248,7 @@ def markdown(result: BenchResult) -> str:
     """A short table for a pull request."""
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
     head = ["case", "p50 ms", "known to", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
-    gains = {speed_up.case: times(speed_up.achieved) for speed_up in speed_ups(result)}
+    gains = {speed_up.case: speed_up.said for speed_up in speed_ups(result)}
     rows = [
         [
             str(summary.case),

@@ -65,6 +65,10 @@ class Ratio:
         """The bounds are further apart than the factor NOISY; so they are where calls were too few to tell."""
         return self.high > NOISY * self.low
 
+    def contradicted_by(self, over: float, under: float) -> bool:
+        """The medians beside it say faster where it says slower, or the other way round."""
+        return (over - under) * (self.ratio - 1) < 0
+
     @property
     def says_nothing(self) -> bool:
         """It may be much slower as well as much faster."""

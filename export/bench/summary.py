@@ -10,7 +10,7 @@ from export.bench.artifact import synchronisations
 from export.bench.baseline import Measured
 from export.bench.calls import Case
 from export.bench.run import BenchResult
-from export.bench.statistics import Ratio, Summary, paired_ratio, summarize, token_groups
+from export.bench.statistics import Ratio, Summary, median, paired_ratio, summarize, token_groups
 from export.bench.verdict import Outcome, overall
 from export.bench.words import SIGNS, sign, times
 
@@ -63,12 +63,19 @@ class SpeedUp:
     Attributes:
         case: the pruned one.
         achieved: dense over pruned latency, from paired rounds, less what calls waited for a CPU.
+        p50: of dense and of pruned calls, wall-clock milliseconds.
         gflops: dense over pruned multiply-adds, what could be hoped for; None where they are not known.
     """
 
     case: Case
     achieved: Ratio
+    p50: tuple[float, float]
     gflops: float | None
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return times(self.achieved, *self.p50)
 
     @property
     def efficiency(self) -> float | None:
@@ -124,7 +131,8 @@ def speed_ups(result: BenchResult) -> list[SpeedUp]:
             continue
         achieved = paired_ratio(cases[dense].own, measured.own)
         many, few = request_gflops(result, dense), request_gflops(result, case)
-        found.append(SpeedUp(case, achieved, many / few if many and few else None))
+        p50 = median(cases[dense].milliseconds), median(measured.milliseconds)
+        found.append(SpeedUp(case, achieved, p50, many / few if many and few else None))
     return found
 
 
@@ -173,7 +181,7 @@ def to_json(result: BenchResult) -> dict[str, Any]:
         "measurement": result.measurement.to_json(),
         "summaries": [asdict(summary) for summary in case_summaries(result)],
         "speed_ups": [
-            asdict(speed_up) | {"efficiency": speed_up.efficiency, "said": times(speed_up.achieved)}
+            asdict(speed_up) | {"efficiency": speed_up.efficiency, "said": speed_up.said}
             for speed_up in speed_ups(result)
         ],
         "operators": [{"case": asdict(case), **asdict(found)} for case, found in result.operators.items()],

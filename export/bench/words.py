@@ -30,11 +30,11 @@ def floor(noise_floor: float) -> str:
     return f"{100 * noise_floor:.1f} %" if noise_floor else "paired"
 
 
-def times(speed_up: Ratio) -> str:
-    """A speed-up with its interval; undecided where it may as well be none."""
+def times(speed_up: Ratio, dense: float, pruned: float) -> str:
+    """A speed-up with its interval; undecided where it may as well be none, or the p50s beside it say the opposite."""
     if speed_up.is_unknown:
         return TOO_FEW
-    if speed_up.says_nothing:
+    if speed_up.says_nothing or speed_up.contradicted_by(dense, pruned):
         return TOO_NOISY
     interval = f"({speed_up.low:.2f} to {speed_up.high:.2f})"
     return f"undecided {interval}" if speed_up.may_be_none else f"{speed_up.ratio:.2f}x {interval}"

@@ -297,7 +297,10 @@ def speed_ups(measured: Measured) -> dict[float, str]:
     steady = measured.times if measured.bench is None else measured.bench.own
     if 0.0 not in steady:
         return {}
-    return {tau: times(paired_ratio(steady[0.0], values)) for tau, values in steady.items() if tau > 0}
+    p50 = {tau: summarize(values).median_ms for tau, values in measured.times.items()}
+    return {
+        tau: times(paired_ratio(steady[0.0], values), p50[0.0], p50[tau]) for tau, values in steady.items() if tau > 0
+    }
 
 
 def _requests(count: int) -> str:
