@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 WARMUP_ROUNDS = 1
+NOISY = 1.5  # an interval whose bounds are further apart than this factor, no change within, says nothing
+TOO_NOISY = "undecided: too noisy"
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,11 @@ class Spread:
     def may_be_none(self) -> bool:
         """Rounds do not agree on which of the two is faster."""
         return self.p10 <= 1 <= self.p90
+
+    @property
+    def says_nothing(self) -> bool:
+        """It may be much slower as well as much faster."""
+        return self.may_be_none and self.p90 > NOISY * self.p10
 
 
 def interleave(

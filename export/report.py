@@ -12,7 +12,7 @@ from rich.table import Table
 
 from export.check import Validation
 from export.describe import artifact_name
-from export.latency import Spread
+from export.latency import TOO_NOISY, Spread
 from export.manifest import manifest_path
 from export.parity import ParityResult
 from export.pipeline import ExportResult, Prepared
@@ -130,7 +130,7 @@ def validation_table(validation: Validation, title: str) -> Table:
     for key, name in names.items():
         slow, fast = validation.latency[f"{key} dense"], validation.latency[f"{key} pruned"]
         table.add_row(
-            f"latency of {name}, ms (p10-p90)",
+            f"latency of {name}, ms (p10-p90 of {slow.calls} calls)",
             f"{slow.median_ms:.2f} ({slow.p10_ms:.2f}-{slow.p90_ms:.2f})",
             f"{fast.median_ms:.2f} ({fast.p10_ms:.2f}-{fast.p90_ms:.2f})",
             _speed_up(validation.speed_ups[key]),
@@ -140,6 +140,8 @@ def validation_table(validation: Validation, title: str) -> Table:
 
 def _speed_up(found: Spread) -> str:
     """With its spread over the rounds; no number where these do not agree that there is any."""
+    if found.says_nothing:
+        return TOO_NOISY
     spread = f"({found.p10:.2f}-{found.p90:.2f})"
     return f"undecided {spread}" if found.may_be_none else f"{found.median:.2f}x {spread}"
 

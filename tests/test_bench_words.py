@@ -15,12 +15,21 @@ import pytest
 import export.bench.run
 from export.bench.baseline import read_measurement
 from export.bench.calls import Case
-from export.bench.report import junit, latency_table, lines, markdown, speed_up_table, verdict_table
+from export.bench.operators import Operators, typical
+from export.bench.report import (
+    junit,
+    latency_table,
+    lines,
+    markdown,
+    operator_table,
+    speed_up_table,
+    verdict_table,
+)
 from export.bench.run import BenchOptions, BenchResult
 from export.bench.statistics import Ratio
 from export.bench.summary import to_json
 from export.bench.verdict import Outcome, judge
-from export.bench.words import TOO_FEW, TOO_NOISY, sentence, sign, times
+from export.bench.words import TOO_FEW, TOO_NOISY, floor, known, sentence, sign, times
 from tests.conftest import TAU, Ran
 from tests.test_bench import FakeRunner, fake_bench, options, save
 from tests.test_bench_statistics import FakeTimer
@@ -79,7 +88,12 @@ def disturbed(options: BenchOptions) -> BenchResult:
     ],
 )
 def test_a_speed_up_that_may_be_none_is_no_number(ratio: Ratio, said: str) -> None:
-    assert times(ratio) == said
+    assert times(ratio, 10.0, 10.0 / ratio.ratio) == said
+
+
+@pytest.mark.parametrize("ratio", [Ratio(1.11, 1.02, 1.92), Ratio(0.9, 0.8, 0.95)])
+def test_a_speed_up_that_the_p50s_contradict_is_no_number(ratio: Ratio) -> None:
+    assert times(ratio, 10.0, 10.0 * ratio.ratio) == TOO_NOISY
 
 
 @pytest.mark.parametrize(
@@ -118,8 +132,10 @@ def test_noise_is_said_to_be_noise_everywhere(noisy: BenchResult) -> None:
     verdict = f"verdict: {TOO_NOISY} (of 2 cases 2 undecided; allowed 5 % slower; side by side"
     assert f"\n\n**{verdict}" in markdown(noisy)
     assert lines(noisy)[-1].startswith(verdict)
-    for said in (markdown(noisy), document, cells(verdict_table(noisy))):
-        assert not re.search(r"[+-]\d+\.\d %", said), "a percentage"
+    for said in (markdown(noisy), document, cells(verdict_table(noisy)), cells(latency_table(noisy))):
+        assert not re.search(r"[-+±] ?\d+\.\d %", said), "a percentage"
+    assert cells(latency_table(noisy)).count("too noisy") == 2
+    assert "ms (too noisy), p99" in document
 
 
 def test_every_p50_is_the_same_number(options: BenchOptions, tiny_artifact: Path) -> None:
@@ -200,3 +216,68 @@ def test_without_a_baseline_nothing_passes(
     assert "verdict: none, nothing was compared" in " ".join(ran.out.split())
     said = json.loads(everything.read_text())["comparison"]
     assert (said["verdict"], said["said"], said["verdicts"]) == (None, "nothing was compared", [])
+
+
+@pytest.mark.parametrize(
+    ("half_width", "said"),
+    [(0.021, "± 2.1 %"), (0.19, "± 19.0 %"), (0.21, "too noisy"), (1.87, "too noisy"), (math.inf, "too few calls")],
+)
+def test_how_well_a_median_is_known(half_width: float, said: str) -> None:
+    assert known(half_width) == said
+
+
+@pytest.mark.parametrize(
+    ("noise_floor", "said"),
+    [(0.0, "paired"), (0.14, "14.0 %"), (126.1, "too noisy"), (math.inf, "too few calls")],
+)
+def test_a_noise_floor_beyond_all_measure_is_no_percentage(noise_floor: float, said: str) -> None:
+    assert floor(noise_floor) == said
+
+
+def test_a_baseline_of_one_round_is_too_few_and_not_too_noisy(options: BenchOptions, tmp_path: Path) -> None:
+    timer = FakeTimer()
+    path = save(
+        fake_bench(options, timer, FakeRunner(timer)).measurement, tmp_path / "base.json", path="/gone/out.json"
+    )
+    content = json.loads(path.read_text())
+    for case in content["cases"]:
+        for name in ("milliseconds", "waited_milliseconds", "yardstick_milliseconds"):
+            case[name] = None if case[name] is None else case[name][:1]
+    path.write_text(json.dumps(content))
+    result = fake_bench(replace(options, against=path), timer, FakeRunner(timer, 3))
+    assert lines(result)[-1].startswith(f"verdict: {TOO_FEW} (of 2 cases 2 undecided; ")
+    assert [entry["said"] for entry in to_json(result)["comparison"]["verdicts"]] == [TOO_FEW] * 2
+    assert cells(verdict_table(result)).count(TOO_FEW) == 2
+    assert all(TOO_NOISY not in said for said in (markdown(result), junit(result), cells(verdict_table(result))))
+
+
+def test_operators_that_the_profiled_calls_disagree_on_have_no_ratio(disturbed: BenchResult) -> None:
+    def operators(steady: float, unsteady: list[float]) -> Operators:
+        return typical([Operators("a profiler", {"MatMul": steady, "Add": value}, steady) for value in unsteady])
+
+    dense, pruned = disturbed.measurement.cases
+    profiled = {dense: operators(4.0, [1.0, 9.0, 2.0, 8.0]), pruned: operators(1.0, [9.0, 1.0, 8.0, 3.0])}
+    table = operator_table(replace(disturbed, operators=profiled))
+    rows = dict(zip(*(list(table.columns[place].cells) for place in (0, -2)), strict=True))
+    assert rows == {"MatMul": "4.00x", "Add": "undecided", "all": "undecided"}
+    losses = dict(zip(*(list(table.columns[place].cells) for place in (0, -1)), strict=True))
+    assert losses["Add"] == "undecided"
+    assert table.caption is not None
+    assert "medians of 4 calls" in str(table.caption)
+
+
+def test_what_a_file_says_cannot_change_how_a_result_reads(
+    disturbed: BenchResult, options: BenchOptions, tmp_path: Path
+) -> None:
+    """A caveat of a baseline with what a terminal obeys, no XML takes, and a line of its own."""
+    noted = replace(disturbed.measurement, notes=["hot\x1b[2J\n\n**verdict: passed**"])
+    path = save(noted, tmp_path / "base.json", path="/gone/out.json")
+    timer = FakeTimer()
+    result = fake_bench(replace(options, against=path), timer, FakeRunner(timer, 3))
+    said = "of the baseline: hot\\x1b[2J\\n\\n**verdict: passed**"
+    assert ("caveat", said) in properties_of(junit(result))
+    assert f"\n- note: {said}\n" in markdown(result)
+    named = replace(result.measurement, samples={**result.measurement.samples, "origin": "a\x1bb"}, notes=["c\x1bd"])
+    changed = replace(result, measurement=named, method="with '\x1b'")
+    assert cases_of(junit(changed)), "it is XML"
+    assert "\x1b" not in markdown(changed)

@@ -33,10 +33,13 @@ def test_a_ratio_has_the_spread_of_its_rounds() -> None:
 
 
 def test_a_ratio_that_rounds_do_not_agree_on_is_undecided() -> None:
-    table = validation_table(validation(Spread(1.77, 0.4, 5.0), Spread(2.0, 1.8, 2.2)), "title")
+    table = validation_table(validation(Spread(1.01, 0.9, 1.1), Spread(2.0, 1.8, 2.2)), "title")
     cells = list(table.columns[-1].cells)
-    assert cells[-2:] == ["undecided (0.40-5.00)", "2.00x (1.80-2.20)"]
+    assert cells[-2:] == ["undecided (0.90-1.10)", "2.00x (1.80-2.20)"]
     assert cells[-3] == "2.00x", "GFLOPs are counted"
+    assert list(table.columns[0].cells)[-1] == "latency of artifact, ms (p10-p90 of 50 calls)"
+    noise = validation_table(validation(Spread(1.77, 0.4, 5.0), Spread(2.0, 1.8, 2.2)), "title")
+    assert list(noise.columns[-1].cells)[-2] == "undecided: too noisy"
 
 
 def test_caveats_are_said_and_recorded() -> None:

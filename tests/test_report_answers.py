@@ -23,6 +23,7 @@ from madtp.errors import InputError
 from madtp.samples import read_sample
 from madtp.tasks import run_request
 from tests.conftest import TAU, Ran, TaskArtifacts
+from tests.manifests import edit_manifest
 from tests.test_report_page import bench_result, parsed, text_of
 
 Command = Callable[..., Ran]
@@ -91,9 +92,12 @@ def test_ranks_of_text_and_image(task: str, task_artifacts: TaskArtifacts) -> No
 
 
 def test_only_better_ones_come_first() -> None:
-    assert _rank("", [0.2, 0.9, 0.5, 0.5], 2, "texts").text == "number 2 of 4 texts"
+    assert _rank("", [0.2, 0.9, 0.5, 0.4], 2, "texts").text == "number 2 of 4 texts"
     assert _rank("", [0.2, 0.9, 0.5, 0.5], 1, "texts").right
     assert _rank("", [0.2], 0, "texts").right is None
+    behind, first = (_rank("", [0.9, 0.9, 0.5, 0.5], own, "texts") for own in (2, 1))
+    assert (behind.text, behind.right) == ("number 3 to 4, with equal scores, of 4 texts", False)
+    assert (first.text, first.right) == ("number 1 to 2, with equal scores, of 4 texts", None)
 
 
 @pytest.mark.parametrize("task", ["nlvr", "vqa", "caption", "retrieval", "clip"])
@@ -110,7 +114,7 @@ def test_every_example_of_a_page_has_its_answer(
     manifest = folder / "out.json"
     if temperature == 0:  # nothing is pruned, and nothing is shown to be
         manifest = shutil.copytree(folder, tmp_path / "dense") / "out.json"
-        manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"temperature": 0.0}))
+        edit_manifest(manifest, lambda content: content.update(temperature=0.0))
     at = TAU if temperature is None else temperature
     ran = run_cli("report", manifest, "-o", tmp_path / "page.html", "--temperature", at)
     assert ran.status == 0, ran.err
@@ -159,6 +163,10 @@ def test_caveats_and_doubts_of_a_bench_result(tiny_artifact: Path, run_cli: Comm
     assert "dense / pruned, call by call: undecided: too noisy" in text
     assert any(f"{TAU:g}: " in alt and "(dense / pruned undecided: too noisy)" in alt for alt in alts)
     assert "times as fast" not in text
+    ran = run_cli("report", tiny_artifact / "out.onnx", "-o", page, "--bench", result, "--synthetic")
+    for said in (half.replace("Caveat", "note").rstrip("."), "note: the room was hot", "undecided: too noisy"):
+        assert said in " ".join(ran.out.split())
+    assert "note: latencies are of other calls than tokens are: of " in ran.out
     quiet, _ = page_of(neighbours=0.0)
     assert half not in quiet
 

@@ -16,6 +16,7 @@ from export.bench.environment import Activity, Machine, warnings
 from export.bench.measure import Ended, WarmUp, own
 from export.bench.statistics import noise_floor
 from export.errors import BaselineError
+from madtp.errors import one_line
 from madtp.inputs import read_json, sha256
 from madtp.outputs import Kind, json_kind
 
@@ -34,6 +35,7 @@ SAME_MACHINE = {
 }
 
 
+ONE_SAMPLE = "there is one sample: an adaptive model has a distribution, and one is not one"
 WAITED = 0.01  # share of the calls' time from which waiting for a CPU is worth a word
 
 
@@ -130,7 +132,7 @@ class Measurement:
         """What makes its numbers worth less, a sentence each; to be said wherever they are shown."""
         found = [*self.notes, *warnings(self.machine, self.before, self.after, self.neighbours)]
         if self.samples["requests"] == 1:
-            found.append("there is one sample: an adaptive model has a distribution, and one is not one")
+            found.append(ONE_SAMPLE)
         if self.waited_share > WAITED:
             waiting = f"for {100 * self.waited_share:.0f} % of their time calls waited for a CPU that others had"
             found.append(f"{waiting}; speed-ups and verdicts leave that out")
@@ -251,8 +253,8 @@ def parse_measurement(content: Mapping[str, Any]) -> Measurement:
             for entry in content["cases"]
         },
     )
-    told = found.caveats
-    return replace(found, notes=[caveat for caveat in content.get("caveats", []) if caveat not in told])
+    told, kept = found.caveats, map(one_line, content.get("caveats", []))
+    return replace(found, notes=[caveat for caveat in kept if caveat not in told])
 
 
 def contradiction(content: Mapping[str, Any]) -> str:

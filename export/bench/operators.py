@@ -11,7 +11,7 @@ import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,11 +43,13 @@ class Operators:
         milliseconds: by kind of operator, custom ops as wholes, and BETWEEN, what ONNX Runtime spends besides; of a
             plan by kind of layer.
         gflops: multiply-adds (1e9) of matrix products and convolutions, as they really ran; None of a plan.
+        calls: `milliseconds` of each call that these are the medians of; empty of one call.
     """
 
     profiler: str
     milliseconds: dict[str, float]
     gflops: float | None
+    calls: list[dict[str, float]] = field(default_factory=list)
 
 
 class ProfiledRunner:
@@ -134,7 +136,8 @@ def typical(calls: Sequence[Operators]) -> Operators:
     milliseconds = {name: statistics.median(call.milliseconds.get(name, 0.0) for call in calls) for name in names}
     counted = [call.gflops for call in calls if call.gflops is not None]
     gflops = statistics.mean(counted) if counted else None
-    return Operators(calls[0].profiler, dict(Counter(milliseconds).most_common()), gflops)
+    each = [call.milliseconds for call in calls]
+    return Operators(calls[0].profiler, dict(Counter(milliseconds).most_common()), gflops, each)
 
 
 def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Operators:

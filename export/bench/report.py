@@ -1,7 +1,8 @@
 """What people and CI systems see of a run: tables, Markdown for a pull request, JUnit XML."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 
+import numpy as np
 from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
@@ -12,6 +13,7 @@ from export.bench.statistics import CONFIDENCE
 from export.bench.summary import (
     CaseSummary,
     SpeedUp,
+    arithmetic_left,
     case_summaries,
     gflops_are_profiled,
     losses,
@@ -20,7 +22,8 @@ from export.bench.summary import (
     verdict_sign,
 )
 from export.bench.verdict import Outcome, Verdict
-from export.bench.words import bounds, milliseconds, percent, sentence, sign, times
+from export.bench.words import SIGNS, bounds, floor, known, milliseconds, percent, sentence, sign
+from madtp.errors import printable
 from madtp.outputs import marked_kind
 
 TOP_OPERATORS = 12
@@ -54,19 +57,13 @@ def latency_table(result: BenchResult) -> Table:
         table.add_row(
             str(summary.case),
             *map(milliseconds, (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
-            _known(latency.relative_half_width),
+            known(latency.relative_half_width),
             *([milliseconds(summary.device.p50)] if summary.device is not None else []),
             f"{summary.requests_per_second:.1f}",
             ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
             "" if summary.gflops is None else f"{summary.gflops:.3f}",
         )
     return table
-
-
-def _known(relative_half_width: float) -> str:
-    if relative_half_width == float("inf"):
-        return "too few calls"
-    return f"± {100 * relative_half_width:.1f} %"
 
 
 def _caption(result: BenchResult) -> str:
@@ -101,7 +98,7 @@ def speed_up_table(result: BenchResult) -> Table:
     for speed_up in speed_ups(result):
         table.add_row(
             str(speed_up.case),
-            times(speed_up.achieved),
+            speed_up.said,
             "" if speed_up.gflops is None else f"{speed_up.gflops:.2f}x",
             _efficiency(speed_up),
         )
@@ -110,7 +107,7 @@ def speed_up_table(result: BenchResult) -> Table:
 
 def _efficiency(speed_up: SpeedUp) -> str:
     """Empty where GFLOPs are not known, or whether it is faster at all."""
-    if speed_up.efficiency is None or speed_up.achieved.may_be_none:
+    if speed_up.efficiency is None or speed_up.said.startswith(SIGNS[Outcome.UNDECIDED]):
         return ""
     return f"{100 * speed_up.efficiency:.0f} %"
 
@@ -120,11 +117,12 @@ def operator_table(result: BenchResult) -> Table:
     cases = smallest_batch(result.operators)
     if len(cases) < 2:
         return Table()
-    lost = losses(result)
+    lost, left = losses(result), arithmetic_left(result)
     table = Table(title=f"Where the time goes, milliseconds a request under {result.operators[cases[0]].profiler}")
     dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
     columns = ["operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"]
-    table.caption = "medians of a few calls: small differences are noise"
+    calls = [result.operators[case].calls for case in (cases[0], cases[-1])]  # of the same inputs
+    table.caption = f"medians of {len(calls[0])} calls; undecided where these disagree"
     if lost:
         columns.append("lost")
         table.caption += "; lost: by how much an operator takes longer than if its time had shrunk as the GFLOPs did"
@@ -144,10 +142,17 @@ def operator_table(result: BenchResult) -> Table:
             f"{100 * slow / totals[0]:.0f} %",
             f"{fast:.3f}",
             f"{100 * fast / totals[1]:.0f} %",
-            f"{slow / fast:.2f}x" if fast > 0 else "",
-            *([f"{more:+.3f}"] if lost else []),
+            _agreed(f"{slow / fast:.2f}x", 1.0, calls, members) if fast > 0 else "",
+            *([] if left is None else [_agreed(f"{more:+.3f}", left, calls, members)]),
         )
     return table
+
+
+def _agreed(said: str, left: float, calls: Sequence[Sequence[Mapping[str, float]]], operators: Sequence[str]) -> str:
+    """A number, if most of the calls agree that `operators` take more, or less, than so much of the dense time."""
+    slow, fast = ([sum(call.get(name, 0.0) for name in operators) for call in each] for each in calls)
+    low, high = np.percentile(np.subtract(fast, np.multiply(slow, left)), [10, 90])
+    return "undecided" if low <= 0 <= high else said
 
 
 def verdict_table(result: BenchResult) -> Table:
@@ -163,16 +168,10 @@ def verdict_table(result: BenchResult) -> Table:
             *(map(milliseconds, verdict.p50) if verdict.p50 is not None else ("", "")),
             *slowdown,
             f"{100 * verdict.allowed:g} %",
-            _floor(verdict.noise_floor),
+            floor(verdict.noise_floor),
             sign(verdict),
         )
     return table
-
-
-def _floor(noise_floor: float) -> str:
-    if noise_floor == float("inf"):
-        return "not known"
-    return f"{100 * noise_floor:.1f} %" if noise_floor else "paired"
 
 
 def verdict_line(result: BenchResult) -> str:
@@ -249,12 +248,12 @@ def markdown(result: BenchResult) -> str:
     """A short table for a pull request."""
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
     head = ["case", "p50 ms", "known to", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
-    gains = {speed_up.case: times(speed_up.achieved) for speed_up in speed_ups(result)}
+    gains = {speed_up.case: speed_up.said for speed_up in speed_ups(result)}
     rows = [
         [
             str(summary.case),
             milliseconds(summary.latency.p50),
-            _known(summary.latency.relative_half_width),
+            known(summary.latency.relative_half_width),
             milliseconds(summary.latency.p99),
             f"{summary.requests_per_second:.1f}",
             gains.get(summary.case, ""),
@@ -266,7 +265,9 @@ def markdown(result: BenchResult) -> str:
     state = " (interrupted, partial)" if result.measurement.partial else ""
     *about, verdict = lines(result)
     under = "\n".join(f"- {line}" for line in about)
-    return f"{title}{state}\n{MARK}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+    return printable(
+        f"{title}{state}\n{MARK}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
+    )
 
 
 def _verdict_cells(verdict: Verdict | None) -> list[str]:
@@ -310,13 +311,13 @@ def junit(result: BenchResult) -> str:
     document = JUnitXml(SUITES)
     document.add_testsuite(suite)
     text = document.tostring()
-    return text.decode("utf-8") if isinstance(text, bytes) else str(text)
+    return printable(text.decode("utf-8") if isinstance(text, bytes) else str(text))  # XML takes no escapes
 
 
 def _latency(summary: CaseSummary) -> str:
     """A case in a line."""
     latency = summary.latency
     return (
-        f"p50 {milliseconds(latency.p50)} ms (known to {_known(latency.relative_half_width)}), "
+        f"p50 {milliseconds(latency.p50)} ms ({known(latency.relative_half_width)}), "
         f"p99 {milliseconds(latency.p99)} ms, {latency.calls} calls"
     )

@@ -12,6 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from export.latency import NOISY
+
 BLOCKS = 20
 RESAMPLES = 1999
 CONFIDENCE = 0.999  # of every interval; a run looks at several cases several times, and each look may err
@@ -19,7 +21,6 @@ RESAMPLES_AT_ONCE = 100  # bounds memory: so many copies of a series
 SEED = 0  # the same numbers always give the same verdict
 OFTEN = 3
 PARTS = 4  # of a session that is compared with itself
-NOISY = 1.5  # an interval whose bounds are further apart than this factor, no change within, says nothing
 
 Floats = NDArray[np.float64]
 
@@ -50,6 +51,11 @@ class Ratio:
     high: float
 
     @property
+    def is_unknown(self) -> bool:
+        """Calls were too few to tell."""
+        return self.high == float("inf")
+
+    @property
     def may_be_none(self) -> bool:
         """No difference lies within the interval."""
         return self.low <= 1 <= self.high
@@ -58,6 +64,10 @@ class Ratio:
     def is_wide(self) -> bool:
         """The bounds are further apart than the factor NOISY; so they are where calls were too few to tell."""
         return self.high > NOISY * self.low
+
+    def contradicted_by(self, over: float, under: float) -> bool:
+        """The medians beside it say faster where it says slower, or the other way round."""
+        return (over - under) * (self.ratio - 1) < 0
 
     @property
     def says_nothing(self) -> bool:

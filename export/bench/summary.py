@@ -10,9 +10,9 @@ from export.bench.artifact import synchronisations
 from export.bench.baseline import Measured
 from export.bench.calls import Case
 from export.bench.run import BenchResult
-from export.bench.statistics import Ratio, Summary, paired_ratio, summarize, token_groups
+from export.bench.statistics import Ratio, Summary, median, paired_ratio, summarize, token_groups
 from export.bench.verdict import Outcome, overall
-from export.bench.words import SIGNS, TOO_NOISY, sign, times
+from export.bench.words import SIGNS, sign, times
 
 
 @dataclass(frozen=True)
@@ -63,12 +63,19 @@ class SpeedUp:
     Attributes:
         case: the pruned one.
         achieved: dense over pruned latency, from paired rounds, less what calls waited for a CPU.
+        p50: of dense and of pruned calls, wall-clock milliseconds.
         gflops: dense over pruned multiply-adds, what could be hoped for; None where they are not known.
     """
 
     case: Case
     achieved: Ratio
+    p50: tuple[float, float]
     gflops: float | None
+
+    @property
+    def said(self) -> str:
+        """In words."""
+        return times(self.achieved, *self.p50)
 
     @property
     def efficiency(self) -> float | None:
@@ -124,7 +131,8 @@ def speed_ups(result: BenchResult) -> list[SpeedUp]:
             continue
         achieved = paired_ratio(cases[dense].own, measured.own)
         many, few = request_gflops(result, dense), request_gflops(result, case)
-        found.append(SpeedUp(case, achieved, many / few if many and few else None))
+        p50 = median(cases[dense].milliseconds), median(measured.milliseconds)
+        found.append(SpeedUp(case, achieved, p50, many / few if many and few else None))
     return found
 
 
@@ -134,15 +142,22 @@ def losses(result: BenchResult) -> dict[str, float]:
     Of the most pruned case of the smallest batch: by how much an operator takes longer than if its time had shrunk as
     the multiply-adds did. Empty where they are not known.
     """
+    left = arithmetic_left(result)
+    if left is None:
+        return {}
+    cases = smallest_batch(result.operators)
+    dense, pruned = (result.operators[case].milliseconds for case in (cases[0], cases[-1]))
+    lost = {name: pruned.get(name, 0.0) - dense.get(name, 0.0) * left for name in {**pruned, **dense}}
+    return dict(sorted(lost.items(), key=lambda entry: -entry[1]))
+
+
+def arithmetic_left(result: BenchResult) -> float | None:
+    """Share of the dense multiply-adds that are left in the most pruned case that was profiled; None: not known."""
     cases = smallest_batch(result.operators)
     if len(cases) < 2:
-        return {}
-    dense, pruned = (result.operators[case].milliseconds for case in (cases[0], cases[-1]))
+        return None
     many, few = (request_gflops(result, case) for case in (cases[0], cases[-1]))
-    if not many or not few:
-        return {}
-    lost = {name: pruned.get(name, 0.0) - dense.get(name, 0.0) * few / many for name in {**pruned, **dense}}
-    return dict(sorted(lost.items(), key=lambda entry: -entry[1]))
+    return few / many if many and few else None
 
 
 def smallest_batch(cases: Iterable[Case]) -> list[Case]:
@@ -156,8 +171,8 @@ def verdict_sign(result: BenchResult) -> str:
     if not result.verdicts:
         return "interrupted" if result.measurement.partial else "nothing was compared"
     found = overall(result.verdicts)
-    noisy = found == Outcome.UNDECIDED and any(verdict.too_noisy for verdict in result.verdicts)
-    return TOO_NOISY if noisy else SIGNS[found]
+    noisy = [sign(verdict) for verdict in result.verdicts if verdict.too_noisy]
+    return noisy[0] if found == Outcome.UNDECIDED and noisy else SIGNS[found]
 
 
 def to_json(result: BenchResult) -> dict[str, Any]:
@@ -166,7 +181,7 @@ def to_json(result: BenchResult) -> dict[str, Any]:
         "measurement": result.measurement.to_json(),
         "summaries": [asdict(summary) for summary in case_summaries(result)],
         "speed_ups": [
-            asdict(speed_up) | {"efficiency": speed_up.efficiency, "said": times(speed_up.achieved)}
+            asdict(speed_up) | {"efficiency": speed_up.efficiency, "said": speed_up.said}
             for speed_up in speed_ups(result)
         ],
         "operators": [{"case": asdict(case), **asdict(found)} for case, found in result.operators.items()],

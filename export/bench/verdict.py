@@ -44,7 +44,7 @@ class Verdict:
         if self.p50 is None:
             return False
         then, now = self.p50
-        return (now - then) * (self.slowdown.ratio - 1) < 0
+        return self.slowdown.contradicted_by(now, then)
 
     @property
     def too_noisy(self) -> bool:

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from statistics import fmean, median
+from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -54,7 +54,10 @@ def command(
         def show(manifest: Mapping[str, Any], measured: "Measured") -> None:
             progress.stop()
             with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
-                output_console().print(costs_table(manifest, measured))
+                output = output_console()
+                output.print(costs_table(manifest, measured))
+                for line in notes(measured):
+                    output.print(f"note: {line}", soft_wrap=True)
 
         report(options, progress, show)
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
@@ -62,14 +65,36 @@ def command(
 
 def costs_table(manifest: Mapping[str, Any], measured: "Measured") -> Table:
     """What the page's figures are of, in numbers: a row a temperature."""
+    from export.bench.words import milliseconds
+    from export.latency import summarize
     from export.reporting.measure import total_tokens
+    from export.reporting.page import speed_ups
 
     table = Table(title=f"{manifest['artifact']}: a request, by temperature", caption=measured.samples)
     gflops = measured.gflops
-    for column in ("temperature", "calls", "p50 ms", "tokens", *(["GFLOPs"] if gflops is not None else [])):
+    said = speed_ups(measured)
+    for column in (
+        "temperature",
+        "calls",
+        "p50 ms",
+        "dense / pruned",
+        "tokens",
+        *(["GFLOPs"] if gflops is not None else []),
+    ):
         table.add_column(column, justify="right")
     for temperature, times in measured.times.items():
         tokens = fmean(total_tokens(measured.counts[temperature], measured.images).tolist())
-        cells = [f"{temperature:g}", str(len(times)), f"{median(times):.2f}", f"{tokens:.1f}"]
+        p50 = milliseconds(summarize(times).median_ms)
+        cells = [f"{temperature:g}", str(len(times)), p50, said.get(temperature, ""), f"{tokens:.1f}"]
         table.add_row(*cells, *([f"{gflops[temperature]:.3f}"] if gflops is not None else []))
     return table
+
+
+def notes(measured: "Measured") -> list[str]:
+    """What to know about the numbers of `costs_table`, a sentence each."""
+    found = ["latencies are of the torch model, not of the plan"] if measured.of_torch else []
+    bench = measured.bench
+    if bench is not None and not measured.alike:
+        requests = f"{bench.batch} request{'s' if bench.batch > 1 else ''}"
+        found.append(f"latencies are of other calls than tokens are: of {requests} each, {bench.samples}")
+    return [*found, *measured.caveats]

@@ -26,14 +26,14 @@ class Answer:
         what: it says, e.g. "answer", or whose rank it is.
         text: itself.
         score: how sure the model is, in words.
-        label: what is known to be the right one, in words; empty where nothing is.
+        label: what is known to be the right one, in words; empty where nothing is; None where it takes no label.
         right: whether it is; None where that is not known, or no matter of right and wrong.
     """
 
     what: str
     text: str
     score: str
-    label: str = ""
+    label: str | None = ""
     right: bool | None = None
 
 
@@ -146,6 +146,8 @@ def _ranks(
 
 
 def _rank(what: str, scores: Sequence[float], own: int, plural: str) -> Answer:
-    rank = 1 + sum(score > scores[own] for score in scores)
-    right = rank == 1 if len(scores) > 1 else None  # of one it is no feat
-    return Answer(what, f"number {rank} of {len(scores)} {plural}", f"score {scores[own]:.3f}", "", right)
+    first = 1 + sum(score > scores[own] for score in scores)
+    last = sum(score >= scores[own] for score in scores)
+    rank = f"{first}" if first == last else f"{first} to {last}, with equal scores,"
+    right = None if first == 1 and (last > 1 or len(scores) == 1) else first == 1  # of one it is no feat
+    return Answer(what, f"number {rank} of {len(scores)} {plural}", f"score {scores[own]:.3f}", None, right)

@@ -9,6 +9,7 @@ from typing import Any
 import madtp
 from export.artifact import model_config, open_parts, runtime
 from export.backends import Backend
+from export.bench.baseline import ONE_SAMPLE
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.errors import BackendError, OptionError
@@ -182,6 +183,7 @@ def _measure(
         here, before, neighbours = machine(None), activity(), Neighbours()
         times = latencies(config, runners, samples.prepared, temperatures, opened.least)
         caveats = warnings(here, before, activity(), neighbours.share())
+        caveats += [ONE_SAMPLE] if len(samples.prepared) == 1 else []
     else:
         times, caveats = bench.milliseconds, bench.caveats
     progress.stage("following tokens through the layers")

@@ -86,7 +86,7 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
     costs, cost_name = _costs(measured)
     shown = default if measured.shown is None else measured.shown
     call = _call_name(measured)
-    said = _speed_ups(measured)
+    said = speed_ups(measured)
     return _template().render(
         manifest=manifest,
         measured=measured,
@@ -292,12 +292,15 @@ def _speed_up(measured: Measured, default: float, said: str) -> str:
     return text
 
 
-def _speed_ups(measured: Measured) -> dict[float, str]:
+def speed_ups(measured: Measured) -> dict[float, str]:
     """Dense over pruned in words, by temperature: of calls of the same round, less what they waited for a CPU."""
     steady = measured.times if measured.bench is None else measured.bench.own
     if 0.0 not in steady:
         return {}
-    return {tau: times(paired_ratio(steady[0.0], values)) for tau, values in steady.items() if tau > 0}
+    p50 = {tau: summarize(values).median_ms for tau, values in measured.times.items()}
+    return {
+        tau: times(paired_ratio(steady[0.0], values), p50[0.0], p50[tau]) for tau, values in steady.items() if tau > 0
+    }
 
 
 def _requests(count: int) -> str:
