@@ -12,8 +12,9 @@ from typing import Any
 import click
 from rich.console import Console
 
+from madtp.console import PlainConsole
 from madtp.errors import MadtpError, one_line
-from madtp.printing import PlainConsole, error_text, say
+from madtp.printing import error_text, say
 
 WRONG_INPUT = 2  # the user's input or machine
 WIDTH = 118  # of tables where there is no terminal to ask

@@ -204,7 +204,8 @@ def test_no_permission_to_write(
     else:  # e.g. a file system that is mounted read-only
         monkeypatch.setattr(madtp.scratch.tempfile, "mkdtemp", refuse)
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
-    ran.refused("cannot write", "ermission", "Name a folder that you can write to")
+    fix = "chmod u+w" if early else "Name a folder that you can write to"
+    ran.refused("cannot write", "may not be written" if early else "ermission", fix)
     outputs.untouched()
 
 
@@ -234,7 +235,7 @@ def test_too_little_room_is_noticed_before_anything_is_built(
     assert run_cli("check", "--ckpt", checkpoint, "--engine", outputs / "out.onnx").status == 0
     for command in ((), ("check",)):
         ran = run_cli(*command, "--ckpt", checkpoint, "--engine", outputs / "trt.plan")
-        ran.refused("not enough room", "0 MB are free", "Free some space")
+        ran.refused("not enough room", "MB are free", "Free some space")
         assert "tracing" not in ran.err
     outputs.untouched()
 
@@ -534,7 +535,7 @@ def unusable(artifact: Path) -> None:
 MANIFESTS: dict[str, tuple[Callable[[Path], object], tuple[str, ...]]] = {
     "no manifest": (
         lambda artifact: manifest_path(artifact).unlink(),
-        ("cannot read the manifest", "beside the artifact"),
+        ("cannot read the manifest", "Keep artifact and manifest together"),
     ),
     "no json": (lambda artifact: manifest_path(artifact).write_text("{"), ("cannot read the manifest",)),
     "no text": (lambda artifact: manifest_path(artifact).write_bytes(b"\xff"), ("cannot read the manifest",)),

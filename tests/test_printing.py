@@ -15,9 +15,10 @@ import torch
 from rich.table import Table
 from rich.text import Text
 
+from madtp.console import PlainConsole
 from madtp.errors import InputError, printable
 from madtp.outputs import marked_kind, write_output
-from madtp.printing import PlainConsole, error_text
+from madtp.printing import error_text
 from tests.conftest import Ran, save_checkpoint, write_samples, write_vocabulary
 from tests.manifests import edit_manifest
 from tests.paths import ROOT
