@@ -131,6 +131,15 @@ class _CaptionWork(_ItemWork):
         super().__post_init__()
         prompt = self.session.manifest["preprocessing"]["text"]["prompt"]
         self.settings |= {"prompt": prompt, **CAPTION_LIMITS}
+        first = dict[str, Path]()
+        for item in self.items:  # one image may have the id that another one's name gives
+            other = first.setdefault(str(_image_id(item)), item.image)
+            if other != item.image:
+                raise InputError(
+                    f"the images '{other}' and '{item.image}' have one id, {shown(_image_id(item))}",
+                    "One was taken from the number in the file's name; the results could not be told apart.",
+                    'Give every entry an "image_id".',
+                )
 
     def _ask(self, batch: Sequence[CaptionItem]) -> tuple[list[Any], list[Tokens]]:
         images = [read_image(item.image) for item in batch]

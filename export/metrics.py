@@ -130,7 +130,7 @@ def normalize_answer(answer: str) -> str:
 def _agreement(answer: str, references: Sequence[str]) -> float:
     """The share, 0 to 1, by which one answer is right."""
     given = normalize_answer(answer)
-    same = [normalize_answer(reference) == given for reference in references]
+    same = [bool(reference.strip()) and normalize_answer(reference) == given for reference in references]
     return sum(min(1.0, (sum(same) - left_out) / AGREEING) for left_out in same) / len(same)
 
 

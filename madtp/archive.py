@@ -1,5 +1,6 @@
 """The file of a checkpoint: what it is, told by its bytes, and its sizes checked before torch reads any of it."""
 
+import errno
 import io
 import mmap
 import os
@@ -142,6 +143,8 @@ def check_file(path: Path) -> list[str]:
 
 
 def _unreadable(path: Path, error: OSError) -> CheckpointError:
+    if error.errno == errno.ENOMEM:
+        return _too_large(path)
     if isinstance(error, FileNotFoundError):
         return CheckpointError(
             f"no checkpoint at '{path}'", "The file does not exist.", "Give --ckpt the path of a .pt or .pth file."
@@ -235,7 +238,7 @@ def _check_zip(path: Path, size: int) -> set[str]:
 
 def _check_pickles(path: Path, start: bytes) -> set[str]:
     """What the pickles of a file from before torch 1.6 refer to, read without running any of them."""
-    if not start:
+    if not start or not os.path.getsize(path):  # the latter of /proc, whose files have no size
         raise _damaged(path, "", empty=True)
     with open_regular(path) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
         # A pickle cannot claim more than is left of a mapped file.
@@ -285,8 +288,12 @@ def _more_than_tensors(path: Path, names: Iterable[str], what: str) -> Checkpoin
     if others and what.startswith("it is"):
         refers = f"{what}, and refers to {listing(others)}"
     whole = any(name.startswith("torch.nn.modules.") for name in others)
-    state = "content.state_dict()" if whole else "content['model']  # or model.state_dict() of a whole model"
-    temperature = "0.5  # that it was trained at" if whole else "content['temperature']"
+    state = (
+        "content.state_dict()  # or content['model'].state_dict()"
+        if whole
+        else "content['model']  # or content['state_dict'], or model.state_dict() of a whole model"
+    )
+    temperature = "0.5  # that it was trained at" if whole else "float(content['temperature'])"
     return CheckpointError(
         f"the checkpoint '{path}' holds more than tensors, numbers and strings",
         f"Loading it could run code stored in it, or take any memory: {refers}. Nothing of it was run.",

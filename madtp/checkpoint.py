@@ -102,7 +102,9 @@ def _temperature(content: Mapping[Any, Any], path: Path | str) -> float:
         value = value.item()
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= MAX_TEMPERATURE:
         raise CheckpointError(
-            f"the temperature in '{path}' is {value!r:.40}", "It has to be a finite number, zero (dense) or more."
+            f"the temperature in '{path}' is {value!r:.40}",
+            "It has to be a finite number, zero (dense) or more.",
+            "Save the checkpoint again with the temperature that it was trained at.",
         )
     return float(value)
 
@@ -114,11 +116,14 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
     if task not in CONFIGS or found not in (task, ""):
         what = f"a {found} checkpoint" if found else "of no known task"
         known = recognise(state) if not found else None
+        fix = known[1] if known else "Give the checkpoint of a model of one of these tasks that was trained with MADTP."
+        if found:
+            fix = f'Give the {task} model\'s checkpoint, or say "task": "{found}" in --config, which wins.'
         keys = f"the first keys are {listing(sorted(state))}" if state else "its 'model' entry is empty"
         raise CheckpointError(
             f"'{path}' is {what}" + (f", but the configuration says '{task}'" if task and task != found else ""),
             f"{known[0] if known else ''} The tasks are {', '.join(CONFIGS)}; {keys}.".lstrip(),
-            known[1] if known else "Give the checkpoint of a model of one of these tasks that was trained with MADTP.",
+            fix,
         )
     told = infer_sizes(state, task)
     values = {**told, **given}
@@ -243,6 +248,8 @@ def _explain(model: torch.nn.Module, state: Mapping[str, Any], problems: Mapping
             [],
             "MADTP's models have no such tensors: save the state dict without what inference does not need.",
         )
+    if problems.keys() == {"no floating-point weights"}:
+        return [], "Save them as plain tensors of float32 (or float16, bfloat16, float64) on the CPU."
     return [], "Give a checkpoint of the published architecture; sizes that tensors do not tell go into --config."
 
 

@@ -1,7 +1,7 @@
 """Sizes of a model: the fields of a checkpoint's `config` entry or of a `--config` file."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 from madtp.errors import LISTED, ConfigError, listing, shorten
 from madtp.inputs import read_json
 
+CORRECT = "Correct it in --config, which wins over the checkpoint's own config entry."
 HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
 MAX_SIZE = 1_000_000  # of anything; more is a mistake, and building the model would only fail later
 MAX_LAYERS = 1000
@@ -54,16 +55,16 @@ class ModelConfig:
             if not isinstance(value, expected) or isinstance(value, bool):  # type: ignore[arg-type]
                 kind = getattr(field.type, "__name__", field.type)
                 what = f"config field '{field.name}' is {shorten(repr(value))}"
-                problems.append(ConfigError(what, f"It has to be of type {kind}."))
+                problems.append(ConfigError(what, f"It has to be of type {kind}.", CORRECT))
             elif field.type is float and not 0 <= value < 1:
                 what = f"config field '{field.name}' is {value}"
-                problems.append(ConfigError(what, "It has to be a small positive number."))
+                problems.append(ConfigError(what, "It has to be a small positive number.", CORRECT))
             elif field.type is int:
                 least = 0 if field.name.endswith(("_id", "_from")) else 1
                 most = MAX_LAYERS if field.name in self.LAYERS else MAX_SIZE
                 if not least <= value <= most:
                     what = f"config field '{field.name}' is {shorten(str(value))}"
-                    problems.append(ConfigError(what, f"It has to be {least} to {most}."))
+                    problems.append(ConfigError(what, f"It has to be {least} to {most}.", CORRECT))
         return problems
 
     def _relations(self) -> list[ConfigError]:
@@ -273,13 +274,14 @@ def recorded_fields(values: Any, origin: str, task: str, *, overridden: bool) ->
         return {}, ""
     if not isinstance(values, Mapping):
         return {}, f"{origin} is a {type(values).__name__}, no mapping of sizes: left aside"
-    unknown = _unknown(values)
+    sizes = {size.name for size in fields(CONFIGS[task])} if task else KNOWN_FIELDS
+    unknown = _unknown(values, sizes | PROVENANCE)  # fields of other tasks' models among them: shared recipes
     if not unknown:
         return check_fields(values, origin), ""
     misspelt = [
         name
         for name in unknown
-        if name not in TRAINING and difflib.get_close_matches(name[:100], KNOWN_FIELDS, cutoff=MISSPELT)
+        if name not in TRAINING | KNOWN_FIELDS and difflib.get_close_matches(name[:100], KNOWN_FIELDS, cutoff=MISSPELT)
     ]
     if misspelt and not overridden:
         raise ConfigError(
@@ -287,16 +289,15 @@ def recorded_fields(values: Any, origin: str, task: str, *, overridden: bool) ->
             "They look like misspelt sizes; ignored, the model would be built with other sizes.",
             f"Give the sizes that were meant with --config, which wins over it; the fields are: {_ALL_FIELDS}.",
         )
-    sizes = {size.name for size in fields(CONFIGS[task])} if task else set[str]()
     taken = {key: value for key, value in values.items() if key in UNTOLD & sizes}
     ours = any(key in KNOWN_FIELDS - PROVENANCE for key in values)
-    what = "has fields that no model has" if ours else "is a training configuration"
+    what = f"has fields that no {task} model has" if ours else "is a training configuration"
     note = f"{origin} {what}, left aside ({listing(unknown, 120)}): the tensors tell the sizes"
     return taken, f"{note}, and the entry {listing(sorted(taken), 120)}" if taken else note
 
 
-def _unknown(values: Mapping[Any, Any]) -> list[str]:
-    return sorted(str(key) for key in values if key not in KNOWN_FIELDS)
+def _unknown(values: Mapping[Any, Any], known: Collection[str] = KNOWN_FIELDS) -> list[str]:
+    return sorted(str(key) for key in values if key not in known)
 
 
 def read_config(path: Path | str) -> dict[str, Any]:

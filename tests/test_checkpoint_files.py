@@ -153,6 +153,11 @@ def test_inspection_names_them_too(name: str, tmp_path: Path, run_cli: Callable[
     assert "export --ckpt" not in ran.out
 
 
+def test_a_file_without_a_size_is_empty() -> None:
+    with pytest.raises(CheckpointError, match="The file is empty"):
+        madtp.load("/proc/cpuinfo")
+
+
 def test_a_sparse_file_of_a_terabyte_is_not_read(tmp_path: Path) -> None:
     path = tmp_path / "x.pt"
     with path.open("wb") as file:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -185,6 +186,45 @@ def test_all_that_is_wrong_with_a_configuration_is_said_at_once(tiny_state: dict
         with pytest.raises(ConfigError) as caught:
             madtp.load(path, given)
         assert all(part in str(caught.value) for part in parts)
+
+
+@pytest.mark.parametrize("task", ["vqa", "caption", "retrieval"])
+def test_fields_of_another_tasks_models_are_left_aside(task: str, tmp_path: Path) -> None:
+    content = torch.load(write_task_checkpoint(task, tmp_path / "x.pt"))
+    content["config"] = TASK_SIZES[task] | {"merge_from": 6, "vision_width": 7}
+    loaded = read_model(save(tmp_path / "y.pt", content))
+    assert f"fields that no {task} model has, left aside (merge_from, vision_width)" in loaded.notes[0]
+    assert loaded.model.config == madtp.load(tmp_path / "x.pt").config
+
+
+@pytest.mark.parametrize("task", ["vqa", "nlvr2"])
+def test_a_wrong_task_can_be_corrected(task: str, state: dict[str, Any], tmp_path: Path) -> None:
+    path = save(tmp_path / "x.pt", official(state, config={"task": task}))
+    with pytest.raises(CheckpointError) as caught:
+        madtp.load(path)
+    assert 'say "task": "nlvr" in --config' in caught.value.fix
+    assert madtp.load(path, {"task": "nlvr"}).task == "nlvr"
+
+
+@pytest.mark.parametrize("entries", [{"config": {"vit_heads": "1"}}, {"temperature": None}, {"temperature": -1}])
+def test_a_wrong_value_says_what_to_do(entries: dict[str, Any], state: dict[str, Any], tmp_path: Path) -> None:
+    with pytest.raises(MadtpError) as caught:
+        madtp.load(save(tmp_path / "x.pt", official(state) | entries))
+    assert caught.value.why
+    assert caught.value.fix
+
+
+def test_the_lines_that_save_tensors_alone_work(
+    state: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = save(tmp_path / "x.pt", official(state) | {"temperature": np.float64(TAU)})
+    with pytest.raises(CheckpointError) as caught:
+        madtp.load(path)
+    lines = [line[2:] for line in caught.value.fix.splitlines() if line.startswith("  ")]
+    exec("\n".join(["import torch", *lines]), {})
+    loaded = read_model(tmp_path / "new.pt")
+    assert (loaded.model.temperature, loaded.notes) == (TAU, ())
 
 
 # What cannot be read.

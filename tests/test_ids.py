@@ -113,6 +113,15 @@ def test_without_an_id_the_file_names_an_image(tmp_path: Path) -> None:
     assert [_image_id(item) for item in items if isinstance(item, CaptionItem)] == [42, *names[1:]]
 
 
+def test_an_id_is_not_what_another_images_name_gives(
+    run_cli: Callable[..., Ran], task_artifacts: TaskArtifacts, tmp_path: Path
+) -> None:
+    entries = [caption("42"), {"image": VAL, "caption": ["a digit"]}]
+    data = write(tmp_path / "data", "coco_karpathy_test.json", entries)
+    ran = run_cli("evaluate", task_artifacts["caption"] / "out.json", "--data", data, "-o", tmp_path / "x.json")
+    ran.refused("42.jpg'", VAL, "have one id, 42")
+
+
 def test_an_id_that_is_given_is_no_file_name() -> None:
     assert _image_id(CaptionItem(Path(VAL), ("a",), "COCO_val2014_000000000042")) == "COCO_val2014_000000000042"
     assert _image_id(CaptionItem(Path(VAL), ("a",), "0042")) == "0042"
@@ -143,8 +152,8 @@ def test_results_have_the_ids_of_the_annotation(
         (type(key), key) for key in IDS
     ]
     entries = [caption(key, number) for number, key in enumerate(IDS)]
-    entries.append({"image": VAL, "caption": ["a digit"]})
+    entries.append({"image": VAL.replace("42.", "43."), "caption": ["a digit"]})
     data = write(tmp_path / "caption", "coco_karpathy_test.json", entries)
     ran = run_cli("evaluate", task_artifacts["caption"] / "out.json", "--data", data, "-o", output)
     assert ran.status == 0, ran
-    assert [one["image_id"] for one in json.loads(output.read_text())["answers"]] == [*IDS, 42]
+    assert [one["image_id"] for one in json.loads(output.read_text())["answers"]] == [*IDS, 43]

@@ -40,6 +40,11 @@ def test_people_who_disagree_are_scored_as_published() -> None:
     assert scores.unscored == {}
 
 
+@pytest.mark.parametrize("answer", ["", "the", " . "])
+def test_no_answer_equals_an_empty_one(answer: str) -> None:
+    assert vqa_score([answer], [[""] * 5 + ["yes"] * 5]) == {"accuracy": 0}
+
+
 @pytest.mark.parametrize("words", [1, 2, 3])
 def test_bleu_needs_a_reference_of_so_many_words(words: int) -> None:
     texts = [" ".join(text.split()[1 : 1 + words]) for text in LONG]
