@@ -10,7 +10,7 @@ from export.errors import ManifestError
 from export.inspection import named_files
 from export.manifest import file_hashes, manifest_path, open_manifest
 from madtp.errors import OutputError
-from madtp.files import check_writable
+from madtp.files import check_unprotected, check_writable
 from madtp.inputs import read_json
 from madtp.outputs import check_separate, same_file
 
@@ -55,6 +55,8 @@ def check_export(engine: Path, names: Iterable[str], inputs: Iterable[Path | Non
                 f"There is no manifest '{manifest}' that lists it, and the export would replace it.",
                 "Give --engine another name or folder, or remove that file first.",
             )
+    for path in (*written, manifest):
+        check_unprotected(path)
 
 
 def _check_links(manifest: Path, written: Iterable[Path]) -> None:

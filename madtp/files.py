@@ -33,6 +33,7 @@ class Staging:
 
     def __init__(self, target: Path, needed: int = 0) -> None:
         check_writable(target, needed)
+        check_unprotected(target)
         self.target = target
 
     def __enter__(self) -> "Staging":
@@ -80,6 +81,17 @@ class Staging:
         return (self.target.parent / name).resolve()
 
 
+def check_unprotected(target: Path) -> None:
+    """Raise OutputError where `target` is there and write-protected: a rename would replace it all the same."""
+    with write_errors(target):
+        if target.exists() and not (target.stat().st_mode & ANY_WRITE and os.access(target, os.W_OK)):
+            raise OutputError(
+                f"cannot write '{target}'",
+                "It may not be written to.",
+                f"Name another file, or allow it: chmod u+w '{target}'.",
+            )
+
+
 def check_writable(target: Path, needed: int = 0) -> None:
     """Raise OutputError where `target` can certainly not be written. Writes nothing."""
     with write_errors(target):  # a name that is too long, a folder that may not be entered
@@ -93,12 +105,6 @@ def _check_writable(target: Path, needed: int) -> None:
     if target.exists() and not target.is_file():
         raise OutputError(
             f"cannot write '{target}'", "It is no regular file, and would be replaced by one.", "Name a file."
-        )
-    if target.exists() and not (target.stat().st_mode & ANY_WRITE and os.access(target, os.W_OK)):
-        raise OutputError(
-            f"cannot write '{target}'",
-            "It may not be written to.",
-            f"Name another file, or allow it: chmod u+w '{target}'.",
         )
     if not parent.is_dir():
         why = "It is a file." if parent.exists() else "It does not exist."

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from madtp.errors import OutputError, printable
-from madtp.files import Staging, check_writable, write_errors
+from madtp.files import Staging, check_unprotected, check_writable, write_errors
 from madtp.inputs import decode_text, parse_json, read_bytes
 
 MOST_BYTES = 2**30  # of an earlier result; a larger file is taken for somebody else's
@@ -60,6 +60,7 @@ def check_outputs(outputs: Iterable[tuple[Path | None, Kind]], inputs: Iterable[
             check_writable(path)
             check_separate(path, given, taken)
             check_ours(path, kind)
+            check_unprotected(path)
             taken.append(path)
 
 

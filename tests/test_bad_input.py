@@ -204,8 +204,7 @@ def test_no_permission_to_write(
     else:  # e.g. a file system that is mounted read-only
         monkeypatch.setattr(madtp.scratch.tempfile, "mkdtemp", refuse)
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
-    fix = "chmod u+w" if early else "Name a folder that you can write to"
-    ran.refused("cannot write", "may not be written" if early else "ermission", fix)
+    ran.refused("cannot write", "ermission", "Name a folder that you can write to")
     outputs.untouched()
 
 

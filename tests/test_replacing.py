@@ -19,7 +19,7 @@ from export.pipeline import prepare
 from madtp.demo import vocab_path
 from madtp.demo.output import check_folder
 from madtp.errors import OutputError
-from madtp.outputs import check_outputs, json_kind, marked_kind, write_output
+from madtp.outputs import Kind, check_outputs, json_kind, marked_kind, write_output
 from tests.conftest import Ran, TaskArtifacts, largest_file, write_samples, write_vocabulary
 from tests.test_evaluate import nlvr_data
 
@@ -262,8 +262,14 @@ def test_files_that_may_not_be_written_to_stay(name: str, exported: tuple[Path, 
     ran = run_cli("--ckpt", checkpoint, "--engine", artifact)
     ran.refused(f"cannot write '{artifact.with_name(name)}'", "It may not be written to", "chmod u+w")
     assert contents(artifact.parent) == before
+    anything = Kind("anything", lambda _: True)
     with pytest.raises(OutputError, match="It may not be written to"):
-        check_outputs([(artifact.with_name(name), KIND)], [])
+        check_outputs([(artifact.with_name(name), anything)], [])
+    artifact.with_suffix(".json").chmod(0o644)
+    artifact.with_suffix(".json").write_text("[]")
+    artifact.with_suffix(".json").chmod(0o444)
+    with pytest.raises(OutputError, match="is no manifest of an export"):  # to allow writing would not help
+        check_export(artifact, [], [])
 
 
 BENCH = ("bench", "{folder}/out.json", "--seconds", 0.1, "--no-profile")
