@@ -12,7 +12,7 @@ from madtp.ops.reference import EPSILON
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
 
 OPSET = 20
-OLDEST_ONNXRUNTIME = "1.17"  # that has it; 1.17.3, 1.18.1, 1.20.1 and newer ones were tried, 1.16.3 refuses the file
+OLDEST_ONNXRUNTIME = "1.17"  # that has it; 1.17.3 to 1.20.1 and 1.32.0 were tried, 1.16.3 refuses the file
 
 _ALIGNED_ATTENTION_BODY = """
     heads = Constant <value_int: int = @heads> ()
