@@ -107,6 +107,16 @@ def test_an_optimised_file_is_judged(exported: tuple[Path, Path], validate: Run,
     assert ran.status == 0, ran
 
 
+def test_a_manifest_that_was_edited_is_named_and_stays_so(exported: tuple[Path, Path], validate: Run) -> None:
+    path = manifest_path(exported[0])
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"temperature": 0.0}))
+    before = path.read_bytes()
+    ran = validate("--changed")
+    assert ran.status == 0, ran
+    assert "changed since the export: out.json" in ran.out
+    assert path.read_bytes() == before
+
+
 def test_one_that_no_runtime_opens_is_not_judged(exported: tuple[Path, Path], validate: Run) -> None:
     exported[0].write_bytes(b"not a model")
     validate("--changed").refused("cannot load", "a tool changed it")
