@@ -19,17 +19,17 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
-from madtp import command
-from madtp.caption import CaptionModel
-from madtp.clip import ClipModel
-from madtp.config import ModelConfig
-from madtp.decoder import empty_cache
-from madtp.flops import count_call
-from madtp.nlvr import NlvrModel
-from madtp.outputs import check_outputs, json_kind, write_output
-from madtp.retrieval import RetrievalModel
-from madtp.vqa import VqaModel
-from tests.sizes import BASE, CAPTION, CLIP, RETRIEVAL, VQA
+from madtp.console import command
+from madtp.files.outputs import check_outputs, json_kind, write_output
+from madtp.models.caption import CaptionModel
+from madtp.models.clip import ClipModel
+from madtp.models.config import ModelConfig
+from madtp.models.decoder import empty_cache
+from madtp.models.nlvr import NlvrModel
+from madtp.models.retrieval import RetrievalModel
+from madtp.models.vqa import VqaModel
+from madtp.ops.flops import count_call
+from tests.helpers.sizes import BASE, CAPTION, CLIP, RETRIEVAL, VQA
 
 DENSE = 0.0  # temperature
 WORDS = 20  # ids of a sentence or question in the rows of the parts

@@ -20,7 +20,7 @@ from rich.console import Console
 
 from benchmarks.gpu.results import FOLDER, RESULTS, ROUNDS, measure, render, write
 from madtp.errors import MadtpError, OutputError
-from madtp.outputs import check_outputs, write_output
+from madtp.files.outputs import check_outputs, write_output
 
 WRONG_MACHINE = 2  # exit status
 

@@ -7,7 +7,8 @@
 2. ONNX Runtime against our own eager torch, dense and at two temperatures, one request, interleaved round by round;
    medians with their 10th and 90th percentile. ONNX Runtime and torch use all cores, one after the other.
 
-Weights and images follow the rule of `tests/generate.py`; token counts of generated weights say nothing about accuracy.
+Weights and images follow the rule of `tests/helpers/generate.py`; token counts of generated weights say nothing about
+accuracy.
 """
 
 import json
@@ -29,18 +30,18 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from export.latency import Latency, interleave
-from export.runner import OnnxRunner
-from export.trace import save_onnx, trace_part
-from madtp import command
-from madtp.flops import count_flops
-from madtp.nlvr import NlvrModel
-from madtp.outputs import check_outputs, json_kind, write_output
-from madtp.parts import parts_of
-from madtp.scratch import scratch_folder
-from madtp.tasks import TorchRunner
-from tests.generate import generated_images
-from tests.sizes import BASE, generated_model
+from export.bench.latency import Latency, interleave
+from export.graph.trace import save_onnx, trace_part
+from export.runtime.runner import OnnxRunner
+from madtp.console import command
+from madtp.files.outputs import check_outputs, json_kind, write_output
+from madtp.files.scratch import scratch_folder
+from madtp.models.nlvr import NlvrModel
+from madtp.models.parts import parts_of
+from madtp.ops.flops import count_flops
+from madtp.tasks.requests import TorchRunner
+from tests.helpers.generate import generated_images
+from tests.helpers.sizes import BASE, generated_model
 
 TEMPERATURES = (0.4, 1.0)
 TEXT_TOKENS = 22

@@ -25,16 +25,16 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from export.artifact.outputs import files_of
 from export.bench.artifact import Described, open_described
 from export.bench.baseline import MEASUREMENT
 from export.bench.run import BenchOptions, bench
 from export.bench.verdict import overall
-from export.outputs import files_of
-from export.runner import RunnerOptions
-from madtp import command
-from madtp.outputs import check_outputs, json_kind, write_output
-from madtp.scratch import scratch_folder
-from madtp.tasks import Outputs, Runner
+from export.runtime.runner import RunnerOptions
+from madtp.console import command
+from madtp.files.outputs import check_outputs, json_kind, write_output
+from madtp.files.scratch import scratch_folder
+from madtp.tasks.requests import Outputs, Runner
 
 EXTRA = 0.15
 CALIBRATION_CALLS = 40

@@ -7,7 +7,8 @@
 2. Captioning: ids a second of the decoder in ONNX Runtime, with its cache and without (the whole text again at every
    step), greedily and with three beams, interleaved.
 
-Weights and images follow the rule of `tests/generate.py`; token counts of generated weights say nothing about accuracy.
+Weights and images follow the rule of `tests/helpers/generate.py`; token counts of generated weights say nothing about
+accuracy.
 """
 
 import json
@@ -29,21 +30,21 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from export.latency import Latency, interleave
-from export.runner import OnnxRunner
-from export.trace import save_onnx, trace_part
-from madtp import command
-from madtp.checkpoint import MODELS
-from madtp.config import CaptionConfig
-from madtp.decoder import DecoderSession, DecoderStep, TextDecoder, empty_cache
-from madtp.flops import count_call
-from madtp.generation import Limits, Step, beam_search, greedy_search
-from madtp.outputs import check_outputs, json_kind, write_output
-from madtp.parts import Part, parts_of
-from madtp.scratch import scratch_folder
-from madtp.tasks import Runner, TorchRunner, decoder_step
-from tests import sizes
-from tests.generate import generated_images, generated_state
+from export.bench.latency import Latency, interleave
+from export.graph.trace import save_onnx, trace_part
+from export.runtime.runner import OnnxRunner
+from madtp.checkpoint.loading import MODELS
+from madtp.console import command
+from madtp.files.outputs import check_outputs, json_kind, write_output
+from madtp.files.scratch import scratch_folder
+from madtp.models.config import CaptionConfig
+from madtp.models.decoder import DecoderSession, DecoderStep, TextDecoder, empty_cache
+from madtp.models.parts import Part, parts_of
+from madtp.ops.flops import count_call
+from madtp.tasks.generation import Limits, Step, beam_search, greedy_search
+from madtp.tasks.requests import Runner, TorchRunner, decoder_step
+from tests.helpers import sizes
+from tests.helpers.generate import generated_images, generated_state
 
 CONFIGS: dict[str, Any] = {
     "vqa": sizes.VQA,

@@ -12,15 +12,11 @@ from torch import Tensor
 
 import madtp
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
-from madtp.checkpoint import MAX_TEMPERATURE, Model
-from madtp.command import PATH, allow_outside, errors_console, output_console, run, version_option
-from madtp.errors import InputError
-from madtp.heartbeat import Heartbeat, draws
-from madtp.inputs import sha256
-from madtp.outputs import check_outputs
-from madtp.parts import parts_of
-from madtp.printing import say
-from madtp.samples import (
+from madtp.checkpoint.loading import MAX_TEMPERATURE, Model
+from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
+from madtp.console.heartbeat import Heartbeat, draws
+from madtp.console.printing import say
+from madtp.data.samples import (
     INDEX,
     Config,
     Processor,
@@ -31,6 +27,10 @@ from madtp.samples import (
     read_sample,
     sample_processor,
 )
+from madtp.errors import InputError
+from madtp.files.inputs import sha256
+from madtp.files.outputs import check_outputs
+from madtp.models.parts import parts_of
 
 
 @click.group()

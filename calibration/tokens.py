@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from madtp.config import BlipConfig, ClipConfig
 from madtp.errors import OutputError, TokensError
-from madtp.inputs import read_json
-from madtp.outputs import check_outputs, json_kind, write_output
-from madtp.parts import Part
-from madtp.tasks import count_tokens, torch_runners
+from madtp.files.inputs import read_json
+from madtp.files.outputs import check_outputs, json_kind, write_output
+from madtp.models.config import BlipConfig, ClipConfig
+from madtp.models.parts import Part
+from madtp.tasks.requests import count_tokens, torch_runners
 
 SCHEMA_VERSION = 1
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)

@@ -1,4 +1,4 @@
-"""`python -m export` and the console script `madtp-export`: see `export/cli.py`."""
+"""`python -m export` and the console script `madtp-export`: see `export/cli/main.py`."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ def main() -> None:
         if signal.getsignal(number) != signal.SIG_IGN:  # as it is under nohup and in the background
             signal.signal(number, leave)
 
-    from export import cli
+    from export.cli import main as cli
 
     status = cli.main()
     if status == 2:

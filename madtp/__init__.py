@@ -1,9 +1,9 @@
 """MADTP vision-language models in PyTorch: encoders with dynamic token pruning, checkpoints, training, FLOPs."""
 
-from madtp.checkpoint import load
-from madtp.config import NlvrConfig
+from madtp.checkpoint.loading import load
 from madtp.errors import CheckpointError, ConfigError, InputError, MadtpError
-from madtp.nlvr import NlvrModel, NlvrOutput
+from madtp.models.config import NlvrConfig
+from madtp.models.nlvr import NlvrModel, NlvrOutput
 
 __all__ = [
     "CheckpointError",

@@ -2,7 +2,7 @@
 #include "aligned_attention/plugin.h"
 #include "token_compact/plugin.h"
 
-// What `export/plugin_library.py` finds in the file: where this library comes from, and which GPUs it has code for.
+// What `export/engine/plugin_library.py` finds in the file: where this library comes from, and which GPUs it has code for.
 [[gnu::used]] static char const build_line[] =
     "madtp-plugins {\"version\": \"" MADTP_VERSION "\", \"source\": \"" MADTP_SOURCE_SHA256 "\", \"sm\": \"" MADTP_SM "\"}";
 

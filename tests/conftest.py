@@ -1,7 +1,7 @@
 """Fixtures for tests of the command line: a tiny model's checkpoint, samples that fit it, and outputs to protect.
 
 Fixtures import `export` themselves: the tests for a GPU have to start where what it needs is not installed
-(`tests/bare_machine.py`).
+(`tests/helpers/bare_machine.py`).
 """
 
 import json
@@ -23,12 +23,12 @@ from filelock import FileLock
 from PIL import Image
 
 from madtp import NlvrConfig, NlvrModel
-from madtp.checkpoint import MODELS
-from madtp.config import CONFIGS
-from madtp.decoder import TextDecoder
-from madtp.parts import parts_of
-from madtp.tf32 import forbid_tf32
-from tests.generate import generated_state
+from madtp.checkpoint.loading import MODELS
+from madtp.models.config import CONFIGS
+from madtp.models.decoder import TextDecoder
+from madtp.models.parts import parts_of
+from madtp.ops.tf32 import forbid_tf32
+from tests.helpers.generate import generated_state
 
 forbid_tf32()
 
@@ -148,7 +148,7 @@ def samples_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def run_export(patch: pytest.MonkeyPatch, *arguments: object) -> int:
     """Exit status of `python -m export ARGUMENTS`, run in this process."""
-    from export import cli
+    from export.cli import main as cli
 
     patch.setattr(sys, "argv", ["export", *map(str, arguments)])
     return cli.main()
@@ -229,7 +229,7 @@ def largest_file(size: int) -> Iterator[None]:
 @pytest.fixture(scope="session")
 def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
     """The tiny model, traced once."""
-    from export.trace import trace_part
+    from export.graph.trace import trace_part
 
     model = NlvrModel(NlvrConfig(**TINY))
     model.load_state_dict(tiny_state)
@@ -239,13 +239,13 @@ def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
 @contextmanager
 def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatch]:
     """Take the tiny model's trace as given, and measure latency briefly."""
-    import export.check
-    import export.pipeline
-    import export.showing
+    import export.build.check
+    import export.build.pipeline
+    import export.validate.intermediates
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
-        for module in (export.pipeline, export.showing):
+        patch.setattr(export.build.check, "LATENCY_SECONDS", 0.0)
+        for module in (export.build.pipeline, export.validate.intermediates):
             patch.setattr(module, "trace_part", lambda part: program)
         yield patch
 
@@ -294,15 +294,15 @@ class TaskArtifacts(dict[str, Path]):
 
 
 def _export_task(task: str, folder: Path) -> None:
-    import export.check
-    import madtp.samples
+    import export.build.check
+    import madtp.data.samples
 
     folder.mkdir()
     write_vocabulary(folder / "vocab.txt")
     checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.check, "LATENCY_SECONDS", 0.0)
-        patch.setattr(madtp.samples, "MIN_SAMPLES", 2)  # tracing takes long enough
+        patch.setattr(export.build.check, "LATENCY_SECONDS", 0.0)
+        patch.setattr(madtp.data.samples, "MIN_SAMPLES", 2)  # tracing takes long enough
         assert run_export(patch, "--ckpt", checkpoint, "--engine", folder / "out.onnx") == 0
 
 

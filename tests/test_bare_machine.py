@@ -6,14 +6,19 @@ import sys
 
 import pytest
 
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 
-GPU_TESTS = ("tests/test_kernels.py", "tests/test_kernel_contract.py", "tests/gpu", "tests/test_gpu.py")
+GPU_TESTS = (
+    "tests/plugins/test_kernels.py",
+    "tests/plugins/test_kernel_contract.py",
+    "tests/gpu",
+    "tests/export/runtime/test_gpu.py",
+)
 
 
 def bare_pytest(*arguments: str) -> subprocess.CompletedProcess[str]:
     """pytest where nothing else can be imported."""
-    command = [sys.executable, "-m", "tests.bare_machine", "-p", "no:cacheprovider", *arguments]
+    command = [sys.executable, "-m", "tests.helpers.bare_machine", "-p", "no:cacheprovider", *arguments]
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
 
 
@@ -27,13 +32,13 @@ def test_tests_for_a_gpu_are_collected() -> None:
 
 
 def test_plans_are_skipped_for_a_reason_where_there_is_no_tensorrt() -> None:
-    result = bare_pytest("-rs", "tests/test_gpu.py")
+    result = bare_pytest("-rs", "tests/export/runtime/test_gpu.py")
     assert result.returncode == 0, result.stdout + result.stderr
     assert "SKIPPED [1]" in result.stdout
     assert "tensorrt-rtx is not installed" in result.stdout
 
 
-@pytest.mark.parametrize("script", ["import ftfy", "import export.manifest", "import rich.console"])
+@pytest.mark.parametrize("script", ["import ftfy", "import export.artifact.manifest", "import rich.console"])
 def test_what_is_not_there_is_noticed(script: str) -> None:
     prelude = "import sys; from tests import bare_machine; bare_machine.hide_the_rest(); import torch, pytest; "
     command = [sys.executable, "-c", prelude + script]

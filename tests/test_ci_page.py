@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.conftest import Ran
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 
 SNIPPETS = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(), re.S)]
 PREFIX = [".venv/bin/python", "-m", "export"]

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from tests import golden
-from tests.paths import CARRIED, RECORDINGS, golden_folders
+from tests.helpers.paths import CARRIED, RECORDINGS, golden_folders
 
 Carried = tuple[Callable[[golden.GoldenCase], golden.Replay], list[golden.GoldenCase]]
 

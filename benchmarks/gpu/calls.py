@@ -1,7 +1,7 @@
 """Calls through the kernels' C ABI with all buffers made beforehand.
 
 Nothing is allocated, filled or awaited in a call, so that it can be timed and captured into a CUDA graph.
-(`tests/kernels.py` is for correctness: it poisons its outputs.)
+(`tests/helpers/kernels.py` is for correctness: it poisons its outputs.)
 """
 
 import ctypes

@@ -18,7 +18,7 @@ from typing import Any
 from benchmarks.gpu import sass
 from benchmarks.gpu.architectures import LIMITS
 from export.errors import PluginError
-from madtp.scratch import scratch_folder
+from madtp.files.scratch import scratch_folder
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PLUGINS = ROOT / "plugins"
@@ -160,7 +160,7 @@ def compile_kernels(file: str, sm: int, *, install: bool = True) -> list[Kernel]
     Raises:
         PluginError: there is no nvcc, or it refuses the file.
     """
-    from export.plugin_library import find_nvcc  # here, for those who read results without what it needs
+    from export.engine.plugin_library import find_nvcc  # here, for those who read results without what it needs
 
     nvcc, disassembler = find_nvcc(), find_nvdisasm(install=install)
     key = f"{FORMAT} {source_hash([file])} {toolkit_version(nvcc)} {disassembler is not None}"

@@ -1,6 +1,7 @@
 """What the launchers ask for: threads and dynamic shared memory of each kernel, and which of them can be launched.
 
-Mirrors the shared structs of plugins/**; `tests/test_static.py` compiles a check of these numbers against the structs.
+Mirrors the shared structs of plugins/**; `tests/benchmarks/test_static.py` compiles a check of these numbers against
+the structs.
 """
 
 from benchmarks.gpu.compile import Kernel

@@ -28,9 +28,9 @@ from benchmarks.gpu.compile import source_hash
 from benchmarks.gpu.floor import BATCHES, compact_bytes
 from benchmarks.gpu.markdown import table
 from benchmarks.gpu.measure import copy_bandwidth, device_state, interleave
-from madtp.files import write_errors
+from madtp.files.outputs import json_kind, marked_kind, write_output
+from madtp.files.staging import write_errors
 from madtp.ops.library import load_library
-from madtp.outputs import json_kind, marked_kind, write_output
 
 FOLDER = Path(__file__).resolve().parent
 REPORT = FOLDER / "static.json"  # what `python -m benchmarks.static_report` writes

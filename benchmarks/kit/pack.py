@@ -3,7 +3,8 @@
     python -m benchmarks.kit.pack [--python 3.12] [--without-flash-attention-3] [--out DIR]
 
 Sources, kernels for CUDA and for the host, recordings without what can be generated again, and the wheels that a
-machine with torch lacks. Weights and images follow from a rule (tests/generate.py); what does not is packed as it is.
+machine with torch lacks. Weights and images follow from a rule (tests/helpers/generate.py); what does not is packed
+as it is.
 """
 
 import json
@@ -24,13 +25,14 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu.compile import source_hash
 from benchmarks.kit.files import read_json, write_json
-from export.plugin_library import ROOT, SM_VARIABLE, architectures, build_kernels
-from madtp.clip import round_like_official_loader
+from export.engine.plugin_library import ROOT, SM_VARIABLE, architectures, build_kernels
 from madtp.errors import MadtpError, OutputError
-from madtp.scratch import scratch_folder
-from tests import golden, native_build
-from tests.generate import generated_state
-from tests.paths import CARRIED, RECORDINGS, TASKS
+from madtp.files.scratch import scratch_folder
+from madtp.models.clip import round_like_official_loader
+from tests import golden
+from tests.helpers import native_build
+from tests.helpers.generate import generated_state
+from tests.helpers.paths import CARRIED, RECORDINGS, TASKS
 
 ABOUT = "kit.json"
 DEFAULT = ROOT / "build" / "gpu-kit"

@@ -5,13 +5,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artifact import model_config, open_parts, runtime
+from export.artifact.manifest import check_files, open_manifest
 from export.errors import BackendError
-from export.manifest import check_files, open_manifest
-from export.runner import CheckedRunner, RunnerOptions
+from export.runtime.artifact import model_config, open_parts, runtime
+from export.runtime.runner import CheckedRunner, RunnerOptions
+from madtp.data.samples import Config
 from madtp.ops.spec import TOKEN_COMPACT
-from madtp.samples import Config
-from madtp.tasks import Runner, Runners
+from madtp.tasks.requests import Runner, Runners
 
 
 @dataclass(frozen=True)

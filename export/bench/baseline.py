@@ -17,8 +17,8 @@ from export.bench.measure import Ended, WarmUp, own
 from export.bench.statistics import noise_floor
 from export.errors import BaselineError
 from madtp.errors import one_line
-from madtp.inputs import read_json, sha256
-from madtp.outputs import Kind, json_kind
+from madtp.files.inputs import read_json, sha256
+from madtp.files.outputs import Kind, json_kind
 
 SCHEMA_VERSION = 3
 _SAVED = json_kind("a result of bench", "schema", "partial", "created", "artifact", "machine", "cases")

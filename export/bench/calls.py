@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.engine.profile import batch_and_text
 from export.errors import OptionError
-from export.profile import batch_and_text
-from export.runner import finite_runners
-from madtp.samples import Config, SampleSet, collate
-from madtp.tasks import Runners, run_request, token_counts
+from export.runtime.runner import finite_runners
+from madtp.data.samples import Config, SampleSet, collate
+from madtp.tasks.requests import Runners, run_request, token_counts
 
 DEMO_SAMPLES = 24
 MAX_CALLS = 64  # different calls of a case; more samples than they take are left out

@@ -8,7 +8,7 @@ from export.bench.environment import Neighbours
 from export.bench.timer import Timer, WallTimer
 from export.bench.yardstick import Yardstick
 from export.errors import BackendError
-from export.gpu import DeviceMeter
+from export.runtime.gpu import DeviceMeter
 
 
 def _watch_neighbours() -> Callable[[], float]:

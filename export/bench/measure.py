@@ -15,7 +15,7 @@ from functools import partial
 from typing import Generic, TypeVar
 
 from export.bench.timer import Timer
-from export.gpu import DeviceMeter
+from export.runtime.gpu import DeviceMeter
 
 Call = Callable[[int], object]  # of one candidate, in the round of that number
 Key = TypeVar("Key", bound=Hashable)

@@ -20,10 +20,10 @@ from torch import Tensor
 
 from export.bench.artifact import Described
 from export.bench.calls import Case, Inputs
-from export.onnx_graph import OnnxGraph, open_graph
-from export.runner import feed
+from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.runtime.runner import feed
 from madtp.ops.spec import OPS
-from madtp.tasks import Outputs, run_request
+from madtp.tasks.requests import Outputs, run_request
 
 BETWEEN = "between operators"
 # ONNX Runtime inlines functions and calls their nodes so; the name of the function is the one given below.

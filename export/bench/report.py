@@ -24,7 +24,7 @@ from export.bench.summary import (
 from export.bench.verdict import Outcome, Verdict
 from export.bench.words import SIGNS, bounds, floor, known, milliseconds, percent, sentence, sign
 from madtp.errors import printable
-from madtp.outputs import marked_kind
+from madtp.files.outputs import marked_kind
 
 TOP_OPERATORS = 12
 SAID = {Outcome.PASS: "passed", Outcome.FAIL: "failed", Outcome.UNDECIDED: "undecided"}

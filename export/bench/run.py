@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from export.artifact import close_runners
 from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
 from export.bench.baseline import Measured, Measurement, Timed
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
@@ -20,14 +19,15 @@ from export.bench.operators import Operators, profile, summarize_layers, turns, 
 from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
 from export.bench.yardstick import Yardstick, repetitions
+from export.build.pipeline import Progress
 from export.errors import OptionError
-from export.pipeline import Progress
-from export.runner import RunnerOptions
-from export.samples import artifact_samples
+from export.runtime.artifact import close_runners
+from export.runtime.runner import RunnerOptions
+from export.samples.artifact import artifact_samples
+from madtp.data.samples import Config
 from madtp.errors import MadtpError
-from madtp.samples import Config
-from madtp.scratch import scratch_folder
-from madtp.tasks import Runner, run_request
+from madtp.files.scratch import scratch_folder
+from madtp.tasks.requests import Runner, run_request
 
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4

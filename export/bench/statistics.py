@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from export.latency import NOISY
+from export.bench.latency import NOISY
 
 BLOCKS = 20
 RESAMPLES = 1999

@@ -1,8 +1,8 @@
 """How numbers are said, the same in tables, Markdown, JUnit, JSON and pages; those that mean nothing are not."""
 
+from export.bench.latency import NOISY, TOO_NOISY
 from export.bench.statistics import Ratio
 from export.bench.verdict import Outcome, Verdict
-from export.latency import NOISY, TOO_NOISY
 
 TOO_FEW = "undecided: too few calls"
 SIGNS = {Outcome.PASS: "passed", Outcome.FAIL: "FAILED", Outcome.UNDECIDED: "undecided"}

@@ -13,7 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from madtp.command import PATH, errors_console, output_console, run, version_option
+from madtp.console.command import PATH, errors_console, output_console, run, version_option
+from madtp.console.heartbeat import SILENCE, Heartbeat, draws
+from madtp.console.printing import say
 from madtp.demo import CHECKPOINT, retrieval, vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
@@ -23,8 +25,6 @@ from madtp.demo.retrieval import train as retrieval_train
 from madtp.demo.retrieval.data import held_out
 from madtp.demo.retrieval.data import held_out_samples as held_out_pairs
 from madtp.demo.train import Recipe, save, train
-from madtp.heartbeat import SILENCE, Heartbeat, draws
-from madtp.printing import say
 
 MISSED = 1  # the result is not as good as promised
 THREADS = 2  # another number adds up in another order, and so trains other weights

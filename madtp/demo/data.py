@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from madtp.preprocess import IMAGE_MEAN, IMAGE_STD, Sample
+from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD, Sample
 
 CANVAS = 48  # pixels along one side of an image
 CELL = 24  # pixels along one side of the square that holds a digit
@@ -191,7 +191,8 @@ def _blend(canvas: NDArray[np.float32], opacity: Bytes, colour: NDArray[np.float
 
 
 def image_batch(images: Bytes) -> Tensor:
-    """[n, 3, S, S] float32 of [n, S, S, 3] pixels: what `madtp.preprocess.image_tensor` gives at their own size."""
+    """[n, 3, S, S] float32 of [n, S, S, 3] pixels: what `madtp.data.preprocess.image_tensor` gives at their own
+    size."""
     mean, std = np.array(IMAGE_MEAN, dtype=np.float32), np.array(IMAGE_STD, dtype=np.float32)
     normalized = (images.astype(np.float32) / 255 - mean) / std
     return torch.from_numpy(normalized.transpose(0, 3, 1, 2).copy())

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from madtp.config import NlvrConfig
-from madtp.flops import count_flops
-from madtp.nlvr import NlvrModel
-from madtp.preprocess import Sample, image_tensor
-from madtp.tokenize import TextProcessor
+from madtp.data.preprocess import Sample, image_tensor
+from madtp.data.tokenize import TextProcessor
+from madtp.models.config import NlvrConfig
+from madtp.models.nlvr import NlvrModel
+from madtp.ops.flops import count_flops
 
 FLOPS_SAMPLES = 64  # GFLOPs are the mean over the first so many
 

@@ -7,11 +7,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from madtp.data.preprocess import Sample
 from madtp.demo import vocab_path
 from madtp.errors import OutputError
-from madtp.inputs import read_bytes
-from madtp.preprocess import Sample
-from madtp.scratch import MARK, scratch_folder
+from madtp.files.inputs import read_bytes
+from madtp.files.scratch import MARK, scratch_folder
 
 VOCABULARY, SAMPLES = "vocab.txt", "samples"
 

@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from madtp.preprocess import Sample
+from madtp.data.preprocess import Sample
 
 SIZE = 224  # pixels along one side of a piece
 

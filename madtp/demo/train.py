@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from madtp.config import NlvrConfig
+from madtp.data.tokenize import ADDED_TOKENS, TextProcessor
 from madtp.demo import vocab_path
 from madtp.demo.data import CANVAS, WORDS, Scenes, image_batch, load_split, statements, vocabulary
-from madtp.nlvr import NlvrModel
-from madtp.retrieval import RetrievalModel
-from madtp.tokenize import ADDED_TOKENS, TextProcessor
-from madtp.training import NlvrBatch, initialize, nlvr_loss
+from madtp.models.config import NlvrConfig
+from madtp.models.nlvr import NlvrModel
+from madtp.models.retrieval import RetrievalModel
+from madtp.training.objective import NlvrBatch, initialize, nlvr_loss
 
 Progress = Callable[[str], None]  # called after every step with a few words about it
 

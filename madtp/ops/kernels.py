@@ -27,7 +27,7 @@ from madtp.ops.library import (
     load_library,
 )
 from madtp.ops.spec import ALIGNED_ATTENTION, FLOAT32, INT32, INT64, TOKEN_COMPACT, OpSpec, TensorSpec
-from madtp.tf32 import forbid_tf32
+from madtp.ops.tf32 import forbid_tf32
 
 
 class KernelOps:
@@ -133,7 +133,7 @@ def register_kernels(library: Path | str | None = None, *, device: str = "cuda")
     """Make the CUDA kernels the implementation of both ops for tensors on a GPU; may be called again.
 
     Call it once, before the first model runs on a GPU. Tensors on a CPU go on with the reference. TF32 is turned off
-    (`madtp.tf32` says why), for all of this process.
+    (`madtp.ops.tf32` says why), for all of this process.
 
     Args:
         library: libmadtp_kernels.so; None is the one that MADTP_KERNELS names or `./build.sh plugins` installed.

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from madtp.errors import MadtpError
-from madtp.inputs import read_bytes
+from madtp.files.inputs import read_bytes
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801

@@ -1,6 +1,6 @@
 """The two custom torch ops, `torch.ops.madtp.aligned_attention` and `torch.ops.madtp.token_compact`.
 
-The functions here are the readable reference: the ONNX function bodies (`export/functions.py`) and the CUDA
+The functions here are the readable reference: the ONNX function bodies (`export/graph/functions.py`) and the CUDA
 kernels have to give the same results. Section numbers refer to `docs/semantics.md`.
 """
 

@@ -1,7 +1,8 @@
 """The one definition of the two custom ops: names, inputs, outputs, attributes, dtypes and dimensions.
 
 The torch op's schema, the ONNX operator schema and function signature, and the fields of the TensorRT creators are
-generated from these tables or checked against them in `tests/test_functions.py` and `tests/test_plugins.py`.
+generated from these tables or checked against them in `tests/export/graph/test_functions.py` and
+`tests/plugins/test_plugins.py`.
 
 Dimension symbols: B batch, L tokens with the class token at index 0, N = L - 1 tokens without it, C width,
 T alignment tokens (rows of `space_dict`), n tokens after compaction. What the ops compute: `docs/semantics.md`.

@@ -13,10 +13,10 @@ from benchmarks.gpu.calls import (
 )
 from madtp.ops.library import KernelError, load_library
 from madtp.ops.reference import aligned_attention, token_compact
-from tests import native_build
 from tests.gpu.cases import chosen
 from tests.gpu.test_sanitizer import CASES
-from tests.paths import ROOT
+from tests.helpers import native_build
+from tests.helpers.paths import ROOT
 
 
 @pytest.fixture(scope="module")

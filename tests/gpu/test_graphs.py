@@ -12,7 +12,7 @@ from torch import Tensor
 from benchmarks.gpu.calls import Call
 from tests.gpu.cases import ATTENTION, COMPACT, AttentionCase, CompactCase, attention_of, compact_of, supported
 from tests.gpu.conftest import gpu_only
-from tests.paths import ROOT
+from tests.helpers.paths import ROOT
 
 pytestmark = gpu_only
 SECONDS = 30  # of a fresh process

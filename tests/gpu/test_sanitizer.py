@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.compile import ROOT
+from export.engine.plugin_library import find_nvcc
 from export.errors import PluginError
-from export.plugin_library import find_nvcc
 from tests.gpu.conftest import gpu_only
 
 pytestmark = gpu_only

@@ -1,4 +1,4 @@
-// Drives plugin objects as TensorRT does, without TensorRT: a C ABI for tests/harness.py. Structures of TensorRT's
+// Drives plugin objects as TensorRT does, without TensorRT: a C ABI for tests/helpers/harness.py. Structures of TensorRT's
 // headers (fields, dimensions, descriptions) are passed as they are; Python lays them out alike and checks their sizes.
 #include <NvInfer.h>
 #include <NvInferImpl.h>

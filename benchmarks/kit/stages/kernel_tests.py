@@ -8,5 +8,5 @@ QUICK = "test_kernel_contract or keeping_nothing or batch_mates or leading_or_al
 
 def run(stage: StageRun) -> bool | str:
     """On a device all of them but the recordings, which have a stage of their own."""
-    files = ["tests/test_kernels.py", "tests/test_kernel_contract.py"]
+    files = ["tests/plugins/test_kernels.py", "tests/plugins/test_kernel_contract.py"]
     return run_tests(stage, files, f"host and ({QUICK})" if stage.rehearse else "cuda and not recorded")

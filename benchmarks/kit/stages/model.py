@@ -23,7 +23,7 @@ from benchmarks.kit.stages import models
 from benchmarks.kit.stages.models import Requests, nlvr_requests, synchronizer, use_kernels
 from benchmarks.kit.trace import profile_call
 from madtp import NlvrModel
-from madtp.flops import count_call
+from madtp.ops.flops import count_call
 
 BATCHES = (32, 1, 8, 64)  # the one that says most comes first
 REHEARSED = (1, 2)

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from benchmarks.kit.stage import StageRun
 from madtp import NlvrModel
-from madtp.config import NlvrConfig
+from madtp.models.config import NlvrConfig
 from madtp.ops import register_kernels
-from tests.generate import generated_images, generated_state
-from tests.paths import CARRIED, golden_folders
-from tests.sizes import BASE, TEMPERATURE
+from tests.helpers.generate import generated_images, generated_state
+from tests.helpers.paths import CARRIED, golden_folders
+from tests.helpers.sizes import BASE, TEMPERATURE
 
 WORDS = 20  # of a request, as NLVR2's sentences have on average
 # The rehearsal's model: two layers an encoder and a size that the emulated kernels take quickly.

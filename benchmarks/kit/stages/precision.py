@@ -1,7 +1,7 @@
 """fp16 and bf16 on the kernels: the same decisions, the same tokens, and where not, could rounding have decided?
 
 Held to the same model in fp32. A token may differ where a score had to move by no more than torch's own scores do in
-that precision (without our kernels, on the same device), or by the precision's usual error (export/validation).
+that precision (without our kernels, on the same device), or by the precision's usual error (export/validate).
 """
 
 import copy
@@ -12,14 +12,14 @@ import torch
 
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.models import recordings, use_kernels
-from export.parity import encoder_layers
-from export.validation.contestants import Answer, Layer
-from export.validation.selection import Selection, score_errors
-from export.validation.tolerances import TOLERANCES, Bounds
+from export.validate.contestants import Answer, Layer
+from export.validate.parity import encoder_layers
+from export.validate.selection import Selection, score_errors
+from export.validate.tolerances import TOLERANCES, Bounds
 from madtp import NlvrModel
+from madtp.models.parts import parts_of
 from madtp.ops.kernels import without_kernels
 from madtp.ops.recorder import PruningRecorder
-from madtp.parts import parts_of
 from tests import golden
 
 REHEARSED = 2  # cases of a folder

@@ -10,4 +10,4 @@ def run(stage: StageRun) -> bool | str:
     """On a device with the full-size cases; a rehearsal takes the few that the sources carry."""
     if stage.rehearse:
         os.environ["MADTP_GOLDEN"] = str(ROOT / "no-recordings")
-    return run_tests(stage, ["tests/test_kernels.py"], f"recorded and {'host' if stage.rehearse else 'cuda'}")
+    return run_tests(stage, ["tests/plugins/test_kernels.py"], f"recorded and {'host' if stage.rehearse else 'cuda'}")

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from madtp.data.preprocess import Sample
 from madtp.errors import InputError
-from madtp.preprocess import Sample
 
 SIZE = 96  # pixels along one side of a picture
 SHORT_SIDE = 160  # pixels of a photograph's shorter side before it is cut

@@ -9,12 +9,12 @@ import torch
 from rich.table import Table
 from torch import Tensor
 
+from madtp.data.tokenize import TextProcessor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval.data import HeldOut
-from madtp.flops import count_call
-from madtp.ranking import rank
-from madtp.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
-from madtp.tokenize import TextProcessor
+from madtp.models.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
+from madtp.ops.flops import count_call
+from madtp.tasks.ranking import rank
 
 CANDIDATES = 8  # of each picture and each caption that are matched
 COUNTED_EVERY = 8  # GFLOPs are the mean of every so many calls of a part, because counting takes time

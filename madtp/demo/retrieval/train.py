@@ -5,14 +5,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from madtp.config import RetrievalConfig
+from madtp.data.tokenize import ADDED_TOKENS, READERS, TextProcessor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval import vocab_path
 from madtp.demo.retrieval.data import PHOTOGRAPHS, SIZE, captions, picture, vocabulary
 from madtp.demo.train import Progress, Stage, optimise, ramp
-from madtp.retrieval import RetrievalModel
-from madtp.tokenize import ADDED_TOKENS, READERS, TextProcessor
-from madtp.training import RetrievalBatch, initialize, retrieval_loss
+from madtp.models.config import RetrievalConfig
+from madtp.models.retrieval import RetrievalModel
+from madtp.training.objective import RetrievalBatch, initialize, retrieval_loss
 
 
 def config() -> RetrievalConfig:

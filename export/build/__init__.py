@@ -1,0 +1,1 @@
+"""From a checkpoint to an artifact: what `python -m export` does."""

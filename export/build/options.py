@@ -1,0 +1,181 @@
+"""What a user can ask of an export, checked as far as that goes without reading a file."""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from export.errors import OptionError
+from madtp.checkpoint.loading import MAX_TEMPERATURE
+
+BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+LAYOUTS = ("dynamic", "packed")
+NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names of files
+MAX_SIZE = 2**31 - 1  # of a dimension, in TensorRT
+
+
+@dataclass(frozen=True)
+class Range:
+    """Sizes that one dimension may take: the engine accepts min to max and is tuned for opt."""
+
+    min: int
+    opt: int
+    max: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min <= self.opt <= self.max <= MAX_SIZE:
+            raise OptionError(
+                f"{self} is no range of sizes", f"It has to be 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}.", "E.g. 1:4:16."
+            )
+
+    def __str__(self) -> str:
+        return f"{self.min}:{self.opt}:{self.max}"
+
+    @classmethod
+    def parse(cls, text: str, option: str) -> "Range":
+        """From "MIN:OPT:MAX", or one number for all three.
+
+        Raises:
+            OptionError: not numbers, or not ascending.
+        """
+        parts = text.split(":")
+        try:
+            numbers = [int(part) for part in parts]
+        except ValueError:
+            numbers = []
+        if len(numbers) == 1:
+            numbers *= 3
+        if len(numbers) != 3:
+            raise OptionError(
+                f"{option} is '{text}'", "It has to be MIN:OPT:MAX or one number.", f"E.g. {option} 1:4:16."
+            )
+        try:
+            return cls(*numbers)
+        except OptionError as error:
+            raise OptionError(f"{option}: {error.what}", error.why, f"E.g. {option} 1:4:16.") from error
+
+
+def check_suffix(engine: Path) -> str:
+    """The ending of an artifact's path.
+
+    Raises:
+        OptionError: neither .plan nor .onnx.
+    """
+    if engine.suffix not in (".plan", ".onnx"):
+        raise OptionError(
+            f"--engine '{engine}' ends in '{engine.suffix}'",
+            "The ending says what it is: .plan a TensorRT engine, .onnx an ONNX Runtime model.",
+            "Use out.plan or out.onnx.",
+        )
+    return engine.suffix
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """One export. None means the default, which may depend on the model.
+
+    Attributes:
+        checkpoint: the .pt or .pth file.
+        engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
+        config: JSON file of sizes that win over the checkpoint's.
+        backend: one of BACKENDS.
+        precision: one of PRECISIONS, of which this version exports fp32.
+        layout: one of LAYOUTS, of which this version exports dynamic.
+        batch: requests a call; None is 1:1:8.
+        text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
+        beams: texts that a decoder takes at once: beams, or candidates read to the end; None is 128 for vqa, 8 for
+            caption.
+        max_length: ids of an answer, or of a caption with its prompt, special ones included; None is 17 for vqa, 41 for
+            caption.
+        temperature: default written to the manifest; None is the checkpoint's.
+        plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
+            file holds the custom ops and their bodies), or the path of a plugin library.
+        embed_plugins: the plan carries the plugin library, so that there is one file to ship.
+        tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
+        calib: folder of calibration data; nothing takes it yet.
+        samples: folder of samples to check the result on; None is the demo's.
+        allow_outside: also take samples' images whose names lead out of their folder.
+    """
+
+    checkpoint: Path
+    engine: Path
+    config: Path | None = None
+    backend: str = "auto"
+    precision: str = "fp32"
+    layout: str = "dynamic"
+    batch: Range | None = None
+    text: Range | None = None
+    beams: int | None = None
+    max_length: int | None = None
+    temperature: float | None = None
+    plugins: str = "auto"
+    embed_plugins: bool = False
+    tokens: Path | None = None
+    calib: Path | None = None
+    samples: Path | None = None
+    allow_outside: bool = False
+
+    def __post_init__(self) -> None:
+        suffix = check_suffix(self.engine)
+        if NO_NAME.search(self.engine.name):
+            raise OptionError(
+                f"--engine '{self.engine}' holds a backslash in its name",
+                "A manifest names its files plainly, so that no name leads elsewhere on any system.",
+                "Use another name.",
+            )
+        for option, value, known, works in (
+            ("backend", self.backend, BACKENDS, BACKENDS),
+            ("precision", self.precision, PRECISIONS, PRECISIONS[:1]),
+            ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
+        ):
+            if value not in known:
+                why = f"This version knows {', '.join(works)}."
+                raise OptionError(f"--{option} '{value}' is unknown", why, f"Use --{option} {works[0]}.")
+        if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
+            raise OptionError(
+                f"--backend {self.backend} does not write {suffix} files",
+                "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
+                "Leave --backend out, or change the ending of --engine.",
+            )
+        if self.precision != "fp32":
+            raise OptionError(
+                f"--precision {self.precision} is not available",
+                "This version exports fp32 only; nothing was built in another precision instead.",
+                "Use --precision fp32.",
+            )
+        if self.layout != "dynamic":
+            raise OptionError(
+                f"--layout {self.layout} is not available",
+                "This version exports the dynamic layout only.",
+                "Use --layout dynamic.",
+            )
+        if suffix == ".onnx" and self.plugins not in ("none", "auto"):
+            raise OptionError(
+                f"--plugins {self.plugins} has no use for an .onnx file",
+                "ONNX Runtime runs the function bodies of the custom ops; plugins are TensorRT's.",
+                "Leave --plugins out, use none (standard ONNX, bodies inlined), or name a .plan.",
+            )
+        if self.embed_plugins and (suffix == ".onnx" or self.plugins == "none"):
+            raise OptionError(
+                "--embed-plugins is given but there is no plugin library to embed",
+                "An .onnx file and a plan of --plugins none use no plugins.",
+                "Leave --embed-plugins out.",
+            )
+        if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none"):
+            raise OptionError(
+                "--tokens is given but nothing is tuned with it",
+                "The numbers are for TensorRT's plugin layers.",
+                "Leave --tokens out.",
+            )
+        if self.calib is not None:
+            raise OptionError(
+                "--calib is given but nothing is quantised",
+                "Calibration data serves int8 and fp8 only.",
+                "Leave --calib out.",
+            )
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise OptionError(
+                f"--temperature is {self.temperature}",
+                "It has to be a finite number, zero or more.",
+                "Use 0 for the dense model.",
+            )

@@ -1,0 +1,128 @@
+"""`python -m export bench`: how fast is an artifact, and is it slower than before?"""
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from export.cli.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
+from madtp.console.command import WRONG_INPUT, allow_outside
+from madtp.console.printing import say
+from madtp.errors import OutputError
+
+if TYPE_CHECKING:
+    from export.bench.run import BenchResult
+
+UNDECIDED = 3
+
+
+@click.command(short_help="How fast is an artifact, dense and pruned?")
+@click.argument("artifact", type=PATH)
+@click.option("--samples", type=PATH, metavar="DIR", help="Samples to measure with; the demo's.")
+@allow_outside
+@click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")
+@click.option("--temperature", type=float, multiple=True, help="Beside dense; the manifest's. May be repeated.")
+@click.option("--batch", type=int, multiple=True, help="Requests a call; the profile's usual. May be repeated.")
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="Most time to measure, if 60 rounds fit.")
+@click.option("--threads", type=int, help="CPUs and threads to use; all.")
+@click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, to compare with later.")
+@click.option("--against", type=PATH, metavar="JSON", help="Compare with latencies that --save wrote.")
+@click.option("--against-engine", type=PATH, metavar="FILE", help="Compare with this artifact, side by side.")
+@click.option("--max-regression", default="5%", show_default=True, help="Slow-down that passes.")
+@click.option("--cuda-graphs", is_flag=True, help="Replay a plan as CUDA graphs, where TensorRT can.")
+@click.option("--no-profile", is_flag=True, help="Do not look where the time goes.")
+@click.option("--junit", type=PATH, metavar="XML", help="Write verdicts for a CI system.")
+@click.option("--json", "json_file", type=PATH, metavar="JSON", help="Write everything.")
+@click.option("--markdown", type=PATH, metavar="FILE", help="Write a short table for a pull request.")
+@click.pass_context
+def command(
+    context: click.Context,
+    artifact: Path,
+    samples: Path | None,
+    allow_outside: bool,
+    synthetic: bool,
+    temperature: tuple[float, ...],
+    batch: tuple[int, ...],
+    seconds: float,
+    threads: int | None,
+    save: Path | None,
+    against: Path | None,
+    against_engine: Path | None,
+    max_regression: str,
+    cuda_graphs: bool,
+    no_profile: bool,
+    junit: Path | None,
+    json_file: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Measure ARTIFACT (out.json, out.onnx or out.plan), dense and pruned side by side.
+
+    \b
+    Exit status: 0 fine, 1 slower than allowed, 2 the input or the machine is at fault, 3 undecided.
+    """
+    from export.artifact.outputs import files_of
+    from export.bench import report
+    from export.bench.baseline import MEASUREMENT, Measurement
+    from export.bench.run import STAGES, BenchOptions, bench
+    from export.bench.summary import to_json
+    from export.bench.verdict import Outcome, overall, parse_regression
+    from export.build.table import ConsoleProgress
+    from madtp.files.outputs import Kind, check_outputs, write_output
+
+    raise_interrupts()
+    options = BenchOptions(
+        artifact,
+        samples,
+        synthetic,
+        temperature,
+        batch,
+        seconds,
+        threads,
+        against,
+        against_engine,
+        parse_regression(max_regression),
+        not no_profile,
+        cuda_graphs,
+        allow_outside,
+    )
+
+    def saved(measurement: Measurement) -> str:
+        return json.dumps(measurement.to_json()) + "\n"
+
+    def keep(measurement: Measurement) -> None:
+        if save is not None:
+            with suppress(OutputError):  # no reason to lose the rest; said at the end, if there is no room then either
+                write_output(save, saved(measurement), MEASUREMENT)
+
+    texts: list[tuple[Path | None, Kind, Callable[[BenchResult], str]]] = [
+        (save, MEASUREMENT, lambda result: saved(result.measurement)),
+        (json_file, MEASUREMENT, lambda result: json.dumps(to_json(result), indent=1) + "\n"),
+        (markdown, report.MARKDOWN, report.markdown),
+        (junit, report.JUNIT, report.junit),
+    ]
+    inputs = [against, *files_of(artifact), *files_of(against_engine)]
+    check_outputs([(path, kind) for path, kind, _ in texts], inputs)
+    with ConsoleProgress(errors_console(), STAGES) as progress:
+        result = bench(options, progress, keep)
+        progress.detail("intervals and tables")
+        tables, lines = report.tables(result), report.lines(result)
+    output = output_console()
+
+    def show() -> None:
+        for table in tables:
+            output.print(table)
+        for line in lines:
+            output.print(line, soft_wrap=True)
+
+    def writer(kind: Kind, text: "Callable[[BenchResult], str]") -> Callable[[Path], None]:
+        return lambda path: write_output(path, text(result), kind)
+
+    deliver(show, [(path, writer(kind, text)) for path, kind, text in texts])
+    if result.interrupted:
+        kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
+        say(f"interrupted: {kept}", err=True)
+        context.exit(WRONG_INPUT)
+    context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])

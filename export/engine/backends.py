@@ -1,0 +1,113 @@
+"""Which runtime builds and runs an artifact on this machine."""
+
+import importlib.util
+from dataclasses import dataclass
+from importlib import metadata
+
+import pynvml
+
+from export.errors import BackendError
+
+# GPUs that a plan of TensorRT for RTX runs on. It knows 7.5 too, but only plans that were built for nothing else:
+# https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
+RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A CUDA device: name, compute capability, driver version."""
+
+    name: str
+    capability: tuple[int, int]
+    driver: str
+
+
+@dataclass(frozen=True)
+class Backend:
+    """The runtime that was chosen.
+
+    Attributes:
+        name: "onnxruntime", "tensorrt" or "tensorrt-rtx".
+        version: of its Python package.
+        reason: why this one, in a sentence.
+        can_run: whether this machine can execute what it builds.
+    """
+
+    name: str
+    version: str
+    reason: str
+    can_run: bool
+
+    @property
+    def module(self) -> str:
+        """Python module of a TensorRT backend."""
+        return {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}[self.name]
+
+
+def find_gpus() -> list[Gpu]:
+    """The CUDA devices of this machine; empty without a driver."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        driver = pynvml.nvmlSystemGetDriverVersion()
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            Gpu(pynvml.nvmlDeviceGetName(handle), pynvml.nvmlDeviceGetCudaComputeCapability(handle), driver)
+            for handle in handles
+        ]
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def choose_backend(requested: str, suffix: str) -> Backend:
+    """The backend for an output with `suffix` (.onnx or .plan).
+
+    Args:
+        requested: one of `export.build.options.BACKENDS`. "auto" takes tensorrt where it imports and a GPU is there,
+            else tensorrt-rtx, which builds without one.
+
+    Raises:
+        BackendError: the one asked for is not installed, or cannot build on this machine.
+    """
+    if suffix == ".onnx":
+        return Backend("onnxruntime", metadata.version("onnxruntime"), "the output is an .onnx file", True)
+    gpus = find_gpus()
+    if requested == "auto":
+        if _installed("tensorrt") and gpus:
+            return _tensorrt(gpus, "tensorrt is installed and there is a GPU")
+        lacking = "there is no GPU, and tensorrt builds only on one" if not gpus else "tensorrt is not installed"
+        return _tensorrt_rtx(gpus, f"{lacking}; tensorrt-rtx builds anywhere")
+    if requested == "tensorrt":
+        if not gpus:
+            raise BackendError(
+                "--backend tensorrt cannot build here",
+                "TensorRT builds an engine on the GPU that will run it, and this machine has no CUDA device.",
+                "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
+            )
+        return _tensorrt(gpus, "asked for")
+    return _tensorrt_rtx(gpus, "asked for")
+
+
+def _installed(module: str) -> bool:
+    return importlib.util.find_spec(module) is not None
+
+
+def _tensorrt(gpus: list[Gpu], reason: str) -> Backend:
+    if not _installed("tensorrt"):
+        raise BackendError("tensorrt is not installed", fix="pip install tensorrt")
+    return Backend("tensorrt", metadata.version("tensorrt"), reason, bool(gpus))
+
+
+def _tensorrt_rtx(gpus: list[Gpu], reason: str) -> Backend:
+    if not _installed("tensorrt_rtx"):
+        raise BackendError("tensorrt-rtx is not installed", fix="pip install tensorrt-rtx")
+    can_run = any(gpu.capability in RTX_CAPABILITIES for gpu in gpus)
+    return Backend("tensorrt-rtx", metadata.version("tensorrt-rtx"), reason, can_run)
+
+
+def no_gpu(name: str) -> str:
+    """Why no GPU here can run plans of the backend `name`, in words."""
+    gpus = ", ".join(f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in find_gpus())
+    return f"{name} has no support for the GPU here, {gpus}" if gpus else "this machine has no GPU"

@@ -1,0 +1,103 @@
+"""How many tokens TensorRT is told that each layer keeps: from a file, measured on samples, or guessed."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from calibration.tokens import Source, TokenStatistics, collect
+from export.engine.builder import TokenSizes
+from export.validate.parity import encoder_layers
+from madtp.data.samples import collate
+from madtp.errors import TokensError
+from madtp.models.config import BlipConfig, ClipConfig
+from madtp.models.parts import SOURCE, Part
+
+if TYPE_CHECKING:
+    from export.build.pipeline import Prepared, Progress
+
+
+@dataclass(frozen=True)
+class TokenPlan:
+    """Token sizes of every layer, and where they come from.
+
+    Attributes:
+        sizes: encoder -> a TokenSizes for each layer.
+        source: "file", "measured", or "guessed" (on samples that say nothing about this model).
+        origin: in words.
+        samples: requests that were counted.
+    """
+
+    sizes: Mapping[str, Sequence[TokenSizes]]
+    source: str
+    origin: str
+    samples: int
+
+    def usual_left(self, part: Part) -> int | None:
+        """Tokens that usually reach a part whose input is what the last encoder before it left; None: its own do."""
+        if not any(SOURCE in spec.shape for spec in part.inputs):
+            return None
+        before = [name for name in self.sizes if name not in part.encoders]
+        return self.sizes["vision" if "match" in self.sizes else before[-1]][-1].opt
+
+    def to_manifest(self, part: Part) -> dict[str, Any]:
+        """The manifest's `tokens` entry of one part."""
+        sizes = {name: [[size.opt, size.max] for size in self.sizes[name]] for name in part.encoders}
+        return {"source": self.source, "origin": self.origin, "samples": self.samples, "opt_max": sizes}
+
+
+def depths(parts: Mapping[str, Part]) -> dict[str, int]:
+    """The pruned encoders of all parts in the order in which they run, and their layers."""
+    return {encoder: layer + 1 for encoder, layer in encoder_layers(parts)}
+
+
+def largest_tokens(config: BlipConfig | ClipConfig, longest_text: int, encoder: str) -> int:
+    """Tokens of an encoder that prunes nothing: an engine takes a temperature of zero at any time."""
+    if encoder == "vision":
+        return config.vision_tokens
+    return config.context_length if isinstance(config, ClipConfig) else longest_text
+
+
+def check_encoders(statistics: TokenStatistics, parts: Mapping[str, Part], path: Path) -> None:
+    """Refuse statistics that do not cover the model's layers.
+
+    Raises:
+        TokensError: naming the file.
+    """
+    found = {name: len(layers) for name, layers in statistics.layers.items()}
+    if found != depths(parts) or statistics.samples < 1:
+        raise TokensError(
+            f"the token statistics '{path}' do not cover the model",
+            f"They have {found} layers of {statistics.samples} samples, the model has {depths(parts)}.",
+            "Make them again: python -m calibration tokens.",
+        )
+
+
+def token_plan(prepared: "Prepared", parts: Mapping[str, Part], progress: "Progress") -> TokenPlan:
+    """Token sizes for an export: of its file of statistics, else measured on its samples."""
+    config = prepared.config
+    largest = {name: largest_tokens(config, prepared.text.max, name) for name in depths(parts)}
+    statistics, source = prepared.tokens, "file"
+    if statistics is None:
+        samples = prepared.samples
+        source = "measured" if samples.fits else "guessed"
+        if prepared.temperature > 0:
+            progress.detail("measuring token counts")
+            here = Source(prepared.checkpoint["sha256"], config.task, prepared.temperature, samples.origin, None)
+            inputs = (collate([request], config) for request in samples.requests)
+            statistics = collect(config, parts, inputs, here)
+    if statistics is None:  # a dense default: every layer keeps everything
+        dense = {name: [largest[name]] * layers for name, layers in depths(parts).items()}
+        return _plan(dense, largest, "measured", "temperature 0 prunes nothing", 0)
+    usual = {name: statistics.usual_tokens(name, prepared.batch.opt) for name in largest}
+    return _plan(usual, largest, source, statistics.source.data, statistics.samples)
+
+
+def _plan(
+    usual: Mapping[str, Sequence[int]], largest: Mapping[str, int], source: str, origin: str, samples: int
+) -> TokenPlan:
+    sizes = {
+        name: [TokenSizes(min(count, largest[name]), largest[name]) for count in counts]
+        for name, counts in usual.items()
+    }
+    return TokenPlan(sizes, source, origin, samples)

@@ -1,0 +1,1 @@
+"""Data sets through an artifact, and their metrics."""

@@ -1,0 +1,158 @@
+"""What the evaluations of all tasks share: options, steps and their entries, batches, token counts."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from export.errors import OptionError
+from export.evaluate.journal import Entry
+from export.session.session import Session
+from madtp.checkpoint.loading import MAX_TEMPERATURE
+from madtp.data.texts import shown
+from madtp.errors import InputError
+
+Report = Callable[[str, int, int], None]  # stage, done, total
+Tokens = Mapping[str, Sequence[int]]  # by encoder, after each layer
+ENDS = 2  # ids of a text that stand for no word, one at each end
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What a user may choose. None means the default.
+
+    Attributes:
+        batch: requests (retrieval, clip: images) that run together, and texts and matched pairs in the numbers of the
+            published evaluation; None runs everything on its own, so that no answer depends on another item.
+        temperature: the manifest's.
+        generate: vqa writes answers instead of choosing from the data set's list.
+        k_test: retrieval matches so many candidates of each image and each text; 256, or all where there are fewer.
+        limit: only so many items, the first ones; all.
+    """
+
+    batch: int | None = None
+    temperature: float | None = None
+    generate: bool = False
+    k_test: int | None = None
+    limit: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("batch", "k_test", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise OptionError(f"--{name.replace('_', '-')} is {value}", "", "Use 1 or more.")
+        if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise OptionError(
+                f"--temperature is {self.temperature}",
+                "It has to be a finite number, zero or more.",
+                "Use 0 for the dense model.",
+            )
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all steps come to.
+
+    Attributes:
+        metrics: in percent, those that could be scored; None where none could.
+        answers: of every item.
+        unscored: why there are none, or which are left out, and why; None where none is.
+        scorable: they could be had, with a package more: the answers are kept so that another run only scores them.
+    """
+
+    metrics: Mapping[str, float] | None
+    answers: Any
+    unscored: str | None = None
+    scorable: bool = False
+
+
+def scored(scores: Mapping[str, float], unscored: Mapping[str, str], answers: Any) -> Outcome:
+    """The outcome of scores, and of reasons (by name) why some are left out."""
+    names: dict[str, list[str]] = {}
+    for name, reason in unscored.items():
+        names.setdefault(reason, []).append(name)
+    told = "; ".join(f"{', '.join(left_out)}: {reason}" for reason, left_out in names.items())
+    return Outcome(dict(scores) or None, answers, told or None)
+
+
+def check_texts(session: Session, texts: Sequence[tuple[str, str]]) -> None:
+    """Refuse texts, each with a name for messages, that the artifact cannot take, and those without a word.
+
+    Raises:
+        InputError: naming the first of them.
+    """
+    for name, text in texts:
+        try:
+            ids = session.processor.ids(text, cut=True)
+        except InputError as error:
+            raise InputError(f"{name}: {error.what}", error.why, error.fix) from error
+        if len(ids) <= ENDS:
+            raise InputError(
+                f"{name}: nothing is left of {shown(text)} as the model reads it",
+                "Its signs are dropped, as the published reader does, and it has no words.",
+                "Correct or remove it in the annotation file.",
+            )
+        if session.text.max > 1 and not session.text.min <= len(ids) <= session.text.max:
+            raise InputError(
+                f"{name}: the text {shown(text)} has {len(ids)} tokens",
+                f"The artifact was built for {session.text.min} to {session.text.max}.",
+                f"Export again with --text {min(len(ids), session.text.min)}:...:{max(len(ids), session.text.max)}.",
+            )
+
+
+class Work(Protocol):
+    """An evaluation as steps; each is done or not, and gives an entry: `tokens`, `cut`, and what its outcome needs."""
+
+    @property
+    def settings(self) -> Mapping[str, Any]:
+        """What was chosen, and the answers depend on."""
+
+    @property
+    def steps(self) -> int:
+        """How many."""
+
+    def run(self, step: int, report: Report) -> Entry:
+        """Do one; those before it are done, by this run or an earlier one."""
+
+    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+        """Score the entries of all."""
+
+
+def add_tokens(requests: Sequence[Tokens]) -> Entry:
+    """Token counts of several requests as an entry keeps them: by encoder the requests, and sums after each layer."""
+    names = dict.fromkeys(name for tokens in requests for name in tokens)
+    counts = {name: [tokens[name] for tokens in requests if name in tokens] for name in names}
+    return {
+        name: {"requests": len(rows), "sums": [sum(layer) for layer in zip(*rows, strict=True)]}
+        for name, rows in counts.items()
+    }
+
+
+def mean_tokens(entries: Sequence[Entry]) -> dict[str, list[float]]:
+    """By encoder, the mean number of tokens after each layer."""
+    means = {}
+    for name in dict.fromkeys(name for entry in entries for name in entry["tokens"]):
+        parts = [entry["tokens"][name] for entry in entries if name in entry["tokens"]]
+        requests = sum(part["requests"] for part in parts)
+        means[name] = [round(sum(sums) / requests, 3) for sums in zip(*(part["sums"] for part in parts), strict=True)]
+    return means
+
+
+def batch_size(session: Session, options: EvaluateOptions) -> int:
+    """How many items run together.
+
+    Raises:
+        OptionError: the artifact was not built for so many at once.
+    """
+    size, built = options.batch or 1, session.batch
+    if size > built.max:
+        raise OptionError(
+            f"--batch is {size}, and the artifact was built for batches of {built.min} to {built.max}",
+            "",
+            f"Choose another --batch, or export with --batch {built.min}:{size}:{size}.",
+        )
+    return size
+
+
+def batching(sizes: Iterable[int]) -> str:
+    """The rule by which a layer's number of tokens was chosen: "per-request", or "reference": one for each batch."""
+    return "per-request" if max(sizes) == 1 else "reference"

@@ -1,0 +1,1 @@
+"""Reading any artifact; nothing of it is run. Imports neither torch nor a runtime."""

@@ -1,0 +1,273 @@
+"""Making a page: what is measured for it, and what is shown without running the artifact."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import madtp
+from export.artifact.manifest import check_artifact, check_files, open_manifest
+from export.artifact.outputs import files_of
+from export.bench.baseline import ONE_SAMPLE
+from export.bench.calls import samples_sha256
+from export.bench.environment import Neighbours, activity, machine, warnings
+from export.build.pipeline import Progress
+from export.engine.backends import Backend
+from export.engine.profile import batch_and_text
+from export.errors import BackendError, OptionError
+from export.report.answers import answers_to
+from export.report.bench_file import BenchFile, read_bench
+from export.report.examples import Example, choose, picture, text_view
+from export.report.measure import (
+    EVERY_IMAGE,
+    Counts,
+    alone,
+    gflops_of,
+    latencies,
+    temperatures_of,
+    tokens_of,
+    total_tokens,
+)
+from export.report.page import PAGE, Measured, render
+from export.report.watch import Watched, watch_artifact, watch_torch
+from export.report.words import token_names
+from export.runtime.artifact import model_config, open_parts, runtime
+from export.runtime.runner import CheckedRunner
+from export.samples.artifact import ArtifactSamples, artifact_samples
+from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts
+from madtp.checkpoint.loading import MAX_TEMPERATURE
+from madtp.data.samples import Config
+from madtp.files.outputs import check_outputs, write_output
+from madtp.files.scratch import scratch_folder
+from madtp.models.parts import Part, parts_of
+from madtp.tasks.requests import Runner, torch_runners
+
+STAGES = 5
+DEMO_SAMPLES = 16
+MAX_SAMPLES = 32  # each runs at every temperature
+
+
+@dataclass(frozen=True)
+class ReportOptions:
+    """What was asked for.
+
+    Attributes:
+        artifact: the manifest, or the artifact that it lies beside.
+        output: the page.
+        checkpoint: that the artifact was made from; GFLOPs need it, and what a plan prunes where.
+        samples: a folder of samples; None is the demo's.
+        synthetic: random pixels and ids instead.
+        bench: result of `python -m export bench`; None measures here.
+        temperatures: to compare; none is the default ones.
+        allow_outside: also take samples' images whose names lead out of their folder.
+    """
+
+    artifact: Path
+    output: Path
+    checkpoint: Path | None = None
+    samples: Path | None = None
+    synthetic: bool = False
+    bench: Path | None = None
+    temperatures: tuple[float, ...] = ()
+    allow_outside: bool = False
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """The artifact, and what runs in its place where it cannot run."""
+
+    manifest: Mapping[str, Any]
+    folder: Path
+    config: Config
+    backend: Backend
+    parts: Mapping[str, Part] | None
+    runners: Mapping[str, Runner]
+    least: int
+
+
+Show = Callable[[Mapping[str, Any], Measured], None]
+
+
+def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
+    """Write the page.
+
+    Args:
+        options: what was asked for.
+        progress: told of STAGES stages.
+        show: given the manifest and what was measured before the page is written, which may fail.
+
+    Raises:
+        MadtpError: manifest, files, checkpoint, bench result, samples or output cannot be used, or nothing here can run
+            the artifact and there is no checkpoint to run instead. Nothing was written.
+    """
+    progress.stage("reading manifest, files and samples")
+    _check_options(options)
+    check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
+    path, manifest = open_manifest(options.artifact)
+    check_files(manifest, path.parent)
+    config = model_config(manifest, path)
+    bench = None if options.bench is None else read_bench(options.bench, manifest)
+    samples = artifact_samples(
+        *(manifest, path.parent, config, options.samples, options.synthetic),
+        demos=DEMO_SAMPLES,
+        limit=MAX_SAMPLES,
+        allow_outside=options.allow_outside,
+    )
+    with _opened(options, manifest, path.parent, config) as opened:
+        measured = _measure(options, opened, samples, bench, progress)
+    try:
+        show(manifest, measured)
+    finally:  # a closed pipe is no reason not to write
+        progress.stage("writing the page")
+        write_output(options.output, render(manifest, measured), PAGE)
+
+
+def _check_options(options: ReportOptions) -> None:
+    if options.samples is not None and options.synthetic:
+        raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
+    if options.bench is not None and options.temperatures:
+        raise OptionError(
+            "--bench and --temperature exclude each other", "The temperatures are those of the bench result."
+        )
+    for temperature in options.temperatures:
+        if not 0 <= temperature <= MAX_TEMPERATURE:
+            raise OptionError(f"--temperature is {temperature}", "It has to be a finite number, zero or more.")
+
+
+@contextmanager
+def _opened(options: ReportOptions, manifest: Mapping[str, Any], folder: Path, config: Config) -> Iterator[_Opened]:
+    backend = runtime(manifest)
+    if not backend.can_run and options.checkpoint is None:
+        raise BackendError(
+            f"no GPU of this machine can run the plan '{folder / manifest['artifact']}'",
+            f"It was built with {backend.name}: {backend.reason}.",
+            "Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.",
+        )
+    parts = None
+    if options.checkpoint is not None:
+        check_artifact(manifest, folder / manifest["artifact"], options.checkpoint)
+        parts = parts_of(madtp.load(options.checkpoint, manifest["config"]))
+    least = batch_and_text(manifest["parts"])[0].min
+    if not backend.can_run:
+        assert parts is not None
+        yield _Opened(manifest, folder, config, backend, parts, torch_runners(parts), least)
+        return
+    runners = open_parts(manifest, folder, backend)
+    try:
+        yield _Opened(manifest, folder, config, backend, parts, runners, least)
+    finally:
+        for runner in runners.values():
+            if isinstance(runner, CheckedRunner):
+                runner.close()
+
+
+def _measure(
+    options: ReportOptions, opened: _Opened, samples: ArtifactSamples, bench: BenchFile | None, progress: Progress
+) -> Measured:
+    config, runners, default = opened.config, opened.runners, float(opened.manifest["temperature"])
+    temperatures = temperatures_of(default, options.temperatures)
+    if bench is not None:
+        temperatures = sorted({0.0, default, *bench.milliseconds})
+    progress.stage("counting tokens")
+    counts: dict[float, Counts] = {}
+    for temperature in temperatures:
+        progress.detail(f"temperature {temperature:g}")
+        counts[temperature] = tokens_of(config, runners, samples.prepared, temperature, opened.least)
+    gflops = None
+    if opened.parts is not None:
+        progress.detail("counting GFLOPs")
+        gflops = gflops_of(config, opened.parts, samples.prepared, temperatures)
+    progress.stage("timing" if bench is None else "taking latencies from the bench result")
+    if bench is None:
+        here, before, neighbours = machine(None), activity(), Neighbours()
+        times = latencies(config, runners, samples.prepared, temperatures, opened.least)
+        caveats = warnings(here, before, activity(), neighbours.share())
+        caveats += [ONE_SAMPLE] if len(samples.prepared) == 1 else []
+    else:
+        times, caveats = bench.milliseconds, bench.caveats
+    progress.stage("following tokens through the layers")
+    shown = default if default > 0 else next((tau for tau in temperatures if tau > 0), None)
+    watched = None
+    with scratch_folder() as scratch:
+        if shown is not None:
+            watched = _watched(opened, scratch, progress)
+        examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
+    ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
+    return Measured(
+        samples=samples.prepared.origin,
+        images=len(samples.prepared.requests[0].images),
+        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples.prepared)),
+        ran=ran,
+        backend=opened.backend,
+        least=opened.least,
+        counts=counts,
+        gflops=gflops,
+        times=times,
+        bench=bench,
+        shown=shown,
+        watched=None if watched is None else watched.how,
+        examples=examples,
+        words_fit=samples.prepared.fits,
+        caveats=caveats,
+    )
+
+
+def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | None:
+    """The artifact, made to give out source ids; else the torch model; without a checkpoint nothing."""
+    manifest, runners = opened.manifest, opened.runners
+    if manifest["artifact"].endswith(".onnx"):
+        files = {entry["name"]: opened.folder / entry["artifact"] for entry in manifest["parts"]}
+        how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
+        return watch_artifact(manifest, files, show_onnx(files), runners, how)
+    if opened.parts is None:
+        return None
+    why = "no GPU of this machine can run the plan"
+    if opened.backend.can_run:
+        progress.detail("building a plan that shows the tokens it keeps")
+        files = trace_parts(opened.parts, scratch, progress.detail)
+        builder = PlanBuilder.of_artifact(manifest, opened.folder, opened.backend, files, progress.detail)
+        how = "the plan, built anew so that it gives out its source ids"
+        try:
+            return watch_artifact(manifest, files, builder, runners, how)
+        except BackendError as error:
+            why = f"a plan that gives out source ids failed: {error.what}"
+    return watch_torch(opened.parts, f"the torch model of the checkpoint ({why})")
+
+
+def _examples(
+    opened: _Opened,
+    samples: ArtifactSamples,
+    counts: Mapping[float, Counts],
+    watched: Watched | None,
+    temperature: float,
+    progress: Progress,
+) -> list[Example]:
+    config, settings = opened.config, opened.manifest["preprocessing"]["image"]
+    images = len(samples.prepared.requests[0].images)
+    totals, dense_totals = total_tokens(counts[temperature], images), total_tokens(counts[0.0], images)
+    grid = config.image_size // config.patch_size
+    chosen = choose(totals.tolist())
+    progress.detail("answering")
+    answers = answers_to(config, opened.runners, samples, list(chosen.values()), temperature, opened.least)
+    examples = []
+    for (title, index), answered in zip(chosen.items(), answers, strict=True):
+        request = samples.prepared.requests[index]
+        inputs = alone(request, config, opened.least)
+        names = ("left image", "right image") if len(request.images) == 2 else ("image",)
+        pictures, texts = [], []
+        if watched is None:
+            pictures = [picture(*named, [], grid, settings) for named in zip(names, request.images, strict=True)]
+        ids = {} if watched is None else watched.source_ids(config, inputs, temperature)
+        for encoder, layers in ids.items():
+            if encoder == EVERY_IMAGE:
+                for number, name in enumerate(names):  # all first images come before all second ones
+                    rows = [layer[number * opened.least].tolist() for layer in layers]
+                    pictures.append(picture(name, request.images[number], rows, grid, settings))
+            else:
+                words = token_names(request.ids, config, samples.processor, samples.texts[index])
+                rows = [layer[0].tolist() for layer in layers]
+                texts.append(text_view(encoder, words, inputs["input_ids"].shape[1], rows))
+        total, most = int(totals[index]), int(dense_totals[index])
+        examples.append(Example(title, samples.texts[index], answered, total, most, pictures, texts))
+    return examples

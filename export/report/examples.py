@@ -1,0 +1,192 @@
+"""What was pruned where in one sample: its images with patches marked, its words struck out, layer by layer."""
+
+import base64
+import io
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from export.report.answers import Answer
+from export.report.fates import LayerFate, follow, patch_runs
+
+KEPT, FRESH, GONE = "kept", "fresh", "gone"  # states of a token after a layer; classes of the page's style too
+MAX_SIDE = 384  # pixels of a picture in the page
+NAMED = 8  # tokens of a merge that are named; of more it says how many
+
+
+@dataclass(frozen=True)
+class Tile:
+    """An image after one layer; `fresh` and `gone` are SVG paths, in patches, over what merged now and what before."""
+
+    caption: str
+    alt: str
+    fresh: str
+    gone: str
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One image of a sample: `uri` as the model saw it, a tile for every layer that pruned, and what merged there."""
+
+    name: str
+    uri: str
+    grid: int
+    tiles: list[Tile]
+    unchanged: list[int]
+    merges: list[str]
+
+
+@dataclass(frozen=True)
+class TextLayer:
+    """A text after one layer: the state of every word, and what merged there."""
+
+    caption: str
+    words: list[tuple[str, str]]
+    merge: str
+
+
+@dataclass(frozen=True)
+class TextView:
+    """A text through an encoder, in every layer that pruned; `padding` ids are not shown."""
+
+    encoder: str
+    layers: list[TextLayer]
+    unchanged: list[int]
+    padding: int
+
+
+@dataclass(frozen=True)
+class Example:
+    """One sample: what the model answers, its tokens summed over layers and encoders, and how many are dense."""
+
+    title: str
+    text: str
+    answers: Sequence[Answer]
+    tokens: int
+    dense: int
+    pictures: list[Picture]
+    texts: list[TextView]
+
+
+def choose(totals: Sequence[int]) -> dict[str, int]:
+    """The samples to show, by title: with the fewest, the median and the most tokens; none of them twice."""
+    if len(totals) == 1:
+        return {"the only sample": 0}
+    order = sorted(range(len(totals)), key=lambda index: totals[index])
+    places = {"easy: fewest tokens": 0, "middle: median": (len(order) - 1) // 2, "hard: most tokens": len(order) - 1}
+    chosen: dict[str, int] = {}
+    for title, place in places.items():
+        if order[place] not in chosen.values():
+            chosen[title] = order[place]
+    return chosen
+
+
+def picture(name: str, image: Tensor, ids: Sequence[Sequence[int]], grid: int, settings: Mapping[str, Any]) -> Picture:
+    """An image through the vision encoder.
+
+    Args:
+        name: of the image.
+        image: [3, S, S], normalised.
+        ids: source ids after every layer.
+        grid: patches along one side.
+        settings: `preprocessing.image` of the manifest.
+    """
+    fates = follow(ids, grid * grid + 1)
+    tiles, merges = [], []
+    for layer, fate in _pruned(fates):
+        kept = f"{len(fate.kept - {0})} of {grid * grid} patches kept, {len(fate.fresh)} merged in this layer"
+        tiles.append(
+            Tile(
+                f"layer {layer + 1}: {len(fate.kept - {0})}",
+                f"{name} after layer {layer + 1}: {kept}",
+                patch_path(fate.fresh, grid),
+                patch_path(frozenset(range(grid * grid + 1)) - fate.kept - fate.fresh, grid),
+            )
+        )
+        merges.append(merge_text(layer, fate, lambda position: _place(position, grid), "patches"))
+    return Picture(name, image_uri(image, settings), grid, tiles, _unchanged(fates), merges)
+
+
+def text_view(encoder: str, names: Sequence[str], length: int, ids: Sequence[Sequence[int]]) -> TextView:
+    """A text through an encoder.
+
+    Args:
+        encoder: its name.
+        names: of the text's ids, first id and last id included.
+        length: ids that the encoder was given, padding included.
+        ids: source ids after every layer.
+    """
+    fates = follow(ids, length)
+    layers = []
+    for layer, fate in _pruned(fates):
+        words = [(name, state(position, fate)) for position, name in enumerate(names)]
+        kept = sum(position < len(names) for position in fate.kept)
+        named = [*names, *[None] * (length - len(names))]
+        merge = merge_text(layer, fate, named.__getitem__, "words")
+        layers.append(TextLayer(f"layer {layer + 1}: {kept} kept", words, merge))
+    return TextView(encoder, layers, _unchanged(fates), length - len(names))
+
+
+def state(position: int, fate: LayerFate) -> str:
+    """KEPT, FRESH (merged in this layer) or GONE (merged before it)."""
+    if position in fate.kept:
+        return KEPT
+    return FRESH if position in fate.fresh else GONE
+
+
+def merge_text(layer: int, fate: LayerFate, name: Callable[[int], str | None], plural: str) -> str:
+    """What the merged token of a layer took in, in words.
+
+    Args:
+        layer: from 0; pages count from 1.
+        fate: of its tokens.
+        name: of an original token, by its position; None for padding.
+        plural: what such tokens are called.
+    """
+    named = [found for found in map(name, sorted(fate.fresh)) if found is not None]
+    taken = [", ".join(named) if len(named) <= NAMED else f"{len(named)} {plural}"] if named else []
+    padding = len(fate.fresh) - len(named)
+    if padding:
+        taken.append(f"{padding} of padding")
+    taken += [f"the merged token of layer {-token}" for token in fate.swallowed if token < 0]
+    stands = len(fate.merged[layer])
+    total = f"; it stands for {stands} tokens of the input" if stands > len(fate.fresh) else ""
+    return f"layer {layer + 1} merged {' and '.join(taken)}{total}"
+
+
+def patch_path(patches: frozenset[int], grid: int) -> str:
+    """An SVG path over patches, one unit each; empty for none."""
+    return "".join(f"M{column} {row}h{length}v1h-{length}z" for column, row, length in patch_runs(patches, grid))
+
+
+def image_uri(image: Tensor, settings: Mapping[str, Any]) -> str:
+    """A data URI of a normalised image [3, S, S] as the model saw it, at most MAX_SIDE pixels wide."""
+    mean, deviation = (np.asarray(settings[name], np.float32) for name in ("mean", "std"))
+    pixels = image.numpy().transpose(1, 2, 0) * deviation + mean
+    shown = Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
+    shown.thumbnail((MAX_SIDE, MAX_SIDE))
+    buffer = io.BytesIO()
+    shown.save(buffer, "JPEG", quality=88)
+    return data_uri("image/jpeg", buffer.getvalue())
+
+
+def data_uri(kind: str, content: bytes) -> str:
+    """Content as an address of its own."""
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def _pruned(fates: Sequence[LayerFate]) -> list[tuple[int, LayerFate]]:
+    return [(layer, fate) for layer, fate in enumerate(fates) if fate.swallowed]
+
+
+def _unchanged(fates: Sequence[LayerFate]) -> list[int]:
+    return [layer + 1 for layer, fate in enumerate(fates) if not fate.swallowed]
+
+
+def _place(position: int, grid: int) -> str:
+    row, column = divmod(position - 1, grid)
+    return f"row {row + 1} column {column + 1}"

@@ -1,0 +1,111 @@
+"""Source ids of every layer: from an artifact that is made to give them out, or from the torch model."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from export.validate.intermediates import Shows, WatchedRunner, watched_parts
+from madtp.data.samples import Config
+from madtp.models.parts import Part
+from madtp.ops.recorder import PruningRecorder
+from madtp.tasks.requests import COUNTS_SUFFIX, Outputs, Runner, TorchRunner, count_tokens
+
+Ids = dict[str, list[Tensor]]  # by encoder: of every layer [sequences, tokens] int32
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Runners that note the source ids of all encoders.
+
+    Attributes:
+        how: what runs, for the reader of the page.
+        runners: of all parts.
+        seen: what their latest calls noted.
+    """
+
+    how: str
+    runners: dict[str, Runner]
+    seen: Ids = field(default_factory=dict)
+
+    def source_ids(self, config: Config, inputs: Mapping[str, Tensor], temperature: float) -> Ids:
+        """Of a batch of requests, encoders in the order in which they run. Decoders write nothing.
+
+        Args:
+            config: of the model.
+            inputs: of the batch, see `madtp.data.samples.collate`.
+            temperature: above zero; the torch model's dense form has no source ids.
+        """
+        self.seen.clear()
+        count_tokens(config, self.runners, inputs, temperature)
+        return dict(self.seen)
+
+
+def watch_torch(parts: Mapping[str, Part], how: str) -> Watched:
+    """The torch model."""
+    watched = Watched(how, {})
+    for name, part in parts.items():
+        watched.runners[name] = _TorchPart(part, watched.seen)
+    return watched
+
+
+def watch_artifact(
+    manifest: Mapping[str, Any], files: Mapping[str, Path], shows: Shows, runners: Mapping[str, Runner], how: str
+) -> Watched:
+    """The artifact, made to give out its source ids.
+
+    Args:
+        manifest: of the artifact.
+        files: ONNX of every part: the artifact's own, or what a plan is built from.
+        shows: opens the parts.
+        runners: of the artifact, for parts that prune nothing.
+        how: see `Watched`.
+
+    Raises:
+        BackendError: a plan cannot be built anew.
+        OutputError: there is no room for that.
+    """
+    watched, entries = Watched(how, dict(runners)), {entry["name"]: entry for entry in manifest["parts"]}
+    for part, runner in watched_parts(files, shows).items():
+        watched.runners[part] = _RuntimePart(runner, part_encoders(entries[part]), watched.seen)
+    return watched
+
+
+def part_encoders(entry: Mapping[str, Any]) -> dict[str, int]:
+    """The encoders of a manifest's part, in the order in which they run, and their layers
+    (`madtp.models.parts.Part`)."""
+    counts = {output["name"]: output["shape"] for output in entry["outputs"] if output["name"].endswith(COUNTS_SUFFIX)}
+    matches = entry["name"] == "match"  # a part of its own, whose output is named as that of any text
+    return {"match" if matches else name.removesuffix(COUNTS_SUFFIX): shape[1] for name, shape in counts.items()}
+
+
+@dataclass(frozen=True)
+class _TorchPart:
+    part: Part
+    seen: Ids
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        with PruningRecorder() as recorder:
+            outputs = TorchRunner(self.part).run(inputs, temperature)
+        _note(self.seen, self.part.encoders, [record.source_ids for record in recorder.records])
+        return outputs
+
+
+@dataclass(frozen=True)
+class _RuntimePart:
+    runner: WatchedRunner
+    encoders: Mapping[str, int]
+    seen: Ids
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        outputs = self.runner.run(inputs, temperature)
+        _note(self.seen, self.encoders, self.runner.ids)
+        return outputs
+
+
+def _note(seen: Ids, encoders: Mapping[str, int], layers: list[Tensor]) -> None:
+    """The layers of a call, those of its encoders end to end."""
+    for encoder, depth in encoders.items():
+        seen[encoder], layers = layers[:depth], layers[depth:]

@@ -1,0 +1,1 @@
+"""Running the parts of an artifact in ONNX Runtime and TensorRT."""

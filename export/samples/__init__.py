@@ -1,0 +1,1 @@
+"""Real, demo and synthetic inputs for an artifact."""

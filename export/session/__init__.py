@@ -1,0 +1,1 @@
+"""Images and texts in, the product of the task out."""

@@ -1,0 +1,185 @@
+"""What is asked of the opened parts of an artifact, one batch of prepared tensors at a time.
+
+`export.session.session.Session` asks with images and texts; recorded tensors are replayed through the same functions.
+"""
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from export.session.products import Ranking, RankingBatch, Tokens
+from madtp.models.caption import write_captions
+from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
+from madtp.models.vqa import Ranking as RankedAnswers
+from madtp.models.vqa import rank_answers, write_answers
+from madtp.tasks.ranking import rank
+from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
+
+
+def judge(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+    """Logits [B, 2] (false, true) of sentences about two images, and the tokens of each request.
+
+    Args:
+        runners: of the parts of an nlvr model.
+        inputs: image0, image1, input_ids, attention_mask.
+        temperature: zero is the dense model.
+    """
+    outputs = runners["model"].run(inputs, temperature)
+    logits = outputs["logits"]
+    return logits, _tokens(outputs, len(logits))
+
+
+def choose_answers(
+    config: VqaConfig,
+    runners: Runners,
+    inputs: Mapping[str, Tensor],
+    answers: tuple[Tensor, Tensor],
+    k: int,
+    temperature: float,
+) -> tuple[RankedAnswers, list[Tokens]]:
+    """Rank answers to questions, see `madtp.models.vqa.rank_answers`; and the tokens of each request.
+
+    Args:
+        config, runners: of a vqa model.
+        inputs: image, input_ids, attention_mask.
+        answers: ids and mask [A, L] of the candidates.
+        k: of them that are read to the end.
+        temperature: zero is the dense model.
+    """
+    source, tokens = _encode(runners, inputs, temperature)
+    return rank_answers(decoder_step(runners["decoder"]), source, *answers, k, config), tokens
+
+
+def generate_answers(
+    config: VqaConfig,
+    runners: Runners,
+    inputs: Mapping[str, Tensor],
+    temperature: float,
+    *,
+    beams: int,
+    max_length: int,
+    min_length: int,
+) -> tuple[Tensor, list[Tokens]]:
+    """Ids [B, length] of answers written freely, see `madtp.models.vqa.write_answers`; and the tokens of each
+    request."""
+    source, tokens = _encode(runners, inputs, temperature)
+    lengths = {"max_length": max_length, "min_length": min_length}
+    return write_answers(decoder_step(runners["decoder"]), source, config, beams=beams, **lengths), tokens
+
+
+def generate_captions(
+    config: CaptionConfig,
+    runners: Runners,
+    inputs: Mapping[str, Tensor],
+    temperature: float,
+    *,
+    beams: int,
+    max_length: int,
+    min_length: int,
+) -> tuple[Tensor, list[Tokens]]:
+    """Ids [B, length] of captions, prompt included, see `madtp.models.caption.write_captions`; and the tokens of each
+    request.
+
+    Args:
+        config, runners: of a caption model.
+        inputs: image, prompt_ids.
+        temperature: zero is the dense model.
+        beams, max_length, min_length: of the search.
+    """
+    source, tokens = _encode(runners, {"image": inputs["image"]}, temperature)
+    step, lengths = decoder_step(runners["decoder"]), {"max_length": max_length, "min_length": min_length}
+    return write_captions(step, source, inputs["prompt_ids"], config, beams=beams, **lengths), tokens
+
+
+def rank_pairs(
+    config: RetrievalConfig,
+    runners: Runners,
+    images: Iterable[Tensor],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    k_test: int,
+    batch: RankingBatch,
+    temperature: float,
+) -> Ranking:
+    """Rank images and texts with a retrieval model, see `madtp.tasks.ranking.rank`; `images` are cut as `batch`
+    says."""
+    counted = {name: _Counted(runner) for name, runner in runners.items()}
+    result = rank(
+        RetrievalRunners(config, counted, temperature),
+        images,
+        input_ids,
+        attention_mask,
+        k_test=k_test,
+        text_batch=batch.texts,
+        match_batch=batch.pairs,
+    )
+    tokens = {"vision": counted["image"], "text": counted["text"], "match": counted["match"]}
+    return Ranking(*result, {name: runner.tokens() for name, runner in tokens.items()}, batch)
+
+
+def compare_embeddings(
+    runners: Runners, images: Iterable[Tensor], input_ids: Tensor, batch: RankingBatch, temperature: float
+) -> Ranking:
+    """Rank images and texts with a clip model, by their embeddings.
+
+    Args:
+        runners: of the parts of a clip model.
+        images: batches [b, 3, S, S] float32, normalised, cut as `batch` says.
+        input_ids: [T, context_length] int64.
+        batch: texts that are encoded together.
+        temperature: zero is the dense model.
+    """
+    counted = {name: _Counted(runner) for name, runner in runners.items()}
+    pictures = [counted["image"].run({"image": shown}, temperature)["image_embed"] for shown in images]
+    words = [counted["text"].run({"input_ids": ids}, temperature)["text_embed"] for ids in input_ids.split(batch.texts)]
+    sim = torch.cat(pictures) @ torch.cat(words).mT
+    return Ranking(sim, sim, sim.mT, {"vision": counted["image"].tokens(), "text": counted["text"].tokens()}, batch)
+
+
+class FilledRunner:
+    """A runner of a part that takes no fewer than `least` rows: the last one follows as often as it has to.
+
+    Every input and output of the part has its rows first. What is cut off are copies, which keep as many tokens as what
+    they are copies of: nothing depends on them.
+    """
+
+    def __init__(self, runner: Runner, least: int) -> None:
+        self._runner, self._least = runner, least
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        rows = len(next(iter(inputs.values())))
+        if rows >= self._least:
+            return self._runner.run(inputs, temperature)
+        places = torch.arange(self._least).clamp(max=rows - 1)
+        outputs = self._runner.run({name: value[places] for name, value in inputs.items()}, temperature)
+        return {name: value[:rows] for name, value in outputs.items()}
+
+
+class _Counted:
+    """A runner that notes the token counts of its calls."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._counts: list[Tensor] = []
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        outputs = self._runner.run(inputs, temperature)
+        self._counts += token_counts(outputs).values()  # a part of these tasks has one encoder
+        return outputs
+
+    def tokens(self) -> Tensor:
+        """[sequences, layers] int32, of all calls."""
+        return torch.cat(self._counts)
+
+
+def _encode(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+    """What the decoder looks at, and the tokens of each request."""
+    outputs = runners["encoder"].run(inputs, temperature)
+    source = outputs["source_cache"]
+    return source, _tokens(outputs, source.shape[2])
+
+
+def _tokens(outputs: Outputs, requests: int) -> list[Tokens]:
+    counts = token_counts(outputs)
+    return [{encoder: tuple(rows[request].tolist()) for encoder, rows in counts.items()} for request in range(requests)]

@@ -1,1 +1,0 @@
-"""Proof of parity: what `python -m export validate` compares, and how it judges (docs/validation.md)."""

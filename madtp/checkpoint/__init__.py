@@ -1,0 +1,1 @@
+"""Reading checkpoints: files, forms, sizes and task."""

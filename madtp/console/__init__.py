@@ -1,0 +1,1 @@
+"""Command lines: consoles, messages, and how a run ends."""

@@ -1,0 +1,1 @@
+"""Data sets, images, texts, tokenizers and samples."""

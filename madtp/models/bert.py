@@ -1,0 +1,164 @@
+"""The parts of BLIP's BERT that its tasks share, and the encoder that most of them use. Names are checkpoint keys."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp.models.config import BlipConfig
+from madtp.models.pruning import PruningState, align, compact
+from madtp.ops.reference import MASKED, merge_heads, split_heads
+
+
+class Embeddings(nn.Module):
+    """Word and position embeddings, normalised: ids [B, L] -> [B, L, C]. BLIP's BERT has no token types."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.word_embeddings = nn.Embedding(config.vocab_size, config.text_hidden)
+        self.position_embeddings = nn.Embedding(config.max_position, config.text_hidden)
+        self.LayerNorm = nn.LayerNorm(config.text_hidden, eps=config.text_layer_norm_eps)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        positions = self.position_embeddings.weight[: input_ids.shape[1]]
+        return self.LayerNorm(self.word_embeddings(input_ids) + positions)
+
+
+class Projections(nn.Module):
+    """The query, key and value layers of one attention."""
+
+    def __init__(self, width: int, source_width: int) -> None:
+        super().__init__()
+        self.query = nn.Linear(width, width)
+        self.key = nn.Linear(source_width, width)
+        self.value = nn.Linear(source_width, width)
+
+
+class Output(nn.Module):
+    """Linear layer, residual and norm that close self-attention and the feed-forward network."""
+
+    def __init__(self, source_width: int, width: int, eps: float) -> None:
+        super().__init__()
+        self.dense = nn.Linear(source_width, width)
+        self.LayerNorm = nn.LayerNorm(width, eps=eps)
+
+    def forward(self, x: Tensor, residual: Tensor) -> Tensor:
+        return self.LayerNorm(self.dense(x) + residual)
+
+
+class SelfAttention(nn.Module):
+    """Self-attention over the words; with a temperature it returns the column and class scores too."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.heads = config.text_heads
+        self.self = Projections(config.text_hidden, config.text_hidden)
+        self.output = Output(config.text_hidden, config.text_hidden, config.text_layer_norm_eps)
+
+    def forward(self, x: Tensor, state: PruningState) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        query, key, value = self.self.query(x), self.self.key(x), self.self.value(x)
+        if state.temperature is None:
+            query, key, value = (split_heads(part, self.heads) for part in (query, key, value))
+            mask = state.key_mask[:, None, None, :].to(query.dtype)
+            context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+            return self.output(merge_heads(context), x), None, None
+        qkv = torch.cat([query, key, value], dim=-1)
+        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
+        return self.output(context, x), column, class_score
+
+
+def cross_attend(layers: Projections, heads: int, x: Tensor, source: Tensor) -> Tensor:
+    """Words [B, L, C] attend to all tokens of `source` [B, S, C']: no mask, no statistics, nothing pruned."""
+    parts = (layers.query(x), layers.key(source), layers.value(source))
+    query, key, value = (split_heads(part, heads) for part in parts)
+    # Spelled out, because torch.onnx writes a fused attention as a dozen shape computations.
+    scores = (query / math.sqrt(query.shape[-1])) @ key.mT
+    return merge_heads(scores.softmax(dim=-1) @ value)
+
+
+class CrossAttention(nn.Module):
+    """Words attend to the tokens of one other sequence."""
+
+    def __init__(self, config: BlipConfig, source_width: int) -> None:
+        super().__init__()
+        self.heads = config.text_heads
+        self.self = Projections(config.text_hidden, source_width)
+        self.output = Output(config.text_hidden, config.text_hidden, config.text_layer_norm_eps)
+
+    def forward(self, x: Tensor, source: Tensor) -> Tensor:
+        return self.output(cross_attend(self.self, self.heads, x, source), x)
+
+
+class Intermediate(nn.Module):
+    """First half of the feed-forward network, exact GELU."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.dense = nn.Linear(width, hidden)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.dense(x))
+
+
+class Layer(nn.Module):
+    """Post-norm BERT layer; words are pruned after self-attention, before cross-attention.
+
+    Without a `source` cross-attention is skipped, as in BLIP's text-only mode.
+    """
+
+    def __init__(self, config: BlipConfig, source_width: int) -> None:
+        super().__init__()
+        self.attention = SelfAttention(config)
+        self.crossattention = CrossAttention(config, source_width)
+        self.intermediate = Intermediate(config.text_hidden, config.text_inter)
+        self.output = Output(config.text_inter, config.text_hidden, config.text_layer_norm_eps)
+
+    def forward(self, x: Tensor, source: Tensor | None, space_dict: Tensor, state: PruningState, layer: int) -> Tensor:
+        hidden, column, class_score = self.attention(x, state)
+        if column is not None and class_score is not None:
+            hidden = compact(hidden, align(x, space_dict, state), column, class_score, state, layer)
+        if source is not None:
+            hidden = self.crossattention(hidden, source)
+        return self.output(self.intermediate(hidden), hidden)
+
+
+class Encoder(nn.Module):
+    """Holds the layers under the checkpoint's key."""
+
+    def __init__(self, config: BlipConfig, source_width: int) -> None:
+        super().__init__()
+        self.layer = nn.ModuleList(Layer(config, source_width) for _ in range(config.text_layers))
+
+
+class TextEncoder(nn.Module):
+    """Ids [B, L], and the tokens of an image or None -> hidden states [B, n, C]."""
+
+    def __init__(self, config: BlipConfig) -> None:
+        super().__init__()
+        self.embeddings = Embeddings(config)
+        self.encoder = Encoder(config, config.vit_dim)
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image: Tensor | None,
+        space_dict: Tensor,
+        temperature: Tensor | None,
+        *,
+        collect_aligned: bool = False,
+    ) -> tuple[Tensor, PruningState]:
+        """Args: input_ids, attention_mask [B, L] int64; image [B, S, C'] or None; temperature None runs dense."""
+        x = self.embeddings(input_ids)
+        state = PruningState.start(key_mask(attention_mask), temperature, collect_aligned=collect_aligned)
+        for index, layer in enumerate(self.encoder.layer):
+            x = layer(x, image, space_dict, state, index)
+            if temperature is None:
+                state.count_unpruned(x)
+        return x, state
+
+
+def key_mask(attention_mask: Tensor) -> Tensor:
+    """[B, L] of ones (words) and zeros (padding) -> [B, L] float32, what is added to the scores of each key."""
+    return (1 - attention_mask.to(torch.float32)) * MASKED

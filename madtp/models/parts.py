@@ -1,0 +1,287 @@
+"""The parts of a model: what is traced, built and run one by one. Names are those of artifacts and manifests.
+
+nlvr has one part, `model`. vqa and caption have an `encoder` and one step of their `decoder`; retrieval has `image`,
+`text` and `match`; clip has `image` and `text`. `madtp/tasks/requests.py` puts requests together from them.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from madtp.models.caption import CaptionModel
+from madtp.models.clip import ClipModel, normalize
+from madtp.models.config import BlipConfig, ClipConfig
+from madtp.models.decoder import TextDecoder
+from madtp.models.nlvr import NlvrModel, NlvrOutput
+from madtp.models.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
+from madtp.models.vqa import VqaModel
+
+# Dimensions that vary from call to call.
+BATCH = "batch"  # requests, images, texts or pairs
+TEXT = "text"  # ids of a request's text, special ones included
+SOURCE = "source"  # tokens that an encoder left for what follows
+TEXTS = "texts"  # texts that a decoder writes for each request at once: beams, or candidate answers
+NEW = "new"  # ids that are new to a decoder: the prompt, then one
+PAST = "past"  # ids that its cache holds
+
+INT64, FLOAT = torch.int64, torch.float32
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """An input: its dimensions are numbers, or names of what varies."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int | str, ...]
+
+    def sized(self, sizes: Mapping[str, int]) -> list[int]:
+        """The shape with what varies put in."""
+        return [dim if isinstance(dim, int) else sizes[dim] for dim in self.shape]
+
+    @property
+    def varies(self) -> bool:
+        """Whether any dimension does."""
+        return any(isinstance(dim, str) for dim in self.shape)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part of a model.
+
+    Attributes:
+        name: of the part.
+        module: its `forward` takes `inputs` in order and returns a named tuple of `outputs`.
+        inputs: `temperature` last where it prunes.
+        outputs: names, in order.
+        encoders: the encoders that it prunes in the order in which they run, and their layers.
+        limits: the most that a dimension which varies can be, where the model has such a limit. (A decoder's cache
+            and new ids together have to fit its positions.)
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[str, ...]
+    encoders: dict[str, int] = field(default_factory=dict)
+    limits: dict[str, int] = field(default_factory=dict)
+
+
+class EncodedQuestion(NamedTuple):
+    """`VqaOutput`, and keys and values [layers, 2, B, H, S, D] of the question states for the decoder."""
+
+    question_states: Tensor
+    source_cache: Tensor
+    vision_token_counts: Tensor
+    text_token_counts: Tensor
+
+
+class EncodedImage(NamedTuple):
+    """`CaptionOutput`, and keys and values [layers, 2, B, H, S, D] of the image states for the decoder."""
+
+    image_states: Tensor
+    source_cache: Tensor
+    vision_token_counts: Tensor
+
+
+class Decoded(NamedTuple):
+    """Logits [B, n, V] of the next id; cache [layers, 2, B, n, H, P + L, D]."""
+
+    logits: Tensor
+    present: Tensor
+
+
+class ClipImage(NamedTuple):
+    """Of B images: features [B, E], embeddings [B, E] of length one, tokens after each layer [B, layers] int32."""
+
+    image_feature: Tensor
+    image_embed: Tensor
+    vision_token_counts: Tensor
+
+
+class ClipText(NamedTuple):
+    """Of B captions: as `ClipImage`; and where each feature was read, [B] int32 (`madtp.models.clip.TextOutput`)."""
+
+    text_feature: Tensor
+    text_embed: Tensor
+    text_token_counts: Tensor
+    text_picked_position: Tensor
+
+
+class QuestionEncoder(nn.Module):
+    """Image and question -> states, and their keys and values, computed once a request."""
+
+    def __init__(self, model: VqaModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float
+    ) -> EncodedQuestion:
+        states, vision, text = self.model(image, input_ids, attention_mask, temperature)
+        return EncodedQuestion(states, self.model.text_decoder.source_cache(states), vision, text)
+
+
+class ImageEncoder(nn.Module):
+    """Image -> states, and their keys and values, computed once a request."""
+
+    def __init__(self, model: CaptionModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, temperature: Tensor | float) -> EncodedImage:
+        states, vision = self.model(image, temperature)
+        return EncodedImage(states, self.model.text_decoder.source_cache(states), vision)
+
+
+class DecoderPart(nn.Module):
+    """One step of a decoder."""
+
+    def __init__(self, decoder: TextDecoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, input_ids: Tensor, rows: Tensor, past: Tensor, source_cache: Tensor) -> Decoded:
+        return Decoded(*self.decoder.step(input_ids, rows, past, source_cache))
+
+
+class RetrievalImage(nn.Module):
+    """`RetrievalModel.encode_image`."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, temperature: Tensor | float) -> ImageOutput:
+        return self.model.encode_image(image, temperature)
+
+
+class RetrievalText(nn.Module):
+    """`RetrievalModel.encode_text`."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float) -> TextOutput:
+        return self.model.encode_text(input_ids, attention_mask, temperature)
+
+
+class RetrievalMatch(nn.Module):
+    """`RetrievalModel.match`."""
+
+    def __init__(self, model: RetrievalModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, temperature: Tensor | float
+    ) -> MatchOutput:
+        return self.model.match(input_ids, attention_mask, image_tokens, temperature)
+
+
+class ClipImagePart(nn.Module):
+    """`ClipModel.encode_image`, and embeddings."""
+
+    def __init__(self, model: ClipModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: Tensor, temperature: Tensor | float) -> ClipImage:
+        feature, counts = self.model.encode_image(image, temperature)
+        return ClipImage(feature, normalize(feature), counts)
+
+
+class ClipTextPart(nn.Module):
+    """`ClipModel.encode_text`, and embeddings."""
+
+    def __init__(self, model: ClipModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor, temperature: Tensor | float) -> ClipText:
+        feature, counts, position = self.model.encode_text(input_ids, temperature)
+        return ClipText(feature, normalize(feature), counts, position)
+
+
+def parts_of(model: Any) -> dict[str, Part]:
+    """The parts of a model (`madtp.checkpoint.loading.Model`) by name, in the order in which they first run."""
+    parts = _PARTS[model.task](model)
+    return {part.name: part for part in parts}
+
+
+def _image(config: BlipConfig | ClipConfig, name: str = "image") -> TensorSpec:
+    return TensorSpec(name, FLOAT, (BATCH, 3, config.image_size, config.image_size))
+
+
+_TEXT = tuple(TensorSpec(name, INT64, (BATCH, TEXT)) for name in ("input_ids", "attention_mask"))
+_TEMPERATURE = TensorSpec("temperature", FLOAT, ())
+
+
+def _nlvr(model: NlvrModel) -> tuple[Part, ...]:
+    config = model.config
+    images = (_image(config, "image0"), _image(config, "image1"))
+    encoders = {"vision": config.vit_depth, "text": config.text_layers}
+    limits = {TEXT: config.max_position}
+    return (Part("model", model, (*images, *_TEXT, _TEMPERATURE), NlvrOutput._fields, encoders, limits),)
+
+
+def _vqa(model: VqaModel) -> tuple[Part, ...]:
+    config = model.config
+    inputs = (_image(config), *_TEXT, _TEMPERATURE)
+    encoders = {"vision": config.vit_depth, "text": config.text_layers}
+    return (
+        Part("encoder", QuestionEncoder(model), inputs, EncodedQuestion._fields, encoders, {TEXT: config.max_position}),
+        _decoder(model.text_decoder, config, config.max_position),
+    )
+
+
+def _caption(model: CaptionModel) -> tuple[Part, ...]:
+    config = model.config
+    inputs = (_image(config), _TEMPERATURE)
+    return (
+        Part("encoder", ImageEncoder(model), inputs, EncodedImage._fields, {"vision": config.vit_depth}),
+        _decoder(model.text_decoder, config, config.vision_tokens),
+    )
+
+
+def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
+    layers, heads, size = config.text_layers, config.text_heads, config.text_hidden // config.text_heads
+    inputs = (
+        TensorSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
+        TensorSpec("rows", INT64, (BATCH, TEXTS)),
+        TensorSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
+        TensorSpec("source_cache", FLOAT, (layers, 2, BATCH, heads, SOURCE, size)),
+    )
+    # The tracer, which takes 0 and 1 for constants, assumes two at least of each, and both share the positions.
+    limits = {NEW: config.max_position - 2, PAST: config.max_position - 2, SOURCE: source}
+    return Part("decoder", DecoderPart(decoder), inputs, Decoded._fields, {}, limits)
+
+
+def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
+    config = model.config
+    tokens = TensorSpec("image_tokens", FLOAT, (BATCH, SOURCE, config.vit_dim))
+    image, text = {"vision": config.vit_depth}, {"text": config.text_layers}
+    match, limits = {"match": config.text_layers}, {TEXT: config.max_position}
+    pairs = {**limits, SOURCE: config.vision_tokens}
+    return (
+        Part("image", RetrievalImage(model), (_image(config), _TEMPERATURE), ImageOutput._fields, image),
+        Part("text", RetrievalText(model), (*_TEXT, _TEMPERATURE), TextOutput._fields, text, limits),
+        Part("match", RetrievalMatch(model), (*_TEXT, tokens, _TEMPERATURE), MatchOutput._fields, match, pairs),
+    )
+
+
+def _clip(model: ClipModel) -> tuple[Part, ...]:
+    config = model.config
+    ids = TensorSpec("input_ids", INT64, (BATCH, config.context_length))
+    image, text = {"vision": config.vision_layers}, {"text": config.text_layers}
+    return (
+        Part("image", ClipImagePart(model), (_image(config), _TEMPERATURE), ClipImage._fields, image),
+        Part("text", ClipTextPart(model), (ids, _TEMPERATURE), ClipText._fields, text),
+    )
+
+
+_PARTS: dict[str, Any] = {"nlvr": _nlvr, "vqa": _vqa, "caption": _caption, "retrieval": _retrieval, "clip": _clip}

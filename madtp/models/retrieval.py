@@ -1,0 +1,120 @@
+"""BLIP retrieval with MADTP: embeds images and texts, and matches pairs of them. `madtp/tasks/ranking.py` ranks with
+it."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from madtp.models.bert import TextEncoder
+from madtp.models.config import RetrievalConfig
+from madtp.models.pruning import resolve_temperature
+from madtp.models.vision import VisionTransformer
+
+
+class ImageOutput(NamedTuple):
+    """Of B images: embeddings [B, E] of length one; tokens [B, n, C] for the matching; counts [B, layers] int32."""
+
+    image_embed: Tensor
+    image_tokens: Tensor
+    vision_token_counts: Tensor
+
+
+class TextOutput(NamedTuple):
+    """Of B texts: embeddings [B, E] of length one; tokens after each layer, [B, layers] int32."""
+
+    text_embed: Tensor
+    text_token_counts: Tensor
+
+
+class MatchOutput(NamedTuple):
+    """Of B pairs: logits [B, 2] (no match, match); tokens of the text after each layer, [B, layers] int32."""
+
+    itm_logits: Tensor
+    text_token_counts: Tensor
+
+
+class RetrievalModel(nn.Module):
+    """BLIP retrieval with MADTP, parameters named as in the official checkpoints.
+
+    Three parts, each a method: `encode_image` and `encode_text` make the embeddings that are compared first, `match`
+    looks at one image and one text together. All three prune; `encode_text` and `match` share the text encoder, and
+    `match` alone uses its cross-attention. The temperature of each is a [] float32 tensor or a float; None is the
+    model's own. A float of zero or less runs the dense model without any statistics, a tensor of zero or less computes
+    them and prunes nothing.
+
+    `model.half()` and `model.bfloat16()` work: images, embeddings and logits stay float32, and so do all pruning
+    scores. The image tokens have the model's type.
+
+    Attributes:
+        config: its sizes.
+        task: "retrieval".
+        temperature: the pruning temperature that the checkpoint was trained to; the default of every part.
+    """
+
+    task = "retrieval"
+
+    def __init__(self, config: RetrievalConfig, temperature: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.temperature = temperature
+        self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+        self.visual_encoder = VisionTransformer(config)
+        self.text_encoder = TextEncoder(config)
+        self.vision_proj = nn.Linear(config.vit_dim, config.embed_dim)
+        self.text_proj = nn.Linear(config.text_hidden, config.embed_dim)
+        self.itm_head = nn.Linear(config.text_hidden, 2)
+
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
+        """Embed images.
+
+        Args:
+            image: [B, 3, S, S] float, normalised.
+            temperature: see the class.
+        """
+        tau = resolve_temperature(temperature, self.temperature, image.device)
+        tokens, state = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
+        return ImageOutput(_embed(self.vision_proj, tokens), tokens, state.token_counts())
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
+    ) -> TextOutput:
+        """Embed texts.
+
+        Args:
+            input_ids: [B, L] int64, first id [CLS]; attention_mask: [B, L], 1 for words and 0 for padding.
+            temperature: see the class.
+        """
+        tau = resolve_temperature(temperature, self.temperature, input_ids.device)
+        words, state = self.text_encoder(input_ids, attention_mask, None, self.space_dict, tau)
+        return TextOutput(_embed(self.text_proj, words), state.token_counts())
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_tokens: Tensor,
+        temperature: Tensor | float | None = None,
+    ) -> MatchOutput:
+        """Judge pairs: does the text describe the image?
+
+        Args:
+            input_ids: [B, L] int64, first id [ENC]; attention_mask: [B, L], 1 for words and 0 for padding.
+            image_tokens: [B, n, C] of `encode_image`, one image a text. The text attends to all n of them.
+            temperature: see the class.
+        """
+        tau = resolve_temperature(temperature, self.temperature, input_ids.device)
+        words, state = self.text_encoder(
+            input_ids, attention_mask, image_tokens.to(self.space_dict.dtype), self.space_dict, tau
+        )
+        return MatchOutput(_at_least_float32(self.itm_head(words[:, 0])), state.token_counts())
+
+
+def _embed(projection: nn.Linear, tokens: Tensor) -> Tensor:
+    """[B, n, C] -> [B, E]: the class token, projected, of length one."""
+    return F.normalize(_at_least_float32(projection(tokens[:, 0])), dim=-1)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

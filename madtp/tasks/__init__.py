@@ -1,0 +1,1 @@
+"""Requests on top of parts: generation, ranking, and what each task makes of its parts."""

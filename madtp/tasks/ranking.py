@@ -1,0 +1,174 @@
+"""The retrieval evaluation: every image against every text by embedding, the best pairs once more by matching."""
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from madtp.errors import InputError
+from madtp.models.config import RetrievalConfig
+from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
+
+NOT_MATCHED = -100.0  # the score of a pair that was not among the best by similarity
+TEXT_BATCH = 256  # of the published evaluation
+
+
+class RetrievalParts(Protocol):
+    """What ranking needs of a model: the three parts of `RetrievalModel`, in torch or behind an engine."""
+
+    config: RetrievalConfig
+
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput: ...
+
+    def encode_text(
+        self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
+    ) -> TextOutput: ...
+
+    def match(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_tokens: Tensor,
+        temperature: Tensor | float | None = None,
+    ) -> MatchOutput: ...
+
+
+class Ranking(NamedTuple):
+    """I images and T texts: similarity [I, T] of the embeddings; score_i2t [I, T] ranks the texts of each image,
+    score_t2i [T, I] the images of each text. A score is -100 outside the best `k_test` of its row."""
+
+    sim: Tensor
+    score_i2t: Tensor
+    score_t2i: Tensor
+
+
+@torch.no_grad()
+def rank(
+    model: RetrievalParts,
+    images: Iterable[Tensor],
+    input_ids: Tensor,
+    attention_mask: Tensor,
+    *,
+    k_test: int,
+    text_batch: int = TEXT_BATCH,
+    match_batch: int | None = None,
+    temperature: Tensor | float | None = None,
+) -> Ranking:
+    """Rank texts for every image and images for every text, as the published evaluation does.
+
+    The best `k_test` of each row by similarity are matched, in one batch a row; their score is the matching logit plus
+    the similarity. How many tokens stay depends on the batch, so `images`, `text_batch`, `k_test` and `match_batch` are
+    part of the result.
+
+    Args:
+        model: the parts.
+        images: batches [b, 3, S, S] float, normalised; how they are cut is the caller's choice.
+        input_ids: [T, L] int64, first id [CLS]; attention_mask: [T, L], 1 for words and 0 for padding.
+        k_test: candidates of each row; all of them where there are fewer.
+        text_batch: texts that are embedded together.
+        match_batch: pairs of a row that are matched together; None is all of them, as published. Smaller batches may
+            keep other tokens, and so give other scores. 1 matches each pair on its own, with no filling of its image
+            (see `image_tokens`): its score depends on nothing else.
+        temperature: as for the parts; None is the model's own.
+
+    Raises:
+        InputError: no images or no texts, images of another size, ids that do not start with [CLS], a mask of another
+            shape, `k_test`, `text_batch` or `match_batch` below 1.
+    """
+    sizes = {"k_test": k_test, "text_batch": text_batch, "match_batch": 1 if match_batch is None else match_batch}
+    _check(model.config, input_ids, attention_mask, sizes)
+    text_embed = torch.cat(
+        [
+            model.encode_text(ids, mask, temperature).text_embed
+            for ids, mask in zip(input_ids.split(text_batch), attention_mask.split(text_batch), strict=True)
+        ]
+    )
+    encoded = []
+    for index, batch in enumerate(images):
+        _check_images(model.config.image_size, index, batch)
+        encoded.append(model.encode_image(batch, temperature))
+    if not encoded:
+        raise InputError("there are no images to rank", "The iterable of image batches is empty.", "Give at least one.")
+    tokens = [image for output in encoded for image in output.image_tokens]
+    sim = torch.cat([output.image_embed for output in encoded]) @ text_embed.mT
+    pair_ids = input_ids.clone()
+    pair_ids[:, 0] = model.config.enc_token_id
+
+    def matched(texts: Tensor, pictures: Tensor) -> Tensor:
+        """[K]: the matching logit of each pair of a text and an image, both [K] indices."""
+        size = match_batch or len(texts)
+        logits = []
+        for words, shown in zip(texts.split(size), pictures.split(size), strict=True):
+            seen = pair_tokens(tokens, shown, match_batch)
+            logits.append(model.match(pair_ids[words], attention_mask[words], seen, temperature).itm_logits[:, 1])
+        return torch.cat(logits)
+
+    score_i2t = rerank(sim, k_test, lambda pictures, texts: matched(texts, pictures))
+    score_t2i = rerank(sim.mT, k_test, matched)
+    return Ranking(sim, score_i2t, score_t2i)
+
+
+def rerank(sim: Tensor, k_test: int, match: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+    """Scores [Q, D]: of the best `k_test` of each row similarity plus `match`, of the others -100.
+
+    Args:
+        sim: [Q, D], similarity of queries and candidates.
+        k_test: candidates of each query; all of them where there are fewer.
+        match: matching logits [K] of one query, its index repeated [K], and its candidates' indices [K].
+    """
+    scores = torch.full_like(sim, NOT_MATCHED)
+    for query, row in enumerate(sim):
+        values, candidates = row.topk(min(k_test, len(row)))
+        scores[query, candidates] = values + match(torch.full_like(candidates, query), candidates)
+    return scores
+
+
+def pair_tokens(tokens: Sequence[Tensor], wanted: Tensor, match_batch: int | None) -> Tensor:
+    """Image tokens [K, n, C] of the pairs that one call matches, K being `match_batch` or less.
+
+    With a `match_batch` of 1 they are the image's own; otherwise `image_tokens` fills them as published.
+    """
+    return tokens[int(wanted)][None] if match_batch == 1 else image_tokens(tokens, wanted)
+
+
+def image_tokens(tokens: Sequence[Tensor], wanted: Tensor) -> Tensor:
+    """Tokens [K, n, C] of the images `wanted` [K], n being the longest of *all* of `tokens` ([n_i, C] each).
+
+    Images of different batches keep different numbers of tokens. In the recorded evaluation a shorter one is filled up
+    with copies of its own class token, and a text attends to the copies as to any other token.
+    """
+    longest = max(map(len, tokens))
+    filled = {
+        index: torch.cat([tokens[index], tokens[index][:1].expand(longest - len(tokens[index]), -1)])
+        for index in set(wanted.tolist())
+    }
+    return torch.stack([filled[index] for index in wanted.tolist()])
+
+
+def _check_images(size: int, index: int, batch: Tensor) -> None:
+    if batch.dim() != 4 or not len(batch) or batch.shape[1:] != (3, size, size):
+        raise InputError(
+            f"batch {index} of the images is {list(batch.shape)}",
+            f"It has to be [images, 3, {size}, {size}], with at least one image.",
+        )
+
+
+def _check(config: RetrievalConfig, input_ids: Tensor, attention_mask: Tensor, at_least_one: dict[str, int]) -> None:
+    for name, value in at_least_one.items():
+        if value < 1:
+            raise InputError(f"{name} is {value}", "Nothing can be ranked with it.", f"Set {name} to 1 or more.")
+    if input_ids.dim() != 2 or not input_ids.numel():
+        raise InputError(f"input_ids have the shape {list(input_ids.shape)}", "They have to be [texts, length].")
+    if attention_mask.shape != input_ids.shape:
+        raise InputError(
+            f"the attention mask is {list(attention_mask.shape)}, the ids are {list(input_ids.shape)}",
+            "Each id needs a 1 (word) or a 0 (padding).",
+        )
+    others = (input_ids[:, 0] != config.cls_token_id).nonzero()
+    if len(others):
+        raise InputError(
+            f"the first id of text {int(others[0])} is not {config.cls_token_id}",
+            "Texts are embedded with [CLS] first; ranking puts [ENC] there itself, for the matching.",
+            "Give the ids with [CLS] first, or correct 'cls_token_id' in the configuration.",
+        )

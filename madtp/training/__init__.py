@@ -1,0 +1,1 @@
+"""What training with MADTP needs beyond the models."""

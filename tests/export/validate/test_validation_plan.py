@@ -1,0 +1,301 @@
+"""Looking into plans. ONNX Runtime stands in for a GPU: what it runs is a copy of the graph, right or with a defect."""
+
+import json
+import shlex
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from subprocess import run
+from typing import Any
+
+import onnx
+import pytest
+import torch
+from torch import Tensor
+
+import export.engine.backends
+import export.runtime.artifact
+import export.validate.intermediates
+import export.validate.plan
+import export.validate.run
+import madtp
+from export.artifact.manifest import manifest_path, read_manifest
+from export.build.options import Range
+from export.engine.backends import Gpu, choose_backend
+from export.engine.builder import BuildResult
+from export.engine.plugin_library import build_library
+from export.engine.profile import input_profile, part_sizes
+from export.errors import BackendError
+from export.graph.onnx_graph import OnnxGraph, kept_ids, with_outputs
+from export.graph.trace import save_onnx
+from export.runtime.runner import OnnxRunner
+from export.validate.bisect import calls_of, save_repro
+from export.validate.contestants import TorchContestant
+from export.validate.intermediates import PlanBuilder, ShowingRunner
+from export.validate.plan import Look, look_into_plan
+from madtp.checkpoint.loading import Model
+from madtp.data.samples import collate, load_samples
+from madtp.files.inputs import sha256
+from madtp.tasks.requests import Outputs, Runner
+from tests.conftest import Ran
+from tests.export.validate.test_validate import FEW, change_weight, edit
+from tests.export.validate.test_validation import FP32, MUTATIONS, node_of
+
+Run = Callable[..., Ran]
+ADA = Gpu("a GPU of the tests", (8, 9), "580.0")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_artifact: Path) -> Model:
+    return madtp.load(tiny_artifact / "tiny.pt")
+
+
+@pytest.fixture(scope="module")
+def reference(tiny_artifact: Path) -> OnnxGraph:
+    return OnnxGraph.read(tiny_artifact / "out.onnx")
+
+
+def look(model: Model, reference: OnnxGraph, shows: Callable[[str, set[str]], Runner]) -> Look:
+    contestant = TorchContestant("torch", model, torch.float32)
+    inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
+    calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
+    return look_into_plan(calls, {"model": reference}, shows, FP32.segment, lambda _: None)
+
+
+@pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
+def test_the_first_wrong_node_of_a_plan_is_named(
+    mutate: Callable[[onnx.GraphProto], onnx.NodeProto], model: Model, reference: OnnxGraph, tmp_path: Path
+) -> None:
+    changed = onnx.ModelProto()
+    changed.CopyFrom(reference.model)
+    node = mutate(changed.graph)
+    asked = list[set[str]]()
+
+    def shows(part: str, shown: set[str]) -> Runner:
+        asked.append(shown)
+        there = {name for made in changed.graph.node for name in made.output}
+        return ShowingRunner(OnnxGraph(changed, reference.folder), shown & there)
+
+    culprit = look(model, reference, shows).culprit
+    assert culprit is not None
+    assert (culprit.node, culprit.nodes) == (node.name, 1)
+    assert len(asked) == (1 if node.op_type in ("AlignedAttention", "TokenCompact") else 2), "a custom op shows at once"
+    command = save_repro(culprit, tmp_path / "repro", FP32.segment)
+    ran = run(shlex.split(command), capture_output=True, text=True)
+    assert ran.returncode == 1, ran.stdout + ran.stderr
+    assert "the plan" in ran.stdout
+
+
+def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxGraph) -> None:
+    found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
+    assert found == Look()
+    assert str(found) == "a plan that shows the values inside it agrees with ONNX Runtime"
+
+
+def test_nodes_that_onnx_runtime_cannot_run_are_said_to_be_unchecked(
+    model: Model, reference: OnnxGraph, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As those of bfloat16."""
+
+    def refuse(*given: Any) -> Any:
+        raise RuntimeError("NOT_IMPLEMENTED")
+
+    monkeypatch.setattr(export.validate.plan, "run_graph", refuse)
+    found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
+    assert found.culprit is None
+    assert node_of(reference.model.graph, "TokenCompact").name in found.unchecked
+    assert "nodes could not be checked, e.g. " in str(found)
+
+
+def constants(file: OnnxGraph) -> set[str]:
+    return {tensor.name for tensor in file.model.graph.initializer} | {value.name for value in file.model.graph.input}
+
+
+def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: OnnxGraph) -> None:
+    """The defect is gone as soon as the values inside the stretch are shown, as one of a fused kernel would be."""
+    node = node_of(reference.model.graph, "Gelu")
+
+    class Fused(ShowingRunner):
+        def __init__(self, file: OnnxGraph, shown: set[str]) -> None:
+            defective = onnx.ModelProto()
+            defective.CopyFrom(file.model)
+            if node.output[0] not in shown:
+                node_of(defective.graph, "Gelu").op_type = "Relu"
+                del node_of(defective.graph, "Relu").attribute[:]
+            super().__init__(OnnxGraph(defective, file.folder), shown - constants(file))
+
+    culprit = look(model, reference, lambda part, shown: Fused(reference, shown)).culprit
+    assert culprit is not None
+    assert culprit.nodes > 1
+    assert "on their own, unfused, each of these nodes is right" in str(culprit)
+
+
+class StandIn(OnnxRunner):
+    """A "plan" that is an ONNX file, in place of a runner of TensorRT."""
+
+    def __init__(self, path: Path, *others: Any) -> None:
+        copy = path.with_suffix(".stand-in.onnx")
+        shutil.copyfile(path, copy)
+        super().__init__(copy)
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        return {name: value.clone() for name, value in super().run(inputs, temperature).items()}
+
+    def close(self) -> None: ...
+
+
+def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
+    """Make an ONNX artifact pass for a plan where a GPU seems to be; what is built anew has its defects."""
+
+    def as_plan(manifest: dict[str, Any]) -> None:
+        for part in manifest["parts"]:
+            made = (artifact.parent / part["artifact"]).rename(
+                artifact.with_name(part["artifact"]).with_suffix(".plan")
+            )
+            part["artifact"] = made.name
+        manifest["artifact"] = artifact.with_suffix(".plan").name
+        manifest["backend"]["name"] = "tensorrt-rtx"
+
+    def build(backend: Any, source: Path, target: Path, *others: Any, shown: set[str]) -> BuildResult:
+        part = artifact.with_name(f"{artifact.stem}.{target.stem}.plan")
+        model = onnx.load(str(part if part.is_file() else artifact.with_suffix(".plan")))
+        made = {name for node in model.graph.node for name in node.output}
+        onnx.save(with_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
+        return BuildResult(0, {}, False, sorted(shown & made))
+
+    edit(artifact, as_plan)
+    patch.setattr(export.engine.backends, "find_gpus", lambda: [ADA])
+    patch.setattr(export.runtime.artifact, "PlanRunner", StandIn)
+    patch.setattr(export.validate.intermediates, "PlanRunner", StandIn)
+    patch.setattr(export.validate.plan, "PlanRunner", StandIn)
+    patch.setattr(export.validate.intermediates, "build_plan", build)
+    return artifact.with_suffix(".plan")
+
+
+def break_plan(plan: Path) -> None:
+    """Change a weight, and let the manifest say so."""
+    model = onnx.load(str(plan))
+    change_weight(model)
+    onnx.save(model, str(plan))
+    edit(plan, lambda manifest: manifest["parts"][0].update(sha256=sha256(plan)))
+
+
+@pytest.fixture
+def plan(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """A plan of one part, and its checkpoint."""
+    artifact, checkpoint = exported
+    return pass_for_plan(artifact, quick), checkpoint
+
+
+def test_a_plan_is_compared_with_both_others_token_by_token(
+    plan: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    arguments = ("--engine", plan[0], "--ckpt", plan[1], *FEW, "--json", tmp_path / "v.json")
+    ran = run_cli("validate", *arguments)
+    assert ran.status == 0, ran
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert verdict["status"] == "passed"
+    pairs = {(pair["pair"], pair["temperature"]): pair for pair in verdict["pairs"]}
+    assert pairs.keys() == {(pair, tau) for pair in ("torch/onnx", "torch/plan", "onnx/plan") for tau in (2, 0)}
+    for (_, temperature), pair in pairs.items():
+        assert {layer["jaccard_min"] for layer in pair["selection"]["layers"]} == {1.0 if temperature else None}
+    manifest = read_manifest(manifest_path(plan[0]))
+    assert (manifest["validation"]["artifact"], manifest["validation"]["validated"]) == ("passed", "artifact")
+
+
+def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
+    break_plan(plan[0])
+    arguments = ("--engine", plan[0], "--ckpt", plan[1], *FEW, "--repro", tmp_path / "repro")
+    ran = run_cli("validate", *arguments)
+    assert ran.status == 1, ran
+    assert "torch/plan, temperature 2, samples [0]: logits differ by 1.00e-02" in ran.out
+    assert "first node that differs given identical inputs: " in ran.out
+    command = next(line for line in ran.out.splitlines() if "polygraphy run" in line)
+    shown = run(shlex.split(command[command.index("/") :]), capture_output=True, text=True)
+    assert shown.returncode == 1, shown.stdout + shown.stderr
+
+
+def test_a_plan_that_a_tool_changed_is_judged_by_what_it_does(
+    plan: tuple[Path, Path], run_cli: Run, tmp_path: Path
+) -> None:
+    """One that is built anew from the checkpoint shows nothing of it."""
+    model = onnx.load(str(plan[0]))
+    change_weight(model)
+    onnx.save(model, str(plan[0]))
+    arguments = ("--engine", manifest_path(plan[0]), "--ckpt", plan[1], *FEW, "--changed")
+    ran = run_cli("validate", *arguments, "--json", tmp_path / "v.json")
+    assert ran.status == 1, ran
+    assert "changed since the export: out.plan" in ran.out
+    assert "torch/plan, temperature 2, samples [0]: logits differ by 1.00e-02" in ran.out
+    assert "of the changed plan tokens were only counted" in ran.out
+    assert json.loads((tmp_path / "v.json").read_text())["changed"] == ["out.plan"]
+    assert run_cli("validate", *arguments, "--tolerance", "logits=0.02").status == 0
+
+
+def test_a_plan_that_cannot_be_built_anew_is_compared_by_its_counts(
+    plan: tuple[Path, Path], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def fail(*given: Any, **named: Any) -> Any:
+        raise BackendError("tensorrt-rtx 1.7 did not build the engine")
+
+    monkeypatch.setattr(export.validate.intermediates, "build_plan", fail)
+    ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    assert "of the plan tokens were only counted, because" in ran.out
+    assert "did not build the engine" in ran.out
+    verdict = json.loads((tmp_path / "v.json").read_text())
+    assert len(verdict["notes"]) == 1
+    shown = {pair["pair"]: pair["selection"]["layers"][0]["jaccard_min"] for pair in verdict["pairs"][:2]}
+    assert shown["torch/plan"] is None
+    break_plan(plan[0])
+    ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW)
+    assert ran.status == 1, ran
+    assert "the plan could not be looked into: tensorrt-rtx 1.7 did not build the engine" in ran.out
+
+
+@pytest.mark.parametrize("task", ["vqa", "retrieval"])
+def test_plans_of_several_parts_are_validated(
+    task: str, task_artifacts: dict[str, Path], run_cli: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(task_artifacts[task], tmp_path / task)
+    traced = shutil.copytree(folder, tmp_path / "traced")
+    files = {path.suffixes[0][1:]: path for path in traced.glob("out.*.onnx")}
+    for name, path in files.items():
+        files[name] = path.rename(traced / f"{name}.onnx")
+    monkeypatch.setattr(export.validate.run, "trace_parts", lambda parts, folder, on_part: files)
+    plan = pass_for_plan(folder / "out.onnx", monkeypatch)
+    ran = run_cli("validate", "--engine", plan, "--ckpt", folder / "tiny.pt", *FEW, "--json", tmp_path / "v.json")
+    assert ran.status == 0, ran
+    pairs = json.loads((tmp_path / "v.json").read_text())["pairs"]
+    assert {pair["pair"] for pair in pairs} == {"torch/onnx", "torch/plan", "onnx/plan"}
+    for pair in pairs:
+        if pair["temperature"]:
+            assert {layer["jaccard_min"] for layer in pair["selection"]["layers"]} == {1.0}
+
+
+@pytest.mark.parametrize("plugins", ["auto", "none"])
+def test_real_plans_show_which_tokens_they_keep(
+    plugins: str, model: Model, tiny_artifact: Path, tiny_program: torch.onnx.ONNXProgram, tmp_path: Path
+) -> None:
+    """TensorRT for RTX builds them without a GPU."""
+    source = tmp_path / "model.onnx"
+    save_onnx(tiny_program, source, external_data=True)
+    part = TorchContestant("torch", model, torch.float32).parts["model"]
+    names = kept_ids(OnnxGraph.read(source))
+    layers = {"vision": 1, "text": 2}
+    assert len(names) == sum(layers.values())
+    custom = read_manifest(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
+    entry = {
+        "name": "model",
+        "profile": input_profile(part, part_sizes("nlvr", part, Range(1, 1, 2), Range(2, 6, 8), None)),
+        "plugin_layers": custom if plugins == "auto" else {},
+        "tokens": {"opt_max": {name: [[2, 40]] * count for name, count in layers.items()}},
+    }
+    library = build_library().path if plugins == "auto" else None
+    said = list[str]()
+    backend = choose_backend("auto", ".plan")
+    builder = PlanBuilder({"parts": [entry]}, backend, {"model": source}, library, said.append)
+    inside = set(names) | {node_of(OnnxGraph.read(source).model.graph, "Gelu").output[0]}
+    assert set(builder.build("model", inside | {"no such value"}).shown) == inside
+    assert source.with_suffix(".plan").stat().st_size > 0
+    assert said
