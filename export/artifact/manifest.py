@@ -17,8 +17,8 @@ from typing import Any
 import jsonschema
 
 from export.artifact.onnx_file import external_locations
+from export.artifact.tensors import TensorInfo
 from export.errors import ManifestError
-from export.runtime.runner import TensorInfo
 from madtp.files.inputs import read_json, sha256
 from madtp.files.outputs import json_kind
 

@@ -6,9 +6,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from export.artifact.fields import named_files
 from export.artifact.manifest import file_hashes, manifest_path, open_manifest
 from export.errors import ManifestError
-from export.inspect.inspection import named_files
 from madtp.errors import OutputError
 from madtp.files.inputs import read_json
 from madtp.files.outputs import check_separate, same_file

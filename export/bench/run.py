@@ -19,7 +19,7 @@ from export.bench.operators import Operators, profile, summarize_layers, turns, 
 from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
 from export.bench.yardstick import Yardstick, repetitions
-from export.build.pipeline import Progress
+from export.console import Progress
 from export.errors import OptionError
 from export.runtime.artifact import close_runners
 from export.runtime.runner import RunnerOptions

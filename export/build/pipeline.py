@@ -6,7 +6,7 @@ import time
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import nn
 
@@ -15,15 +15,16 @@ from export.artifact.manifest import dump_manifest, manifest_path, tensor_infos
 from export.artifact.outputs import check_export, stale_files
 from export.build.check import Validation, validate_runners
 from export.build.describe import artifact_name, describe_export, describe_files, describe_part
-from export.build.options import ExportOptions, Range
+from export.build.options import ExportOptions
+from export.console import Progress
 from export.engine.backends import Backend, choose_backend
 from export.engine.builder import build_plan, inline_functions, set_token_sizes
 from export.engine.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
-from export.engine.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.profile import DEFAULT_BATCH, Range, Written, input_profile, part_sizes, text_range, written_sizes
 from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_plan
-from export.errors import OptionError
 from export.graph.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
+from export.samples.profile import check_samples
 from madtp.checkpoint.loading import Loaded, read_model
 from madtp.data.samples import INDEX, Config, SampleSet, load_samples
 from madtp.errors import InputError
@@ -31,18 +32,6 @@ from madtp.files.inputs import read_bytes, sha256
 from madtp.files.staging import Staging, check_writable, write_errors
 from madtp.models.parts import Part, parts_of
 from madtp.tasks.requests import Runner
-
-
-class Progress(Protocol):
-    """Told what the pipeline is doing; see `export.build.table` for the one that people see."""
-
-    def stage(self, description: str) -> None:
-        """A new stage begins."""
-        ...
-
-    def detail(self, text: str) -> None:
-        """Something within the stage."""
-        ...
 
 
 @dataclass(frozen=True)
@@ -180,31 +169,6 @@ def _needed_bytes(options: ExportOptions, weight_bytes: int) -> int:
     return weight_bytes * (2 if options.engine.suffix == ".plan" else 1)
 
 
-def check_samples(samples: SampleSet, config: Config, batch: Range, text: Range) -> None:
-    """Samples that the profile would refuse are an error now, not after the build."""
-    lengths = [len(request.ids) for request in samples.requests]
-    longest, shortest = max(lengths), min(lengths)
-    positions = getattr(config, "max_position", longest)
-    if longest > positions:
-        raise InputError(
-            f"sample {lengths.index(longest)} has {longest} tokens",
-            f"The model has {positions} positions. It is one of {samples.origin}.",
-            "Shorten the sentence; it is not cut silently because that would ask another question.",
-        )
-    if text.max > 1 and (longest > text.max or shortest < text.min):
-        raise OptionError(
-            f"sentences of {shortest} to {longest} tokens do not fit the text length {text}",
-            f"They are in {samples.origin}; {lengths.index(shortest)} is shortest, {lengths.index(longest)} longest.",
-            f"Use --text {min(shortest, text.min)}:{text.opt}:{max(longest, text.max)}, or other samples.",
-        )
-    if batch.min > len(samples):
-        raise OptionError(
-            f"--batch {batch} needs {batch.min} samples at once",
-            f"There are {len(samples)}: {samples.origin}.",
-            "Give more samples, or a smaller MIN.",
-        )
-
-
 def export(prepared: Prepared, progress: Progress) -> ExportResult:
     """Build the artifact, check it, and put it and its manifest in place if the check passes.
 
@@ -339,7 +303,17 @@ def _build(
     tokens = None
     with write_errors(target):
         if library is not None:
-            tokens = token_plan(prepared, prepared.load_parts(), progress)
+            tokens = token_plan(
+                prepared.config,
+                prepared.load_parts(),
+                prepared.samples,
+                prepared.tokens,
+                temperature=prepared.temperature,
+                checkpoint_sha256=prepared.checkpoint["sha256"],
+                longest_text=prepared.text.max,
+                usual_batch=prepared.batch.opt,
+                on_detail=progress.detail,
+            )
             if not options.embed_plugins:
                 shutil.copyfile(library.path, shipped)
         if (earlier := target.parent / cache).is_file():

@@ -69,7 +69,7 @@ def command(
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Outcome, overall, parse_regression
-    from export.build.table import ConsoleProgress
+    from export.console import ConsoleProgress
     from madtp.files.outputs import Kind, check_outputs, write_output
 
     raise_interrupts()

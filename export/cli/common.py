@@ -10,7 +10,8 @@ from typing import Any
 
 import click
 
-from export.build.options import BACKENDS, ExportOptions, Range
+from export.build.options import BACKENDS, ExportOptions
+from export.engine.profile import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
 from madtp.errors import OutputError
 

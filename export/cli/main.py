@@ -58,7 +58,8 @@ def cli(context: click.Context, /, **given: Any) -> None:
 
 def _export(options: ExportOptions) -> int:
     from export.build.pipeline import export, prepare
-    from export.build.table import EXPORT_STAGES, ConsoleProgress, closing_lines, validation_table
+    from export.build.table import EXPORT_STAGES, closing_lines, validation_table
+    from export.console import ConsoleProgress
 
     raise_interrupts()
     with ConsoleProgress(errors_console(), EXPORT_STAGES[options.engine.suffix] + 1) as progress:

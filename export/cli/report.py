@@ -44,7 +44,7 @@ def command(
     \b
     Exit status: 0 written, 2 the input or the machine is at fault, or it was interrupted.
     """
-    from export.build.table import ConsoleProgress
+    from export.console import ConsoleProgress
     from export.report.build import STAGES, ReportOptions, report
 
     raise_interrupts()

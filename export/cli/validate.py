@@ -32,7 +32,7 @@ def command(context: click.Context, /, **given: Any) -> None:
     Exit status: 0 all that was run agrees, 1 something differs, 2 the input or the machine is at fault.
     """
     from export.artifact.outputs import files_of
-    from export.build.table import ConsoleProgress
+    from export.console import ConsoleProgress
     from export.samples.choice import DataOptions
     from export.validate.run import STAGES, ValidateOptions, validate_artifact
     from export.validate.table import verdict_lines, verdict_table

@@ -1,20 +1,16 @@
 """How many tokens TensorRT is told that each layer keeps: from a file, measured on samples, or guessed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from calibration.tokens import Source, TokenStatistics, collect
 from export.engine.builder import TokenSizes
-from export.validate.parity import encoder_layers
-from madtp.data.samples import collate
+from madtp.data.samples import Config, SampleSet, collate
 from madtp.errors import TokensError
 from madtp.models.config import BlipConfig, ClipConfig
-from madtp.models.parts import SOURCE, Part
-
-if TYPE_CHECKING:
-    from export.build.pipeline import Prepared, Progress
+from madtp.models.parts import SOURCE, Part, encoder_layers
 
 
 @dataclass(frozen=True)
@@ -73,23 +69,44 @@ def check_encoders(statistics: TokenStatistics, parts: Mapping[str, Part], path:
         )
 
 
-def token_plan(prepared: "Prepared", parts: Mapping[str, Part], progress: "Progress") -> TokenPlan:
-    """Token sizes for an export: of its file of statistics, else measured on its samples."""
-    config = prepared.config
-    largest = {name: largest_tokens(config, prepared.text.max, name) for name in depths(parts)}
-    statistics, source = prepared.tokens, "file"
+def token_plan(
+    config: Config,
+    parts: Mapping[str, Part],
+    samples: SampleSet,
+    statistics: TokenStatistics | None,
+    *,
+    temperature: float,
+    checkpoint_sha256: str,
+    longest_text: int,
+    usual_batch: int,
+    on_detail: Callable[[str], None],
+) -> TokenPlan:
+    """Token sizes for an export: of its file of statistics, else measured on its samples.
+
+    Args:
+        config: of the model.
+        parts: of the model.
+        samples: to count on where there are no statistics.
+        statistics: of a file; None where there is none.
+        temperature: the default one; zero prunes nothing.
+        checkpoint_sha256: hex digest.
+        longest_text: tokens of a text that the engine takes.
+        usual_batch: requests that the engine is tuned for.
+        on_detail: told what is being done.
+    """
+    largest = {name: largest_tokens(config, longest_text, name) for name in depths(parts)}
+    source = "file"
     if statistics is None:
-        samples = prepared.samples
         source = "measured" if samples.fits else "guessed"
-        if prepared.temperature > 0:
-            progress.detail("measuring token counts")
-            here = Source(prepared.checkpoint["sha256"], config.task, prepared.temperature, samples.origin, None)
+        if temperature > 0:
+            on_detail("measuring token counts")
+            here = Source(checkpoint_sha256, config.task, temperature, samples.origin, None)
             inputs = (collate([request], config) for request in samples.requests)
             statistics = collect(config, parts, inputs, here)
     if statistics is None:  # a dense default: every layer keeps everything
         dense = {name: [largest[name]] * layers for name, layers in depths(parts).items()}
         return _plan(dense, largest, "measured", "temperature 0 prunes nothing", 0)
-    usual = {name: statistics.usual_tokens(name, prepared.batch.opt) for name in largest}
+    usual = {name: statistics.usual_tokens(name, usual_batch) for name in largest}
     return _plan(usual, largest, source, statistics.source.data, statistics.samples)
 
 

@@ -6,13 +6,14 @@ Files may be foreign, cut short or wrong: whatever can be read of them is kept, 
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from export.artifact.fields import VOCABULARY, entries, find, named_files, objects
 from export.artifact.manifest import (
     LONGEST,
     MOST_BYTES,
@@ -108,7 +109,7 @@ def _whole_artifact(path: Path) -> Path | None:
         content = _read_json(manifest_path(path))
     except (OSError, ValueError, RecursionError):
         return None
-    return manifest_path(path) if _at(content, "artifact") == path.name else None
+    return manifest_path(path) if find(content, "artifact") == path.name else None
 
 
 def _fill(found: Inspection, path: Path, start: bytes) -> None:
@@ -163,23 +164,13 @@ def _manifest_of(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] |
         if path.name in named_files(content):
             return beside, content
         if _looks_like_manifest(content):
-            of = _at(content, "artifact")
+            of = find(content, "artifact")
             found.notes.append(f"'{beside.name}' beside it is the manifest of '{of}' and does not name this file")
     return None
 
 
-def named_files(content: Any) -> set[str]:
-    """Names of all files that a manifest, well-formed or not, lists."""
-    parts = list(_dicts(_at(content, "parts")))
-    names = [_at(part, *keys) for part in parts for keys in (("artifact",), ("external_data", "file"))]
-    names += [_at(part, "timing_cache", "file") for part in parts]
-    names += [_at(content, "plugins", "library", "file"), _at(content, *_VOCABULARY, "file")]
-    return {name for name in names if isinstance(name, str)}
-
-
 _PAIR = ("pair", "temperature", "status", "requests", "explained")
 _LIBRARY = ("file", "embedded", "version", "sha256", "source_sha256", "sm")
-_VOCABULARY = ("preprocessing", "text", "vocabulary")
 
 
 def _looks_like_manifest(content: Any) -> bool:
@@ -231,13 +222,13 @@ class _Artifact:
     def summary(self) -> dict[str, Any]:
         """Everything worth showing; what the manifest lacks is None. Files come with their `state`."""
         content = self._content
-        parts = [self._part(part) for part in islice(_dicts(content.get("parts")), MOST_PARTS)]
+        parts = [self._part(part) for part in islice(objects(content.get("parts")), MOST_PARTS)]
         self._check_parts([part["name"] for part in parts])
-        library = _at(content, "plugins", "library")
+        library = find(content, "plugins", "library")
         if isinstance(library, dict):
             library = self._embedded(library) if library.get("embedded") is True else self._library(library)
         self.library = library
-        vocabulary = _at(content, *_VOCABULARY)
+        vocabulary = find(content, *VOCABULARY)
         if isinstance(vocabulary, dict):
             carried = vocabulary.get("file") is None
             state = "in the tokenizer's package" if carried else self._state(vocabulary)
@@ -255,7 +246,7 @@ class _Artifact:
         )
         return {
             **{key: content.get(key) for key in keys},
-            "plugins": _at(content, "plugins", "mode"),
+            "plugins": find(content, "plugins", "mode"),
             "library": library,
             "vocabulary": vocabulary,
             "parts": parts,
@@ -282,7 +273,7 @@ class _Artifact:
     def _embedded(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What the manifest says of a library that its plan carries; whether that has such a one."""
         shown = {key: entry.get(key) for key in _LIBRARY} | {"file": None, "state": "in the plan, by the manifest"}
-        for part in islice(_dicts(self._content.get("parts")), MOST_PARTS):
+        for part in islice(objects(self._content.get("parts")), MOST_PARTS):
             path = _inside(self._folder, part.get("artifact"))
             if part.get("plugin_layers") and path is not None and path.is_file():
                 try:
@@ -293,7 +284,7 @@ class _Artifact:
         return shown
 
     def _part(self, part: dict[str, Any]) -> dict[str, Any]:
-        digest, checkpoint = part.get("checkpoint_sha256"), _at(self._content, "checkpoint", "sha256")
+        digest, checkpoint = part.get("checkpoint_sha256"), find(self._content, "checkpoint", "sha256")
         if digest != checkpoint and digest is not None:
             self._found.damage.append(f"the part '{part.get('name')}' was made from another checkpoint")
         named = {"file": part.get("artifact"), "sha256": part.get("sha256"), "bytes": part.get("bytes")}
@@ -355,25 +346,25 @@ class _Artifact:
         if not isinstance(validation, dict):
             return None
         keys = ("temperature", "requests", "worst", "worst_output", "tolerance", "decisions_equal", "explained")
-        parity = [{key: entry.get(key) for key in keys} for entry in _dicts(validation.get("parity"))]
+        parity = [{key: entry.get(key) for key in keys} for entry in objects(validation.get("parity"))]
         later = validation.get("verdict")
         verdict = None
         if isinstance(later, dict):
             verdict = {key: later.get(key) for key in ("created", "status", "bisected")} | {
-                "samples": _at(later, "samples", "origin"),
-                "pairs": [{key: pair.get(key) for key in _PAIR} for pair in _dicts(later.get("pairs"))],
-                "failures": [why for why in _list(later.get("failures")) if isinstance(why, str)],
+                "samples": find(later, "samples", "origin"),
+                "pairs": [{key: pair.get(key) for key in _PAIR} for pair in objects(later.get("pairs"))],
+                "failures": [why for why in entries(later.get("failures")) if isinstance(why, str)],
             }
         kept = {key: validation.get(key) for key in ("artifact", "validated", "samples", "gflops")}
         return kept | {"parity": parity, "verdict": verdict}
 
     def verdict(self) -> Verdict:
         """Whether it runs here; after `summary`."""
-        name, version = _at(self._content, "backend", "name"), _at(self._content, "backend", "version")
+        name, version = find(self._content, "backend", "name"), find(self._content, "backend", "version")
         damage = ["files or manifest are damaged"] if self._found.damage else []
         machine = self._found.machine
         if name == "onnxruntime" and isinstance(version, str):
-            oldest = _at(self._content, "backend", "oldest")
+            oldest = find(self._content, "backend", "oldest")
             return onnx_verdict(self._onnx, version, damage, machine, oldest if isinstance(oldest, str) else None)
         if name not in ("tensorrt", "tensorrt-rtx") or not isinstance(version, str):
             return Verdict(None, ("the manifest names no backend that this version knows",))
@@ -471,21 +462,6 @@ def _inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
     else:
         hint = f"python -m export --ckpt {path} --engine out.plan"
         found.notes.append(f"a checkpoint, not an artifact; export it: {hint}")
-
-
-def _at(value: Any, *keys: str) -> Any:
-    """The value under nested keys, None where there is none."""
-    for key in keys:
-        value = value.get(key) if isinstance(value, dict) else None
-    return value
-
-
-def _list(value: Any) -> list[Any]:
-    return value if isinstance(value, list) else []
-
-
-def _dicts(value: Any) -> Iterator[dict[str, Any]]:
-    yield from (entry for entry in _list(value) if isinstance(entry, dict))
 
 
 def _inside(folder: Path, name: Any) -> Path | None:

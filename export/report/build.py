@@ -12,7 +12,7 @@ from export.artifact.outputs import files_of
 from export.bench.baseline import ONE_SAMPLE
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings
-from export.build.pipeline import Progress
+from export.console import Progress
 from export.engine.backends import Backend
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, OptionError

@@ -17,6 +17,7 @@ from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 from numpy.typing import NDArray
 from torch import Tensor
 
+from export.artifact.tensors import TensorInfo
 from export.engine.backends import Backend
 from export.engine.plugin_library import loadable_library
 from export.errors import BackendError, PluginError
@@ -29,15 +30,6 @@ from madtp.tasks.requests import Outputs, Runner
 
 MOST_PLAN_BYTES = 2**36
 SEARCHED = "LD_LIBRARY_PATH"  # where Polygraphy looks first
-
-
-@dataclass(frozen=True)
-class TensorInfo:
-    """An input or output: dtype by its numpy name, dimensions as numbers or symbols ("batch", "text")."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
 
 
 @dataclass(frozen=True)

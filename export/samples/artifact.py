@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.build.pipeline import check_samples
 from export.engine.profile import batch_and_text
+from export.samples.profile import check_samples
 from export.samples.synthetic import synthetic_samples
 from madtp.data.samples import VOCABULARY, Config, Processor, SampleSet, demo_samples, prepare_samples, read_samples
 from madtp.data.tokenize import text_processor

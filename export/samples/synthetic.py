@@ -2,7 +2,7 @@
 
 import torch
 
-from export.build.options import Range
+from export.engine.profile import Range
 from madtp.data.samples import MIN_SAMPLES, Config, Request, SampleSet, edge_ids
 from madtp.errors import InputError
 

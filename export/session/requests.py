@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from export.session.products import Ranking, RankingBatch, Tokens
-from madtp.models.caption import write_captions
 from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
-from madtp.models.vqa import Ranking as RankedAnswers
-from madtp.models.vqa import rank_answers, write_answers
+from madtp.tasks.answers import Ranking as RankedAnswers
+from madtp.tasks.answers import rank_answers, write_answers
+from madtp.tasks.captions import write_captions
 from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 
@@ -38,7 +38,7 @@ def choose_answers(
     k: int,
     temperature: float,
 ) -> tuple[RankedAnswers, list[Tokens]]:
-    """Rank answers to questions, see `madtp.models.vqa.rank_answers`; and the tokens of each request.
+    """Rank answers to questions, see `madtp.tasks.answers.rank_answers`; and the tokens of each request.
 
     Args:
         config, runners: of a vqa model.
@@ -61,7 +61,7 @@ def generate_answers(
     max_length: int,
     min_length: int,
 ) -> tuple[Tensor, list[Tokens]]:
-    """Ids [B, length] of answers written freely, see `madtp.models.vqa.write_answers`; and the tokens of each
+    """Ids [B, length] of answers written freely, see `madtp.tasks.answers.write_answers`; and the tokens of each
     request."""
     source, tokens = _encode(runners, inputs, temperature)
     lengths = {"max_length": max_length, "min_length": min_length}
@@ -78,7 +78,7 @@ def generate_captions(
     max_length: int,
     min_length: int,
 ) -> tuple[Tensor, list[Tokens]]:
-    """Ids [B, length] of captions, prompt included, see `madtp.models.caption.write_captions`; and the tokens of each
+    """Ids [B, length] of captions, prompt included, see `madtp.tasks.captions.write_captions`; and the tokens of each
     request.
 
     Args:

@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 
 from export.validate.intermediates import WatchedRunner
-from export.validate.parity import encoder_layers
 from export.validate.teacher_forcing import Text, noted_runners, read_text
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import Config
-from madtp.models.parts import Part, parts_of
+from madtp.models.parts import Part, encoder_layers, parts_of
 from madtp.ops.products import WideProducts
 from madtp.ops.recorder import CompactRecord, PruningRecorder
 from madtp.ops.tf32 import forbid_tf32

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from export.build.options import Range
+from export.engine.profile import Range
 from export.validate.teacher_forcing import TEXT_LOGITS, noted_runners, read_text, written_text
 from madtp.data.samples import SampleSet, collate
 from madtp.models.config import BlipConfig, ClipConfig
-from madtp.models.parts import Part
+from madtp.models.parts import Part, encoder_layers
 from madtp.ops.recorder import CompactRecord, PruningRecorder
 from madtp.tasks.requests import COUNTS_SUFFIX, Outputs, Runners, run_request, token_counts, torch_runners
 
@@ -118,16 +118,6 @@ def compare(
         for encoder in alone[0]
     }
     return result
-
-
-def encoder_layers(parts: Mapping[str, Part]) -> list[tuple[str, int]]:
-    """(encoder, layer) of every pruned layer, in the order in which they run."""
-    return [
-        (encoder, layer)
-        for part in parts.values()
-        for encoder, depth in part.encoders.items()
-        for layer in range(depth)
-    ]
 
 
 def _counts(outputs: Outputs) -> Tensor:

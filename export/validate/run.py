@@ -10,7 +10,7 @@ import torch
 
 import madtp
 from export.artifact.manifest import ARTIFACTS, check_artifact, is_sealed, open_manifest, tensor_infos, tool_versions
-from export.build.pipeline import Progress, check_samples
+from export.console import Progress
 from export.engine.backends import Backend
 from export.engine.builder import custom_nodes, inline_functions
 from export.engine.profile import batch_and_text
@@ -19,6 +19,7 @@ from export.graph.onnx_graph import OnnxGraph
 from export.runtime.artifact import open_parts, runtime
 from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.samples.choice import DataOptions, choose_samples
+from export.samples.profile import check_samples
 from export.validate.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro
 from export.validate.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts, watched_parts

@@ -285,3 +285,13 @@ def _clip(model: ClipModel) -> tuple[Part, ...]:
 
 
 _PARTS: dict[str, Any] = {"nlvr": _nlvr, "vqa": _vqa, "caption": _caption, "retrieval": _retrieval, "clip": _clip}
+
+
+def encoder_layers(parts: Mapping[str, Part]) -> list[tuple[str, int]]:
+    """(encoder, layer) of every pruned layer, in the order in which they run."""
+    return [
+        (encoder, layer)
+        for part in parts.values()
+        for encoder, depth in part.encoders.items()
+        for layer in range(depth)
+    ]

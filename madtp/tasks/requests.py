@@ -6,12 +6,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from madtp.models.caption import write_captions
 from madtp.models.config import BlipConfig, CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
 from madtp.models.decoder import DecoderStep
 from madtp.models.parts import Part
 from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
-from madtp.models.vqa import start_logits, write_answers
+from madtp.tasks.answers import start_logits, write_answers
+from madtp.tasks.captions import write_captions
 
 COUNTS_SUFFIX = "_token_counts"  # of the outputs that say how many tokens each layer kept
 Outputs = dict[str, Tensor]

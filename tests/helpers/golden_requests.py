@@ -9,7 +9,7 @@ from torch import Tensor
 from madtp.models.clip import normalize
 from madtp.models.config import CaptionConfig, ClipConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from madtp.models.decoder import DecoderSession
-from madtp.models.vqa import rank_answers, start_logits, write_answers
+from madtp.tasks.answers import rank_answers, start_logits, write_answers
 from madtp.tasks.generation import Limits, Step, beam_search, greedy_search
 from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runners, decoder_step, run_request

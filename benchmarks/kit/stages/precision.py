@@ -13,11 +13,10 @@ import torch
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.models import recordings, use_kernels
 from export.validate.contestants import Answer, Layer
-from export.validate.parity import encoder_layers
 from export.validate.selection import Selection, score_errors
 from export.validate.tolerances import TOLERANCES, Bounds
 from madtp import NlvrModel
-from madtp.models.parts import parts_of
+from madtp.models.parts import encoder_layers, parts_of
 from madtp.ops.kernels import without_kernels
 from madtp.ops.recorder import PruningRecorder
 from tests import golden

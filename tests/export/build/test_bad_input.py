@@ -23,9 +23,10 @@ import export.errors
 import madtp
 import madtp.files.scratch
 from export.artifact.manifest import manifest_path, read_manifest
-from export.build.options import Range
+from export.artifact.tensors import TensorInfo
 from export.engine.builder import BuildResult
-from export.runtime.runner import CheckedRunner, OnnxRunner, TensorInfo
+from export.engine.profile import Range
+from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.samples.synthetic import synthetic_samples
 from export.validate.parity import compare
 from madtp.data.images import read_image

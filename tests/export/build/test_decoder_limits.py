@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from export import Session
-from export.build.options import Range
-from export.engine.profile import Written, input_profile, part_sizes, written_sizes
+from export.engine.profile import Range, Written, input_profile, part_sizes, written_sizes
 from export.errors import OptionError
 from madtp.checkpoint.loading import MODELS
 from madtp.data.samples import Config

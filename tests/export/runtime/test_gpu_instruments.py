@@ -22,12 +22,13 @@ import torch
 from cuda.pathfinder import DynamicLibNotFoundError
 
 import export.runtime.runner
+from export.artifact.tensors import TensorInfo
 from export.bench.environment import activity, clocks
 from export.bench.instruments import instruments_for
 from export.engine.backends import Backend, find_gpus
 from export.errors import BackendError
 from export.runtime.gpu import DeviceMeter, KernelCache, MeteredContext, execution_context, layer_profiler
-from export.runtime.runner import CheckedRunner, PlanRunner, RunnerOptions, TensorInfo, load_cuda_runtime
+from export.runtime.runner import CheckedRunner, PlanRunner, RunnerOptions, load_cuda_runtime
 
 STREAM = 7
 

@@ -27,6 +27,7 @@ from madtp.errors import InputError, MadtpError
 from madtp.models.retrieval import RetrievalModel
 from madtp.tasks.ranking import rank
 from tests.conftest import TAU, Ran, TaskArtifacts, write_vocabulary
+from tests.helpers import decoding
 from tests.helpers.manifests import edit_manifest
 
 RNG = np.random.default_rng(3)
@@ -78,7 +79,7 @@ def test_answers_are_the_torch_models(
     ids, mask = processor.batch(TEXTS)
     with torch.no_grad():
         states, vision, _ = model(pixels(IMAGES[:4]), ids, mask, temperature)
-    written = model.generate(states, beams=2, max_length=7)
+    written = decoding.answer(model, states, beams=2, max_length=7)
     products = session.answer(IMAGES[:4], TEXTS, beams=2, max_length=7, batch=4, temperature=temperature)
     for row, counts, product in zip(written.tolist(), vision.tolist(), products, strict=True):
         assert product.how == "generated"
@@ -86,7 +87,7 @@ def test_answers_are_the_torch_models(
         assert product.text == processor.decode(row)
         assert list(product.tokens["vision"]) == counts
     candidates = ["left", "right image", "same", "both"]
-    ranked = model.rank(states, *processor.answers(candidates), 3)
+    ranked = decoding.rank(model, states, *processor.answers(candidates), 3)
     products = session.answer(IMAGES[:4], TEXTS, candidates=candidates, k=3, batch=4, temperature=temperature)
     assert [p.text for p in products] == [candidates[index] for index in ranked.answer_index.tolist()]
     for product, scores in zip(products, ranked.topk_log_prob_sum, strict=True):
@@ -106,7 +107,7 @@ def test_captions_are_the_torch_models(
     first = session.processor.prompt_ids("a picture of " if prompt is None else prompt)
     with torch.no_grad():
         states = model(pixels(IMAGES[:3]), TAU).image_states
-    written = model.generate(states, torch.tensor([first] * 3), max_length=12)
+    written = decoding.caption(model, states, torch.tensor([first] * 3), max_length=12)
     products = session.caption(IMAGES[:3], prompt=prompt, max_length=12, batch=3)
     for row, product in zip(written.tolist(), products, strict=True):
         assert product.ids == [number for number in row if number != 0]

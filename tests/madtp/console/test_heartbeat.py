@@ -8,7 +8,7 @@ import threading
 import pytest
 from rich.console import Console
 
-from export.build.table import ConsoleProgress
+from export.console import ConsoleProgress
 from madtp.console.heartbeat import Heartbeat, draws
 from madtp.demo.__main__ import Reporter
 

@@ -17,9 +17,11 @@ from madtp.errors import CheckpointError, InputError
 from madtp.models.caption import CaptionModel
 from madtp.models.config import CaptionConfig, VqaConfig
 from madtp.models.decoder import DecoderSession, TextDecoder, empty_cache
-from madtp.models.vqa import VqaModel, start_logits
+from madtp.models.vqa import VqaModel
+from madtp.tasks.answers import start_logits
 from madtp.tasks.generation import Limits, _Candidate, _Sample, beam_search, greedy_search
 from tests import golden
+from tests.helpers import decoding
 from tests.helpers.golden_requests import RecordedStep
 from tests.helpers.golden_runtimes import LayerTrace
 from tests.helpers.paths import RECORDINGS
@@ -190,20 +192,20 @@ def test_models_run_in_half_precision(vqa: VqaModel, caption: CaptionModel, dtyp
     assert states.dtype == dtype
     decoder = asked.text_decoder
     assert start_logits(decoder.step, decoder.source_cache(states), asked.config).dtype == torch.float32
-    ranking = asked.rank(states, answers, torch.ones_like(answers), 2)
+    ranking = decoding.rank(asked, states, answers, torch.ones_like(answers), 2)
     assert ranking.topk_log_prob_sum.dtype == torch.float32
     assert ranking.topk_log_prob_sum.isfinite().all()
-    assert asked.generate(states).shape[0] == 2
+    assert decoding.answer(asked, states).shape[0] == 2
     described = copy.deepcopy(caption).to(dtype)
     states = described(image).image_states
-    assert described.generate(states, torch.full((2, 1), 38), max_length=8, min_length=2).shape[0] == 2
+    assert decoding.caption(described, states, torch.full((2, 1), 38), max_length=8, min_length=2).shape[0] == 2
 
 
 @torch.no_grad()
 def test_ranking_is_the_smoothed_likelihood_of_the_whole_answer(vqa: VqaModel) -> None:
     states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2))
     answers = torch.tensor([[38, 5, 3, 0], [38, 6, 7, 3], [38, 8, 3, 0], [38, 9, 5, 3]])
-    ranking = vqa.rank(states, answers, (answers != 0).long(), 3)
+    ranking = decoding.rank(vqa, states, answers, (answers != 0).long(), 3)
     source = vqa.text_decoder.source_cache(states)
     for row, index in itertools.product(range(2), range(3)):
         words = answers[ranking.topk_index[row, index]]
@@ -231,7 +233,7 @@ def test_ranking_is_the_smoothed_likelihood_of_the_whole_answer(vqa: VqaModel) -
 )
 def test_impossible_answer_lists_are_refused(vqa: VqaModel, answers: list, mask: list, k: int, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        vqa.rank(torch.zeros(1, 5, 16), torch.tensor(answers), torch.tensor(mask), k)
+        decoding.rank(vqa, torch.zeros(1, 5, 16), torch.tensor(answers), torch.tensor(mask), k)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +251,7 @@ def test_impossible_answer_lists_are_refused(vqa: VqaModel, answers: list, mask:
 )
 def test_impossible_generation_is_refused(caption: CaptionModel, prompt: Tensor, options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        caption.generate(torch.zeros(1, 5, 24), prompt, **{"max_length": 10, "min_length": 2} | options)
+        decoding.caption(caption, torch.zeros(1, 5, 24), prompt, **{"max_length": 10, "min_length": 2} | options)
 
 
 # The searches, over toy models

@@ -1,0 +1,30 @@
+"""Models that write, asked in torch: their encoder's states to answers and captions."""
+
+import torch
+from torch import Tensor
+
+from madtp.models.caption import CaptionModel
+from madtp.models.vqa import VqaModel
+from madtp.tasks.answers import Ranking, rank_answers, write_answers
+from madtp.tasks.captions import write_captions
+
+
+@torch.no_grad()
+def rank(model: VqaModel, states: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int) -> Ranking:
+    """`rank_answers` about question states [B, S, C]."""
+    decoder = model.text_decoder
+    return rank_answers(decoder.step, decoder.source_cache(states), answer_ids, answer_mask, k, model.config)
+
+
+@torch.no_grad()
+def answer(model: VqaModel, states: Tensor, **search: int) -> Tensor:
+    """`write_answers` about question states [B, S, C]."""
+    decoder = model.text_decoder
+    return write_answers(decoder.step, decoder.source_cache(states), model.config, **search)
+
+
+@torch.no_grad()
+def caption(model: CaptionModel, states: Tensor, prompt_ids: Tensor, **search: int) -> Tensor:
+    """`write_captions` about image states [B, S, C]."""
+    decoder = model.text_decoder
+    return write_captions(decoder.step, decoder.source_cache(states), prompt_ids, model.config, **search)
