@@ -35,9 +35,9 @@ def command(context: click.Context, /, **given: Any) -> None:
     from export.console import ConsoleProgress
     from export.samples.choice import DataOptions
     from export.validate.run import STAGES, ValidateOptions, validate_artifact
-    from export.validate.table import verdict_lines, verdict_table
+    from export.validate.table import result_lines, result_table
     from export.validate.tolerances import parse_tolerances
-    from export.validate.verdict import JUNIT, VERDICT, write_json, write_junit
+    from export.validate.result import JUNIT, VERDICT, write_json, write_junit
     from madtp.data.samples import INDEX
     from madtp.files.outputs import check_outputs
 
@@ -63,8 +63,8 @@ def command(context: click.Context, /, **given: Any) -> None:
 
     def show() -> None:
         output = output_console()
-        output.print(verdict_table(verdict, f"{options.engine} against {options.checkpoint}"))
-        for line in (*verdict_lines(verdict), unwritten):
+        output.print(result_table(verdict, f"{options.engine} against {options.checkpoint}"))
+        for line in (*result_lines(verdict), unwritten):
             if line:
                 output.print(line, soft_wrap=True)
 

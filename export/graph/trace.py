@@ -112,11 +112,16 @@ def _attach_functions(model: ir.Model) -> None:
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 
 
+def write_part(part: Part, path: Path, external_data: bool | None = None) -> None:
+    """Trace a part and write it; see `trace_part` and `save_onnx`."""
+    save_onnx(trace_part(part), path, external_data)
+
+
 def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool | None = None) -> None:
     """Write `program` to `path` and check it.
 
     Args:
-        program: from `trace_model`.
+        program: from `trace_part`.
         path: the .onnx file.
         external_data: weights go to `<path>.data` beside it. None: when they are over 2 GB.
 

@@ -9,7 +9,7 @@ from torch import Tensor
 from export.report.measure import alone
 from export.runtime.runner import finite_runners
 from export.samples.artifact import ArtifactSamples
-from export.validate.teacher_forcing import noted_runners, read_text, written_text
+from export.validate.teacher_forcing import teacher_forcing_runners, forced_logits, generated_text
 from madtp.data.samples import Config
 from madtp.data.tokenize import TextProcessor
 from madtp.models.config import BlipConfig, RetrievalConfig
@@ -64,18 +64,18 @@ def _answer(
     config: Config, runners: Runners, samples: ArtifactSamples, place: int, temperature: float, least: int
 ) -> Answer:
     request = samples.prepared.requests[place]
-    noted = noted_runners(finite_runners(runners, f"temperature {temperature:g}, sample {place}"))
+    noted = teacher_forcing_runners(finite_runners(runners, f"temperature {temperature:g}, sample {place}"))
     inputs = alone(request, config, least)
     outputs = run_request(config, noted, inputs, temperature)
     if config.task == "nlvr":
         false, true = outputs["logits"][0].softmax(dim=0).tolist()
         labels = [] if request.label is None else [LABELS[request.label]]
         return _judged(LABELS[true > false], f"probability {max(true, false):.3f}", labels)
-    written = written_text(inputs, outputs)
+    written = generated_text(inputs, outputs)
     assert written is not None
     assert isinstance(config, BlipConfig)
     ids = [index for index in written.ids[0].tolist() if index != config.pad_token_id]
-    steps = read_text(noted, written)[0].log_softmax(dim=1)
+    steps = forced_logits(noted, written)[0].log_softmax(dim=1)
     sure = torch.stack([step[index] for step, index in zip(steps, ids[written.prompt :], strict=False)])
     text, known = _decoded(ids, written.prompt, samples.processor), samples.answers[place]
     if config.task == "vqa":

@@ -35,7 +35,7 @@ from export.report.words import token_names
 from export.runtime.artifact import model_config, open_parts, runtime
 from export.runtime.runner import CheckedRunner
 from export.samples.artifact import ArtifactSamples, artifact_samples
-from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts
+from export.validate.intermediates import IntermediatesPlanBuilder, open_onnx_intermediates, trace_parts
 from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.samples import Config
 from madtp.files.outputs import check_outputs, write_output
@@ -219,14 +219,14 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | No
     if manifest["artifact"].endswith(".onnx"):
         files = {entry["name"]: opened.folder / entry["artifact"] for entry in manifest["parts"]}
         how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
-        return watch_artifact(manifest, files, show_onnx(files), runners, how)
+        return watch_artifact(manifest, files, open_onnx_intermediates(files), runners, how)
     if opened.parts is None:
         return None
     why = "no GPU of this machine can run the plan"
     if opened.backend.can_run:
         progress.detail("building a plan that shows the tokens it keeps")
         files = trace_parts(opened.parts, scratch, progress.detail)
-        builder = PlanBuilder.of_artifact(manifest, opened.folder, opened.backend, files, progress.detail)
+        builder = IntermediatesPlanBuilder.of_artifact(manifest, opened.folder, opened.backend, files, progress.detail)
         how = "the plan, built anew so that it gives out its source ids"
         try:
             return watch_artifact(manifest, files, builder, runners, how)

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from export.validate.intermediates import Shows, WatchedRunner, watched_parts
+from export.validate.intermediates import OpenIntermediates, KeptIdsRunner, kept_ids_runners
 from madtp.data.samples import Config
 from madtp.models.parts import Part
 from madtp.ops.recorder import PruningRecorder
@@ -52,7 +52,7 @@ def watch_torch(parts: Mapping[str, Part], how: str) -> Watched:
 
 
 def watch_artifact(
-    manifest: Mapping[str, Any], files: Mapping[str, Path], shows: Shows, runners: Mapping[str, Runner], how: str
+    manifest: Mapping[str, Any], files: Mapping[str, Path], shows: OpenIntermediates, runners: Mapping[str, Runner], how: str
 ) -> Watched:
     """The artifact, made to give out its source ids.
 
@@ -68,7 +68,7 @@ def watch_artifact(
         OutputError: there is no room for that.
     """
     watched, entries = Watched(how, dict(runners)), {entry["name"]: entry for entry in manifest["parts"]}
-    for part, runner in watched_parts(files, shows).items():
+    for part, runner in kept_ids_runners(files, shows).items():
         watched.runners[part] = _RuntimePart(runner, part_encoders(entries[part]), watched.seen)
     return watched
 
@@ -95,7 +95,7 @@ class _TorchPart:
 
 @dataclass(frozen=True)
 class _RuntimePart:
-    runner: WatchedRunner
+    runner: KeptIdsRunner
     encoders: Mapping[str, int]
     seen: Ids
 

@@ -1,4 +1,4 @@
-"""Seeing what happens inside a part: runners of ONNX graphs and plans whose inner values are outputs too.
+"""Intermediates: values inside a part, made outputs of an ONNX graph or of a plan that is built from it.
 
 A plan shows nothing but its outputs. One built from the same graph with more outputs shows the values inside it.
 """
@@ -19,56 +19,56 @@ from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.graph.source_ids import kept_ids
 from export.graph.token_sizes import TokenSizes, set_token_sizes
-from export.graph.trace import save_onnx, trace_part
+from export.graph.trace import write_part
 from export.runtime.runner import PlanRunner, feed, running
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
 from madtp.tasks.requests import Outputs, Runner
 
 
-class Shows(Protocol):
-    """Opens a part of a plan so that values inside it are outputs too."""
+class OpenIntermediates(Protocol):
+    """Opens a part so that values inside it are outputs too."""
 
-    def __call__(self, part: str, shown: set[str]) -> Runner:
-        """The part, and the ONNX names of the values; those that the plan does not have are left out."""
+    def __call__(self, part: str, values: set[str]) -> Runner:
+        """The part, given the ONNX names of the values; those that a plan does not have are left out."""
         ...
 
 
-class ShowingRunner:
+class IntermediatesRunner:
     """A part's ONNX graph in ONNX Runtime; values inside it are outputs too.
 
     Args:
         graph: to read.
-        shown: the names of these values.
+        values: names of these values.
     """
 
-    def __init__(self, graph: OnnxGraph, shown: Iterable[str]) -> None:
-        self._session = open_graph(expose_outputs(graph, shown))
+    def __init__(self, graph: OnnxGraph, values: Iterable[str]) -> None:
+        self._session = open_graph(expose_outputs(graph, values))
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         given = feed(inputs, temperature, self._inputs)
-        with running("ONNX Runtime cannot run a copy of the artifact that shows the values inside it"):
+        with running("ONNX Runtime cannot run a copy of the artifact whose intermediate values are outputs"):
             arrays = self._session.run(self._outputs, given)
         return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
 
 
-def show_onnx(files: Mapping[str, Path]) -> Shows:
+def open_onnx_intermediates(files: Mapping[str, Path]) -> OpenIntermediates:
     """Opens ONNX files, by part, in ONNX Runtime."""
-    return lambda part, shown: ShowingRunner(OnnxGraph.read(files[part]), shown)
+    return lambda part, values: IntermediatesRunner(OnnxGraph.read(files[part]), values)
 
 
 @dataclass(frozen=True)
-class PlanBuilder:
-    """Builds the parts of a plan anew, as it was built, but for what they show. A `Shows`.
+class IntermediatesPlanBuilder:
+    """Rebuilds the parts of a plan with values inside them as outputs. An `OpenIntermediates`.
 
     Attributes:
         manifest: of the artifact.
         backend: that it was built with; it can run.
         files: every part, traced from the checkpoint, weights beside it.
         library: of the plan's plugins; None: it has none.
-        on_phase: told what the builder is doing.
+        on_phase: called with the builder's phases as they begin.
     """
 
     manifest: Mapping[str, Any]
@@ -85,7 +85,7 @@ class PlanBuilder:
         backend: Backend,
         files: Mapping[str, Path],
         on_phase: Callable[[str], None],
-    ) -> "PlanBuilder":
+    ) -> "IntermediatesPlanBuilder":
         """For the plan in `folder`, with the plugin library that it needs."""
         entry = manifest["plugins"]["library"]
         library = None
@@ -96,17 +96,17 @@ class PlanBuilder:
             library = None if built is None else built.path
         return cls(manifest, backend, files, library, on_phase)
 
-    def __call__(self, part: str, shown: set[str]) -> Runner:
+    def __call__(self, part: str, values: set[str]) -> Runner:
         """Build and open.
 
         Raises:
             BackendError: it cannot be built.
-            OutputError: there is no room for it.
+            OutputError: the disk has no room for it.
         """
-        self.build(part, shown)
+        self.build(part, values)
         return PlanRunner(self.files[part].with_suffix(".plan"), self.backend, self.library)
 
-    def build(self, part: str, shown: set[str]) -> BuildResult:
+    def build(self, part: str, values: set[str]) -> BuildResult:
         """Build the plan, beside the part's ONNX file."""
         entry = next(entry for entry in self.manifest["parts"] if entry["name"] == part)
         source = self.files[part]
@@ -119,26 +119,28 @@ class PlanBuilder:
                 sizes = entry["tokens"]["opt_max"]
                 set_token_sizes(source, network, {name: [TokenSizes(*size) for size in sizes[name]] for name in sizes})
             cache = plan.with_suffix(".timing")
-            return build_plan(self.backend, network, plan, cache, entry["profile"], self.on_phase, library, shown=shown)
+            return build_plan(
+                self.backend, network, plan, cache, entry["profile"], self.on_phase, library, shown=values
+            )
 
 
 def trace_parts(parts: Mapping[str, Part], folder: Path, on_part: Callable[[str], None]) -> dict[str, Path]:
-    """Every part, traced anew, as an ONNX file in `folder`; `on_part` is told which one it is."""
+    """Trace every part anew, as an ONNX file in `folder`; `on_part` is called with its name."""
     files = {}
     for name, part in parts.items():
         on_part(name)
         files[name] = folder / f"{name}.onnx"
         with write_errors(files[name]):
-            save_onnx(trace_part(part), files[name], external_data=True)
+            write_part(part, files[name], external_data=True)
     return files
 
 
-class WatchedRunner:
-    """A part whose source ids are put aside.
+class KeptIdsRunner:
+    """A part that keeps the source ids of its tokens.
 
     Args:
-        runner: shows them.
-        names: of these values, in the order in which the layers run.
+        runner: has the ids among its outputs.
+        names: of these outputs, in the order in which the layers run.
 
     Attributes:
         ids: of the latest call, [sequences, tokens] int32 for each layer.
@@ -154,12 +156,12 @@ class WatchedRunner:
         return outputs
 
 
-def watched_parts(files: Mapping[str, Path], shows: Shows) -> dict[str, WatchedRunner]:
-    """The parts that prune, showing which tokens they keep.
+def kept_ids_runners(files: Mapping[str, Path], open_part: OpenIntermediates) -> dict[str, KeptIdsRunner]:
+    """Runners of the parts that prune, which keep the ids of their tokens.
 
     Args:
         files: ONNX of every part.
-        shows: opens them.
+        open_part: opens them.
     """
     names = {part: kept_ids(OnnxGraph.read(path)) for part, path in files.items()}
-    return {part: WatchedRunner(shows(part, set(shown)), shown) for part, shown in names.items() if shown}
+    return {part: KeptIdsRunner(open_part(part, set(ids)), ids) for part, ids in names.items() if ids}

@@ -1,4 +1,4 @@
-"""Do both give the same outputs, and the same answers?"""
+"""The outputs of two runners: errors, and whether their answers are the same."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.validate.parity import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST
 from export.validate.tolerances import Bounds
 from madtp.tasks.requests import COUNTS_SUFFIX, Outputs
+
+DECIDED_BY_LARGEST = ("logits", "itm_logits", "sim")  # outputs whose largest column is the answer
+DECIDED_AS_WRITTEN = ("answer_ids", "caption_ids")  # generated texts, which are the answer
 
 
 @dataclass
@@ -18,11 +20,12 @@ class OutputAgreement:
 
     Attributes:
         worst, mean: |difference| between the two.
-        cosine: least over requests; None for outputs that are no floats.
-        error: largest |difference| of the second from torch in float64; where that kept other tokens, from the first.
-        allowed: that error may be; of the comparison that came closest to it.
-        decided: requests with the same answer, of `decisions`; none where the output decides nothing.
-        failures: comparisons in which it was wrong.
+        cosine: least over requests; None for integer outputs.
+        error: |difference| of the second runner from the fp64 reference, or from the first runner where there is none or
+            it kept other tokens; of the comparison that came closest to its limit.
+        allowed: that limit.
+        decided: requests with the same answer, of `decisions`; both 0 for outputs that are not an answer.
+        failures: comparisons in which it left tolerance.
     """
 
     output: str
@@ -42,7 +45,7 @@ class OutputAgreement:
         return self.total / max(self.values, 1)
 
     def to_json(self) -> dict[str, Any]:
-        """For the verdict."""
+        """For the result's JSON."""
         return {
             "output": self.output,
             "worst": self.worst,
@@ -60,17 +63,19 @@ def compare_outputs(
     reference: Outputs,
     answer: Outputs,
     torch_outputs: Outputs,
-    exact: Outputs | None,
+    fp64: Outputs | None,
     bounds: Bounds,
+    pad_id: int = 0,
 ) -> list[str]:
-    """Compare the outputs of one batch; returns what is wrong, in words.
+    """Compare the outputs of one batch; returns what is wrong.
 
     Args:
         totals: by output; completed.
-        reference, answer: the pair's.
+        reference, answer: of the pair.
         torch_outputs: of torch in the artifact's precision.
-        exact: of torch in float64; None where it kept other tokens.
+        fp64: of the fp64 reference; None where it was not run or kept other tokens.
         bounds: what may differ.
+        pad_id: what fills the rows of shorter generated texts.
     """
     failures = []
     for output, expected in reference.items():
@@ -81,23 +86,23 @@ def compare_outputs(
         if actual is None or (expected.is_floating_point() and actual.shape != expected.shape):
             wrong = [f"{output} is missing or has another shape"]
         elif expected.is_floating_point():
-            yardstick = None if exact is None else (torch_outputs[output], exact[output])
-            wrong = _compare_floats(total, expected, actual, yardstick, bounds)
+            precise = None if fp64 is None else (torch_outputs[output], fp64[output])
+            wrong = _compare_floats(total, expected, actual, precise, bounds)
         else:
-            wrong = _compare_integers(total, expected, actual)
+            wrong = _compare_integers(total, expected, actual, pad_id)
         total.failures += bool(wrong)
         failures += wrong
     return failures
 
 
 def _compare_floats(
-    total: OutputAgreement, expected: Tensor, actual: Tensor, yardstick: tuple[Tensor, Tensor] | None, bounds: Bounds
+    total: OutputAgreement, expected: Tensor, actual: Tensor, precise: tuple[Tensor, Tensor] | None, bounds: Bounds
 ) -> list[str]:
     expected, actual = expected.double(), actual.double()
     difference = (actual - expected).abs()
     worst, scale = _largest(difference), _largest(expected.abs())
-    own = _largest((yardstick[0].double() - yardstick[1]).abs()) if yardstick else 0.0
-    error = _largest((actual - yardstick[1]).abs()) if yardstick else worst
+    own = _largest((precise[0].double() - precise[1]).abs()) if precise else 0.0
+    error = _largest((actual - precise[1]).abs()) if precise else worst
     allowed = bounds.allowed(total.output, scale, own)
     if not worst <= total.worst:
         total.worst = worst
@@ -109,10 +114,8 @@ def _compare_floats(
         total.error, total.allowed = error, allowed
     failures = []
     if not error <= allowed:  # a NaN is a failure too
-        whose = "torch in float64" if yardstick else "each other"
-        failures.append(
-            f"{total.output} differ by {worst:.2e}; the error against {whose} is {error:.2e}, allowed {allowed:.0e}"
-        )
+        against = "; the error against the fp64 reference is " if precise else ", an error of "
+        failures.append(f"{total.output} differ by {worst:.2e}{against}{error:.2e}, allowed {allowed:.0e}")
     if total.output in DECIDED_BY_LARGEST and expected.shape[1] > 1:
         # Two values closer than the tolerance are a tie that rounding may break either way.
         best = expected.topk(2, dim=1).values
@@ -121,11 +124,10 @@ def _compare_floats(
     return failures
 
 
-def _compare_integers(total: OutputAgreement, expected: Tensor, actual: Tensor) -> list[str]:
-    same = rows_equal(expected, actual)
+def _compare_integers(total: OutputAgreement, expected: Tensor, actual: Tensor, pad_id: int) -> list[str]:
     if total.output in DECIDED_AS_WRITTEN:
-        return _decide(total, same)
-    return [] if same.all() else [f"{total.output} differs"]
+        return _decide(total, texts_equal(expected, actual, pad_id))
+    return [] if torch.equal(expected, actual) else [f"{total.output} differs"]
 
 
 def _decide(total: OutputAgreement, same: Tensor) -> list[str]:
@@ -134,17 +136,22 @@ def _decide(total: OutputAgreement, same: Tensor) -> list[str]:
     return [] if same.all() else [f"{int((~same).sum())} decisions differ ({total.output})"]
 
 
-def rows_equal(expected: Tensor, actual: Tensor) -> Tensor:
-    """[B]: which rows are the same; texts of another length are not."""
-    if actual.shape != expected.shape:
-        return torch.zeros(expected.shape[0], dtype=torch.bool)
-    return (actual == expected).reshape(len(expected), -1).all(dim=1)
+def texts_equal(expected: Tensor, actual: Tensor, pad_id: int) -> Tensor:
+    """[B]: which generated texts are the same; how far a batch's longest text pads the others does not matter."""
+    pairs = zip(strip_padding(expected, pad_id), strip_padding(actual, pad_id), strict=True)
+    return torch.tensor([left == right for left, right in pairs])
+
+
+def strip_padding(texts: Tensor, pad_id: int) -> list[list[int]]:
+    """Ids of every text [B, L] without the padding behind them."""
+    lengths = ((texts != pad_id) * torch.arange(1, texts.shape[1] + 1)).amax(dim=1).tolist()
+    return [ids[:length] for ids, length in zip(texts.tolist(), lengths, strict=True)]
 
 
 def _largest(values: Tensor) -> float:
     return float(values.max()) if values.numel() else 0.0
 
 
-def outputs_of(reference: Mapping[str, Tensor]) -> list[str]:
+def float_outputs(reference: Mapping[str, Tensor]) -> list[str]:
     """Names of the outputs that a tolerance can be given for."""
     return [name for name, value in reference.items() if value.is_floating_point()]

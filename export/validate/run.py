@@ -21,14 +21,14 @@ from export.runtime.artifact import open_parts, runtime
 from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.samples.choice import DataOptions, choose_samples
 from export.samples.profile import check_samples
-from export.validate.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro
-from export.validate.contestants import Contestant, RuntimeContestant, TorchContestant
-from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts, watched_parts
-from export.validate.invariance import measure_dependence
-from export.validate.pairs import Comparison, Failure, compare_samples
-from export.validate.plan import look_into_plan
+from export.validate.divergent_node import DivergentNode, record_calls, check_repro, first_divergent_node, save_repro
+from export.validate.model_runner import ModelRunner, ArtifactRunner, TorchModelRunner
+from export.validate.intermediates import IntermediatesPlanBuilder, open_onnx_intermediates, trace_parts, kept_ids_runners
+from export.validate.batch_invariance import measure_batch_invariance
+from export.validate.comparator import Comparator, PairFailure, compare_samples
+from export.validate.plan_bisection import bisect_plan
 from export.validate.tolerances import Bounds, tolerance_of
-from export.validate.verdict import Verdict, update_manifest
+from export.validate.result import ValidationResult, update_manifest
 from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import Config
@@ -81,7 +81,7 @@ class ValidateOptions:
         return [default, *others] if default > 0 else [*others, default]
 
 
-def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Verdict, str]:
+def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[ValidationResult, str]:
     """Compare torch, ONNX and (where a GPU can run it) the plan, and put the verdict into the manifest.
 
     Returns:
@@ -118,31 +118,31 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
             f"It has to run for that, and {backend.reason}.",
             "Validate it on a machine whose GPU runs it.",
         )
-    reference = TorchContestant("torch", model, bounds.tolerance.dtype)
-    yardstick = TorchContestant("torch in float64", model, torch.float64)
+    reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
+    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
     with scratch_folder() as scratch:
         compared = _contestants(artifact, manifest, reference, backend, scratch, bool(changed), progress)
-        comparison = Comparison(reference, yardstick, compared.others, bounds)
+        comparator = Comparator(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
         temperatures = options.compared_at(manifest["temperature"])
         if temperatures[0] <= 0:
             compared.notes.append(NOTHING_PRUNED)
-        counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
+        counts = compare_samples(comparator, config, chosen.samples, temperatures, batch, progress.detail)
         progress.stage("checking batch mates")
-        dependences = measure_dependence(
-            comparison, config, chosen.samples, temperatures[0], batch, text, progress.detail
+        dependences = measure_batch_invariance(
+            comparator, config, chosen.samples, temperatures[0], batch, text, progress.detail
         )
-        seen = [result for (pair, at), result in comparison.results.items() if pair == "torch/onnx" and at > 0]
+        seen = [result for (pair, at), result in comparator.results.items() if pair == "torch/onnx" and at > 0]
         if any(result.selection.layers and not result.selection.shows_ids for result in seen):
             compared.notes.append(NO_IDS)
-        verdict = Verdict(
+        verdict = ValidationResult(
             artifact=artifact.name,
             task=config.task,
             precision=manifest["precision"],
             layout=manifest["layout"],
             samples=chosen.to_json(),
             bounds=bounds,
-            results=list(comparison.results.values()),
+            results=list(comparator.results.values()),
             token_counts=counts,
             dependences=dependences,
             runs_plan=backend.can_run if suffix == ".plan" else None,
@@ -187,19 +187,19 @@ class _Compared:
         files: ONNX of every part: the artifact's, or of a plan traced from the checkpoint.
         others: ONNX Runtime, and the plan where it can run.
         shows: opens the plan's parts so that values inside are seen; None where no plan runs.
-        notes: see `Verdict`.
+        notes: see `ValidationResult`.
     """
 
     files: dict[str, Path]
-    others: list[Contestant] = field(default_factory=list)
-    shows: PlanBuilder | None = None
+    others: list[ModelRunner] = field(default_factory=list)
+    shows: IntermediatesPlanBuilder | None = None
     notes: list[str] = field(default_factory=list)
 
 
 def _contestants(
     artifact: Path,
     manifest: Mapping[str, Any],
-    reference: TorchContestant,
+    reference: TorchModelRunner,
     backend: Backend,
     scratch: Path,
     changed: bool,
@@ -214,24 +214,24 @@ def _contestants(
         progress.stage("tracing the checkpoint to ONNX")
         compared = _Compared(trace_parts(parts, scratch, progress.detail))
         runners = _open(manifest, compared.files)
-    watched = watched_parts(compared.files, show_onnx(compared.files))
-    compared.others.append(RuntimeContestant("onnx", config, parts, runners, watched))
+    watched = kept_ids_runners(compared.files, open_onnx_intermediates(compared.files))
+    compared.others.append(ArtifactRunner("onnx", config, parts, runners, watched))
     if artifact.suffix == ".onnx" or not backend.can_run:
         return compared
     plan = open_parts(manifest, folder, backend)
     if changed:  # a plan built anew would show what that one keeps, and where that one is wrong
-        compared.others.append(RuntimeContestant("plan", config, parts, plan, {}))
+        compared.others.append(ArtifactRunner("plan", config, parts, plan, {}))
         compared.notes.append("of the changed plan tokens were only counted: it does not show which it keeps")
         return compared
-    compared.shows = PlanBuilder.of_artifact(manifest, folder, backend, compared.files, progress.detail)
+    compared.shows = IntermediatesPlanBuilder.of_artifact(manifest, folder, backend, compared.files, progress.detail)
     progress.detail("building a plan that shows the tokens it keeps")
     try:
-        watched = watched_parts(compared.files, compared.shows)
+        watched = kept_ids_runners(compared.files, compared.shows)
     except BackendError as error:  # no reason not to compare the plan that there is
         watched = {}
         why = f"because one that shows them failed: {error.what}"
         compared.notes.append(f"of the plan tokens were only counted, {why}")
-    compared.others.append(RuntimeContestant("plan", config, parts, plan, watched))
+    compared.others.append(ArtifactRunner("plan", config, parts, plan, watched))
     return compared
 
 
@@ -249,10 +249,10 @@ def _open(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, R
 
 
 def _bisect(
-    verdict: Verdict,
+    verdict: ValidationResult,
     options: ValidateOptions,
     manifest: Mapping[str, Any],
-    reference: TorchContestant,
+    reference: TorchModelRunner,
     compared: _Compared,
     scratch: Path,
     progress: Progress,
@@ -280,41 +280,41 @@ def _bisect(
             inline_functions(path, path)
     references = {part: OnnxGraph.read(path) for part, path in traced.items()}
     artifacts = {part: OnnxGraph.read(path) for part, path in compared.files.items()}
-    calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
-    culprit = find_culprit(calls, references, artifacts, tolerance, progress.detail)
-    verdict.culprit = culprit
-    verdict.bisected = str(culprit or "no single node differs from the checkpoint's given identical inputs")
+    calls = record_calls(reference.config, reference.runners, failure.inputs, failure.temperature)
+    divergent_node = first_divergent_node(calls, references, artifacts, tolerance, progress.detail)
+    verdict.divergent_node = divergent_node
+    verdict.bisected = str(divergent_node or "no single node differs from the checkpoint's given identical inputs")
     versions = {name: (manifest["tools"].get(name), here) for name, here in tool_versions().items()}
     others = [f"{name} {made}, not {here}" for name, (made, here) in versions.items() if made != here]
-    if culprit is not None and others:
+    if divergent_node is not None and others:
         verdict.bisected += f" (the artifact was made with {', '.join(others)}: nodes may have other names)"
-    if culprit is not None:
-        verdict.repro = _repro(culprit, options, tolerance)
+    if divergent_node is not None:
+        verdict.repro = _repro(divergent_node, options, tolerance)
 
 
 def _bisect_plan(
-    verdict: Verdict,
+    verdict: ValidationResult,
     options: ValidateOptions,
-    reference: TorchContestant,
+    reference: TorchModelRunner,
     files: Mapping[str, Path],
-    shows: PlanBuilder,
-    failure: Failure,
+    shows: IntermediatesPlanBuilder,
+    failure: PairFailure,
     progress: Progress,
 ) -> None:
     """Name the nodes that the plan computes otherwise than ONNX Runtime does."""
-    calls = calls_of(reference.config, reference.runners, failure.inputs, failure.temperature)
+    calls = record_calls(reference.config, reference.runners, failure.inputs, failure.temperature)
     references = {part: OnnxGraph.read(path) for part, path in files.items()}
     tolerance = verdict.bounds.tolerance.segment
-    look = look_into_plan(calls, references, shows, tolerance, progress.detail)
-    verdict.culprit, verdict.bisected = look.culprit, str(look)
-    if look.culprit is not None:
-        verdict.repro = _repro(look.culprit, options, tolerance)
+    look = bisect_plan(calls, references, shows, tolerance, progress.detail)
+    verdict.divergent_node, verdict.bisected = look.divergent_node, str(look)
+    if look.divergent_node is not None:
+        verdict.repro = _repro(look.divergent_node, options, tolerance)
 
 
-def _repro(culprit: Culprit, options: ValidateOptions, tolerance: float) -> str:
+def _repro(divergent_node: DivergentNode, options: ValidateOptions, tolerance: float) -> str:
     if options.repro is None:
         return "with --repro DIR the node and its inputs are saved, and a command that shows the difference is printed"
     try:
-        return save_repro(culprit, options.repro, tolerance)
+        return save_repro(divergent_node, options.repro, tolerance)
     except OutputError as error:  # no reason to lose the verdict
         return f"the node was not saved: {error.what}"

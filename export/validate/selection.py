@@ -1,4 +1,4 @@
-"""Did both keep the same tokens? If not: which differ, and can rounding have decided them?"""
+"""Kept tokens of two runners: which differ, and whether rounding explains it."""
 
 import math
 from collections.abc import Sequence
@@ -8,11 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.validate.contestants import Answer, Layer
-from export.validate.tolerances import YARDSTICK_FACTOR, Tolerance
+from export.validate.model_runner import LayerTokens, RunResult
+from export.validate.tolerances import FP64_FACTOR, Tolerance
 from madtp.ops.recorder import CompactRecord
 
-LISTED = 20  # differing tokens that a verdict names
+LISTED = 20  # differing tokens that a result names
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class LayerAgreement:
     jaccards: list[float] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
-        """For the verdict."""
+        """For the result's JSON."""
         values = torch.tensor(self.jaccards, dtype=torch.float64)
         return {
             "encoder": self.encoder,
@@ -93,7 +93,7 @@ class Selection:
         """Layers at which every comparison agreed."""
         return sum(layer.equal == layer.compared for layer in self.layers)
 
-    def add(self, reference: Answer, answer: Answer, score_errors: Sequence[float]) -> list[TokenDifference]:
+    def add(self, reference: RunResult, answer: RunResult, score_errors: Sequence[float]) -> list[TokenDifference]:
         """Compare one batch; returns the differing tokens of the first layer that differs, empty where none does.
 
         Args:
@@ -118,7 +118,7 @@ class Selection:
         return first
 
     def to_json(self) -> dict[str, Any]:
-        """For the verdict."""
+        """For the result's JSON."""
         return {
             "layers": [layer.to_json() for layer in self.layers],
             "differences": len(self.differences),
@@ -126,32 +126,34 @@ class Selection:
         }
 
 
-def same_tokens(left: Layer, right: Layer) -> bool:
+def same_tokens(left: LayerTokens, right: LayerTokens) -> bool:
     """Whether two layers kept the same, in the same order, as far as both show it."""
     if left.source_ids is None or right.source_ids is None:
         return left.tokens == right.tokens
     return torch.equal(left.source_ids, right.source_ids)
 
 
-def score_errors(reference: Answer, exact: Answer, tolerance: Tolerance) -> list[float]:
+def score_errors(reference: RunResult, fp64: RunResult | None, tolerance: Tolerance) -> list[float]:
     """What rounding may move a score by at each layer, relative to the mean |score|.
 
     As of outputs: twice what torch's own scores are off in the artifact's precision, or the precision's usual error
-    where that is more; and where float64 kept other tokens in a layer before, so that there is nothing to measure by.
+    where that is more; and where fp64 kept other tokens in an earlier layer, so that there is nothing to compare with.
 
     Args:
         reference: of torch in the artifact's precision.
-        exact: of torch in float64.
+        fp64: of the fp64 reference; None where it was not run.
         tolerance: of the precision.
     """
+    if fp64 is None:
+        return [tolerance.score] * len(reference.layers)
     found = []
     comparable = True
-    for left, right in zip(reference.layers, exact.layers, strict=True):
+    for left, right in zip(reference.layers, fp64.layers, strict=True):
         own = 0.0
         if comparable and left.record is not None and right.record is not None:
             moved = (left.record.importance.double() - right.record.importance).abs().max()
             own = float(moved) / _scale(right.record)
-        found.append(max(tolerance.score, YARDSTICK_FACTOR * own) if math.isfinite(own) else tolerance.score)
+        found.append(max(tolerance.score, FP64_FACTOR * own) if math.isfinite(own) else tolerance.score)
         comparable = comparable and same_tokens(left, right)
     return found
 
@@ -162,7 +164,7 @@ def jaccards(left: Tensor, right: Tensor) -> list[float]:
     return [len(a & b) / len(a | b) for a, b in pairs]
 
 
-def differing_tokens(left: Layer, right: Layer, score_error: float) -> list[TokenDifference]:
+def differing_tokens(left: LayerTokens, right: LayerTokens, score_error: float) -> list[TokenDifference]:
     """The tokens that `right` keeps and `left` does not, or the reverse, given the same tokens before the layer.
 
     Args:
@@ -234,13 +236,13 @@ def _differing(record: CompactRecord, sequence: int, ids: list[int], moved: floa
         return [(token, "ids", float("inf")) for token in sorted(set(ids) ^ set(after)) or [ids[0]]]
     kept = ids[1:-1] if pruned else ids[1:]
     usual = ranked[: len(kept)]  # what torch would keep if it kept as many
-    here = set(after[1:-1] if record.pruned else after[1:])
+    torch_kept = set(after[1:-1] if record.pruned else after[1:])
     found = []
     for token in sorted(set(kept) ^ set(usual)):
         other = ranked[len(kept)] if token in usual else ranked[len(kept) - 1]
         found.append((token, "rank", abs(scores[token] - scores[other]) / _scale(record)))
     listed = {token for token, _, _ in found}
-    found += [(token, "threshold", moved) for token in sorted((set(kept) ^ here) - listed)]
+    found += [(token, "threshold", moved) for token in sorted((set(kept) ^ torch_kept) - listed)]
     if not found and kept[-1] != after[-2]:
         found.append((kept[-1], "order", abs(scores[kept[-1]] - scores[after[-2]]) / _scale(record)))
     return found or [(kept[-1], "ids", float("inf"))]

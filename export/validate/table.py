@@ -2,13 +2,13 @@
 
 from rich.table import Table
 
-from export.validate.pairs import PairResult
-from export.validate.verdict import Verdict
+from export.validate.comparator import PairResult
+from export.validate.result import ValidationResult
 
 SHOWN = 8  # failures
 
 
-def verdict_table(verdict: Verdict, title: str) -> Table:
+def result_table(verdict: ValidationResult, title: str) -> Table:
     """A section for every pair and temperature: a row for each output, and one for the kept tokens."""
     table = Table(title=title, caption=f"compared on {verdict.samples['origin']}")
     table.add_column("compared", overflow="fold")  # in a narrow terminal too, no name or number is cut
@@ -45,7 +45,7 @@ def _tokens_row(result: PairResult) -> tuple[str, ...]:
     return (compared, "", "", "", "passed" if passed else "FAILED", equal)
 
 
-def verdict_lines(verdict: Verdict) -> list[str]:
+def result_lines(verdict: ValidationResult) -> list[str]:
     """What a table cannot say, one line each; the verdict last."""
     lines = [f"changed since the export: {', '.join(verdict.changed)}"] if verdict.changed else []
     if verdict.samples["kind"] == "demo":
@@ -73,7 +73,7 @@ def verdict_lines(verdict: Verdict) -> list[str]:
     return [*lines, f"validation {status[verdict.artifact_status]}"]
 
 
-def _dependence_lines(verdict: Verdict) -> list[str]:
+def _dependence_lines(verdict: ValidationResult) -> list[str]:
     lines = []
     for mates in ("ordinary", "hostile"):
         found = [entry for entry in verdict.dependences if entry.mates == mates and entry.contestant == "torch"]

@@ -1,4 +1,5 @@
-"""What a decoder makes of a given text: its logits after every id. One that is off may still write the same text."""
+"""Teacher forcing: a decoder's logits after every id of a given text. One that is off may still generate the same text.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,28 +10,28 @@ from torch import Tensor
 from madtp.models.decoder import DecoderSession
 from madtp.tasks.requests import Outputs, Runner, Runners, decoder_step
 
-TEXT_LOGITS = "text_logits"  # of the text that torch wrote, after every id
+TEXT_LOGITS = "text_logits"  # the output's name
 
 Inputs = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True)
-class Text:
-    """A text of every request of a batch: [B, length] ids, of which the first `prompt` were given."""
+class GeneratedText:
+    """A text for every request of a batch: [B, length] ids, of which the first `prompt` were given."""
 
     ids: Tensor
     prompt: int
 
 
-def written_text(inputs: Inputs, outputs: Outputs) -> Text | None:
-    """What a decoder wrote for a batch of requests; None of tasks that write nothing."""
+def generated_text(inputs: Inputs, outputs: Outputs) -> GeneratedText | None:
+    """The text that a decoder generated for a batch of requests; None for tasks that generate none."""
     if "caption_ids" in outputs:
-        return Text(outputs["caption_ids"], inputs["prompt_ids"].shape[1])
-    return Text(outputs["answer_ids"], 1) if "answer_ids" in outputs else None
+        return GeneratedText(outputs["caption_ids"], inputs["prompt_ids"].shape[1])
+    return GeneratedText(outputs["answer_ids"], 1) if "answer_ids" in outputs else None
 
 
-class NotedEncoder:
-    """An encoder whose latest `source_cache`, which the decoder reads, is put aside."""
+class SourceCacheRecorder:
+    """An encoder that keeps the latest `source_cache`, which the decoder reads."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -42,24 +43,24 @@ class NotedEncoder:
         return outputs
 
 
-def noted_runners(runners: Runners) -> dict[str, Runner]:
-    """The same, of models that write with an encoder that notes what `read_text` needs."""
+def teacher_forcing_runners(runners: Runners) -> dict[str, Runner]:
+    """The same runners; for models that generate, with an encoder that keeps what `forced_logits` needs."""
     return {
-        name: NotedEncoder(runner) if name == "encoder" and "decoder" in runners else runner
+        name: SourceCacheRecorder(runner) if name == "encoder" and "decoder" in runners else runner
         for name, runner in runners.items()
     }
 
 
-def read_text(runners: Runners, text: Text) -> Tensor:
-    """[B, ids, V]: the decoder's logits while it reads a text about the batch that was answered last, id by id.
+def forced_logits(runners: Runners, text: GeneratedText) -> Tensor:
+    """[B, ids, V]: logits of the decoder while it reads a text id by id, for the batch that was run last.
 
     Args:
-        runners: of `noted_runners`.
-        text: of every request of that batch.
+        runners: from `teacher_forcing_runners`.
+        text: one for every request of that batch.
     """
     encoder = runners["encoder"]
-    if not isinstance(encoder, NotedEncoder) or encoder.source is None:
-        raise ValueError("nothing was answered before")
+    if not isinstance(encoder, SourceCacheRecorder) or encoder.source is None:
+        raise ValueError("nothing was run before")
     session = DecoderSession(decoder_step(runners["decoder"]), encoder.source, 1)
     pieces = text.ids.split([text.prompt] + [1] * (text.ids.shape[1] - text.prompt), dim=1)
     return torch.stack([session(piece.contiguous(), None) for piece in pieces[:-1]], dim=1)

@@ -1,4 +1,4 @@
-"""What may differ between torch and an artifact, by the artifact's precision."""
+"""Tolerances: what may differ between torch and an artifact, by the artifact's precision."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
@@ -6,9 +6,8 @@ from dataclasses import dataclass, field
 import torch
 
 from export.errors import OptionError
-from export.validate.parity import THRESHOLD_MARGIN, TOLERANCE
 
-YARDSTICK_FACTOR = 2.0  # an artifact's error against float64 may be this multiple of torch's in the same precision
+FP64_FACTOR = 2.0  # an artifact's error against fp64 may exceed the floor by this multiple of torch's own error
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Tolerance:
         floor: of an output's error; absolute, or relative to the output's largest |value| where that is above 1.
         score: of a token's score or threshold, relative to the mean |score|.
         node: of one node's output given identical inputs in the same runtime, relative to the largest |value|.
-        segment: of what a few nodes make of identical inputs in another runtime, likewise.
+        segment: of the output of a few nodes given identical inputs in another runtime, likewise.
     """
 
     dtype: torch.dtype
@@ -34,7 +33,7 @@ class Tolerance:
 # bf16: eps is 1e-3 and 8e-3; a few layers' worth of it for states and scores, one or two for a node. In another runtime
 # sums are added up in another order: a dot product of a few thousand fp32 terms moves by some 1e-6.
 TOLERANCES = {
-    "fp32": Tolerance(torch.float32, floor=TOLERANCE, score=THRESHOLD_MARGIN, node=1e-6, segment=1e-5),
+    "fp32": Tolerance(torch.float32, floor=1e-4, score=1e-5, node=1e-6, segment=1e-5),
     "fp16": Tolerance(torch.float16, floor=5e-3, score=5e-3, node=2e-3, segment=1e-2),
     "bf16": Tolerance(torch.bfloat16, floor=4e-2, score=4e-2, node=1.6e-2, segment=8e-2),
 }
@@ -42,33 +41,33 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """The tolerance of a run: its precision's, and what --tolerance says of single outputs.
+    """The tolerance of a precision, and the limits of single outputs that --tolerance sets.
 
     Attributes:
-        given: output -> largest |error|, absolute; takes the place of the rule.
+        given: output -> largest |error|, absolute, instead of the rule's.
     """
 
     tolerance: Tolerance
     given: Mapping[str, float] = field(default_factory=dict)
 
-    def allowed(self, output: str, scale: float, yardstick: float) -> float:
+    def allowed(self, output: str, scale: float, own: float) -> float:
         """The largest error that an output may have.
 
         Args:
             output: its name.
             scale: its largest |value| in torch.
-            yardstick: error of torch in the artifact's precision against float64; 0 where it is not known.
+            own: error of torch in the artifact's precision against the fp64 reference; 0 where it is not known.
         """
         if output in self.given:
             return self.given[output]
-        return self.tolerance.floor * max(1.0, scale) + YARDSTICK_FACTOR * yardstick
+        return self.tolerance.floor * max(1.0, scale) + FP64_FACTOR * own
 
 
 def tolerance_of(precision: str) -> Tolerance:
     """The table's entry.
 
     Raises:
-        OptionError: there is none for this precision.
+        OptionError: this precision has none.
     """
     if precision not in TOLERANCES:
         raise OptionError(
@@ -83,7 +82,7 @@ def parse_tolerances(given: Iterable[str]) -> dict[str, float]:
     """From "output=value" texts.
 
     Raises:
-        OptionError: no such text, or the value is no number above or equal to zero.
+        OptionError: a text is not of that form, or its value is negative or not finite.
     """
     parsed = {}
     for text in given:
@@ -95,22 +94,24 @@ def parse_tolerances(given: Iterable[str]) -> dict[str, float]:
         if not output or not 0 <= number < float("inf"):
             raise OptionError(
                 f"--tolerance is '{text}'",
-                "It has to be OUTPUT=VALUE, VALUE the largest |difference|.",
-                "E.g. --tolerance logits=1e-3.",
+                "It has to be OUTPUT=VALUE, where VALUE is the largest allowed |error|.",
+                "Use e.g. --tolerance logits=1e-3.",
             )
         parsed[output] = number
     return parsed
 
 
-def check_outputs(given: Mapping[str, float], outputs: Iterable[str]) -> None:
+def check_tolerances(given: Mapping[str, float], outputs: Iterable[str]) -> None:
     """Refuse tolerances of outputs that the model does not have.
 
     Raises:
-        OptionError: naming the output and those that there are.
+        OptionError: naming the output and those of the model.
     """
     names = list(outputs)
     for output in given:
         if output not in names:
             raise OptionError(
-                f"--tolerance names the output '{output}'", f"The model's are {', '.join(names)}.", "Name one of them."
+                f"--tolerance names the output '{output}'",
+                f"The model's outputs are {', '.join(names)}.",
+                "Name one of them.",
             )

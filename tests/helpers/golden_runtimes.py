@@ -128,12 +128,12 @@ class OnnxRuntime:
     def __init__(self, model: Any, folder: Path) -> None:
         from export.graph.onnx_graph import OnnxGraph
         from export.graph.source_ids import kept_ids
-        from export.validate.intermediates import ShowingRunner, trace_parts
+        from export.validate.intermediates import IntermediatesRunner, trace_parts
 
         parts = parts_of(model)
         graphs = {name: OnnxGraph.read(path) for name, path in trace_parts(parts, folder, lambda _: None).items()}
         ids = {name: kept_ids(graph) for name, graph in graphs.items()}
-        self._parts = [(parts[name], ShowingRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()]
+        self._parts = [(parts[name], IntermediatesRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()]
 
     def runners(self) -> tuple[dict[str, Runner], Towers]:
         """Runners of all parts, and what they note."""

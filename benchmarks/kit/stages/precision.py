@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.models import recordings, use_kernels
-from export.validate.contestants import Answer, Layer
+from export.validate.model_runner import RunResult, LayerTokens
 from export.validate.selection import Selection, score_errors
 from export.validate.tolerances import TOLERANCES, Bounds
 from madtp import NlvrModel
@@ -80,13 +80,13 @@ def compare_precision(stage: StageRun, model: NlvrModel, folder: Any, precision:
     }
 
 
-def answer(model: NlvrModel, case: golden.GoldenCase) -> Answer:
+def answer(model: NlvrModel, case: golden.GoldenCase) -> RunResult:
     """Outputs, and every layer with the scores that decided it."""
     temperature = torch.full((), case.temperature, device=case.inputs["image0"].device)
     with torch.no_grad(), PruningRecorder() as recorder:
         output = model(**case.inputs, temperature=temperature)
     layers = [
-        Layer(encoder, index, record.tokens_out, record.source_ids, record)
+        LayerTokens(encoder, index, record.tokens_out, record.source_ids, record)
         for (encoder, index), record in zip(encoder_layers(parts_of(model)), recorder.records, strict=True)
     ]
-    return Answer(output._asdict(), layers)
+    return RunResult(output._asdict(), layers)

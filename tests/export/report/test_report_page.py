@@ -28,7 +28,7 @@ from export.report.watch import watch_artifact, watch_torch
 from export.report.words import token_names
 from export.runtime.artifact import open_parts, runtime
 from export.samples.artifact import artifact_samples
-from export.validate.intermediates import show_onnx
+from export.validate.intermediates import open_onnx_intermediates
 from madtp.data.samples import hashed_ids, load_samples
 from madtp.models.parts import parts_of
 from tests.conftest import TAU, Outputs, Ran, TaskArtifacts, write_samples
@@ -230,7 +230,7 @@ def test_graph_and_torch_give_the_same_source_ids(
     model = madtp.load(folder / "tiny.pt")
     runners = open_parts(manifest, folder, runtime(manifest))
     files = {part["name"]: folder / part["artifact"] for part in manifest["parts"]}
-    graph = watch_artifact(manifest, files, show_onnx(files), runners, "graph")
+    graph = watch_artifact(manifest, files, open_onnx_intermediates(files), runners, "graph")
     torch_model = watch_torch(parts_of(model), "torch")
     request = load_samples(None, folder / "tiny.pt", model.config).requests[0]
     inputs = alone(request, model.config, 2)

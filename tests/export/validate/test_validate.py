@@ -19,7 +19,7 @@ from PIL import Image
 
 import export.engine.backends
 from export.artifact.manifest import OWN_HASH, manifest_path, read_manifest
-from export.validate.contestants import RuntimeContestant
+from export.validate.model_runner import ArtifactRunner
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs
 from tests.conftest import Ran, write_samples
@@ -173,15 +173,15 @@ def test_tokens_that_can_only_be_counted_are_said_to_be(
 
 def test_an_artifact_that_depends_on_its_slot_fails(validate: Run, quick: pytest.MonkeyPatch) -> None:
     """Torch's answer does not depend on the place in the batch; an artifact's that does is caught by its batch."""
-    run = RuntimeContestant.answer
+    run = ArtifactRunner.answer
 
-    def slotted(self: RuntimeContestant, inputs: Any, temperature: float) -> Any:
+    def slotted(self: ArtifactRunner, inputs: Any, temperature: float) -> Any:
         answer = run(self, inputs, temperature)
         outputs: Outputs = dict(answer.outputs)
         outputs["logits"] = outputs["logits"] + 0.01 * torch.arange(len(outputs["logits"]))[:, None]
         return type(answer)(outputs, answer.layers)
 
-    quick.setattr(RuntimeContestant, "answer", slotted)
+    quick.setattr(ArtifactRunner, "answer", slotted)
     ran = validate("--limit", 1)
     assert ran.status == 1, ran
     assert "samples [0]" not in ran.out
@@ -294,13 +294,13 @@ def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
     validate: Run, exported: tuple[Path, Path], quick: pytest.MonkeyPatch
 ) -> None:
     artifact, _ = exported
-    run = RuntimeContestant.answer
+    run = ArtifactRunner.answer
 
-    def replacing(self: RuntimeContestant, inputs: Any, temperature: float) -> Any:
+    def replacing(self: ArtifactRunner, inputs: Any, temperature: float) -> Any:
         edit(artifact, lambda manifest: manifest["parts"][0].update(bytes=1))
         return run(self, inputs, temperature)
 
-    quick.setattr(RuntimeContestant, "answer", replacing)
+    quick.setattr(ArtifactRunner, "answer", replacing)
     ran = validate(*FEW)
     assert ran.status == 0, ran
     assert "was replaced meanwhile" in ran.out

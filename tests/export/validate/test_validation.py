@@ -19,16 +19,16 @@ from export.engine.profile import Range
 from export.errors import OptionError
 from export.graph.onnx_graph import OnnxGraph
 from export.samples.choice import spread
-from export.validate.bisect import Culprit, calls_of, find_culprit, save_repro
-from export.validate.contestants import Answer, Layer, TorchContestant
-from export.validate.invariance import Dependence
+from export.validate.divergent_node import DivergentNode, record_calls, first_divergent_node, save_repro
+from export.validate.model_runner import RunResult, LayerTokens, TorchModelRunner
+from export.validate.batch_invariance import BatchInvariance
 from export.validate.outputs import compare_outputs
-from export.validate.pairs import Comparison
+from export.validate.comparator import Comparator
 from export.validate.parity import compare
 from export.validate.selection import Selection, count_margin, differing_tokens, score_errors
-from export.validate.table import verdict_table
+from export.validate.table import result_table
 from export.validate.tolerances import TOLERANCES, Bounds, parse_tolerances
-from export.validate.verdict import Verdict
+from export.validate.result import ValidationResult
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import collate, load_samples
 from madtp.models.parts import parts_of
@@ -60,10 +60,10 @@ def record(threshold: float, keep: int, scores: tuple[float, ...] = SCORES) -> C
     )
 
 
-def layers(of: CompactRecord, ids: list[int] | None, tokens: int | None = None) -> tuple[Layer, Layer]:
+def layers(of: CompactRecord, ids: list[int] | None, tokens: int | None = None) -> tuple[LayerTokens, LayerTokens]:
     shown = None if ids is None else torch.tensor([ids], dtype=torch.int32)
     count = len(ids) if ids is not None else tokens or 0
-    return Layer("vision", 0, of.tokens_out, of.source_ids, of), Layer("vision", 0, count, shown)
+    return LayerTokens("vision", 0, of.tokens_out, of.source_ids, of), LayerTokens("vision", 0, count, shown)
 
 
 def test_a_token_at_the_threshold_is_explained_and_another_is_not() -> None:
@@ -120,9 +120,9 @@ def test_scores_may_err_by_twice_what_torch_s_own_do_as_long_as_that_can_be_meas
     other = record(0.15, keep=3, scores=tuple(score + 0.002 for score in SCORES))
     fewer = record(0.25, keep=2)
 
-    def answer(*records: CompactRecord) -> Answer:
-        return Answer(
-            {}, [Layer("vision", index, made.tokens_out, made.source_ids, made) for index, made in enumerate(records)]
+    def answer(*records: CompactRecord) -> RunResult:
+        return RunResult(
+            {}, [LayerTokens("vision", index, made.tokens_out, made.source_ids, made) for index, made in enumerate(records)]
         )
 
     errors = score_errors(answer(exact, other, fewer, other), answer(exact, exact, exact, exact), FP32)
@@ -138,8 +138,8 @@ def test_a_token_that_the_precision_lets_flip_is_explained(precision: str) -> No
     """The demo's model in the precision against float64: the same program, so rounding is all that differs."""
     model = madtp.load(DEMO)
     tolerance = TOLERANCES[precision]
-    rounded = TorchContestant("torch", model, tolerance.dtype)
-    exact = TorchContestant("torch in float64", model, torch.float64)
+    rounded = TorchModelRunner("torch", model, tolerance.dtype)
+    exact = TorchModelRunner("torch in float64", model, torch.float64)
     selection = Selection()
     for request in load_samples(None, DEMO, model.config).requests:
         inputs = collate([request], model.config)
@@ -152,9 +152,9 @@ def test_a_token_that_the_precision_lets_flip_is_explained(precision: str) -> No
 def test_selection_names_the_first_layer_and_measures_all() -> None:
     made = record(0.15, keep=3)
     left, right = layers(made, [0, 1, 2, -1])
-    same = Layer("vision", 1, left.tokens, left.source_ids)
+    same = LayerTokens("vision", 1, left.tokens, left.source_ids)
     selection = Selection()
-    selection.add(Answer({}, [left, same]), Answer({}, [right, same]), [FP32.score] * 2)
+    selection.add(RunResult({}, [left, same]), RunResult({}, [right, same]), [FP32.score] * 2)
     assert [(difference.layer, difference.source_id) for difference in selection.differences] == [(0, 3)]
     assert [layer.equal for layer in selection.layers] == [0, 1]
     assert selection.layers[0].jaccards == [4 / 5]
@@ -197,8 +197,8 @@ def test_tolerances_that_are_none(text: str) -> None:
 
 
 def test_dependence_on_batch_mates_is_a_failure_of_packed_engines_only() -> None:
-    free = Dependence("onnx", "hostile", 0, slots=4, tokens=0, answers=0, spread=0)
-    bound = Dependence("onnx", "hostile", 0, slots=4, tokens=3, answers=0, spread=0)
+    free = BatchInvariance("onnx", "hostile", 0, slots=4, tokens=0, answers=0, spread=0)
+    bound = BatchInvariance("onnx", "hostile", 0, slots=4, tokens=3, answers=0, spread=0)
     assert [free.failure("dynamic"), free.failure("packed"), bound.failure("dynamic")] == ["", "", ""]
     assert "other tokens in 3" in bound.failure("packed")
 
@@ -220,13 +220,13 @@ def model(tiny_artifact: Path) -> Model:
 def test_tolerances_tell_precisions_apart(precision: str, passes: bool, model: Model, tiny_artifact: Path) -> None:
     """A model of the precision passes; a bfloat16 model does not pass for float32."""
     bounds = Bounds(TOLERANCES[precision])
-    reference = TorchContestant("torch", model, bounds.tolerance.dtype)
-    yardstick = TorchContestant("torch in float64", model, torch.float64)
+    reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
+    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
     held = bounds.tolerance.dtype if passes else torch.bfloat16
-    comparison = Comparison(reference, yardstick, [TorchContestant("onnx", model, held)], bounds)
+    comparator = Comparator(reference, yardstick, [TorchModelRunner("onnx", model, held)], bounds)
     inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
-    comparison.compare("two samples", inputs, 0.0)
-    (result,) = comparison.results.values()
+    comparator.compare("two samples", inputs, 0.0)
+    (result,) = comparator.results.values()
     assert result.passed is passes, result.failures
     assert result.yardstick == 2
 
@@ -238,14 +238,14 @@ def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, t
     changed = copy.deepcopy(model)
     table = changed.text_decoder.bert.embeddings.position_embeddings.weight
     table.data[2:] *= 1.005  # no first word tells
-    contestants = [TorchContestant(name, held, torch.float32) for name, held in (("torch", model), ("onnx", changed))]
-    yardstick = TorchContestant("torch in float64", model, torch.float64)
-    comparison = Comparison(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    contestants = [TorchModelRunner(name, held, torch.float32) for name, held in (("torch", model), ("onnx", changed))]
+    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
+    comparator = Comparator(contestants[0], yardstick, contestants[1:], Bounds(FP32))
     inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
-    answers = comparison.compare("two samples", inputs, 0.0)
+    answers = comparator.compare("two samples", inputs, 0.0)
     written = "answer_ids" if task == "vqa" else "caption_ids"
     assert torch.equal(answers["torch"].outputs[written], answers["onnx"].outputs[written])
-    (result,) = comparison.results.values()
+    (result,) = comparator.results.values()
     (failure,) = result.failures
     assert "text_logits differ by" in failure.text
     samples = load_samples(None, checkpoint, model.config)
@@ -329,11 +329,11 @@ def reference(tiny_artifact: Path) -> OnnxGraph:
     return OnnxGraph.read(tiny_artifact / "out.onnx")
 
 
-def bisect(model: Model, reference: OnnxGraph, artifact: OnnxGraph) -> Culprit | None:
-    contestant = TorchContestant("torch", model, torch.float32)
+def bisect(model: Model, reference: OnnxGraph, artifact: OnnxGraph) -> DivergentNode | None:
+    contestant = TorchModelRunner("torch", model, torch.float32)
     inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
-    calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
-    return find_culprit(calls, {"model": reference}, {"model": artifact}, FP32.node, lambda _: None)
+    calls = record_calls(model.config, contestant.runners, inputs, model.temperature)
+    return first_divergent_node(calls, {"model": reference}, {"model": artifact}, FP32.node, lambda _: None)
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
@@ -343,12 +343,12 @@ def test_bisecting_names_exactly_the_node_that_was_changed(
     changed = onnx.ModelProto()
     changed.CopyFrom(reference.model)
     node = mutate(changed.graph)
-    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
-    assert culprit is not None
-    assert (culprit.node, culprit.op) == (node.name, node.op_type)
-    assert culprit.why
-    assert culprit.nodes == (2 if mutate is insert_node else 1)
-    assert ("run together with Mul 'inserted' before it" in str(culprit)) is (mutate is insert_node)
+    divergent_node = bisect(model, reference, OnnxGraph(changed, reference.folder))
+    assert divergent_node is not None
+    assert (divergent_node.node, divergent_node.op) == (node.name, node.op_type)
+    assert divergent_node.why
+    assert divergent_node.nodes == (2 if mutate is insert_node else 1)
+    assert ("run together with Mul 'inserted' before it" in str(divergent_node)) is (mutate is insert_node)
 
 
 def test_another_float_type_is_told_from_another_value(model: Model, reference: OnnxGraph, tmp_path: Path) -> None:
@@ -360,13 +360,13 @@ def test_another_float_type_is_told_from_another_value(model: Model, reference: 
     to = onnx.TensorProto.FLOAT16
     changed.graph.node.insert(index + 1, onnx.helper.make_node("Cast", ["exact"], [value], "rounded", to=to))
     changed.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))  # as graph optimisers do
-    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
-    assert culprit is not None
-    assert (culprit.node, culprit.why) == (
+    divergent_node = bisect(model, reference, OnnxGraph(changed, reference.folder))
+    assert divergent_node is not None
+    assert (divergent_node.node, divergent_node.why) == (
         "rounded",
         ["the checkpoint's is of op Gelu", "it gives float16, not float32"],
     )
-    assert 1e-5 < culprit.difference < 1e-3
+    assert 1e-5 < divergent_node.difference < 1e-3
 
 
 def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model, reference: OnnxGraph) -> None:
@@ -374,10 +374,10 @@ def test_bisecting_names_the_first_node_of_a_changed_function_body(model: Model,
     changed.CopyFrom(reference.model)
     (body,) = (function for function in changed.functions if function.name == "AlignedAttention")
     node_of(body, "Softmax").op_type = "LogSoftmax"
-    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
-    assert culprit is not None
-    assert culprit.node == node_of(changed.graph, "AlignedAttention").name
-    assert culprit.why == ["its function body is another"]
+    divergent_node = bisect(model, reference, OnnxGraph(changed, reference.folder))
+    assert divergent_node is not None
+    assert divergent_node.node == node_of(changed.graph, "AlignedAttention").name
+    assert divergent_node.why == ["its function body is another"]
 
 
 def test_bisecting_an_artifact_that_is_right_names_nothing(model: Model, reference: OnnxGraph) -> None:
@@ -388,26 +388,26 @@ def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxGraph,
     changed = onnx.ModelProto()
     changed.CopyFrom(reference.model)
     change_matmul(changed.graph)
-    culprit = bisect(model, reference, OnnxGraph(changed, reference.folder))
-    assert culprit is not None
+    divergent_node = bisect(model, reference, OnnxGraph(changed, reference.folder))
+    assert divergent_node is not None
     for _ in range(2):  # the second replaces the first
-        command = save_repro(culprit, tmp_path / "repro", FP32.node)
+        command = save_repro(divergent_node, tmp_path / "repro", FP32.node)
     ran = run(shlex.split(command), capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "FAILED" in ran.stdout
 
 
 def test_the_table_fits_a_narrow_terminal_and_cuts_nothing(model: Model, tiny_artifact: Path) -> None:
-    contestants = [TorchContestant(name, model, torch.float32) for name in ("torch", "onnx")]
-    yardstick = TorchContestant("torch in float64", model, torch.float64)
-    comparison = Comparison(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    contestants = [TorchModelRunner(name, model, torch.float32) for name in ("torch", "onnx")]
+    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
+    comparator = Comparator(contestants[0], yardstick, contestants[1:], Bounds(FP32))
     inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
-    comparison.compare("two samples", inputs, 0.5)
+    comparator.compare("two samples", inputs, 0.5)
     samples = {"kind": "samples", "origin": "two", "words": "read"}
-    results = list(comparison.results.values())
-    verdict = Verdict("out.onnx", "nlvr", "fp32", "dynamic", samples, Bounds(FP32), results, {}, [])
+    results = list(comparator.results.values())
+    verdict = ValidationResult("out.onnx", "nlvr", "fp32", "dynamic", samples, Bounds(FP32), results, {}, [])
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(verdict_table(verdict, "a title"))
+    console.print(result_table(verdict, "a title"))
     text = console.export_text()
     assert "…" not in text
     assert all(line.rstrip()[-1] in "┓┃┩│┤┘" for line in text.splitlines()[1:-1])

@@ -16,7 +16,7 @@ from torch import Tensor
 import export.engine.backends
 import export.runtime.artifact
 import export.validate.intermediates
-import export.validate.plan
+import export.validate.plan_bisection
 import export.validate.run
 import madtp
 from export.artifact.manifest import manifest_path, read_manifest
@@ -30,10 +30,10 @@ from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
 from export.runtime.runner import OnnxRunner
-from export.validate.bisect import calls_of, save_repro
-from export.validate.contestants import TorchContestant
-from export.validate.intermediates import PlanBuilder, ShowingRunner
-from export.validate.plan import Look, look_into_plan
+from export.validate.divergent_node import record_calls, save_repro
+from export.validate.model_runner import TorchModelRunner
+from export.validate.intermediates import IntermediatesPlanBuilder, IntermediatesRunner
+from export.validate.plan_bisection import PlanBisection, bisect_plan
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import collate, load_samples
 from madtp.files.inputs import sha256
@@ -56,11 +56,11 @@ def reference(tiny_artifact: Path) -> OnnxGraph:
     return OnnxGraph.read(tiny_artifact / "out.onnx")
 
 
-def look(model: Model, reference: OnnxGraph, shows: Callable[[str, set[str]], Runner]) -> Look:
-    contestant = TorchContestant("torch", model, torch.float32)
+def look(model: Model, reference: OnnxGraph, shows: Callable[[str, set[str]], Runner]) -> PlanBisection:
+    contestant = TorchModelRunner("torch", model, torch.float32)
     inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
-    calls = calls_of(model.config, contestant.runners, inputs, model.temperature)
-    return look_into_plan(calls, {"model": reference}, shows, FP32.segment, lambda _: None)
+    calls = record_calls(model.config, contestant.runners, inputs, model.temperature)
+    return bisect_plan(calls, {"model": reference}, shows, FP32.segment, lambda _: None)
 
 
 @pytest.mark.parametrize("mutate", MUTATIONS, ids=lambda mutate: mutate.__name__)
@@ -75,21 +75,21 @@ def test_the_first_wrong_node_of_a_plan_is_named(
     def shows(part: str, shown: set[str]) -> Runner:
         asked.append(shown)
         there = {name for made in changed.graph.node for name in made.output}
-        return ShowingRunner(OnnxGraph(changed, reference.folder), shown & there)
+        return IntermediatesRunner(OnnxGraph(changed, reference.folder), shown & there)
 
-    culprit = look(model, reference, shows).culprit
-    assert culprit is not None
-    assert (culprit.node, culprit.nodes) == (node.name, 1)
+    divergent_node = look(model, reference, shows).divergent_node
+    assert divergent_node is not None
+    assert (divergent_node.node, divergent_node.nodes) == (node.name, 1)
     assert len(asked) == (1 if node.op_type in ("AlignedAttention", "TokenCompact") else 2), "a custom op shows at once"
-    command = save_repro(culprit, tmp_path / "repro", FP32.segment)
+    command = save_repro(divergent_node, tmp_path / "repro", FP32.segment)
     ran = run(shlex.split(command), capture_output=True, text=True)
     assert ran.returncode == 1, ran.stdout + ran.stderr
     assert "the plan" in ran.stdout
 
 
 def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxGraph) -> None:
-    found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
-    assert found == Look()
+    found = look(model, reference, lambda part, shown: IntermediatesRunner(reference, shown - constants(reference)))
+    assert found == PlanBisection()
     assert str(found) == "a plan that shows the values inside it agrees with ONNX Runtime"
 
 
@@ -101,9 +101,9 @@ def test_nodes_that_onnx_runtime_cannot_run_are_said_to_be_unchecked(
     def refuse(*given: Any) -> Any:
         raise RuntimeError("NOT_IMPLEMENTED")
 
-    monkeypatch.setattr(export.validate.plan, "run_graph", refuse)
-    found = look(model, reference, lambda part, shown: ShowingRunner(reference, shown - constants(reference)))
-    assert found.culprit is None
+    monkeypatch.setattr(export.validate.plan_bisection, "run_graph", refuse)
+    found = look(model, reference, lambda part, shown: IntermediatesRunner(reference, shown - constants(reference)))
+    assert found.divergent_node is None
     assert node_of(reference.model.graph, "TokenCompact").name in found.unchecked
     assert "nodes could not be checked, e.g. " in str(found)
 
@@ -116,7 +116,7 @@ def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: On
     """The defect is gone as soon as the values inside the stretch are shown, as one of a fused kernel would be."""
     node = node_of(reference.model.graph, "Gelu")
 
-    class Fused(ShowingRunner):
+    class Fused(IntermediatesRunner):
         def __init__(self, file: OnnxGraph, shown: set[str]) -> None:
             defective = onnx.ModelProto()
             defective.CopyFrom(file.model)
@@ -125,10 +125,10 @@ def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: On
                 del node_of(defective.graph, "Relu").attribute[:]
             super().__init__(OnnxGraph(defective, file.folder), shown - constants(file))
 
-    culprit = look(model, reference, lambda part, shown: Fused(reference, shown)).culprit
-    assert culprit is not None
-    assert culprit.nodes > 1
-    assert "on their own, unfused, each of these nodes is right" in str(culprit)
+    divergent_node = look(model, reference, lambda part, shown: Fused(reference, shown)).divergent_node
+    assert divergent_node is not None
+    assert divergent_node.nodes > 1
+    assert "on their own, unfused, each of these nodes is right" in str(divergent_node)
 
 
 class StandIn(OnnxRunner):
@@ -168,7 +168,7 @@ def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
     patch.setattr(export.engine.backends, "find_gpus", lambda: [ADA])
     patch.setattr(export.runtime.artifact, "PlanRunner", StandIn)
     patch.setattr(export.validate.intermediates, "PlanRunner", StandIn)
-    patch.setattr(export.validate.plan, "PlanRunner", StandIn)
+    patch.setattr(export.validate.plan_bisection, "PlanRunner", StandIn)
     patch.setattr(export.validate.intermediates, "build_plan", build)
     return artifact.with_suffix(".plan")
 
@@ -281,7 +281,7 @@ def test_real_plans_show_which_tokens_they_keep(
     """TensorRT for RTX builds them without a GPU."""
     source = tmp_path / "model.onnx"
     save_onnx(tiny_program, source, external_data=True)
-    part = TorchContestant("torch", model, torch.float32).parts["model"]
+    part = TorchModelRunner("torch", model, torch.float32).parts["model"]
     names = kept_ids(OnnxGraph.read(source))
     layers = {"vision": 1, "text": 2}
     assert len(names) == sum(layers.values())
@@ -295,7 +295,7 @@ def test_real_plans_show_which_tokens_they_keep(
     library = build_library().path if plugins == "auto" else None
     said = list[str]()
     backend = choose_backend("auto", ".plan")
-    builder = PlanBuilder({"parts": [entry]}, backend, {"model": source}, library, said.append)
+    builder = IntermediatesPlanBuilder({"parts": [entry]}, backend, {"model": source}, library, said.append)
     inside = set(names) | {node_of(OnnxGraph.read(source).model.graph, "Gelu").output[0]}
     assert set(builder.build("model", inside | {"no such value"}).shown) == inside
     assert source.with_suffix(".plan").stat().st_size > 0

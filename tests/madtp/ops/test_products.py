@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 import madtp
-from export.validate.contestants import TorchContestant
+from export.validate.model_runner import TorchModelRunner
 from madtp.data.samples import collate, load_samples
 from madtp.ops.products import PRODUCTS, is_narrow, product
 from madtp.ops.reference import aligned_attention
@@ -52,7 +52,7 @@ def test_no_16_bit_product_of_a_model_is_left_to_the_host(
     else:
         write_task_checkpoint(task, checkpoint)
     model = madtp.load(checkpoint)
-    reference = TorchContestant("torch", model, dtype)
+    reference = TorchModelRunner("torch", model, dtype)
     inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
     with Watch() as watch:
         reference.answer(inputs, temperature)
@@ -88,7 +88,7 @@ def bits_of_the_reference() -> bytes:
         outputs += aligned_attention(qkv.to(dtype), torch.zeros(2, 67), 0, 2)
         qkv[0, 3, 2] = torch.inf
         outputs += aligned_attention(qkv.to(dtype), torch.zeros(2, 67), 0, 2)
-        reference = TorchContestant("torch", model, dtype)
+        reference = TorchModelRunner("torch", model, dtype)
         for temperature in (0.0, 0.5):
             outputs.append(reference.answer(case.inputs, temperature).outputs["logits"])
     return b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in outputs)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import madtp
 from export.engine.backends import choose_backend
-from export.validate.contestants import TorchContestant
+from export.validate.model_runner import TorchModelRunner
 from madtp.ops.tf32 import forbid_tf32
 from tests import golden
 from tests.conftest import TINY
@@ -78,7 +78,7 @@ def test_whoever_gets_a_model_has_tf32_off(tiny_checkpoint: Callable[..., Path])
     model = madtp.NlvrModel(madtp.NlvrConfig(**TINY))
     for get in (
         lambda: madtp.load(tiny_checkpoint()),
-        lambda: TorchContestant("torch", model, torch.float32),
+        lambda: TorchModelRunner("torch", model, torch.float32),
         lambda: golden.load_model(CARRIED),
     ):
         old_switches()

@@ -1,4 +1,4 @@
-"""Looking into plans: where one that shows values inside it leaves what ONNX Runtime makes of the same inputs."""
+"""Bisecting a plan: the first nodes whose outputs differ from ONNX Runtime's given the plan's own inputs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
@@ -6,38 +6,38 @@ from dataclasses import dataclass, replace
 from export.graph.onnx_graph import Arrays, OnnxGraph, run_graph
 from export.graph.subgraph import subgraph_of
 from export.runtime.runner import PlanRunner, feed
-from export.validate.bisect import Call, Culprit, relative_difference
-from export.validate.intermediates import Shows
+from export.validate.divergent_node import Call, DivergentNode, relative_difference
+from export.validate.intermediates import OpenIntermediates
 from madtp.ops.spec import DOMAIN
 
 PLAN = "the plan"
 
 
 @dataclass(frozen=True)
-class Look:
-    """What looking into a plan came to.
+class PlanBisection:
+    """Result of bisecting a plan.
 
     Attributes:
-        culprit: the first nodes that are wrong; None: none is.
-        unchecked: nodes that ONNX Runtime has no kernels for in this precision, so that nothing is known of them.
+        divergent_node: the first that differs; None where none does.
+        unchecked: nodes that ONNX Runtime has no kernels for in this precision.
     """
 
-    culprit: Culprit | None = None
+    divergent_node: DivergentNode | None = None
     unchecked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        found = str(self.culprit or "a plan that shows the values inside it agrees with ONNX Runtime")
+        found = str(self.divergent_node or "a plan that shows the values inside it agrees with ONNX Runtime")
         count = len(self.unchecked)
         return f"{found} ({count} nodes could not be checked, e.g. {self.unchecked[0]})" if count else found
 
 
-def look_into_plan(
+def bisect_plan(
     calls: list[Call],
     references: Mapping[str, OnnxGraph],
-    shows: Shows,
+    open_part: OpenIntermediates,
     tolerance: float,
     on_detail: Callable[[str], None],
-) -> Look:
+) -> PlanBisection:
     """The first nodes whose output in the plan leaves what ONNX Runtime makes of the plan's own inputs to them.
 
     First only what custom ops take and give is looked at, so that TensorRT may fuse what lies between as it does in the
@@ -46,25 +46,25 @@ def look_into_plan(
     Args:
         calls: of parts in torch, in the order in which the parts run.
         references: ONNX traced from the checkpoint, by part.
-        shows: opens parts of the plan.
+        open_part: opens parts of the plan.
         tolerance: relative to an output's largest |value|.
-        on_detail: told what is being done.
+        on_detail: called with what is being done.
     """
     unchecked: list[str] = []
     for call in calls:
         reference = references[call.part]
-        on_detail(f"looking into the plan of {call.part}")
-        coarse = _first_wrong(call, reference, shows, _around_custom_ops(reference), tolerance, unchecked)
+        on_detail(f"bisecting the plan of {call.part}")
+        coarse = _first_wrong(call, reference, open_part, _around_custom_ops(reference), tolerance, unchecked)
         if coarse is None:
             continue
         if coarse.nodes == 1:
-            return Look(coarse, tuple(unchecked))
-        on_detail(f"looking closer, at {coarse.nodes} nodes of {call.part}")
-        inside = {name for node in coarse.piece.model.graph.node for name in (*node.input, *node.output)}
-        fine = _first_wrong(call, reference, shows, inside, tolerance, unchecked)
+            return PlanBisection(coarse, tuple(unchecked))
+        on_detail(f"bisecting {coarse.nodes} nodes of {call.part}")
+        inside = {name for node in coarse.subgraph.model.graph.node for name in (*node.input, *node.output)}
+        fine = _first_wrong(call, reference, open_part, inside, tolerance, unchecked)
         whole = replace(coarse, why=["on their own, unfused, each of these nodes is right"])
-        return Look(fine or whole, tuple(unchecked))
-    return Look(None, tuple(unchecked))
+        return PlanBisection(fine or whole, tuple(unchecked))
+    return PlanBisection(None, tuple(unchecked))
 
 
 def _around_custom_ops(file: OnnxGraph) -> set[str]:
@@ -73,13 +73,13 @@ def _around_custom_ops(file: OnnxGraph) -> set[str]:
 
 
 def _first_wrong(
-    call: Call, file: OnnxGraph, shows: Shows, shown: set[str], tolerance: float, unchecked: list[str]
-) -> Culprit | None:
-    """The first piece of the graph, between values that the plan shows, that the plan computes otherwise.
+    call: Call, file: OnnxGraph, open_part: OpenIntermediates, exposed: set[str], tolerance: float, unchecked: list[str]
+) -> DivergentNode | None:
+    """The first subgraph of the graph, between values that the plan shows, that the plan computes otherwise.
 
     Nodes that cannot be run here go to `unchecked`.
     """
-    runner = shows(call.part, shown)
+    runner = open_part(call.part, exposed)
     outputs = runner.run(call.inputs, call.temperature)
     if isinstance(runner, PlanRunner):
         runner.close()
@@ -90,19 +90,19 @@ def _first_wrong(
         names = [name for name in node.output if name in outputs]
         if not names:
             continue
-        piece = subgraph_of(file, node, known)
-        given = {value.name: known[value.name] for value in piece.model.graph.input}
+        subgraph = subgraph_of(file, node, known)
+        given = {value.name: known[value.name] for value in subgraph.model.graph.input}
         made = {name: known[name] for name in names}
-        count = len(piece.model.graph.node)
+        count = len(subgraph.model.graph.node)
         try:
-            right = run_graph(piece, given, names)
+            right = run_graph(subgraph, given, names)
         except Exception:  # ONNX Runtime has no common type for kernels that it lacks, e.g. of bfloat16
             unchecked.append(node.name)
             continue
         for name in names:
             worst = relative_difference(right[name], made[name])
             if not worst <= tolerance:
-                return Culprit(
-                    call.part, node.name, node.op_type, name, worst, [], count, piece, given, made, origin=PLAN
+                return DivergentNode(
+                    call.part, node.name, node.op_type, name, worst, [], count, subgraph, given, made, origin=PLAN
                 )
     return None

@@ -10,9 +10,9 @@ from typing import Any
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
 from export.artifact.manifest import KEPT_FAILURES, MANIFEST, dump_manifest, read_manifest, tool_versions
-from export.validate.bisect import Culprit
-from export.validate.invariance import Dependence
-from export.validate.pairs import PairResult
+from export.validate.divergent_node import DivergentNode
+from export.validate.batch_invariance import BatchInvariance
+from export.validate.comparator import PairResult
 from export.validate.tolerances import Bounds
 from madtp.errors import MadtpError, printable
 from madtp.files.outputs import json_kind, marked_kind, write_output
@@ -41,7 +41,7 @@ class Check:
 
 
 @dataclass
-class Verdict:
+class ValidationResult:
     """Everything that a validation found.
 
     Attributes:
@@ -52,7 +52,7 @@ class Verdict:
         token_counts: encoder -> tokens after each layer, a row a sample, at the first temperature, in torch.
         dependences: of answers on batch mates.
         runs_plan: whether a GPU here can execute the plan; None of an .onnx artifact.
-        culprit: the node at fault; None where nothing failed, or no single node does.
+        divergent_node: the node at fault; None where nothing failed, or no single node does.
         bisected: what bisecting came to in words; empty where nothing failed.
         notes: what was looked at less closely than it should be, and why, a sentence each.
         changed: names of files that are not as the export wrote them.
@@ -66,9 +66,9 @@ class Verdict:
     bounds: Bounds
     results: list[PairResult]
     token_counts: dict[str, list[list[int]]]
-    dependences: list[Dependence]
+    dependences: list[BatchInvariance]
     runs_plan: bool | None = None
-    culprit: Culprit | None = None
+    divergent_node: DivergentNode | None = None
     bisected: str = ""
     repro: str = ""
     notes: list[str] = field(default_factory=list)
@@ -168,7 +168,7 @@ def _pair_check(result: PairResult) -> Check:
     name = f"temperature {temperature}: outputs, answers, {tokens}"
     why = [failure.text for failure in result.failures]
     if not why and not result.passed:
-        why = [f"{result.pair}, temperature {result.temperature:g}: rounding decides a token in every comparison"]
+        why = [f"{result.pair}, temperature {result.temperature:g}: rounding decides a token in every comparator"]
     return Check(result.pair, name, FAILED if why else PASSED, tuple(why))
 
 
@@ -183,7 +183,7 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_json(verdict: Verdict, path: Path) -> None:
+def write_json(verdict: ValidationResult, path: Path) -> None:
     """The verdict as a JSON file.
 
     Raises:
@@ -192,7 +192,7 @@ def write_json(verdict: Verdict, path: Path) -> None:
     write_output(path, json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n", VERDICT)
 
 
-def write_junit(verdict: Verdict, path: Path) -> None:
+def write_junit(verdict: ValidationResult, path: Path) -> None:
     """The checks as JUnit XML, a test suite for each group.
 
     Raises:
@@ -222,7 +222,7 @@ def write_junit(verdict: Verdict, path: Path) -> None:
     write_output(path, document.tostring().decode("utf-8"), JUNIT)
 
 
-def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> str:
+def update_manifest(verdict: ValidationResult, path: Path, validated: dict[str, Any]) -> str:
     """Put the verdict into the artifact's manifest; everything else in it stays.
 
     Args:

@@ -1,0 +1,238 @@
+"""The one comparator: outputs, answers and kept tokens of all pairs of runners, batch by batch, at every temperature."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from typing import Any
+
+from export.engine.profile import Range
+from export.errors import BackendError
+from export.validate.model_runner import Inputs, ModelRunner, RunResult, TorchModelRunner
+from export.validate.outputs import OutputAgreement, compare_outputs, float_outputs
+from export.validate.selection import Selection, same_tokens, score_errors
+from export.validate.teacher_forcing import TEXT_LOGITS, GeneratedText, generated_text
+from export.validate.tolerances import Bounds, check_tolerances
+from madtp.data.samples import Config, SampleSet, collate
+from madtp.models.config import ClipConfig
+
+REFERENCE = "torch"
+TokenCounts = dict[str, list[list[int]]]  # encoder -> tokens after each layer, a row for every smallest batch
+
+
+@dataclass(frozen=True)
+class PairFailure:
+    """A comparison that failed: what is wrong, the inputs that show it, and what a runtime raised if it did."""
+
+    text: str
+    inputs: Inputs
+    temperature: float
+    error: BackendError | None = None
+
+
+@dataclass
+class PairResult:
+    """Two runners at one temperature.
+
+    Attributes:
+        pair: "torch/onnx" and so on.
+        requests: that were run; a request counts once alone and once in each batch that it was part of.
+        excluded: requests of batches in which a score lies within rounding of the threshold; their outputs are not
+            compared.
+        compared: requests whose outputs were compared.
+        against_fp64: of those, the ones whose errors were measured against the fp64 reference.
+    """
+
+    pair: str
+    temperature: float
+    requests: int = 0
+    excluded: int = 0
+    compared: int = 0
+    against_fp64: int = 0
+    outputs: dict[str, OutputAgreement] = field(default_factory=dict)
+    selection: Selection = field(default_factory=Selection)
+    failures: list[PairFailure] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """No failure, and something was compared to the end."""
+        return not self.failures and self.requests > self.excluded
+
+    @property
+    def same_answers(self) -> int:
+        """Requests with the same answers."""
+        return self.compared - max((one.decisions - one.decided for one in self.outputs.values()), default=0)
+
+    def to_json(self) -> dict[str, Any]:
+        """For the result's JSON."""
+        return {
+            "pair": self.pair,
+            "temperature": self.temperature,
+            "passed": self.passed,
+            "requests": self.requests,
+            "explained": self.excluded,
+            "yardstick": self.against_fp64,
+            "outputs": [output.to_json() for output in self.outputs.values()],
+            "selection": self.selection.to_json(),
+            "failures": [failure.text for failure in self.failures],
+        }
+
+
+class Comparator:
+    """Compares runners batch by batch.
+
+    Args:
+        reference: torch in the artifact's precision.
+        fp64: the fp64 reference.
+        others: ONNX Runtime, TensorRT.
+        bounds: what may differ.
+        always_fp64: run the fp64 reference on every batch, so that every error is measured against it. Without, it runs
+            where two runners differ by more than the floor or keep different tokens. Both pass and fail the same
+            artifacts: who is within the floor of torch is within the floor and torch's own error of fp64.
+    """
+
+    def __init__(
+        self,
+        reference: TorchModelRunner,
+        fp64: TorchModelRunner,
+        others: Sequence[ModelRunner],
+        bounds: Bounds,
+        *,
+        always_fp64: bool = True,
+    ) -> None:
+        self._reference, self._fp64, self._others, self._bounds = reference, fp64, others, bounds
+        self._always_fp64 = always_fp64
+        config = reference.config
+        self._pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
+        self.results: dict[tuple[str, float], PairResult] = {}
+
+    def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, RunResult]:
+        """Run everybody on one batch and compare all pairs; returns what each runner that ran gave.
+
+        Args:
+            name: of the batch, for messages.
+            inputs: from `madtp.data.samples.collate`.
+            temperature: zero compares dense answers.
+        """
+        reference = self._reference.run(inputs, temperature)
+        text = generated_text(inputs, reference.outputs)
+        reference = _with_text_logits(self._reference, reference, text)
+        check_tolerances(self._bounds.given, float_outputs(reference.outputs))
+        ran = {REFERENCE: reference}
+        for other in self._others:
+            try:
+                ran[other.name] = _with_text_logits(other, other.run(inputs, temperature), text)
+            except BackendError as error:
+                result = self._result(f"{REFERENCE}/{other.name}", temperature)
+                result.requests += _requests(inputs)
+                wrong = f"it failed to run: {error.what}: {error.why}"
+                result.failures.append(self._failure(result, name, wrong, inputs, error))
+        fp64 = None
+        if self._always_fp64 or not all(self._within_floor(*pair) for pair in combinations(ran.values(), 2)):
+            fp64 = _with_text_logits(self._fp64, self._fp64.run(inputs, temperature), text)
+        for (earlier, left), (later, right) in combinations(ran.items(), 2):
+            result = self._result(f"{earlier}/{later}", temperature)
+            for wrong in self._judge(result, left, right, reference, fp64):
+                result.failures.append(self._failure(result, name, wrong, inputs))
+        return ran
+
+    def _result(self, pair: str, temperature: float) -> PairResult:
+        return self.results.setdefault((pair, temperature), PairResult(pair, temperature))
+
+    @staticmethod
+    def _failure(
+        result: PairResult, name: str, wrong: str, inputs: Inputs, error: BackendError | None = None
+    ) -> PairFailure:
+        text = f"{result.pair}, temperature {result.temperature:g}, {name}: {wrong}"
+        return PairFailure(text, inputs, result.temperature, error)
+
+    def _within_floor(self, left: RunResult, right: RunResult) -> bool:
+        return _same(left, right) and not compare_outputs(
+            {}, left.outputs, right.outputs, left.outputs, None, self._bounds, self._pad_id
+        )
+
+    def _judge(
+        self, result: PairResult, left: RunResult, right: RunResult, reference: RunResult, fp64: RunResult | None
+    ) -> list[str]:
+        """Compare one batch of a pair; returns what is wrong."""
+        requests = _requests(left.outputs)
+        result.requests += requests
+        if left is not reference and not _same(reference, left):  # it differs from torch, and was judged there
+            result.excluded += requests
+            return []
+        # Only torch knows scores; where a runtime kept torch's tokens, they are that runtime's too.
+        errors = score_errors(reference, fp64, self._bounds.tolerance)
+        differing = result.selection.add(replace(left, layers=reference.layers), right, errors)
+        if differing:
+            lost = [token for token in differing if not token.explained]
+            if not lost:
+                result.excluded += requests
+                return []
+            token = max(lost, key=lambda difference: difference.margin)
+            what = "token counts" if token.source_id is None else "kept tokens"
+            which = "" if token.source_id is None else f" ({len(differing)} of them, e.g. token {token.source_id})"
+            return [
+                f"{what} differ first at {token.encoder} layer {token.layer}{which}, where scores had to move by "
+                f"{token.margin:.1e} of their mean, and rounding moves them by {token.allowed:.0e}"
+            ]
+        exact = fp64.outputs if fp64 is not None and _same(reference, fp64) else None
+        result.compared += requests
+        result.against_fp64 += requests if exact is not None else 0
+        return compare_outputs(
+            result.outputs, left.outputs, right.outputs, reference.outputs, exact, self._bounds, self._pad_id
+        )
+
+
+def _with_text_logits(runner: ModelRunner, result: RunResult, text: GeneratedText | None) -> RunResult:
+    """A result with the logits of torch's text, as many for everybody: ids alone would hide a small error."""
+    if text is None:
+        return result
+    return replace(result, outputs={**result.outputs, TEXT_LOGITS: runner.text_logits(text)})
+
+
+def _same(left: RunResult, right: RunResult) -> bool:
+    return all(same_tokens(a, b) for a, b in zip(left.layers, right.layers, strict=True))
+
+
+def _requests(batch: Inputs) -> int:
+    return len(next(iter(batch.values())))
+
+
+def batches_of(samples: SampleSet, batch: Range) -> list[list[int]]:
+    """Indices of the batches to compare: every sample in the smallest batch, then all in batches of the largest."""
+    everyone = list(range(len(samples)))
+    groups: list[list[int]] = []
+    for size in sorted({batch.min, min(batch.max, len(samples))}):
+        if batch.min <= size:
+            padded = everyone + everyone[: -len(everyone) % size]
+            groups += [padded[start : start + size] for start in range(0, len(padded), size)]
+    return groups
+
+
+def compare_samples(
+    comparator: Comparator,
+    config: Config,
+    samples: SampleSet,
+    temperatures: Sequence[float],
+    batch: Range,
+    on_detail: Callable[[str], None],
+) -> dict[float, TokenCounts]:
+    """Compare all samples alone and in batches at every temperature.
+
+    Returns:
+        Torch's token counts of the smallest batches (each sample alone), by temperature.
+    """
+    counts: dict[float, TokenCounts] = {}
+    groups = batches_of(samples, batch)
+    for temperature in temperatures:
+        rows: TokenCounts = {}
+        for number, indices in enumerate(groups):
+            on_detail(f"batch {number + 1} of {len(groups)} at temperature {temperature:g}")
+            inputs = collate([samples.requests[index] for index in indices], config)
+            ran = comparator.compare(f"samples {indices}", inputs, temperature)
+            if len(indices) == batch.min:
+                for layer in ran[REFERENCE].layers:
+                    if layer.index == 0:
+                        rows.setdefault(layer.encoder, []).append([])
+                    rows[layer.encoder][-1].append(layer.tokens)
+        counts[temperature] = rows
+    return counts

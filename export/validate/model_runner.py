@@ -1,0 +1,164 @@
+"""What is compared: torch, ONNX Runtime and TensorRT, each with all parts of a model and the tokens that it keeps."""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from export.validate.intermediates import KeptIdsRunner
+from export.validate.teacher_forcing import GeneratedText, forced_logits, teacher_forcing_runners
+from madtp.checkpoint.loading import Model
+from madtp.data.samples import Config
+from madtp.models.parts import Part, encoder_layers, parts_of
+from madtp.ops.products import WideProducts
+from madtp.ops.recorder import CompactRecord, PruningRecorder
+from madtp.ops.tf32 import forbid_tf32
+from madtp.tasks.requests import Outputs, Runners, TorchRunner, count_tokens, run_request, token_counts
+
+Inputs = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class LayerTokens:
+    """The tokens that one pruned layer kept.
+
+    Attributes:
+        tokens: their number, class token included.
+        source_ids: [sequences, tokens] int32; None where they are not visible, or at temperature zero.
+        record: scores and threshold; torch alone has them.
+    """
+
+    encoder: str
+    index: int
+    tokens: int
+    source_ids: Tensor | None = None
+    record: CompactRecord | None = None
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Outputs of a batch of requests by name, and every pruned layer in the order in which they run."""
+
+    outputs: Outputs
+    layers: list[LayerTokens]
+
+
+class ModelRunner(Protocol):
+    """Torch, ONNX Runtime or TensorRT with all parts of a model."""
+
+    name: str
+
+    def run(self, inputs: Inputs, temperature: float) -> RunResult:
+        """Run a batch of requests (`madtp.data.samples.collate`); BackendError where it cannot be run."""
+        ...
+
+    def text_logits(self, text: GeneratedText) -> Tensor:
+        """[B, ids, V]: logits of the decoder, teacher-forced with a text for the batch that was run last."""
+        ...
+
+
+class CastRunner(TorchRunner):
+    """A part in torch whose floating-point inputs are cast to the type of its weights."""
+
+    def __init__(self, part: Part, dtype: torch.dtype) -> None:
+        super().__init__(part)
+        self._dtype = dtype
+
+    def run(self, inputs: Inputs, temperature: float) -> Outputs:
+        cast = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
+        with WideProducts():  # or 16-bit references would depend on the host
+            return super().run(cast, temperature)
+
+
+class TorchModelRunner:
+    """The model in torch, in one floating-point type; a temperature of zero runs it dense.
+
+    Args:
+        name: "torch", or "torch fp64" for the fp64 reference.
+        model: stays as it is; another type than float32 is a copy, made when it first runs.
+        dtype: of weights and images.
+    """
+
+    def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:
+        forbid_tf32()
+        self.name = name
+        self.config: Config = model.config
+        self._model, self._dtype = model, dtype
+
+    @cached_property
+    def parts(self) -> dict[str, Part]:
+        """The model's parts in this type."""
+        model = self._model if self._dtype == torch.float32 else copy.deepcopy(self._model).to(self._dtype)
+        return parts_of(model)
+
+    @cached_property
+    def runners(self) -> Runners:
+        """A runner for every part."""
+        return teacher_forcing_runners({name: CastRunner(part, self._dtype) for name, part in self.parts.items()})
+
+    def text_logits(self, text: GeneratedText) -> Tensor:
+        return forced_logits(self.runners, text)
+
+    def run(self, inputs: Inputs, temperature: float) -> RunResult:
+        with PruningRecorder() as recorder:
+            outputs = run_request(self.config, self.runners, inputs, temperature)
+        names = encoder_layers(self.parts)
+        if not recorder.records:
+            return RunResult(outputs, counted_layers(names, outputs))
+        layers = [
+            LayerTokens(encoder, index, record.tokens_out, record.source_ids, record)
+            for (encoder, index), record in zip(names, recorder.records, strict=True)
+        ]
+        return RunResult(outputs, layers)
+
+
+class ArtifactRunner:
+    """The artifact, or ONNX traced from its checkpoint.
+
+    Args:
+        name: "onnx" or "plan".
+        config: of the model.
+        parts: of the model.
+        runners: of the parts, as they are shipped.
+        kept_ids: runners of the parts that prune, which also output the ids of the tokens kept; empty: counts only.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        config: Config,
+        parts: Mapping[str, Part],
+        runners: Runners,
+        kept_ids: Mapping[str, KeptIdsRunner],
+    ) -> None:
+        self.name = name
+        self._config, self._runners = config, teacher_forcing_runners(runners)
+        self._layers = encoder_layers(parts)
+        self._kept_ids = {part: kept_ids[part] for part in parts if part in kept_ids}
+
+    def text_logits(self, text: GeneratedText) -> Tensor:
+        return forced_logits(self._runners, text)
+
+    def run(self, inputs: Inputs, temperature: float) -> RunResult:
+        outputs = run_request(self._config, self._runners, inputs, temperature)
+        layers = counted_layers(self._layers, outputs)
+        if not self._kept_ids or temperature <= 0:
+            return RunResult(outputs, layers)
+        # Outputs are those of what is shipped, ids those of a copy with more outputs: it may be optimised differently.
+        count_tokens(self._config, {**self._runners, **self._kept_ids}, inputs, temperature)
+        ids = [value for runner in self._kept_ids.values() for value in runner.ids]
+        if len(ids) != len(layers):
+            return RunResult(outputs, layers)  # it prunes otherwise than an export would: its counts tell
+        if any(layer.tokens != value.shape[1] for layer, value in zip(layers, ids, strict=True)):
+            return RunResult(outputs, layers)  # at a threshold, the copy rounded the other way
+        return RunResult(outputs, [replace(layer, source_ids=value) for layer, value in zip(layers, ids, strict=True)])
+
+
+def counted_layers(names: list[tuple[str, int]], outputs: Outputs) -> list[LayerTokens]:
+    """The layers as far as the token counts tell; one K serves the whole batch, so row 0 stands for all."""
+    counts = [int(count) for encoder in token_counts(outputs).values() for count in encoder[0]]
+    return [LayerTokens(encoder, index, count) for (encoder, index), count in zip(names, counts, strict=True)]
