@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import madtp
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from export.engine.backends import choose_backend
 from export.engine.builder import BuildResult, TokenSizes, build_plan, set_token_sizes
 from export.engine.plugin_library import build_library
