@@ -11,8 +11,10 @@ from typing import Any
 from torch import nn
 
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
-from export.artifact.manifest import dump_manifest, manifest_path, tensor_infos
+from export.artifact.files import tensor_infos
 from export.artifact.outputs import check_export, stale_files
+from export.artifact.reader import manifest_path
+from export.artifact.seal import dump_manifest
 from export.build.check import Validation, validate_runners
 from export.build.describe import artifact_name, describe_export, describe_files, describe_part
 from export.build.options import ExportOptions

@@ -9,10 +9,12 @@ from typing import Any
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from export.artifact.manifest import KEPT_FAILURES, MANIFEST, dump_manifest, read_manifest, tool_versions
-from export.validate.divergent_node import DivergentNode
+from export.artifact.manifest import KEPT_FAILURES, tool_versions
+from export.artifact.reader import read_manifest
+from export.artifact.seal import MANIFEST, dump_manifest
 from export.validate.batch_invariance import BatchInvariance
 from export.validate.comparator import PairResult
+from export.validate.divergent_node import DivergentNode
 from export.validate.tolerances import Bounds
 from madtp.errors import MadtpError, printable
 from madtp.files.outputs import json_kind, marked_kind, write_output

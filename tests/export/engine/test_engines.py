@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import madtp
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from export.engine.backends import choose_backend
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import build_library

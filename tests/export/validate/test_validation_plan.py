@@ -19,7 +19,7 @@ import export.validate.intermediates
 import export.validate.plan_bisection
 import export.validate.run
 import madtp
-from export.artifact.manifest import manifest_path, read_manifest
+from export.artifact.reader import manifest_path, read_manifest
 from export.engine.backends import Gpu, choose_backend
 from export.engine.builder import BuildResult
 from export.engine.plugin_build import build_library
