@@ -1,39 +1,47 @@
-"""What a validation came to: checks that passed, failed or were not run; as JSON, JUnit XML and a manifest's entry."""
+"""The result of a validation: checks that passed, failed or were not run; as JSON, JUnit XML and a manifest's entry."""
 
 import datetime
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
-
-from export.artifact.manifest import KEPT_FAILURES, tool_versions
+from export.artifact.manifest import (
+    KEPT_FAILURES,
+    InvarianceEntry,
+    OutputEntry,
+    PairEntry,
+    SamplesEntry,
+    VerdictEntry,
+    tool_versions,
+)
 from export.artifact.reader import read_manifest
+from export.artifact.schema import encode
 from export.artifact.seal import MANIFEST, dump_manifest
 from export.validate.batch_invariance import BatchInvariance
-from export.validate.comparator import PairResult
+from export.validate.comparator import PairResult, TokenCounts
 from export.validate.divergent_node import DivergentNode
 from export.validate.tolerances import Bounds
-from madtp.errors import MadtpError, printable
-from madtp.files.outputs import json_kind, marked_kind, write_output
+from madtp.console.junit import JUnitCase, JUnitSuite, junit_kind, junit_xml
+from madtp.errors import MadtpError
+from madtp.files.outputs import json_kind, write_output
 
-VERDICT = json_kind("a verdict of validate", "artifact", "passed", "status", "checks", "pairs")
-SUITES = "madtp-deploy validate"
-JUNIT = marked_kind("JUnit XML of validate", f'<testsuites name="{SUITES}"')
+RESULT = json_kind("a result of validate", "artifact", "passed", "status", "checks", "pairs")
+JUNIT = junit_kind("validate")
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+BATCH_INVARIANCE = "batch invariance"
 
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was held to torch.
+    """One check of a validation.
 
     Attributes:
-        group: "torch/onnx", "torch/plan", "onnx/plan" or "batch mates".
-        name: what was looked at.
+        group: "torch/onnx", "torch/plan", "onnx/plan" or "batch invariance".
+        name: what was compared.
         status: "passed", "failed" or "not run".
-        why: of a failure or of what was not run, one line each.
+        why: one line for each failure, or for why it was not run.
     """
 
     group: str
@@ -42,44 +50,57 @@ class Check:
     why: tuple[str, ...] = ()
 
 
-@dataclass
-class ValidationResult:
-    """Everything that a validation found.
+@dataclass(frozen=True)
+class Bisection:
+    """Where a failure comes from.
 
     Attributes:
-        artifact: what was validated, its name; `task`, `precision`, `layout`: of it.
-        samples: what it was compared on (`export.samples.choice.ValidationSamples.to_json`).
+        text: what was found.
+        divergent_node: the first; None where no single node diverges, or none could be looked for.
+        repro: command that shows the difference, or why there is none.
+    """
+
+    text: str
+    divergent_node: DivergentNode | None = None
+    repro: str = ""
+
+
+@dataclass(frozen=True)
+class ValidationResult:
+    """All that a validation found.
+
+    Attributes:
+        artifact: its name.
+        task: of the artifact, as are precision and layout.
+        samples: what it was compared on.
         bounds: what was allowed.
-        results: of every pair and temperature.
-        token_counts: encoder -> tokens after each layer, a row a sample, at the first temperature, in torch.
-        dependences: of answers on batch mates.
-        runs_plan: whether a GPU here can execute the plan; None of an .onnx artifact.
-        divergent_node: the node at fault; None where nothing failed, or no single node does.
-        bisected: what bisecting came to in words; empty where nothing failed.
-        notes: what was looked at less closely than it should be, and why, a sentence each.
+        pairs: results of every pair and temperature.
+        token_counts: of torch at the first temperature.
+        batch_invariance: of every runner.
+        runs_plan: whether a GPU here can run the plan; None for an .onnx artifact.
+        notes: what was compared less closely than usual and why, a sentence each.
         changed: names of files that are not as the export wrote them.
+        bisection: None where nothing failed.
     """
 
     artifact: str
     task: str
     precision: str
     layout: str
-    samples: dict[str, Any]
+    samples: SamplesEntry
     bounds: Bounds
-    results: list[PairResult]
-    token_counts: dict[str, list[list[int]]]
-    dependences: list[BatchInvariance]
+    pairs: list[PairResult]
+    token_counts: TokenCounts
+    batch_invariance: list[BatchInvariance]
     runs_plan: bool | None = None
-    divergent_node: DivergentNode | None = None
-    bisected: str = ""
-    repro: str = ""
     notes: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
+    bisection: Bisection | None = None
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     @property
     def failures(self) -> list[str]:
-        """What is wrong, in words."""
+        """What is wrong."""
         return [why for check in self.checks if check.status == FAILED for why in check.why]
 
     @property
@@ -95,20 +116,26 @@ class ValidationResult:
         return NOT_RUN if self.runs_plan is False else PASSED
 
     @property
+    def bisection_lines(self) -> list[str]:
+        """What bisecting found, and the command that shows it; none where nothing failed."""
+        return [] if self.bisection is None else [line for line in (self.bisection.text, self.bisection.repro) if line]
+
+    @property
     def checks(self) -> list[Check]:
         """All of them, in the order in which they ran."""
-        checks = [_pair_check(result) for result in self.results]
+        checks = [_pair_check(result) for result in self.pairs]
         if self.runs_plan is False:
-            why = ("no GPU of this machine can execute the plan",)
+            why = ("no GPU of this machine can run the plan",)
             checks += [Check(pair, "all temperatures", NOT_RUN, why) for pair in ("torch/plan", "onnx/plan")]
-        for found in self.dependences:
+        for found in self.batch_invariance:
             failure = found.failure(self.layout)
-            name = f"{found.contestant}, sample {found.probe} among {found.mates} mates"
-            checks.append(Check("batch mates", name, FAILED if failure else PASSED, (failure,) if failure else ()))
+            name = f"{found.runner}, sample {found.probe} among {found.others} requests"
+            why = (failure,) if failure else ()
+            checks.append(Check(BATCH_INVARIANCE, name, FAILED if failure else PASSED, why))
         return checks
 
     def to_json(self) -> dict[str, Any]:
-        """The whole verdict; numbers that are not finite are null."""
+        """The whole result; numbers that are not finite are null."""
         tolerance = asdict(self.bounds.tolerance)
         tolerance["dtype"] = str(self.bounds.tolerance.dtype).removeprefix("torch.")
         content: dict[str, Any] = _finite(
@@ -120,14 +147,14 @@ class ValidationResult:
                 "layout": self.layout,
                 "passed": self.passed,
                 "status": self.artifact_status,
-                "samples": self.samples,
+                "samples": asdict(self.samples),
                 "tolerance": tolerance | {"given": dict(self.bounds.given)},
                 "checks": [asdict(check) for check in self.checks],
-                "pairs": [result.to_json() for result in self.results],
+                "pairs": [result.to_json() for result in self.pairs],
                 "token_counts": self.token_counts,
-                "batch_mates": [found.to_json() for found in self.dependences],
-                "bisected": self.bisected,
-                "repro": self.repro,
+                "batch_mates": [found.to_json() for found in self.batch_invariance],
+                "bisected": "" if self.bisection is None else self.bisection.text,
+                "repro": "" if self.bisection is None else self.bisection.repro,
                 "notes": self.notes,
                 "changed": self.changed,
                 "tools": tool_versions(),
@@ -135,33 +162,17 @@ class ValidationResult:
         )
         return content
 
-    def to_manifest(self) -> dict[str, Any]:
+    def to_manifest(self) -> VerdictEntry:
         """The manifest's `validation.verdict`: what was compared on what, and how close it came."""
-        pairs = [
-            {
-                "pair": result.pair,
-                "temperature": result.temperature,
-                "status": PASSED if result.passed else FAILED,
-                "requests": result.requests,
-                "explained": result.explained,
-                "outputs": [output.to_json() for output in result.outputs.values()],
-                "layers": len(result.selection.layers),
-                "layers_equal": result.selection.layers_equal,
-            }
-            for result in self.results
-        ]
-        content: dict[str, Any] = _finite(
-            {
-                "created": self.created,
-                "status": self.artifact_status,
-                "samples": self.samples,
-                "pairs": pairs,
-                "batch_mates": [found.to_json() for found in self.dependences],
-                "failures": self.failures[:KEPT_FAILURES],
-                "bisected": self.bisected,
-            }
+        return VerdictEntry(
+            created=self.created,
+            status=self.artifact_status,
+            samples=self.samples,
+            pairs=tuple(_pair_entry(result) for result in self.pairs),
+            batch_mates=tuple(InvarianceEntry(**found.to_json()) for found in self.batch_invariance),
+            failures=tuple(self.failures[:KEPT_FAILURES]),
+            bisected="" if self.bisection is None else self.bisection.text,
         )
-        return content
 
 
 def _pair_check(result: PairResult) -> Check:
@@ -170,8 +181,24 @@ def _pair_check(result: PairResult) -> Check:
     name = f"temperature {temperature}: outputs, answers, {tokens}"
     why = [failure.text for failure in result.failures]
     if not why and not result.passed:
-        why = [f"{result.pair}, temperature {result.temperature:g}: rounding decides a token in every comparator"]
+        why = [
+            f"{result.pair}, temperature {result.temperature:g}: all requests are excluded: "
+            "a score lies within rounding of the threshold in every batch"
+        ]
     return Check(result.pair, name, FAILED if why else PASSED, tuple(why))
+
+
+def _pair_entry(result: PairResult) -> PairEntry:
+    return PairEntry(
+        pair=result.pair,
+        temperature=result.temperature,
+        status=PASSED if result.passed else FAILED,
+        requests=result.requests,
+        explained=result.excluded,
+        outputs=tuple(OutputEntry(**_finite(output.to_json())) for output in result.outputs.values()),
+        layers=len(result.selection.layers),
+        layers_equal=result.selection.layers_equal,
+    )
 
 
 def _finite(value: Any) -> Any:
@@ -185,69 +212,64 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def write_json(verdict: ValidationResult, path: Path) -> None:
-    """The verdict as a JSON file.
+def write_json(result: ValidationResult, path: Path) -> None:
+    """The result as a JSON file.
 
     Raises:
         OutputError: it cannot be written.
     """
-    write_output(path, json.dumps(verdict.to_json(), indent=2, allow_nan=False) + "\n", VERDICT)
+    write_output(path, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n", RESULT)
 
 
-def write_junit(verdict: ValidationResult, path: Path) -> None:
+def write_junit(result: ValidationResult, path: Path) -> None:
     """The checks as JUnit XML, a test suite for each group.
 
     Raises:
         OutputError: it cannot be written.
     """
-    suites: dict[str, Any] = {}
-    artifact = printable(verdict.artifact)
-    for check in verdict.checks:
-        case = TestCase(check.name, f"validate.{artifact}.{check.group}")
+    properties = [(f"samples.{name}", str(getattr(result.samples, name))) for name in ("kind", "origin", "words")]
+    for name, texts in (("changed", result.changed), ("notes", result.notes)):
+        properties += [(name, "; ".join(texts))] if texts else []
+    cases: dict[str, list[JUnitCase]] = {}
+    for check in result.checks:
+        case = JUnitCase(check.name, f"validate.{result.artifact}.{check.group}")
         if check.status == FAILED:
-            result: Error | Failure | Skipped = Failure(printable(check.why[0]))
-            result.text = printable("\n".join([*check.why, verdict.bisected, verdict.repro]))
-            case.result = [result]
+            details = "\n".join([*check.why, *result.bisection_lines])
+            case = replace(case, failed=check.why[0], details=details)
         elif check.status == NOT_RUN:
-            case.result = [Skipped(printable("; ".join(check.why)))]
-        suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
-    document = JUnitXml(SUITES)
-    facts = {name: verdict.samples[name] for name in ("kind", "origin", "words")}
-    for suite in suites.values():
-        for name, value in facts.items():
-            suite.add_property(f"samples.{name}", printable(value))
-        if verdict.changed:
-            suite.add_property("changed", printable("; ".join(verdict.changed)))
-        if verdict.notes:
-            suite.add_property("notes", printable("; ".join(verdict.notes)))
-        document.add_testsuite(suite)
-    write_output(path, document.tostring().decode("utf-8"), JUNIT)
+            case = replace(case, skipped="; ".join(check.why))
+        cases.setdefault(check.group, []).append(case)
+    suites = [JUnitSuite(f"{result.artifact}: {group}", found, properties) for group, found in cases.items()]
+    write_output(path, junit_xml("validate", suites), JUNIT)
 
 
-def update_manifest(verdict: ValidationResult, path: Path, validated: dict[str, Any]) -> str:
-    """Put the verdict into the artifact's manifest; everything else in it stays.
+def update_manifest(result: ValidationResult, path: Path, validated: dict[str, Any]) -> str:
+    """Put the result into the artifact's manifest; everything else in it stays.
 
     Args:
-        verdict: of the artifact.
+        result: of the artifact.
         path: of the manifest.
         validated: the manifest as it was when its hashes were checked.
 
     Returns:
-        Why it was not written, e.g. a folder that cannot be; empty where it was.
+        Why it was not written, e.g. a folder that is not writable; empty where it was.
     """
-    if verdict.changed:
-        return f"the verdict was not written into '{path}', which describes the files as they were exported"
+    if result.changed:
+        return f"the result was not written into '{path}', which describes the files as they were exported"
     try:
         manifest = read_manifest(path)
         if manifest["parts"] != validated["parts"]:
-            return f"the verdict was not written into '{path}': it was replaced meanwhile"
+            return f"the result was not written into '{path}': the manifest was replaced meanwhile"
         seen = manifest["validation"]
-        if verdict.runs_plan is False and (seen["validated"], seen["artifact"]) == ("artifact", FAILED):
-            return f"'{path}' keeps that the plan failed elsewhere: here its ONNX alone could be compared"
-        entry = manifest["validation"] | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
-        if verdict.runs_plan is not None:
-            entry["validated"] = "artifact" if verdict.runs_plan else "onnx"
+        if result.runs_plan is False and (seen["validated"], seen["artifact"]) == ("artifact", FAILED):
+            return f"'{path}' still says that the plan failed elsewhere: only its ONNX could be compared here"
+        entry = manifest["validation"] | {
+            "artifact": result.artifact_status,
+            "verdict": encode(result.to_manifest()),
+        }
+        if result.runs_plan is not None:
+            entry["validated"] = "artifact" if result.runs_plan else "onnx"
         write_output(path, dump_manifest(manifest | {"validation": entry}), MANIFEST)
     except MadtpError as error:
-        return f"the verdict was not written into '{path}': {error.what}"
+        return f"the result was not written into '{path}': {error.what}"
     return ""
