@@ -239,14 +239,12 @@ def tiny_program(tiny_state: dict[str, torch.Tensor]) -> torch.onnx.ONNXProgram:
 @contextmanager
 def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatch]:
     """Take the tiny model's trace as given, and measure latency briefly."""
-    import export.build.check
-    import export.build.pipeline
-    import export.validate.intermediates
+    import export.build.validation
+    import export.graph.trace
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.build.check, "LATENCY_SECONDS", 0.0)
-        for module in (export.build.pipeline, export.validate.intermediates):
-            patch.setattr(module, "trace_part", lambda part: program)
+        patch.setattr(export.build.validation, "LATENCY_SECONDS", 0.0)
+        patch.setattr(export.graph.trace, "trace_part", lambda part: program)
         yield patch
 
 
@@ -294,14 +292,14 @@ class TaskArtifacts(dict[str, Path]):
 
 
 def _export_task(task: str, folder: Path) -> None:
-    import export.build.check
+    import export.build.validation
     import madtp.data.samples
 
     folder.mkdir()
     write_vocabulary(folder / "vocab.txt")
     checkpoint = write_task_checkpoint(task, folder / "tiny.pt")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.build.check, "LATENCY_SECONDS", 0.0)
+        patch.setattr(export.build.validation, "LATENCY_SECONDS", 0.0)
         patch.setattr(madtp.data.samples, "MIN_SAMPLES", 2)  # tracing takes long enough
         assert run_export(patch, "--ckpt", checkpoint, "--engine", folder / "out.onnx") == 0
 

@@ -9,11 +9,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from export.artifact.schema import Limits, Row, decode, encode, json_schema
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION: Final = 4
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 PART_NAMES = {  # see madtp/models/parts.py
     "nlvr": ("model",),

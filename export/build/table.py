@@ -1,28 +1,30 @@
-"""What a person sees: stages while an export runs, the table at its end."""
+"""The tables of a preflight and of an export, and the lines below them."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
+import numpy as np
 from rich.table import Table
 
+from export.artifact.manifest import Manifest, Parity
 from export.artifact.reader import manifest_path
-from export.bench.latency import TOO_NOISY, Spread
-from export.build.check import Validation
-from export.build.describe import artifact_name
-from export.build.pipeline import ExportResult, Prepared
-from export.validate.parity import ParityResult
+from export.bench.latency import TOO_NOISY, Spread, ratio_of
+from export.build.files import artifact_name
+from export.build.pipeline import ExportResult
+from export.build.prepare import Prepared
+from export.build.validation import ExportValidation
 
 EXPORT_STAGES = {".plan": 3, ".onnx": 2}
+PERCENTILES = (50, 90, 99)
 
 
 def preflight_table(prepared: Prepared) -> Table:
     """What an export would do, for `check`."""
     options, config = prepared.options, prepared.config
-    table = Table(title="Preflight: everything an export needs is there; nothing was written", show_header=False)
+    table = Table(title="Preflight passed: everything an export needs is available; nothing written", show_header=False)
     table.add_row("checkpoint", f"{options.checkpoint} ({prepared.weight_bytes / 1e6:.1f} MB of weights)")
-    for note in prepared.checkpoint.get("notes", ()):
-        table.add_row("note on it", note)
+    for note in prepared.checkpoint.notes or ():
+        table.add_row("checkpoint note", note)
     table.add_row("task", config.task)
     table.add_row("layers", ", ".join(f"{layers} {name}" for name, layers in prepared.encoders.items()))
     table.add_row("image", f"{config.image_size} x {config.image_size} pixels, {config.vision_tokens} tokens")
@@ -38,99 +40,87 @@ def preflight_table(prepared: Prepared) -> Table:
     return table
 
 
-def validation_table(validation: Validation, title: str) -> Table:
-    """The table at the end: parity, GFLOPs and latency, dense beside pruned."""
+def validation_table(validation: ExportValidation, title: str) -> Table:
+    """Parity, GFLOPs and latency, dense beside pruned."""
     table = Table(title=title, caption=f"samples: {validation.samples}")
     table.add_column("")
     pruned, dense = validation.parity[0], validation.parity[-1]
     table.add_column("dense (temperature 0)", justify="right")
     table.add_column(f"pruned (temperature {pruned.temperature:g})", justify="right")
     table.add_column("dense / pruned", justify="right")
-    rows: list[tuple[str, Callable[[ParityResult], str]]] = [
-        ("worst |difference|", lambda r: f"{r.worst_output} {r.worst:.1e} (allowed {r.tolerance:.0e})".strip()),
-        ("decisions equal", lambda r: f"{r.decisions_equal}/{r.requests - r.explained}"),
-        ("token counts equal, layers", lambda r: f"{r.layers_equal}/{r.layers}"),
-        ("left out: rounding decides a token", lambda r: str(r.explained)),
+    rows: list[tuple[str, Callable[[Parity], str]]] = [
+        ("max error (allowed)", lambda r: f"{r.worst_output} {r.worst:.1e} ({r.tolerance:.0e})".strip()),
+        ("equal answers", lambda r: f"{r.decisions_equal}/{r.requests - r.explained}"),
+        ("layers with equal tokens", lambda r: f"{r.layers_equal}/{r.layers}"),
+        ("excluded: a score within rounding of the threshold", lambda r: str(r.explained)),
         *((f"{encoder} tokens after the last layer", partial(_last_tokens, encoder)) for encoder in pruned.mean_tokens),
-        ("parity", _verdict),
     ]
     for label, cell in rows:
         table.add_row(label, cell(dense), cell(pruned), "")
+    table.add_row("parity", _passed(validation, -1), _passed(validation, 0), "")
     gflops = validation.gflops
-    table.add_row(
-        "GFLOPs a request",
-        f"{gflops['dense']:.3f}",
-        f"{gflops['pruned']:.3f}",
-        _ratio(gflops["dense"], gflops["pruned"]),
-    )
+    ratio = f"{gflops.dense / gflops.pruned:.2f}x"
+    table.add_row("GFLOPs per request", f"{gflops.dense:.3f}", f"{gflops.pruned:.3f}", ratio)
     names = {"torch": "torch, eager", "artifact": "artifact" if validation.validated == "artifact" else "its ONNX"}
     for key, name in names.items():
-        slow, fast = validation.latency[f"{key} dense"], validation.latency[f"{key} pruned"]
-        table.add_row(
-            f"latency of {name}, ms (p10-p90 of {slow.calls} calls)",
-            f"{slow.median_ms:.2f} ({slow.p10_ms:.2f}-{slow.p90_ms:.2f})",
-            f"{fast.median_ms:.2f} ({fast.p10_ms:.2f}-{fast.p90_ms:.2f})",
-            _speed_up(validation.speed_ups[key]),
-        )
+        slow, fast = validation.times[f"{key} dense"], validation.times[f"{key} pruned"]
+        label = f"latency of {name}, ms: p50 / p90 / p99 of {len(slow)} calls"
+        table.add_row(label, _percentiles(slow), _percentiles(fast), _speed_up(ratio_of(slow, fast)))
     return table
 
 
-def _speed_up(found: Spread) -> str:
-    """With its spread over the rounds; no number where these do not agree that there is any."""
-    if found.says_nothing:
+def _percentiles(times: list[float]) -> str:
+    return " / ".join(f"{value:.2f}" for value in np.percentile(times, PERCENTILES))
+
+
+def _speed_up(ratio: Spread) -> str:
+    """With its spread over the rounds; no number where these do not agree that there is a speed-up."""
+    if ratio.says_nothing:
         return TOO_NOISY
-    spread = f"({found.p10:.2f}-{found.p90:.2f})"
-    return f"undecided {spread}" if found.may_be_none else f"{found.median:.2f}x {spread}"
+    spread = f"({ratio.p10:.2f}-{ratio.p90:.2f})"
+    return f"undecided {spread}" if ratio.may_be_none else f"{ratio.median:.2f}x {spread}"
 
 
-def _last_tokens(encoder: str, result: ParityResult) -> str:
-    return f"{result.mean_tokens[encoder][-1]:.1f}"
+def _last_tokens(encoder: str, parity: Parity) -> str:
+    return f"{parity.mean_tokens[encoder][-1]:.1f}"
 
 
-def _verdict(result: ParityResult) -> str:
-    return "passed" if result.passed else "FAILED"
-
-
-def _ratio(dense: float, pruned: float) -> str:
-    return f"{dense / pruned:.2f}x"
+def _passed(validation: ExportValidation, index: int) -> str:
+    return "passed" if validation.pairs[index].passed else "FAILED"
 
 
 def closing_lines(result: ExportResult) -> list[str]:
     """One line each: what was written, on which backend, and what was not done."""
-    backend = result.backend
+    backend, target, manifest = result.prepared.backend, result.prepared.options.engine, result.manifest
     lines = [f"backend: {backend.name} {backend.version} ({backend.reason})"]
     lines += [f"note on latency: {caveat}" for caveat in result.validation.caveats]
-    if result.manifest is None:
+    if manifest is None:
         failures = [failure for parity in result.validation.parity for failure in parity.failures]
         shown = failures[:5] + ([f"and {len(failures) - 5} more"] if len(failures) > 5 else [])
         return [*lines, "parity FAILED, nothing was written:", *(f"  {failure}" for failure in shown)]
     if result.validation.validated == "onnx":
-        lines.append(
-            "the plan was built, not run: no GPU here can execute it; the ONNX it was built from was validated"
-        )
-    lines.extend(f"checkpoint: {note}" for note in result.manifest["checkpoint"].get("notes", ()))
-    lines.extend(plugin_lines(result.manifest))
-    if "oldest" in result.manifest["backend"]:
-        custom = any(part["custom_nodes"] for part in result.manifest["parts"])
-        kind = "custom ops with function bodies (--plugins none inlines them)" if custom else "standard ONNX alone"
-        lines.append(f"file: {kind}; runs in ONNX Runtime {result.manifest['backend']['oldest']} and newer")
-    folder = result.artifact.parent
-    artifacts = ", ".join(str(folder / part["artifact"]) for part in result.manifest["parts"])
-    lines.append(f"wrote {artifacts} and {manifest_path(result.artifact)}")
+        lines.append("the plan was built, not run: no GPU here can run it; the ONNX it was built from was validated")
+    lines.extend(f"checkpoint: {note}" for note in manifest.checkpoint.notes or ())
+    lines.extend(plugin_lines(manifest))
+    if manifest.backend.oldest is not None:
+        custom = any(part.custom_nodes for part in manifest.parts)
+        kind = "custom ops with function bodies (--plugins none inlines them)" if custom else "standard ONNX ops only"
+        lines.append(f"file: {kind}; runs in ONNX Runtime {manifest.backend.oldest} and newer")
+    artifacts = ", ".join(str(target.parent / part.artifact) for part in manifest.parts)
+    lines.append(f"wrote {artifacts} and {manifest_path(target)}")
     return lines
 
 
-def plugin_lines(manifest: Mapping[str, Any]) -> list[str]:
-    """One line each on the plugin library and on what the token sizes rest on; none for a plan without plugins."""
-    library, parts = manifest["plugins"]["library"], manifest["parts"]
-    if library is None:
+def plugin_lines(manifest: Manifest) -> list[str]:
+    """One line each on the plugin library and on the origin of token sizes; none for a plan without plugins."""
+    library, tokens = manifest.plugins.library, manifest.parts[0].tokens
+    if library is None or tokens is None:
         return []
-    count = sum(layers for part in parts for layers in part["plugin_layers"].values())
-    place = "in the plan; its loader has to allow host code" if library["embedded"] else f"{library['file']} beside it"
-    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library["sm"])
-    tokens = parts[0]["tokens"]
-    basis = {"file": "from the file of", "measured": "measured on", "guessed": "GUESSED from"}[tokens["source"]]
+    count = sum(layers for part in manifest.parts for layers in part.plugin_layers.values())
+    place = "in the plan; its loader has to allow host code" if library.embedded else f"{library.file} beside it"
+    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
+    basis = {"file": "statistics of", "measured": "measured on", "guessed": "GUESSED from"}[tokens.source]
     return [
         f"plugins: {count} layers; library {place} (for compute capability {architectures})",
-        f"token sizes tuned for: {basis} {tokens['origin']}",
+        f"token sizes tuned for: {basis} {tokens.origin}",
     ]

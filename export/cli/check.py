@@ -8,15 +8,15 @@ from export.cli.common import errors_console, export_options, output_console, pa
 from madtp.console.heartbeat import Heartbeat
 
 
-@click.command(short_help="Preflight of an export; writes nothing.")
+@click.command(short_help="Preflight of an export: writes nothing.")
 @export_options
 def command(**given: Any) -> None:
     """Preflight of an export: read and check everything, write nothing.
 
     \b
-    Exit status: 0 everything is there, 2 the input or the machine is at fault.
+    Exit status: 0 everything is available, 2 the input or the machine is at fault.
     """
-    from export.build.pipeline import prepare
+    from export.build.prepare import prepare
     from export.build.table import preflight_table
 
     raise_interrupts()

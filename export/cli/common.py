@@ -1,4 +1,4 @@
-"""What the commands share: options of an export, where output goes, how an interrupt is taken."""
+"""What the commands share: options of an export, delivery of results, interrupts."""
 
 import signal
 import sys
@@ -16,8 +16,8 @@ from madtp.console.command import PATH, allow_outside, errors_console, output_co
 from madtp.errors import OutputError
 
 FAILED = 1  # a check failed
-BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt where that and a GPU are here, else tensorrt-rtx."
-PLUGINS = "none: standard ONNX ops alone. auto: a plan uses our plugins, an .onnx holds custom ops and their bodies."
+BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt if installed with a GPU, else tensorrt-rtx."
+PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
 AGAIN = 0.05  # seconds until an interrupt that was lost is taken again
 
 
@@ -25,23 +25,34 @@ def export_options(command: Any) -> Any:
     """The options that an export and its preflight share."""
     for option in reversed(
         (
-            click.option("--ckpt", type=PATH, help="Trained MADTP checkpoint (.pt, .pth)."),
-            click.option("--engine", type=PATH, help="Output: out.plan (TensorRT) or out.onnx (ONNX Runtime)."),
-            click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones."),
+            click.option("--ckpt", type=PATH, help="Trained MADTP checkpoint (.pt, .pth). Required."),
+            click.option("--engine", type=PATH, help="Output: out.plan (TensorRT) or out.onnx. Required."),
+            click.option("--config", type=PATH, help="JSON file of model sizes (default: inferred)."),
             click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=BACKEND),
             # What ExportOptions knows and refuses, with its reason, is not offered.
-            click.option("--precision", metavar="[fp32]", default="fp32", show_default=True, help="Of the numbers."),
-            click.option("--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Of the tokens."),
-            click.option("--batch", metavar="MIN:OPT:MAX", help="Requests a call; default 1:1:8."),
-            click.option("--text", metavar="MIN:OPT:MAX", help="Tokens a sentence; default 2:24:64."),
-            click.option("--beams", type=int, help="Beams, or candidates read to the end; vqa 128, caption 8."),
-            click.option("--max-length", type=int, help="Ids of an answer or caption at most; vqa 17, caption 41."),
-            click.option("--temperature", type=float, help="Default pruning temperature; the checkpoint's."),
+            click.option("--precision", metavar="[fp32]", default="fp32", show_default=True, help="Engine precision."),
+            click.option(
+                "--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Layout of pruned tokens."
+            ),
+            click.option("--batch", metavar="MIN:OPT:MAX", help="Requests per call (default: 1:1:8)."),
+            click.option("--text", metavar="MIN:OPT:MAX", help="Tokens per text (default: 2:24:64; vqa 2:12:64)."),
+            click.option("--beams", type=int, help="Maximum beams or candidates (default: vqa 128, caption 8)."),
+            click.option(
+                "--max-length", type=int, help="Maximum ids of an answer or caption (default: vqa 17, caption 41)."
+            ),
+            click.option("--temperature", type=float, help="Default pruning temperature (default: the checkpoint's)."),
             click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True, help=PLUGINS),
-            click.option("--embed-plugins", is_flag=True, help="Put the plugin library into the plan."),
-            click.option("--tokens", type=PATH, metavar="JSON", help="For plans: of python -m calibration tokens."),
+            click.option("--embed-plugins", is_flag=True, help="Embed the plugin library in the plan."),
+            click.option(
+                "--tokens",
+                type=PATH,
+                metavar="JSON",
+                help="Token statistics from `python -m calibration tokens`; plans only (default: measured on samples).",
+            ),
             click.option("--calib", type=PATH, metavar="DIR", hidden=True),
-            click.option("--samples", type=PATH, metavar="DIR", help="Samples to check the result on; the demo's."),
+            click.option(
+                "--samples", type=PATH, metavar="DIR", help="Samples to validate on (default: the demo's samples)."
+            ),
             allow_outside,
         )
     ):

@@ -39,16 +39,16 @@ class LazyGroup(click.Group):
 @export_options
 @click.pass_context
 def cli(context: click.Context, /, **given: Any) -> None:
-    """Export a trained MADTP checkpoint to an engine, and prove that it gives the same answers.
+    """Export a trained MADTP checkpoint to an engine, and validate it against the checkpoint.
 
     \b
     python -m export --ckpt x.pt --engine out.plan                   a TensorRT engine
     python -m export --ckpt x.pt --engine out.onnx                   for ONNX Runtime, 1.17 or newer
     python -m export --ckpt x.pt --engine out.onnx --plugins none    standard ONNX, no custom domain
-    python -m export COMMAND --help                                  about what was exported
+    python -m export COMMAND --help                                  commands for exported artifacts
 
     \b
-    Exit status: 0 written, 1 the answers differ and nothing was written, 2 the input or the machine is at fault.
+    Exit status: 0 written, 1 validation failed and nothing was written, 2 the input or the machine is at fault.
     """
     if context.invoked_subcommand is None:
         context.exit(_export(parse_options(given)))
@@ -57,7 +57,8 @@ def cli(context: click.Context, /, **given: Any) -> None:
 
 
 def _export(options: ExportOptions) -> int:
-    from export.build.pipeline import export, prepare
+    from export.build.pipeline import export
+    from export.build.prepare import prepare
     from export.build.table import EXPORT_STAGES, closing_lines, validation_table
     from export.console import ConsoleProgress
 

@@ -3,6 +3,7 @@
 import importlib.util
 from dataclasses import dataclass
 from importlib import metadata
+from typing import Literal
 
 import pynvml
 
@@ -11,6 +12,9 @@ from export.errors import BackendError
 # GPUs that a plan of TensorRT for RTX runs on. It knows 7.5 too, but only plans that were built for nothing else:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
+
+
+BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 
 @dataclass(frozen=True)
@@ -33,7 +37,7 @@ class Backend:
         can_run: whether this machine can execute what it builds.
     """
 
-    name: str
+    name: BackendName
     version: str
     reason: str
     can_run: bool

@@ -3,14 +3,16 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from calibration.tokens import Source, TokenStatistics, collect
-from export.graph.token_sizes import TokenSizes
+from export.artifact.manifest import Tokens, TokenSizes
 from madtp.data.samples import Config, SampleSet, collate
 from madtp.errors import TokensError
 from madtp.models.config import BlipConfig, ClipConfig
 from madtp.models.parts import SOURCE, Part, encoder_layers
+
+TokenSource = Literal["file", "measured", "guessed"]
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class TokenPlan:
     """
 
     sizes: Mapping[str, Sequence[TokenSizes]]
-    source: str
+    source: TokenSource
     origin: str
     samples: int
 
@@ -36,10 +38,10 @@ class TokenPlan:
         before = [name for name in self.sizes if name not in part.encoders]
         return self.sizes["vision" if "match" in self.sizes else before[-1]][-1].opt
 
-    def to_manifest(self, part: Part) -> dict[str, Any]:
+    def entry(self, part: Part) -> Tokens:
         """The manifest's `tokens` entry of one part."""
-        sizes = {name: [[size.opt, size.max] for size in self.sizes[name]] for name in part.encoders}
-        return {"source": self.source, "origin": self.origin, "samples": self.samples, "opt_max": sizes}
+        sizes = {name: tuple(self.sizes[name]) for name in part.encoders}
+        return Tokens(self.source, self.origin, self.samples, sizes)
 
 
 def depths(parts: Mapping[str, Part]) -> dict[str, int]:
@@ -95,14 +97,14 @@ def token_plan(
         on_detail: told what is being done.
     """
     largest = {name: largest_tokens(config, longest_text, name) for name in depths(parts)}
-    source = "file"
+    source: TokenSource = "file"
     if statistics is None:
         source = "measured" if samples.fits else "guessed"
         if temperature > 0:
             on_detail("measuring token counts")
-            here = Source(checkpoint_sha256, config.task, temperature, samples.origin, None)
+            own = Source(checkpoint_sha256, config.task, temperature, samples.origin, None)
             inputs = (collate([request], config) for request in samples.requests)
-            statistics = collect(config, parts, inputs, here)
+            statistics = collect(config, parts, inputs, own)
     if statistics is None:  # a dense default: every layer keeps everything
         dense = {name: [largest[name]] * layers for name, layers in depths(parts).items()}
         return _plan(dense, largest, "measured", "temperature 0 prunes nothing", 0)
@@ -111,7 +113,7 @@ def token_plan(
 
 
 def _plan(
-    usual: Mapping[str, Sequence[int]], largest: Mapping[str, int], source: str, origin: str, samples: int
+    usual: Mapping[str, Sequence[int]], largest: Mapping[str, int], source: TokenSource, origin: str, samples: int
 ) -> TokenPlan:
     sizes = {
         name: [TokenSizes(min(count, largest[name]), largest[name]) for count in counts]

@@ -9,7 +9,7 @@ from torch import Tensor
 from export.report.measure import alone
 from export.runtime.runner import finite_runners
 from export.samples.artifact import ArtifactSamples
-from export.validate.teacher_forcing import teacher_forcing_runners, forced_logits, generated_text
+from export.validate.teacher_forcing import forced_logits, generated_text, teacher_forcing_runners
 from madtp.data.samples import Config
 from madtp.data.tokenize import TextProcessor
 from madtp.models.config import BlipConfig, RetrievalConfig

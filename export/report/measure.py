@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bench.latency import time_rounds
-from export.build.check import mean_gflops
+from export.build.gflops import mean_gflops
 from export.runtime.runner import finite_runners
 from madtp.data.samples import Config, Request, SampleSet, collate
 from madtp.models.parts import Part
@@ -83,7 +83,7 @@ def _over(inputs: Sequence[Any], call: Callable[[Any], object]) -> Callable[[], 
 def gflops_of(
     config: Config, parts: Mapping[str, Part], samples: SampleSet, temperatures: Sequence[float]
 ) -> dict[float, float]:
-    """Mean GFLOPs of a request by temperature (`export.build.check.mean_gflops`)."""
+    """Mean GFLOPs of a request by temperature (`export.build.gflops.mean_gflops`)."""
     return {tau: mean_gflops(config, parts, samples, tau) for tau in temperatures}
 
 

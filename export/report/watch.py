@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from export.validate.intermediates import OpenIntermediates, KeptIdsRunner, kept_ids_runners
+from export.validate.intermediates import KeptIdsRunner, OpenIntermediates, kept_ids_runners
 from madtp.data.samples import Config
 from madtp.models.parts import Part
 from madtp.ops.recorder import PruningRecorder
@@ -52,7 +52,11 @@ def watch_torch(parts: Mapping[str, Part], how: str) -> Watched:
 
 
 def watch_artifact(
-    manifest: Mapping[str, Any], files: Mapping[str, Path], shows: OpenIntermediates, runners: Mapping[str, Runner], how: str
+    manifest: Mapping[str, Any],
+    files: Mapping[str, Path],
+    shows: OpenIntermediates,
+    runners: Mapping[str, Runner],
+    how: str,
 ) -> Watched:
     """The artifact, made to give out its source ids.
 

@@ -1,4 +1,4 @@
-"""The one comparator: outputs, answers and kept tokens of all pairs of runners, batch by batch, at every temperature."""
+"""The comparator: outputs, answers and kept tokens of all pairs of runners, batch by batch, at every temperature."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace

@@ -6,7 +6,6 @@ in the same runtime. Plans are bisected in `export.validate.plan_bisection`.
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -70,8 +69,8 @@ class DivergentNode:
         together = [f"it was run together with {', '.join(before[-SHOWN:])}{more} before it"] if before else []
         why = f": {'; '.join([*self.why, *together])}" if self.why or before else ""
         return (
-            f"first node that differs given identical inputs: {self.op} '{self.node}' of part {self.part}, output "
-            f"'{self.output}' by {self.difference:.1e} (relative){why}"
+            f"first divergent node: {self.op} '{self.node}' of part {self.part}; given identical inputs its output "
+            f"'{self.output}' differs by {self.difference:.1e} (relative){why}"
         )
 
 
@@ -115,12 +114,15 @@ def first_divergent_node(
     """
     for call in calls:
         on_detail(f"bisecting {call.part}")
-        for divergent_node in _divergent_nodes(call, references[call.part], artifacts[call.part], tolerance):
-            return divergent_node
+        found = next(_divergent_nodes(call, references[call.part], artifacts[call.part], tolerance), None)
+        if found is not None:
+            return found
     return None
 
 
-def _divergent_nodes(call: Call, reference: OnnxGraph, artifact: OnnxGraph, tolerance: float) -> Iterator[DivergentNode]:
+def _divergent_nodes(
+    call: Call, reference: OnnxGraph, artifact: OnnxGraph, tolerance: float
+) -> Iterator[DivergentNode]:
     names = {value.name for value in reference.model.graph.input}
     known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, names)
     values = list(producers(reference))
@@ -129,7 +131,7 @@ def _divergent_nodes(call: Call, reference: OnnxGraph, artifact: OnnxGraph, tole
     for node in artifact.model.graph.node:
         outputs = [name for name in node.output if name in originals]
         if not outputs:
-            continue  # a node of its own; what it feeds is cut out together with it
+            continue  # a tool added it; the node that it feeds is run together with it
         why = differences(artifact, node, reference, originals[outputs[0]])
         subgraph = subgraph_of(artifact, node, known)
         if not why and len(subgraph.model.graph.node) == 1:
@@ -141,14 +143,18 @@ def _divergent_nodes(call: Call, reference: OnnxGraph, artifact: OnnxGraph, tole
             actual = run_graph(subgraph, inputs, outputs)
         except Exception as error:  # ONNX Runtime has no common type for a graph that it refuses
             why.append(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}")
-            yield DivergentNode(call.part, node.name, node.op_type, outputs[0], np.inf, why, count, subgraph, inputs, expected)
+            yield DivergentNode(
+                call.part, node.name, node.op_type, outputs[0], np.inf, why, count, subgraph, inputs, expected
+            )
             continue
         for name in outputs:
             worst = relative_difference(expected[name], actual[name])
             if not worst <= tolerance:
                 if expected[name].dtype != actual[name].dtype:
                     why.append(f"it gives {actual[name].dtype}, not {expected[name].dtype}")
-                yield DivergentNode(call.part, node.name, node.op_type, name, worst, why, count, subgraph, inputs, expected)
+                yield DivergentNode(
+                    call.part, node.name, node.op_type, name, worst, why, count, subgraph, inputs, expected
+                )
                 break
 
 

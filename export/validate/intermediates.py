@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from export.artifact.manifest import TokenSizes
 from export.engine.backends import Backend
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import plugin_library
@@ -18,7 +19,7 @@ from export.graph.expose_outputs import expose_outputs
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.graph.source_ids import kept_ids
-from export.graph.token_sizes import TokenSizes, set_token_sizes
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import write_part
 from export.runtime.runner import PlanRunner, feed, running
 from madtp.files.staging import write_errors

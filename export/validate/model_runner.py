@@ -87,12 +87,12 @@ class TorchModelRunner:
         forbid_tf32()
         self.name = name
         self.config: Config = model.config
-        self._model, self._dtype = model, dtype
+        self.model, self._dtype = model, dtype
 
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The model's parts in this type."""
-        model = self._model if self._dtype == torch.float32 else copy.deepcopy(self._model).to(self._dtype)
+        model = self.model if self._dtype == torch.float32 else copy.deepcopy(self.model).to(self._dtype)
         return parts_of(model)
 
     @cached_property

@@ -21,8 +21,8 @@ class OutputAgreement:
     Attributes:
         worst, mean: |difference| between the two.
         cosine: least over requests; None for integer outputs.
-        error: |difference| of the second runner from the fp64 reference, or from the first runner where there is none or
-            it kept other tokens; of the comparison that came closest to its limit.
+        error: |difference| of the second runner from the fp64 reference, or from the first runner where the reference
+            was not run or kept other tokens; of the comparison that came closest to its limit.
         allowed: that limit.
         decided: requests with the same answer, of `decisions`; both 0 for outputs that are not an answer.
         failures: comparisons in which it left tolerance.

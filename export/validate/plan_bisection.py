@@ -26,7 +26,7 @@ class PlanBisection:
     unchecked: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        found = str(self.divergent_node or "a plan that shows the values inside it agrees with ONNX Runtime")
+        found = str(self.divergent_node or "a plan with intermediate values as outputs agrees with ONNX Runtime")
         count = len(self.unchecked)
         return f"{found} ({count} nodes could not be checked, e.g. {self.unchecked[0]})" if count else found
 
@@ -38,10 +38,10 @@ def bisect_plan(
     tolerance: float,
     on_detail: Callable[[str], None],
 ) -> PlanBisection:
-    """The first nodes whose output in the plan leaves what ONNX Runtime makes of the plan's own inputs to them.
+    """The first nodes whose output in the plan differs from ONNX Runtime's given the plan's own inputs to them.
 
-    First only what custom ops take and give is looked at, so that TensorRT may fuse what lies between as it does in the
-    artifact; then every value of the stretch that is wrong.
+    First only the inputs and outputs of custom ops are compared, so that TensorRT may fuse what lies between as it does
+    in the artifact; then every value of the nodes that differ.
 
     Args:
         calls: of parts in torch, in the order in which the parts run.
@@ -75,7 +75,7 @@ def _around_custom_ops(file: OnnxGraph) -> set[str]:
 def _first_wrong(
     call: Call, file: OnnxGraph, open_part: OpenIntermediates, exposed: set[str], tolerance: float, unchecked: list[str]
 ) -> DivergentNode | None:
-    """The first subgraph of the graph, between values that the plan shows, that the plan computes otherwise.
+    """The first nodes, between values that the plan has as outputs, that the plan computes in another way.
 
     Nodes that cannot be run here go to `unchecked`.
     """

@@ -1,4 +1,4 @@
-"""A divergent node saved to be run again: an ONNX file, its inputs and the expected outputs, as Polygraphy reads them."""
+"""A divergent node as files that Polygraphy runs again: its ONNX, its inputs and the expected outputs."""
 
 import shlex
 import sys
@@ -30,7 +30,7 @@ def check_repro(folder: Path) -> None:
         check_outputs([(folder / name, kind) for name, kind in REPRO.items()], [])
 
 
-def save_repro(divergent_node: DivergentNode, folder: Path, tolerance: float) -> str:
+def save_repro(node: DivergentNode, folder: Path, tolerance: float) -> str:
     """Save the node with its inputs and expected outputs; returns the command that shows the difference.
 
     Writes node.onnx, inputs.json and expected.json, over nothing but an earlier node.
@@ -42,16 +42,16 @@ def save_repro(divergent_node: DivergentNode, folder: Path, tolerance: float) ->
     from polygraphy.json import save_json
 
     results = RunResults()
-    results.append((divergent_node.origin, [IterationResult(dict(divergent_node.expected), runner_name=divergent_node.origin)]))
-    scale = max((float(np.abs(value).max(initial=0)) for value in divergent_node.expected.values()), default=1.0)
+    results.append((node.origin, [IterationResult(dict(node.expected), runner_name=node.origin)]))
+    scale = max((float(np.abs(value).max(initial=0)) for value in node.expected.values()), default=1.0)
     check_repro(folder)
     model, inputs, expected = REPRO
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
         with Staging(folder / model) as staging:
-            divergent_node.subgraph.model.producer_name = PRODUCER
-            onnx.save(divergent_node.subgraph.model, str(staging.folder / model))
-            save_json([divergent_node.inputs], str(staging.folder / inputs))
+            node.subgraph.model.producer_name = PRODUCER
+            onnx.save(node.subgraph.model, str(staging.folder / model))
+            save_json([node.inputs], str(staging.folder / inputs))
             results.save(str(staging.folder / expected))
             staging.commit(REPRO)
     own = Path(sys.executable).with_name("polygraphy")  # of this environment, which need not be active

@@ -5,10 +5,11 @@ import json
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from export.artifact.manifest import (
     KEPT_FAILURES,
+    ArtifactStatus,
     InvarianceEntry,
     OutputEntry,
     PairEntry,
@@ -29,7 +30,9 @@ from madtp.files.outputs import json_kind, write_output
 
 RESULT = json_kind("a result of validate", "artifact", "passed", "status", "checks", "pairs")
 JUNIT = junit_kind("validate")
-PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
+PASSED: Final = "passed"
+FAILED: Final = "failed"
+NOT_RUN: Final = "not run"
 BATCH_INVARIANCE = "batch invariance"
 
 
@@ -109,7 +112,7 @@ class ValidationResult:
         return all(check.status != FAILED for check in self.checks)
 
     @property
-    def artifact_status(self) -> str:
+    def artifact_status(self) -> ArtifactStatus:
         """Of the artifact itself: "passed", "failed", or "not run" where its ONNX alone could be compared."""
         if not self.passed:
             return FAILED
@@ -130,8 +133,7 @@ class ValidationResult:
         for found in self.batch_invariance:
             failure = found.failure(self.layout)
             name = f"{found.runner}, sample {found.probe} among {found.others} requests"
-            why = (failure,) if failure else ()
-            checks.append(Check(BATCH_INVARIANCE, name, FAILED if failure else PASSED, why))
+            checks.append(Check(BATCH_INVARIANCE, name, FAILED if failure else PASSED, (failure,) if failure else ()))
         return checks
 
     def to_json(self) -> dict[str, Any]:

@@ -1,48 +1,43 @@
-"""`python -m export validate`: hold an existing artifact to the checkpoint that it was made from."""
+"""`python -m export validate`: compare an existing artifact with the checkpoint that it was made from."""
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 import madtp
-from export.artifact.files import check_artifact, tensor_infos
-from export.artifact.manifest import tool_versions
+from export.artifact.files import check_artifact
+from export.artifact.manifest import SamplesEntry
 from export.artifact.reader import ARTIFACTS, open_manifest
 from export.artifact.seal import is_sealed
 from export.console import Progress
 from export.engine.backends import Backend
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, ManifestError, OptionError
-from export.graph.custom_nodes import custom_nodes
-from export.graph.inline import inline_functions
-from export.graph.onnx_graph import OnnxGraph
-from export.runtime.artifact import open_parts, runtime
-from export.runtime.runner import CheckedRunner, OnnxRunner
-from export.samples.choice import DataOptions, choose_samples
+from export.runtime.artifact import runtime
+from export.samples.choice import DataOptions, ValidationSamples, choose_samples
 from export.samples.profile import check_samples
-from export.validate.divergent_node import DivergentNode, record_calls, check_repro, first_divergent_node, save_repro
-from export.validate.model_runner import ModelRunner, ArtifactRunner, TorchModelRunner
-from export.validate.intermediates import IntermediatesPlanBuilder, open_onnx_intermediates, trace_parts, kept_ids_runners
+from export.validate.artifact_runners import open_runners
 from export.validate.batch_invariance import measure_batch_invariance
-from export.validate.comparator import Comparator, PairFailure, compare_samples
-from export.validate.plan_bisection import bisect_plan
-from export.validate.tolerances import Bounds, tolerance_of
+from export.validate.bisection import bisect_failures
+from export.validate.comparator import Comparator, compare_samples
+from export.validate.model_runner import TorchModelRunner
+from export.validate.repro import check_repro
 from export.validate.result import ValidationResult, update_manifest
-from madtp.checkpoint.loading import MAX_TEMPERATURE
+from export.validate.tolerances import Bounds, tolerance_of
+from madtp.checkpoint.loading import MAX_TEMPERATURE, Model
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import Config
-from madtp.errors import OutputError, listing
+from madtp.errors import listing
 from madtp.files.scratch import scratch_folder
-from madtp.tasks.requests import Runner
 
 STAGES = 5
 NO_IDS = (
-    "tokens were only counted, not told apart: the graph does not show which it keeps, e.g. because a tool renamed "
-    "values, or put the TokenCompact nodes in another order"
+    "compared token counts only: kept-token ids are unavailable here (TokenCompact nodes inlined or reordered, or "
+    "values renamed)"
 )
 NOTHING_PRUNED = "pruning was not compared: the default temperature is 0, and --temperature named no other"
 
@@ -52,14 +47,14 @@ class ValidateOptions:
     """One validation.
 
     Attributes:
-        engine: the manifest, or what --engine of the export named.
+        engine: the manifest, or the file that --engine of the export named.
         checkpoint: that it was made from.
-        config: JSON of sizes that win over the checkpoint's.
-        data: what to compare on.
-        tolerances: output -> largest |error|, in place of the rule's.
-        repro: folder for the node at fault and its inputs.
-        temperatures: to compare at, beside the manifest's and zero.
-        changed: judge files that were changed since the export, too; the manifest then stays as it is.
+        config: JSON of model sizes that win over the checkpoint's.
+        data: samples to compare on.
+        tolerances: output -> largest |error|, instead of the rule's.
+        repro: folder for the first divergent node and its inputs.
+        temperatures: to compare at, besides the manifest's and zero.
+        changed: also validate files that were changed since the export; the manifest then stays as it is.
     """
 
     engine: Path
@@ -72,100 +67,92 @@ class ValidateOptions:
     changed: bool = False
 
     def __post_init__(self) -> None:
+        if self.engine.suffix not in (*ARTIFACTS, ".json"):
+            raise OptionError(
+                f"--engine '{self.engine}' is neither an artifact nor a manifest",
+                "Its name does not end in .json, .onnx or .plan.",
+                "Name out.json, out.onnx or out.plan.",
+            )
         for temperature in self.temperatures:
             if not 0 <= temperature <= MAX_TEMPERATURE:
                 raise OptionError(
-                    f"--temperature is {temperature}", "It has to be a finite number, zero or more.", "E.g. 0.5."
+                    f"--temperature is {temperature}", "It has to be a finite number, zero or more.", "Use e.g. 0.5."
                 )
 
     def compared_at(self, default: float) -> list[float]:
-        """All temperatures, the one that matters most first: the default, unless that prunes nothing."""
+        """All temperatures; the default first, unless it prunes nothing."""
         others = sorted({*self.temperatures, 0.0} - {default}, reverse=True)
         return [default, *others] if default > 0 else [*others, default]
 
 
+@dataclass(frozen=True)
+class _Inputs:
+    """Everything that a validation reads, checked; nothing run yet."""
+
+    manifest_path: Path
+    manifest: dict[str, Any]
+    artifact: Path
+    changed: list[str]
+    bounds: Bounds
+    model: Model
+    samples: ValidationSamples
+    backend: Backend
+
+
 def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[ValidationResult, str]:
-    """Compare torch, ONNX and (where a GPU can run it) the plan, and put the verdict into the manifest.
+    """Compare torch, ONNX and (where a GPU can run it) the plan, and put the result into the manifest.
 
     Returns:
-        The verdict, and why the manifest was not updated (empty where it was).
+        The result, and why the manifest was not updated (empty where it was).
 
     Raises:
         ManifestError: artifact, manifest and checkpoint do not belong together.
         MadtpError: unusable checkpoint, configuration, samples or options.
     """
-    _check_name(options.engine)
+    progress.stage("reading manifest, checkpoint and samples")
+    given = _read(options)
+    manifest = given.manifest
+    reference = TorchModelRunner("torch", given.model, given.bounds.tolerance.dtype)
+    fp64 = TorchModelRunner("torch fp64", given.model, torch.float64)
+    with scratch_folder() as scratch:
+        opened = open_runners(
+            given.artifact, manifest, reference, given.backend, scratch, bool(given.changed), progress
+        )
+        comparator = Comparator(reference, fp64, opened.runners, given.bounds)
+        result = _compare(given, comparator, options.compared_at(manifest["temperature"]), opened.notes, progress)
+        if not result.passed:
+            progress.stage("looking for the first divergent node")
+            found = bisect_failures(result, manifest, reference, opened, options.repro, scratch, progress)
+            result = replace(result, bisection=found)
+    return result, update_manifest(result, given.manifest_path, manifest)
+
+
+def _read(options: ValidateOptions) -> _Inputs:
+    """Read and check everything that was named."""
     if options.repro is not None:
         check_repro(options.repro)
-    progress.stage("reading manifest, checkpoint and samples")
-    source, manifest = open_manifest(options.engine, changed=options.changed)
-    artifact = source.parent / manifest["artifact"]
-    suffix = artifact.suffix
+    path, manifest = open_manifest(options.engine, changed=options.changed)
+    artifact = path.parent / manifest["artifact"]
     changed = check_artifact(manifest, artifact, options.checkpoint, changed=options.changed)
     if not is_sealed(manifest):
-        changed.append(source.name)
+        changed.append(path.name)
     bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
     model = madtp.load(options.checkpoint, options.config)
-    config = model.config
-    if source.name not in changed:
-        _check_described(manifest, config, source)
+    if path.name not in changed:
+        _check_described(manifest, model.config, path)
     batch, text = batch_and_text(manifest["parts"])
     vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
-    beside = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
-    chosen = choose_samples(options.data, options.checkpoint, beside, config, batch, text)
-    check_samples(chosen.samples, config, batch, text)
+    own = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
+    samples = choose_samples(options.data, options.checkpoint, own, model.config, batch, text)
+    check_samples(samples.samples, model.config, batch, text)
     backend = runtime(manifest)
-    if changed and suffix == ".plan" and not backend.can_run:
+    if changed and artifact.suffix == ".plan" and not backend.can_run:
         raise BackendError(
-            f"the changed plan '{artifact}' cannot be judged here",
+            f"the changed plan '{artifact}' cannot be validated here",
             f"It has to run for that, and {backend.reason}.",
             "Validate it on a machine whose GPU runs it.",
         )
-    reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
-    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
-    with scratch_folder() as scratch:
-        compared = _contestants(artifact, manifest, reference, backend, scratch, bool(changed), progress)
-        comparator = Comparator(reference, yardstick, compared.others, bounds)
-        progress.stage("checking answers and tokens")
-        temperatures = options.compared_at(manifest["temperature"])
-        if temperatures[0] <= 0:
-            compared.notes.append(NOTHING_PRUNED)
-        counts = compare_samples(comparator, config, chosen.samples, temperatures, batch, progress.detail)
-        progress.stage("checking batch mates")
-        dependences = measure_batch_invariance(
-            comparator, config, chosen.samples, temperatures[0], batch, text, progress.detail
-        )
-        seen = [result for (pair, at), result in comparator.results.items() if pair == "torch/onnx" and at > 0]
-        if any(result.selection.layers and not result.selection.shows_ids for result in seen):
-            compared.notes.append(NO_IDS)
-        verdict = ValidationResult(
-            artifact=artifact.name,
-            task=config.task,
-            precision=manifest["precision"],
-            layout=manifest["layout"],
-            samples=chosen.to_json(),
-            bounds=bounds,
-            results=list(comparator.results.values()),
-            token_counts=counts,
-            dependences=dependences,
-            runs_plan=backend.can_run if suffix == ".plan" else None,
-            notes=compared.notes,
-            changed=changed,
-        )
-        if not verdict.passed:
-            progress.stage("looking for the node at fault")
-            _bisect(verdict, options, manifest, reference, compared, scratch, progress)
-    return verdict, update_manifest(verdict, source, manifest)
-
-
-def _check_name(engine: Path) -> None:
-    """Refuse what by its name is no artifact and no manifest."""
-    if engine.suffix not in (*ARTIFACTS, ".json"):
-        raise OptionError(
-            f"--engine '{engine}' is no artifact and no manifest",
-            "Its name does not end in .json, .onnx or .plan.",
-            "Name out.json, out.onnx or out.plan.",
-        )
+    return _Inputs(path, manifest, artifact, changed, bounds, model, samples, backend)
 
 
 def _check_described(manifest: Mapping[str, Any], config: Config, path: Path) -> None:
@@ -177,147 +164,36 @@ def _check_described(manifest: Mapping[str, Any], config: Config, path: Path) ->
     if names:
         raise ManifestError(
             f"the manifest '{path}' does not describe the model of this checkpoint",
-            f"It gives another {listing(names)}, by which requests are prepared: answers would be others.",
+            f"Its {listing(names)} differ: requests would be prepared in another way.",
             "Name the --config of the export, or export again.",
         )
 
 
-@dataclass
-class _Compared:
-    """What is held to torch.
-
-    Attributes:
-        files: ONNX of every part: the artifact's, or of a plan traced from the checkpoint.
-        others: ONNX Runtime, and the plan where it can run.
-        shows: opens the plan's parts so that values inside are seen; None where no plan runs.
-        notes: see `ValidationResult`.
-    """
-
-    files: dict[str, Path]
-    others: list[ModelRunner] = field(default_factory=list)
-    shows: IntermediatesPlanBuilder | None = None
-    notes: list[str] = field(default_factory=list)
-
-
-def _contestants(
-    artifact: Path,
-    manifest: Mapping[str, Any],
-    reference: TorchModelRunner,
-    backend: Backend,
-    scratch: Path,
-    changed: bool,
-    progress: Progress,
-) -> _Compared:
-    folder, config, parts = artifact.parent, reference.config, reference.parts
-    if artifact.suffix == ".onnx":
-        progress.stage("opening the artifact")
-        compared = _Compared({part["name"]: folder / part["artifact"] for part in manifest["parts"]})
-        runners = open_parts(manifest, folder, backend)
-    else:
-        progress.stage("tracing the checkpoint to ONNX")
-        compared = _Compared(trace_parts(parts, scratch, progress.detail))
-        runners = _open(manifest, compared.files)
-    watched = kept_ids_runners(compared.files, open_onnx_intermediates(compared.files))
-    compared.others.append(ArtifactRunner("onnx", config, parts, runners, watched))
-    if artifact.suffix == ".onnx" or not backend.can_run:
-        return compared
-    plan = open_parts(manifest, folder, backend)
-    if changed:  # a plan built anew would show what that one keeps, and where that one is wrong
-        compared.others.append(ArtifactRunner("plan", config, parts, plan, {}))
-        compared.notes.append("of the changed plan tokens were only counted: it does not show which it keeps")
-        return compared
-    compared.shows = IntermediatesPlanBuilder.of_artifact(manifest, folder, backend, compared.files, progress.detail)
-    progress.detail("building a plan that shows the tokens it keeps")
-    try:
-        watched = kept_ids_runners(compared.files, compared.shows)
-    except BackendError as error:  # no reason not to compare the plan that there is
-        watched = {}
-        why = f"because one that shows them failed: {error.what}"
-        compared.notes.append(f"of the plan tokens were only counted, {why}")
-    compared.others.append(ArtifactRunner("plan", config, parts, plan, watched))
-    return compared
-
-
-def _open(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
-    """ONNX files in ONNX Runtime, held to the profile of the artifact."""
-    return {
-        entry["name"]: CheckedRunner(
-            OnnxRunner(files[entry["name"]]),
-            tensor_infos(entry["inputs"]),
-            tensor_infos(entry["outputs"]),
-            entry["profile"],
-        )
-        for entry in manifest["parts"]
-    }
-
-
-def _bisect(
-    verdict: ValidationResult,
-    options: ValidateOptions,
-    manifest: Mapping[str, Any],
-    reference: TorchModelRunner,
-    compared: _Compared,
-    scratch: Path,
-    progress: Progress,
-) -> None:
-    """Name the node at fault in the verdict, as far as that can be told."""
-    failures = [(result.pair == "torch/onnx", failure) for result in verdict.results for failure in result.failures]
-    if not failures:
-        return
-    of_onnx = [failure for is_onnx, failure in failures if is_onnx]
-    if verdict.runs_plan is not None:
-        if of_onnx:
-            verdict.bisected = (
-                "the ONNX traced from the checkpoint differs from torch: report this defect of the export"
-            )
-        elif compared.shows is not None:
-            try:
-                _bisect_plan(verdict, options, reference, compared.files, compared.shows, failures[0][1], progress)
-            except BackendError as error:
-                verdict.bisected = f"the plan could not be looked into: {error.what}"
-        return
-    failure, tolerance = of_onnx[0], verdict.bounds.tolerance.node
-    traced = trace_parts(reference.parts, scratch, progress.detail)
-    for part, path in traced.items():
-        if not custom_nodes(compared.files[part]):  # --plugins none, or a tool: what is compared are then their bodies
-            inline_functions(path, path)
-    references = {part: OnnxGraph.read(path) for part, path in traced.items()}
-    artifacts = {part: OnnxGraph.read(path) for part, path in compared.files.items()}
-    calls = record_calls(reference.config, reference.runners, failure.inputs, failure.temperature)
-    divergent_node = first_divergent_node(calls, references, artifacts, tolerance, progress.detail)
-    verdict.divergent_node = divergent_node
-    verdict.bisected = str(divergent_node or "no single node differs from the checkpoint's given identical inputs")
-    versions = {name: (manifest["tools"].get(name), here) for name, here in tool_versions().items()}
-    others = [f"{name} {made}, not {here}" for name, (made, here) in versions.items() if made != here]
-    if divergent_node is not None and others:
-        verdict.bisected += f" (the artifact was made with {', '.join(others)}: nodes may have other names)"
-    if divergent_node is not None:
-        verdict.repro = _repro(divergent_node, options, tolerance)
-
-
-def _bisect_plan(
-    verdict: ValidationResult,
-    options: ValidateOptions,
-    reference: TorchModelRunner,
-    files: Mapping[str, Path],
-    shows: IntermediatesPlanBuilder,
-    failure: PairFailure,
-    progress: Progress,
-) -> None:
-    """Name the nodes that the plan computes otherwise than ONNX Runtime does."""
-    calls = record_calls(reference.config, reference.runners, failure.inputs, failure.temperature)
-    references = {part: OnnxGraph.read(path) for part, path in files.items()}
-    tolerance = verdict.bounds.tolerance.segment
-    look = bisect_plan(calls, references, shows, tolerance, progress.detail)
-    verdict.divergent_node, verdict.bisected = look.divergent_node, str(look)
-    if look.divergent_node is not None:
-        verdict.repro = _repro(look.divergent_node, options, tolerance)
-
-
-def _repro(divergent_node: DivergentNode, options: ValidateOptions, tolerance: float) -> str:
-    if options.repro is None:
-        return "with --repro DIR the node and its inputs are saved, and a command that shows the difference is printed"
-    try:
-        return save_repro(divergent_node, options.repro, tolerance)
-    except OutputError as error:  # no reason to lose the verdict
-        return f"the node was not saved: {error.what}"
+def _compare(
+    given: _Inputs, comparator: Comparator, temperatures: list[float], notes: tuple[str, ...], progress: Progress
+) -> ValidationResult:
+    """Compare samples at every temperature, and measure batch invariance at the first."""
+    manifest, config, samples = given.manifest, given.model.config, given.samples.samples
+    batch, text = batch_and_text(manifest["parts"])
+    progress.stage("comparing outputs, answers and kept tokens")
+    counts = compare_samples(comparator, config, samples, temperatures, batch, progress.detail)
+    progress.stage("measuring batch invariance")
+    first = temperatures[0]
+    invariance = measure_batch_invariance(comparator, config, samples, first, batch, text, progress.detail)
+    pairs = list(comparator.results.values())
+    pruned = [pair.selection for pair in pairs if pair.pair == "torch/onnx" and pair.temperature > 0]
+    no_ids = any(selection.layers and not selection.shows_ids for selection in pruned)
+    return ValidationResult(
+        artifact=given.artifact.name,
+        task=config.task,
+        precision=manifest["precision"],
+        layout=manifest["layout"],
+        samples=SamplesEntry(**given.samples.to_json()),
+        bounds=given.bounds,
+        pairs=pairs,
+        token_counts=counts[first],
+        batch_invariance=invariance,
+        runs_plan=given.backend.can_run if given.artifact.suffix == ".plan" else None,
+        notes=[*notes, *([NOTHING_PRUNED] if first <= 0 else []), *([NO_IDS] if no_ids else [])],
+        changed=given.changed,
+    )

@@ -1,5 +1,4 @@
-"""Teacher forcing: a decoder's logits after every id of a given text. One that is off may still generate the same text.
-"""
+"""Teacher forcing: a decoder's logits after every id of a given text, which tell more than the text it generates."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -133,7 +133,9 @@ class OnnxRuntime:
         parts = parts_of(model)
         graphs = {name: OnnxGraph.read(path) for name, path in trace_parts(parts, folder, lambda _: None).items()}
         ids = {name: kept_ids(graph) for name, graph in graphs.items()}
-        self._parts = [(parts[name], IntermediatesRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()]
+        self._parts = [
+            (parts[name], IntermediatesRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()
+        ]
 
     def runners(self) -> tuple[dict[str, Runner], Towers]:
         """Runners of all parts, and what they note."""

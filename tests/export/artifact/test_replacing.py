@@ -16,7 +16,7 @@ from export.artifact.manifest import SCHEMA_VERSION
 from export.artifact.outputs import check_export, owned_files, stale_files
 from export.artifact.reader import read_manifest
 from export.build.options import ExportOptions
-from export.build.pipeline import prepare
+from export.build.prepare import prepare
 from madtp.demo import vocab_path
 from madtp.demo.output import check_folder
 from madtp.errors import OutputError

@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-import export.build.pipeline
+import export.build.built_artifact
 import export.engine.backends
 import export.errors
 import madtp
@@ -28,14 +28,14 @@ from export.engine.builder import BuildResult
 from export.engine.profile import Range
 from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.samples.synthetic import synthetic_samples
-from export.validate.parity import compare
+from export.validate.comparator import Comparator, compare_samples
+from export.validate.model_runner import TorchModelRunner
+from export.validate.tolerances import TOLERANCES, Bounds
 from madtp.data.images import read_image
 from madtp.data.preprocess import image_tensor
 from madtp.errors import InputError, MadtpError, OutputError
 from madtp.files.inputs import sha256
 from madtp.files.staging import Staging
-from madtp.models.parts import parts_of
-from madtp.tasks.requests import torch_runners
 from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, largest_file, write_samples
 from tests.helpers.manifests import edit_manifest
 
@@ -729,7 +729,7 @@ def test_a_plan_whose_onnx_answers_otherwise_is_not_written(
         cache.write_text("cache")
         return BuildResult(1, {}, timing_cache_reused=False, shown=[])
 
-    quick.setattr(export.build.pipeline, "build_plan", build)
+    quick.setattr(export.build.built_artifact, "build_plan", build)
     quick.setattr(export.engine.backends, "find_gpus", list)
     answers(shifted("logits", 1.0))
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "trt.plan", "--backend", "tensorrt-rtx")
@@ -745,9 +745,13 @@ def test_a_model_that_answers_nan_fails(tiny_checkpoint: Write) -> None:
         tiny_checkpoint(state={"cls_head.0.weight": torch.full((16, 16), 3e38), "cls_head.2.weight": last})
     )
     samples = synthetic_samples(model.config, Range(1, 1, 2), Range(2, 8, 16))
-    result = compare(model.config, parts_of(model), torch_runners(parts_of(model)), samples, 1.0, Range(1, 1, 2))
+    fp64 = TorchModelRunner("torch fp64", model, torch.float64)
+    runners = [TorchModelRunner(name, model, torch.float32) for name in ("torch", "onnx")]
+    comparator = Comparator(runners[0], fp64, runners[1:], Bounds(TOLERANCES["fp32"]), always_fp64=False)
+    compare_samples(comparator, model.config, samples, [1.0], Range(1, 1, 2), lambda _: None)
+    (result,) = comparator.results.values()
     assert not result.passed
-    assert "logits differ by nan" in result.failures[0]
+    assert "logits differ by nan" in result.failures[0].text
 
 
 def test_validate_finds_an_artifact_with_other_weights(

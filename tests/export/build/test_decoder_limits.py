@@ -79,7 +79,7 @@ def test_a_larger_decoder_reads_longer_answers(
     folder.mkdir()
     write_vocabulary(folder / "vocab.txt")
     checkpoint = write_task_checkpoint("vqa", folder / "tiny.pt")
-    monkeypatch.setattr("export.build.check.LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr("export.build.validation.LATENCY_SECONDS", 0.0)
     monkeypatch.setattr("madtp.data.samples.MIN_SAMPLES", 2)
     arguments = ("--ckpt", checkpoint, "--engine", folder / "out.onnx", "--max-length", 30, "--beams", 4)
     assert run_export(monkeypatch, *arguments) == 0

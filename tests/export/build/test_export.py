@@ -10,7 +10,7 @@ import onnxruntime
 import pytest
 import torch
 
-import export.build.pipeline
+import export.graph.trace
 from export.artifact.reader import read_manifest
 from export.cli import main as cli
 from export.graph.trace import trace_part
@@ -47,7 +47,7 @@ def traced_once() -> Iterator[None]:
         return programs[part.name]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export.build.pipeline, "trace_part", trace)
+        patch.setattr(export.graph.trace, "trace_part", trace)
         yield
 
 

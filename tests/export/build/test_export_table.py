@@ -5,25 +5,30 @@ from typing import Any
 
 import pytest
 
-import export.build.check
-from export.bench.latency import Latency, Spread, ratio_of
-from export.build.check import Validation
-from export.build.pipeline import ExportResult
-from export.build.table import closing_lines, validation_table
-from export.engine.backends import Backend
-from export.validate.parity import ParityResult
+import export.build.validation
+from export.artifact.manifest import Gflops
+from export.bench.latency import ratio_of
+from export.build.table import validation_table
+from export.build.validation import ExportValidation
+from export.validate.comparator import PairResult
 
-LATENCY = {
-    f"{name} {kind}": Latency(10.0, 8.0, 40.0, 50) for name in ("torch", "artifact") for kind in ("dense", "pruned")
-}
 HALF = "other processes took 50 % of the CPUs while this was measured"
+TWICE = ([20.0, 22.0, 18.0], [10.0, 10.0, 10.0])
+NO_CHANGE = ([10.0, 9.0, 11.0], [10.0, 10.0, 10.0])
+NOISE = ([4.0, 10.0, 50.0], [10.0, 10.0, 10.0])
 
 
-def validation(torch: Spread, artifact: Spread) -> Validation:
-    parity = [ParityResult(0.5, mean_tokens={"vision": [3.0]}), ParityResult(0.0, mean_tokens={"vision": [9.0]})]
-    gflops = {"dense": 2.0, "pruned": 1.0}
-    ratios = {"torch": torch, "artifact": artifact}
-    return Validation("samples", parity, gflops, LATENCY, speed_ups=ratios, caveats=[HALF])
+def validation(torch: tuple[list[float], list[float]], artifact: tuple[list[float], list[float]]) -> ExportValidation:
+    """One with these milliseconds, dense and pruned."""
+    counts = {0.5: {"vision": [[3], [4]]}, 0.0: {"vision": [[9], [9]]}}
+    pairs = tuple(PairResult("torch/onnx", temperature, requests=2, compared=2) for temperature in counts)
+    measured = {"torch": torch, "artifact": artifact}
+    times = {
+        f"{name} {kind}": ms
+        for name, both in measured.items()
+        for kind, ms in zip(("dense", "pruned"), both, strict=True)
+    }
+    return ExportValidation("samples", pairs, counts, Gflops(2.0, 1.0), times, "artifact", (HALF,))
 
 
 def test_a_ratio_has_the_spread_of_its_rounds() -> None:
@@ -33,20 +38,27 @@ def test_a_ratio_has_the_spread_of_its_rounds() -> None:
 
 
 def test_a_ratio_that_rounds_do_not_agree_on_is_undecided() -> None:
-    table = validation_table(validation(Spread(1.01, 0.9, 1.1), Spread(2.0, 1.8, 2.2)), "title")
+    table = validation_table(validation(NO_CHANGE, TWICE), "title")
     cells = list(table.columns[-1].cells)
-    assert cells[-2:] == ["undecided (0.90-1.10)", "2.00x (1.80-2.20)"]
+    assert cells[-2:] == ["undecided (0.92-1.08)", "2.00x (1.84-2.16)"]
     assert cells[-3] == "2.00x", "GFLOPs are counted"
-    assert list(table.columns[0].cells)[-1] == "latency of artifact, ms (p10-p90 of 50 calls)"
-    noise = validation_table(validation(Spread(1.77, 0.4, 5.0), Spread(2.0, 1.8, 2.2)), "title")
+    noise = validation_table(validation(NOISE, TWICE), "title")
     assert list(noise.columns[-1].cells)[-2] == "undecided: too noisy"
 
 
-def test_caveats_are_said_and_recorded() -> None:
-    found = validation(Spread(1.77, 0.4, 5.0), Spread(2.0, 1.8, 2.2))
-    result = ExportResult(found, Backend("onnxruntime", "1", "why", can_run=True), Path("out.onnx"))
-    assert f"note on latency: {HALF}" in closing_lines(result)
-    assert found.to_manifest()["machine"].endswith(f"; {HALF}")
+def test_latencies_are_p50_p90_and_p99() -> None:
+    table = validation_table(validation(NO_CHANGE, TWICE), "title")
+    assert list(table.columns[0].cells)[-1] == "latency of artifact, ms: p50 / p90 / p99 of 3 calls"
+    assert list(table.columns[1].cells)[-1] == "20.00 / 21.60 / 21.96"
+
+
+def test_mean_tokens_are_those_of_the_samples_alone() -> None:
+    pruned, dense = validation(NO_CHANGE, TWICE).parity
+    assert (pruned.mean_tokens, dense.mean_tokens) == ({"vision": (3.5,)}, {"vision": (9.0,)})
+
+
+def test_caveats_are_recorded() -> None:
+    assert validation(NOISE, TWICE).entry().machine.endswith(f"; {HALF}")
 
 
 def test_an_export_on_a_busy_machine_says_so(
@@ -56,7 +68,7 @@ def test_an_export_on_a_busy_machine_says_so(
         def share(self) -> float:
             return 0.5
 
-    quick.setattr(export.build.check, "Neighbours", Half)
+    quick.setattr(export.build.validation, "Neighbours", Half)
     ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", tmp_path / "out.onnx")
     assert ran.status == 0, ran.err
     assert HALF in " ".join(ran.out.split())

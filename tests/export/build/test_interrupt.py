@@ -24,11 +24,11 @@ PATIENCE = 120  # seconds; far more than anything here takes
 # An export that is given its ONNX file instead of tracing, to be in a later phase soon, and never ends the last one.
 WITHOUT_TRACE = """
 import functools, runpy, shutil, sys
-import export.build.check, export.build.pipeline
-export.build.check.time_rounds = functools.partial(export.build.check.time_rounds, min_rounds=10**9)
+import export.build.validation, export.graph.trace
+export.build.validation.time_rounds = functools.partial(export.build.validation.time_rounds, min_rounds=10**9)
 source = sys.argv.pop(1)
-export.build.pipeline.trace_part = lambda part: None
-export.build.pipeline.save_onnx = lambda program, path, external_data: shutil.copy(source, path)
+export.graph.trace.trace_part = lambda part: None
+export.graph.trace.save_onnx = lambda program, path, external_data: shutil.copy(source, path)
 runpy.run_module("export", run_name="__main__")
 """
 

@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 
-import export.build.pipeline
+import export.build.files
 from export.artifact.reader import read_manifest
 from madtp.files.inputs import sha256
 from tests.conftest import TAU, TINY, Ran, TaskArtifacts
@@ -75,7 +75,7 @@ def test_an_export_without_the_option_keeps_the_custom_ops(tiny_artifact: Path) 
 def test_weights_may_lie_beside_it(
     tiny_artifact: Path, tmp_path: Path, run_cli: Run, quick: pytest.MonkeyPatch
 ) -> None:
-    quick.setattr(export.build.pipeline, "EXTERNAL_DATA_LIMIT", 1000)
+    quick.setattr(export.build.files, "EXTERNAL_DATA_LIMIT", 1000)
     path = tmp_path / "big.onnx"
     ran = run_cli("--ckpt", tiny_artifact / "tiny.pt", "--engine", path, *STANDARD)
     assert ran.status == 0, ran

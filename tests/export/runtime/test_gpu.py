@@ -34,7 +34,8 @@ class Silent:
 
 def test_a_plan_gives_the_models_answers_and_tokens(tmp_path: Path) -> None:
     from export.build.options import ExportOptions  # needs more than some machines have: tests/helpers/bare_machine.py
-    from export.build.pipeline import export, prepare
+    from export.build.pipeline import export
+    from export.build.prepare import prepare
     from export.engine.profile import Range
 
     model = golden.load_model(CARRIED)

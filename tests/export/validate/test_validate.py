@@ -63,8 +63,8 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
     assert ran.status == 0, ran
     assert "validation passed" in ran.out
-    assert "the images are the demo's" in ran.out
-    assert "the words were only hashed to ids" in ran.out
+    assert "samples are the demo's" in ran.out
+    assert "words were hashed to ids" in ran.out
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert (verdict["passed"], verdict["status"]) == (True, "passed")
     assert verdict["samples"] | {"origin": ""} == {"kind": "demo", "origin": "", "count": 2, "words": "hashed"}
@@ -109,7 +109,7 @@ def test_a_changed_weight_fails_and_is_named(validate: Run, exported: tuple[Path
     rows = [line for line in ran.out.splitlines() if "passed" in line or "FAILED" in line]
     assert ["FAILED" in row for row in rows] == [True, False, True, False, True], "logits failed, no tokens"
     verdict = json.loads((tmp_path / "v.json").read_text())
-    assert verdict["bisected"].startswith("first node that differs given identical inputs")
+    assert verdict["bisected"].startswith("first divergent node: ")
     failures = [case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if len(case)]
     assert len(failures) == 2  # both temperatures
     assert "logits differ" in failures[0][0].get("message", "")
@@ -166,7 +166,7 @@ def test_tokens_that_can_only_be_counted_are_said_to_be(
     rehash(artifact, lambda model: None)
     ran = validate(*FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran
-    assert "tokens were only counted, not told apart" in ran.out
+    assert "compared token counts only: kept-token ids are unavailable" in ran.out
     names = [check["name"] for check in json.loads((tmp_path / "v.json").read_text())["checks"]]
     assert "temperature 2: outputs, answers, token counts" in names
     assert not [name for name in names if "kept tokens" in name]
@@ -174,7 +174,7 @@ def test_tokens_that_can_only_be_counted_are_said_to_be(
 
 def test_an_artifact_that_depends_on_its_slot_fails(validate: Run, quick: pytest.MonkeyPatch) -> None:
     """Torch's answer does not depend on the place in the batch; an artifact's that does is caught by its batch."""
-    run = ArtifactRunner.answer
+    run = ArtifactRunner.run
 
     def slotted(self: ArtifactRunner, inputs: Any, temperature: float) -> Any:
         answer = run(self, inputs, temperature)
@@ -182,11 +182,11 @@ def test_an_artifact_that_depends_on_its_slot_fails(validate: Run, quick: pytest
         outputs["logits"] = outputs["logits"] + 0.01 * torch.arange(len(outputs["logits"]))[:, None]
         return type(answer)(outputs, answer.layers)
 
-    quick.setattr(ArtifactRunner, "answer", slotted)
+    quick.setattr(ArtifactRunner, "run", slotted)
     ran = validate("--limit", 1)
     assert ran.status == 1, ran
     assert "samples [0]" not in ran.out
-    assert "slot 1 among ordinary mates: logits differ by 3.00e-02" in ran.out
+    assert "slot 1 among ordinary requests: logits differ by 3.00e-02" in ran.out
     assert "no single node differs" in ran.out
 
 
@@ -236,7 +236,7 @@ def test_a_data_set_with_an_image_that_is_none(validate: Run, data_set: Path) ->
 
 
 REFUSED = {
-    "an unknown output": (("--tolerance", "logit=1"), ("names the output 'logit'", "The model's are logits")),
+    "an unknown output": (("--tolerance", "logit=1"), ("names the output 'logit'", "outputs are logits")),
     "no number": (("--tolerance", "logits=much"), ("--tolerance is 'logits=much'",)),
     "no samples": (("--limit", 0), ("--limit is 0",)),
     "a split of nothing": (("--split", "val"), ("--split is given without --data",)),
@@ -287,7 +287,7 @@ def test_a_plan_that_cannot_be_run_is_not_run_in_every_report(
     assert (validation["artifact"], validation["validated"]) == ("not run", "onnx")
     edit(plan, lambda manifest: manifest["validation"].update(artifact="failed", validated="artifact"))
     ran = run_cli("validate", "--engine", plan, "--ckpt", checkpoint, *FEW)
-    assert "keeps that the plan failed elsewhere" in ran.out
+    assert "still says that the plan failed elsewhere" in ran.out
     assert read_manifest(manifest_path(plan))["validation"]["artifact"] == "failed"
 
 
@@ -295,13 +295,13 @@ def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
     validate: Run, exported: tuple[Path, Path], quick: pytest.MonkeyPatch
 ) -> None:
     artifact, _ = exported
-    run = ArtifactRunner.answer
+    run = ArtifactRunner.run
 
     def replacing(self: ArtifactRunner, inputs: Any, temperature: float) -> Any:
         edit(artifact, lambda manifest: manifest["parts"][0].update(bytes=1))
         return run(self, inputs, temperature)
 
-    quick.setattr(ArtifactRunner, "answer", replacing)
+    quick.setattr(ArtifactRunner, "run", replacing)
     ran = validate(*FEW)
     assert ran.status == 0, ran
     assert "was replaced meanwhile" in ran.out
@@ -325,7 +325,7 @@ def test_validate_writes_over_nothing_that_it_reads(exported: tuple[Path, Path],
     for taken in (artifact, checkpoint, manifest_path(artifact)):
         run_cli(*validate, "--json", taken).refused(f"'{taken}' would overwrite '{taken}'", "This run reads it")
     run_cli(*validate, "--json", tmp_path / "v", "--junit", tmp_path / "v").refused("is named twice")
-    run_cli(*validate, "--repro", checkpoint).refused("is no folder")
+    run_cli(*validate, "--repro", checkpoint).refused("is not a folder")
     run_cli("bench", artifact, "--save", artifact).refused("would overwrite")
     run_cli("report", artifact, "-o", manifest_path(artifact)).refused("would overwrite")
     assert {path: path.read_bytes() for path in artifact.parent.iterdir()} == before
@@ -343,7 +343,7 @@ def test_an_artifact_that_fails_while_it_runs_fails_and_the_node_is_named(
     ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
     assert ran.status == 1, ran
     assert "it failed to run: ONNX Runtime cannot run" in ran.out
-    assert "first node that differs given identical inputs: Gather" in ran.out
+    assert "first divergent node: Gather" in ran.out
     assert "ONNX Runtime refuses it" in ran.out
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert [pair["passed"] for pair in verdict["pairs"]] == [False, False]
@@ -384,7 +384,7 @@ def test_a_page_says_that_validation_failed(
     assert validate(*FEW).status == 1
     assert run_cli("report", exported[0], "-o", tmp_path / "page.html", "--synthetic").status == 0
     page = (tmp_path / "page.html").read_text()
-    assert re.search(r"VALIDATION FAILED on 20\d\d-\d\d-\d\d; first node that differs .*; torch/onnx", page)
+    assert re.search(r"VALIDATION FAILED on 20\d\d-\d\d-\d\d; first divergent node.*; torch/onnx", page)
     assert "weight &#39;cls_head.2.bias&#39; differs" in page
     assert validate(*FEW, "--tolerance", "logits=0.02").status == 0
     assert run_cli("report", exported[0], "-o", tmp_path / "page.html", "--synthetic").status == 0

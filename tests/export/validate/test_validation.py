@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from subprocess import run
+from typing import Any
 
 import numpy as np
 import onnx
@@ -15,25 +16,24 @@ import torch
 from rich.console import Console
 
 import madtp
-from export.engine.profile import Range
+from export.artifact.manifest import SamplesEntry
 from export.errors import OptionError
 from export.graph.onnx_graph import OnnxGraph
 from export.samples.choice import spread
-from export.validate.divergent_node import DivergentNode, record_calls, first_divergent_node, save_repro
-from export.validate.model_runner import RunResult, LayerTokens, TorchModelRunner
-from export.validate.batch_invariance import BatchInvariance
-from export.validate.outputs import compare_outputs
+from export.validate.batch_invariance import BatchInvariance, batch_invariance
 from export.validate.comparator import Comparator
-from export.validate.parity import compare
+from export.validate.divergent_node import DivergentNode, first_divergent_node, record_calls
+from export.validate.model_runner import LayerTokens, RunResult, TorchModelRunner
+from export.validate.outputs import OutputAgreement, compare_outputs, texts_equal
+from export.validate.repro import save_repro
+from export.validate.result import ValidationResult
 from export.validate.selection import Selection, count_margin, differing_tokens, score_errors
 from export.validate.table import result_table
 from export.validate.tolerances import TOLERANCES, Bounds, parse_tolerances
-from export.validate.result import ValidationResult
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import collate, load_samples
-from madtp.models.parts import parts_of
 from madtp.ops.recorder import CompactRecord
-from madtp.tasks.requests import Outputs, torch_runners
+from madtp.tasks.requests import Outputs
 from tests.conftest import write_task_checkpoint
 
 DEMO = Path(madtp.__file__).parent / "demo" / "nlvr-digits.pt"
@@ -122,7 +122,11 @@ def test_scores_may_err_by_twice_what_torch_s_own_do_as_long_as_that_can_be_meas
 
     def answer(*records: CompactRecord) -> RunResult:
         return RunResult(
-            {}, [LayerTokens("vision", index, made.tokens_out, made.source_ids, made) for index, made in enumerate(records)]
+            {},
+            [
+                LayerTokens("vision", index, made.tokens_out, made.source_ids, made)
+                for index, made in enumerate(records)
+            ],
         )
 
     errors = score_errors(answer(exact, other, fewer, other), answer(exact, exact, exact, exact), FP32)
@@ -139,11 +143,11 @@ def test_a_token_that_the_precision_lets_flip_is_explained(precision: str) -> No
     model = madtp.load(DEMO)
     tolerance = TOLERANCES[precision]
     rounded = TorchModelRunner("torch", model, tolerance.dtype)
-    exact = TorchModelRunner("torch in float64", model, torch.float64)
+    exact = TorchModelRunner("torch fp64", model, torch.float64)
     selection = Selection()
     for request in load_samples(None, DEMO, model.config).requests:
         inputs = collate([request], model.config)
-        left, right = (contestant.answer(inputs, model.temperature) for contestant in (rounded, exact))
+        left, right = (runner.run(inputs, model.temperature) for runner in (rounded, exact))
         selection.add(left, right, score_errors(left, right, tolerance))
     assert selection.differences
     assert all(difference.explained for difference in selection.differences)
@@ -185,8 +189,8 @@ def test_the_error_may_be_twice_that_of_torch_in_the_same_precision() -> None:
     exact, rounded, other = outputs([[1.0, 3.0]]), outputs([[1.01, 3.0]]), outputs([[0.981, 3.0]])
     assert not compare_outputs({}, rounded, other, rounded, exact, Bounds(FP32))
     (failure,) = compare_outputs({}, rounded, outputs([[0.979, 3.0]]), rounded, exact, Bounds(FP32))
-    assert "against torch in float64 is 2.10e-02" in failure
-    assert compare_outputs({}, rounded, other, rounded, None, Bounds(FP32)), "without a yardstick the floor alone"
+    assert "against the fp64 reference is 2.10e-02" in failure
+    assert compare_outputs({}, rounded, other, rounded, None, Bounds(FP32)), "without it, the floor alone"
     assert not compare_outputs({}, rounded, other, rounded, None, Bounds(FP32, {"logits": 0.03}))
 
 
@@ -208,6 +212,51 @@ def test_a_limit_spreads_evenly() -> None:
     assert spread(range(3), 32) == [0, 1, 2]
 
 
+# Generated texts: 9 is a word, 2 [SEP], 0 padding.
+
+
+def test_padding_behind_a_text_makes_no_difference() -> None:
+    expected = torch.tensor([[1, 9, 2], [1, 9, 9]])
+    padded = torch.tensor([[1, 9, 2, 0, 0], [1, 9, 9, 0, 0]])
+    assert texts_equal(expected, padded, pad_id=0).tolist() == [True, True]
+
+
+def test_one_longer_text_of_a_batch_is_the_only_one_that_differs() -> None:
+    expected = torch.tensor([[1, 9, 2], [1, 9, 2], [1, 2, 0]])
+    actual = torch.tensor([[1, 9, 2, 0], [1, 9, 9, 2], [1, 2, 0, 0]])
+    assert texts_equal(expected, actual, pad_id=0).tolist() == [True, False, True]
+
+
+def test_texts_of_different_ids_differ() -> None:
+    assert texts_equal(torch.tensor([[1, 9, 2]]), torch.tensor([[1, 8, 2]]), pad_id=0).tolist() == [False]
+
+
+def test_a_longer_text_counts_as_one_decision() -> None:
+    expected = {"caption_ids": torch.tensor([[1, 9, 2], [1, 9, 2]])}
+    actual = {"caption_ids": torch.tensor([[1, 9, 2, 0], [1, 9, 9, 2]])}
+    totals: dict[str, OutputAgreement] = {}
+    (failure,) = compare_outputs(totals, expected, actual, expected, None, Bounds(FP32))
+    assert failure.startswith("1 decisions differ")
+    assert (totals["caption_ids"].decided, totals["caption_ids"].decisions) == (1, 2)
+
+
+def result_of(*texts: list[int]) -> RunResult:
+    """A batch of captions and their token counts."""
+    return RunResult({"caption_ids": torch.tensor(texts), "vision_token_counts": torch.ones(len(texts), 2)}, [])
+
+
+def test_a_longer_text_in_the_batch_does_not_change_the_answer_of_another_request() -> None:
+    alone = result_of([1, 9, 2])
+    slots = [result_of([1, 9, 2, 0], [1, 9, 9, 2]), result_of([1, 9, 9, 2], [1, 9, 2, 0])]
+    found = batch_invariance("torch", "ordinary", 0, alone, slots, pad_id=0)
+    assert (found.slots, found.answers, found.spread) == (2, 0, 0)
+
+
+def test_another_text_in_a_batch_is_another_answer() -> None:
+    slots = [result_of([1, 9, 2, 0], [1, 9, 9, 2]), result_of([1, 9, 9, 2], [1, 8, 2, 0])]
+    assert batch_invariance("torch", "ordinary", 0, result_of([1, 9, 2]), slots, pad_id=0).answers == 1
+
+
 # Precisions.
 
 
@@ -221,14 +270,64 @@ def test_tolerances_tell_precisions_apart(precision: str, passes: bool, model: M
     """A model of the precision passes; a bfloat16 model does not pass for float32."""
     bounds = Bounds(TOLERANCES[precision])
     reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
-    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
+    fp64 = TorchModelRunner("torch fp64", model, torch.float64)
     held = bounds.tolerance.dtype if passes else torch.bfloat16
-    comparator = Comparator(reference, yardstick, [TorchModelRunner("onnx", model, held)], bounds)
+    comparator = Comparator(reference, fp64, [TorchModelRunner("onnx", model, held)], bounds)
     inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
     comparator.compare("two samples", inputs, 0.0)
     (result,) = comparator.results.values()
     assert result.passed is passes, result.failures
-    assert result.yardstick == 2
+    assert result.against_fp64 == 2
+
+
+class Noted:
+    """The fp64 reference, and how often it ran."""
+
+    def __init__(self, model: Model) -> None:
+        self.runs = 0
+        self._runner = TorchModelRunner("torch fp64", model, torch.float64)
+
+    def run(self, inputs: Any, temperature: float) -> RunResult:
+        self.runs += 1
+        return self._runner.run(inputs, temperature)
+
+
+@pytest.mark.parametrize(("dtype", "always", "runs"), [("fp32", False, 0), ("bf16", False, 1), ("fp32", True, 1)])
+def test_the_fp64_reference_runs_where_it_is_needed(
+    dtype: str, always: bool, runs: int, model: Model, tiny_artifact: Path
+) -> None:
+    fp64: Any = Noted(model)
+    reference = TorchModelRunner("torch", model, torch.float32)
+    other = TorchModelRunner("onnx", model, TOLERANCES[dtype].dtype)
+    comparator = Comparator(reference, fp64, [other], Bounds(FP32), always_fp64=always)
+    inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
+    comparator.compare("two samples", inputs, 0.0)
+    assert fp64.runs == runs
+
+
+class OneLongerText(TorchModelRunner):
+    """Torch, but the first of the texts that it generates is longer."""
+
+    def run(self, inputs: Any, temperature: float) -> RunResult:
+        result = super().run(inputs, temperature)
+        ids = torch.nn.functional.pad(result.outputs["caption_ids"], (0, 2))
+        ids[0, -1] = 9
+        return replace(result, outputs={**result.outputs, "caption_ids": ids})
+
+
+def test_one_longer_text_fails_alone_and_leaves_the_text_logits_as_they_are(tmp_path: Path) -> None:
+    checkpoint = write_task_checkpoint("caption", tmp_path / "tiny.pt")
+    model = madtp.load(checkpoint)
+    reference = TorchModelRunner("torch", model, torch.float32)
+    fp64 = TorchModelRunner("torch fp64", model, torch.float64)
+    comparator = Comparator(reference, fp64, [OneLongerText("onnx", model, torch.float32)], Bounds(FP32))
+    inputs = collate(load_samples(None, checkpoint, model.config).requests[:3], model.config)
+    comparator.compare("three samples", inputs, 0.0)
+    (result,) = comparator.results.values()
+    (failure,) = result.failures
+    assert "1 decisions differ (caption_ids)" in failure.text
+    assert (result.compared, result.same_answers) == (3, 2)
+    assert result.outputs["text_logits"].error == 0
 
 
 @pytest.mark.parametrize("task", ["vqa", "caption"])
@@ -238,9 +337,9 @@ def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, t
     changed = copy.deepcopy(model)
     table = changed.text_decoder.bert.embeddings.position_embeddings.weight
     table.data[2:] *= 1.005  # no first word tells
-    contestants = [TorchModelRunner(name, held, torch.float32) for name, held in (("torch", model), ("onnx", changed))]
-    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
-    comparator = Comparator(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    runners = [TorchModelRunner(name, held, torch.float32) for name, held in (("torch", model), ("onnx", changed))]
+    fp64 = TorchModelRunner("torch fp64", model, torch.float64)
+    comparator = Comparator(runners[0], fp64, runners[1:], Bounds(FP32))
     inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
     answers = comparator.compare("two samples", inputs, 0.0)
     written = "answer_ids" if task == "vqa" else "caption_ids"
@@ -248,11 +347,6 @@ def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, t
     (result,) = comparator.results.values()
     (failure,) = result.failures
     assert "text_logits differ by" in failure.text
-    samples = load_samples(None, checkpoint, model.config)
-    samples = replace(samples, requests=samples.requests[:2])
-    checked = compare(model.config, parts_of(model), torch_runners(parts_of(changed)), samples, 0.0, Range(1, 1, 2))
-    assert not checked.passed  # the export's own check sees it too
-    assert all("text_logits differ by" in text for text in checked.failures)
 
 
 # Bisecting.
@@ -330,9 +424,9 @@ def reference(tiny_artifact: Path) -> OnnxGraph:
 
 
 def bisect(model: Model, reference: OnnxGraph, artifact: OnnxGraph) -> DivergentNode | None:
-    contestant = TorchModelRunner("torch", model, torch.float32)
+    runner = TorchModelRunner("torch", model, torch.float32)
     inputs = collate(load_samples(None, reference.folder / "tiny.pt", model.config).requests[:2], model.config)
-    calls = record_calls(model.config, contestant.runners, inputs, model.temperature)
+    calls = record_calls(model.config, runner.runners, inputs, model.temperature)
     return first_divergent_node(calls, {"model": reference}, {"model": artifact}, FP32.node, lambda _: None)
 
 
@@ -398,16 +492,16 @@ def test_the_saved_node_shows_the_difference(model: Model, reference: OnnxGraph,
 
 
 def test_the_table_fits_a_narrow_terminal_and_cuts_nothing(model: Model, tiny_artifact: Path) -> None:
-    contestants = [TorchModelRunner(name, model, torch.float32) for name in ("torch", "onnx")]
-    yardstick = TorchModelRunner("torch in float64", model, torch.float64)
-    comparator = Comparator(contestants[0], yardstick, contestants[1:], Bounds(FP32))
+    runners = [TorchModelRunner(name, model, torch.float32) for name in ("torch", "onnx")]
+    fp64 = TorchModelRunner("torch fp64", model, torch.float64)
+    comparator = Comparator(runners[0], fp64, runners[1:], Bounds(FP32))
     inputs = collate(load_samples(None, tiny_artifact / "tiny.pt", model.config).requests[:2], model.config)
     comparator.compare("two samples", inputs, 0.5)
-    samples = {"kind": "samples", "origin": "two", "words": "read"}
+    samples = SamplesEntry("samples", "two", 2, "read")
     results = list(comparator.results.values())
-    verdict = ValidationResult("out.onnx", "nlvr", "fp32", "dynamic", samples, Bounds(FP32), results, {}, [])
+    result = ValidationResult("out.onnx", "nlvr", "fp32", "dynamic", samples, Bounds(FP32), results, {}, [])
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(result_table(verdict, "a title"))
+    console.print(result_table(result, "a title"))
     text = console.export_text()
     assert "…" not in text
     assert all(line.rstrip()[-1] in "┓┃┩│┤┘" for line in text.splitlines()[1:-1])

@@ -15,9 +15,9 @@ from torch import Tensor
 
 import export.engine.backends
 import export.runtime.artifact
+import export.validate.artifact_runners
 import export.validate.intermediates
 import export.validate.plan_bisection
-import export.validate.run
 import madtp
 from export.artifact.reader import manifest_path, read_manifest
 from export.engine.backends import Gpu, choose_backend
@@ -30,10 +30,11 @@ from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
 from export.runtime.runner import OnnxRunner
-from export.validate.divergent_node import record_calls, save_repro
-from export.validate.model_runner import TorchModelRunner
+from export.validate.divergent_node import record_calls
 from export.validate.intermediates import IntermediatesPlanBuilder, IntermediatesRunner
+from export.validate.model_runner import TorchModelRunner
 from export.validate.plan_bisection import PlanBisection, bisect_plan
+from export.validate.repro import save_repro
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import collate, load_samples
 from madtp.files.inputs import sha256
@@ -90,7 +91,7 @@ def test_the_first_wrong_node_of_a_plan_is_named(
 def test_a_plan_that_is_right_names_nothing(model: Model, reference: OnnxGraph) -> None:
     found = look(model, reference, lambda part, shown: IntermediatesRunner(reference, shown - constants(reference)))
     assert found == PlanBisection()
-    assert str(found) == "a plan that shows the values inside it agrees with ONNX Runtime"
+    assert str(found) == "a plan with intermediate values as outputs agrees with ONNX Runtime"
 
 
 def test_nodes_that_onnx_runtime_cannot_run_are_said_to_be_unchecked(
@@ -210,7 +211,7 @@ def test_a_defect_of_a_plan_is_found_and_shown(plan: tuple[Path, Path], run_cli:
     ran = run_cli("validate", *arguments)
     assert ran.status == 1, ran
     assert "torch/plan, temperature 2, samples [0]: logits differ by 1.00e-02" in ran.out
-    assert "first node that differs given identical inputs: " in ran.out
+    assert "first divergent node: " in ran.out
     command = next(line for line in ran.out.splitlines() if "polygraphy run" in line)
     shown = run(shlex.split(command[command.index("/") :]), capture_output=True, text=True)
     assert shown.returncode == 1, shown.stdout + shown.stderr
@@ -228,7 +229,7 @@ def test_a_plan_that_a_tool_changed_is_judged_by_what_it_does(
     assert ran.status == 1, ran
     assert "changed since the export: out.plan" in ran.out
     assert "torch/plan, temperature 2, samples [0]: logits differ by 1.00e-02" in ran.out
-    assert "of the changed plan tokens were only counted" in ran.out
+    assert "compared token counts only for the changed plan" in ran.out
     assert json.loads((tmp_path / "v.json").read_text())["changed"] == ["out.plan"]
     assert run_cli("validate", *arguments, "--tolerance", "logits=0.02").status == 0
 
@@ -242,7 +243,7 @@ def test_a_plan_that_cannot_be_built_anew_is_compared_by_its_counts(
     monkeypatch.setattr(export.validate.intermediates, "build_plan", fail)
     ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran
-    assert "of the plan tokens were only counted, because" in ran.out
+    assert "compared token counts only for the plan" in ran.out
     assert "did not build the engine" in ran.out
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert len(verdict["notes"]) == 1
@@ -251,7 +252,7 @@ def test_a_plan_that_cannot_be_built_anew_is_compared_by_its_counts(
     break_plan(plan[0])
     ran = run_cli("validate", "--engine", plan[0], "--ckpt", plan[1], *FEW)
     assert ran.status == 1, ran
-    assert "the plan could not be looked into: tensorrt-rtx 1.7 did not build the engine" in ran.out
+    assert "the plan could not be bisected: tensorrt-rtx 1.7 did not build the engine" in ran.out
 
 
 @pytest.mark.parametrize("task", ["vqa", "retrieval"])
@@ -263,7 +264,7 @@ def test_plans_of_several_parts_are_validated(
     files = {path.suffixes[0][1:]: path for path in traced.glob("out.*.onnx")}
     for name, path in files.items():
         files[name] = path.rename(traced / f"{name}.onnx")
-    monkeypatch.setattr(export.validate.run, "trace_parts", lambda parts, folder, on_part: files)
+    monkeypatch.setattr(export.validate.artifact_runners, "trace_parts", lambda parts, folder, on_part: files)
     plan = pass_for_plan(folder / "out.onnx", monkeypatch)
     ran = run_cli("validate", "--engine", plan, "--ckpt", folder / "tiny.pt", *FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from export.build.options import ExportOptions
-from export.build.pipeline import prepare
+from export.build.prepare import prepare
 from madtp.data.datasets import read_dataset
 from madtp.data.images import MOST_BYTES, image_path, read_image
 from madtp.data.samples import read_samples

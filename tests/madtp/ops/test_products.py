@@ -55,7 +55,7 @@ def test_no_16_bit_product_of_a_model_is_left_to_the_host(
     reference = TorchModelRunner("torch", model, dtype)
     inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
     with Watch() as watch:
-        reference.answer(inputs, temperature)
+        reference.run(inputs, temperature)
     assert watch.ops > 10
     assert not watch.narrow
 
@@ -90,7 +90,7 @@ def bits_of_the_reference() -> bytes:
         outputs += aligned_attention(qkv.to(dtype), torch.zeros(2, 67), 0, 2)
         reference = TorchModelRunner("torch", model, dtype)
         for temperature in (0.0, 0.5):
-            outputs.append(reference.answer(case.inputs, temperature).outputs["logits"])
+            outputs.append(reference.run(case.inputs, temperature).outputs["logits"])
     return b"".join(tensor.contiguous().view(torch.uint8).numpy().tobytes() for tensor in outputs)
 
 

@@ -1,0 +1,46 @@
+"""Names of the files that an export writes beside its manifest."""
+
+from collections.abc import Collection
+from pathlib import Path
+
+from export.build.options import ExportOptions
+from export.graph.trace import EXTERNAL_DATA_LIMIT
+
+
+def artifact_name(engine: Path, part: str, parts: int) -> str:
+    """`out.plan` of a model with one part, else `out.<part>.plan`."""
+    return engine.name if parts == 1 else f"{engine.stem}.{part}{engine.suffix}"
+
+
+def timing_name(engine: Path) -> str:
+    """TensorRT's timing cache."""
+    return f"{engine.stem}.timing"
+
+
+def library_name(engine: Path) -> str:
+    """The plugin library; a name of its own, since another plan in the same folder may need another library."""
+    return f"{engine.stem}.plugins.so"
+
+
+def vocabulary_name(engine: Path) -> str:
+    """The vocabulary."""
+    return f"{engine.stem}.vocab.txt"
+
+
+def is_single_file(options: ExportOptions, weight_bytes: int) -> bool:
+    """Whether an ONNX file holds its weights itself."""
+    return options.engine.suffix == ".onnx" and weight_bytes <= EXTERNAL_DATA_LIMIT
+
+
+def output_names(
+    options: ExportOptions, parts: Collection[str], weight_bytes: int, vocabulary: Path | None
+) -> list[str]:
+    """All files that an export may write beside its manifest."""
+    engine = options.engine
+    names = [artifact_name(engine, part, len(parts)) for part in parts]
+    if engine.suffix == ".onnx":
+        names += [] if is_single_file(options, weight_bytes) else [f"{name}.data" for name in names]
+    else:
+        ships = options.plugins != "none" and not options.embed_plugins
+        names += [timing_name(engine), *([library_name(engine)] if ships else [])]
+    return names + ([] if vocabulary is None else [vocabulary_name(engine)])

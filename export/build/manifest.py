@@ -1,0 +1,124 @@
+"""The manifest of an export, written once at its end."""
+
+import datetime
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from export.artifact.manifest import (
+    SCHEMA_VERSION,
+    BackendEntry,
+    ExternalData,
+    ImagePreprocessing,
+    Manifest,
+    Part,
+    Plugins,
+    Preprocessing,
+    Profile,
+    TextPreprocessing,
+    Vocabulary,
+    tool_versions,
+)
+from export.build.built_artifact import BuiltArtifact, BuiltPart
+from export.build.prepare import Prepared
+from export.build.validation import ExportValidation
+from export.graph.functions import OLDEST_ONNXRUNTIME
+from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
+from madtp.data.samples import CAPTION_PROMPT, edge_ids
+from madtp.data.tokenize import DROPPED_PUNCTUATION, READERS
+from madtp.files.inputs import sha256
+from madtp.models.config import ClipConfig
+
+
+def manifest_of(
+    prepared: Prepared,
+    built: BuiltArtifact,
+    validation: ExportValidation,
+    vocabulary: str | None,
+    seconds: Mapping[str, float],
+) -> Manifest:
+    """The whole manifest.
+
+    Args:
+        prepared: what was exported.
+        built: its files, in place.
+        validation: of them; it passed.
+        vocabulary: name of the vocabulary beside the manifest, None without one.
+        seconds: duration of each stage.
+    """
+    config, options, backend = prepared.config, prepared.options, prepared.backend
+    oldest = OLDEST_ONNXRUNTIME if options.engine.suffix == ".onnx" else None
+    named: dict[str, Any] = {"task": config.task, "layout": options.layout, "precision": options.precision}
+    return Manifest(
+        schema=SCHEMA_VERSION,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        artifact=options.engine.name,
+        config=asdict(config),
+        checkpoint=prepared.checkpoint,
+        temperature=prepared.temperature,
+        batching="reference",
+        backend=BackendEntry(backend.name, backend.version, backend.reason, oldest),
+        tools=tool_versions(),
+        plugins=Plugins("none" if built.library is None else "library", built.library),
+        parts=tuple(_part(name, part, prepared.checkpoint.sha256, built) for name, part in built.parts.items()),
+        preprocessing=Preprocessing(_image(prepared), _text(prepared, vocabulary)),
+        seconds=dict(seconds),
+        validation=validation.entry(),
+        **named,
+    )
+
+
+def _part(name: Any, part: BuiltPart, checkpoint_sha256: str, built: BuiltArtifact) -> Part:
+    traced = part.traced
+    artifact = built.folder / part.files[0]
+    external = next((name for name in part.files if name.endswith(".data")), None)
+    return Part(
+        name=name,
+        checkpoint_sha256=checkpoint_sha256,
+        onnx_sha256=traced.sha256,
+        inputs=traced.inputs,
+        outputs=traced.outputs,
+        profile={name: Profile(*map(tuple, shapes)) for name, shapes in part.profile.items()},
+        timing_cache=part.timing_cache,
+        custom_nodes=traced.custom_nodes,
+        layers=part.layers,
+        plugin_layers=dict(part.plugin_layers),
+        tokens=part.tokens,
+        artifact=artifact.name,
+        sha256=sha256(artifact),
+        bytes=artifact.stat().st_size,
+        external_data=None if external is None else ExternalData(external, sha256(built.folder / external)),
+    )
+
+
+def _image(prepared: Prepared) -> ImagePreprocessing:
+    return ImagePreprocessing(
+        size=prepared.config.image_size,
+        mode="RGB",
+        resize="bicubic (Pillow) to size x size, aspect ratio not kept",
+        scale=1 / 255,
+        mean=IMAGE_MEAN,
+        std=IMAGE_STD,
+    )
+
+
+def _text(prepared: Prepared, vocabulary: str | None) -> TextPreprocessing:
+    config = prepared.config
+    first, last, longest = edge_ids(config)
+    reader = READERS.get(config.task)
+    clip = isinstance(config, ClipConfig)
+    digest = prepared.samples.vocabulary_sha256
+    return TextPreprocessing(
+        tokenizer="clip-bpe" if clip else "bert-wordpiece",
+        lowercase=True,
+        dropped="" if reader is None else DROPPED_PUNCTUATION.pattern,
+        dropped_as="" if reader is None else reader.dropped_as,
+        max_words=None if reader is None else reader.max_words,
+        first_id=first,
+        last_id=last,
+        pad_id=0 if isinstance(config, ClipConfig) else config.pad_token_id,
+        max_tokens=longest if clip or reader is None else min(longest, prepared.text.max),
+        padded=clip or (reader is not None and reader.padded),
+        prompt=CAPTION_PROMPT if config.task == "caption" else None,
+        vocabulary=None if digest is None else Vocabulary(vocabulary, digest),
+    )

@@ -1,0 +1,121 @@
+"""The first stage: read and check every input of an export."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
+from export.artifact.manifest import Checkpoint
+from export.artifact.outputs import check_export
+from export.build.files import output_names
+from export.build.options import ExportOptions
+from export.engine.backends import Backend, choose_backend
+from export.engine.plugin_build import check_tools
+from export.engine.plugin_library import loadable_library
+from export.engine.profile import DEFAULT_BATCH, Range, Written, text_range, written_sizes
+from export.engine.token_sizes import check_encoders, depths
+from export.samples.profile import check_samples
+from madtp.checkpoint.loading import Loaded, Model, read_model
+from madtp.data.samples import INDEX, Config, SampleSet, load_samples
+from madtp.files.inputs import sha256
+from madtp.files.staging import check_writable
+from madtp.models.parts import parts_of
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Everything an export needs, read and checked; nothing written yet.
+
+    Attributes:
+        written: what a decoder is built for; None for a model without one.
+        tokens: the statistics of --tokens.
+        parts: names of the model's parts.
+        encoders: that are pruned, and their layers.
+    """
+
+    options: ExportOptions
+    config: Config
+    backend: Backend
+    batch: Range
+    text: Range
+    written: Written | None
+    temperature: float
+    samples: SampleSet
+    weight_bytes: int
+    checkpoint: Checkpoint
+    tokens: TokenStatistics | None
+    parts: tuple[str, ...]
+    encoders: dict[str, int]
+
+    @property
+    def needed_bytes(self) -> int:
+        """Least room that the export takes in the output's folder."""
+        return needed_bytes(self.options, self.weight_bytes)
+
+    def load_model(self) -> Model:
+        """The model, anew: nobody holds its weights while an engine is built, when memory is shortest."""
+        return read_model(self.options.checkpoint, self.options.config).model
+
+
+def prepare(options: ExportOptions) -> Prepared:
+    """Read and check every input of an export; the preflight. Writes nothing.
+
+    Raises:
+        MadtpError: whatever is wrong with the options, the checkpoint, the samples, the output or this machine.
+    """
+    check_export(options.engine, [], input_files(options, None))
+    backend = choose_backend(options.backend, options.engine.suffix)
+    loaded = read_model(options.checkpoint, options.config)
+    model = loaded.model
+    parts = parts_of(model)
+    text = text_range(model.config, options.text)
+    written = written_sizes(model.config, options.beams, options.max_length)
+    batch = options.batch or DEFAULT_BATCH
+    samples = load_samples(options.samples, options.checkpoint, model.config, allow_outside=options.allow_outside)
+    check_samples(samples, model.config, batch, text)
+    weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
+    check_writable(options.engine, needed_bytes(options, weight_bytes))
+    outputs = output_names(options, parts, weight_bytes, samples.vocabulary)
+    check_export(options.engine, outputs, input_files(options, samples.vocabulary))
+    temperature = model.temperature if options.temperature is None else options.temperature
+    checkpoint = _checkpoint(options.checkpoint, loaded)
+    tokens = None
+    if options.tokens is not None:
+        tokens = read_tokens(options.tokens)
+        own = Source(checkpoint.sha256, model.task, temperature, "", None)
+        check_source(tokens.source, own, options.tokens)
+        check_encoders(tokens, parts, options.tokens)
+    if options.plugins not in ("auto", "none"):
+        loadable_library(Path(options.plugins))
+    elif options.plugins == "auto" and options.engine.suffix == ".plan":
+        check_tools()
+    return Prepared(
+        options=options,
+        config=model.config,
+        backend=backend,
+        batch=batch,
+        text=text,
+        written=written,
+        temperature=temperature,
+        samples=samples,
+        weight_bytes=weight_bytes,
+        checkpoint=checkpoint,
+        tokens=tokens,
+        parts=tuple(parts),
+        encoders=depths(parts),
+    )
+
+
+def _checkpoint(path: Path, loaded: Loaded) -> Checkpoint:
+    return Checkpoint(path.name, sha256(path), path.stat().st_size, loaded.epoch, tuple(loaded.notes) or None)
+
+
+def input_files(options: ExportOptions, vocabulary: Path | None) -> list[Path | None]:
+    """Files that an export reads and could write over; images are none."""
+    library = None if options.plugins in ("auto", "none") else Path(options.plugins)
+    index = None if options.samples is None else options.samples / INDEX
+    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary]
+
+
+def needed_bytes(options: ExportOptions, weight_bytes: int) -> int:
+    """Least room that an export takes: a plan is built from an ONNX file that lies beside it meanwhile."""
+    return weight_bytes * (2 if options.engine.suffix == ".plan" else 1)

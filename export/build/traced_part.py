@@ -1,0 +1,71 @@
+"""The second stage: every part as an ONNX file."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import onnx
+from torch import nn
+
+from export.artifact.manifest import TensorInfo
+from export.build.files import artifact_name, is_single_file
+from export.build.prepare import Prepared
+from export.graph.custom_nodes import custom_nodes
+from export.graph.inline import inline_functions
+from export.graph.trace import write_part
+from madtp.files.inputs import sha256
+from madtp.files.staging import write_errors
+from madtp.models.parts import Part, parts_of
+
+
+@dataclass(frozen=True)
+class TracedPart:
+    """A part as an ONNX file.
+
+    Attributes:
+        part: without its weights.
+        source: the file.
+        files: its name, and that of its external weights where it has some.
+        custom_nodes: of each custom op.
+    """
+
+    part: Part
+    source: Path
+    files: tuple[str, ...]
+    sha256: str
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    custom_nodes: dict[str, int]
+
+
+def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], None]) -> dict[str, TracedPart]:
+    """Trace every part into an ONNX file in `folder`."""
+    options = prepared.options
+    target = options.engine
+    single_file = is_single_file(options, prepared.weight_bytes)
+    traced = {}
+    for name, part in parts_of(prepared.load_model()).items():
+        on_detail(name)
+        source = folder / Path(artifact_name(target, name, len(prepared.parts))).with_suffix(".onnx")
+        with write_errors(target):
+            write_part(part, source, external_data=not single_file)
+            if target.suffix == ".onnx" and options.plugins == "none":
+                inline_functions(source, source)
+        graph = onnx.load(str(source), load_external_data=False).graph
+        traced[name] = TracedPart(
+            part=replace(part, module=nn.Module()),  # or all weights would stay in memory while engines are built
+            source=source,
+            files=(source.name,) if single_file else (source.name, f"{source.name}.data"),
+            sha256=sha256(source),
+            inputs=tuple(_tensor(value) for value in graph.input),
+            outputs=tuple(_tensor(value) for value in graph.output),
+            custom_nodes=custom_nodes(source),
+        )
+    return traced
+
+
+def _tensor(value: onnx.ValueInfoProto) -> TensorInfo:
+    tensor = value.type.tensor_type
+    dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type).name
+    shape = (dim.dim_param if dim.HasField("dim_param") else dim.dim_value for dim in tensor.shape.dim)
+    return TensorInfo(value.name, dtype, tuple(shape))

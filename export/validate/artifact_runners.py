@@ -1,0 +1,111 @@
+"""The runners of an artifact: ONNX Runtime, and TensorRT where a GPU can run its plan."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from export.artifact.files import tensor_infos
+from export.console import Progress
+from export.engine.backends import Backend
+from export.errors import BackendError
+from export.runtime.artifact import open_parts
+from export.runtime.runner import CheckedRunner, OnnxRunner
+from export.validate.intermediates import (
+    IntermediatesPlanBuilder,
+    KeptIdsRunner,
+    kept_ids_runners,
+    open_onnx_intermediates,
+    trace_parts,
+)
+from export.validate.model_runner import ArtifactRunner, TorchModelRunner
+from madtp.tasks.requests import Runner
+
+
+@dataclass(frozen=True)
+class ArtifactRunners:
+    """What is compared with torch.
+
+    Attributes:
+        files: ONNX of every part: the artifact's, or traced from the checkpoint where that is a plan.
+        runners: ONNX Runtime, and the plan where it can run.
+        plan_builder: rebuilds the plan's parts with values inside them as outputs; None where no plan runs.
+        notes: what is compared less closely than usual and why, a sentence each.
+    """
+
+    files: dict[str, Path]
+    runners: list[ArtifactRunner]
+    plan_builder: IntermediatesPlanBuilder | None = None
+    notes: tuple[str, ...] = ()
+
+
+def open_runners(
+    artifact: Path,
+    manifest: Mapping[str, Any],
+    reference: TorchModelRunner,
+    backend: Backend,
+    scratch: Path,
+    changed: bool,
+    progress: Progress,
+) -> ArtifactRunners:
+    """Open everything that can run here, each with the ids of the tokens that it keeps.
+
+    Args:
+        artifact: the file that --engine named at the export.
+        manifest: of it.
+        reference: torch with the checkpoint.
+        backend: from `export.runtime.artifact.runtime`.
+        scratch: folder for what is traced and built.
+        changed: a tool changed the artifact, so that a plan built anew would tell nothing about it.
+        progress: told of one stage.
+    """
+    if artifact.suffix == ".onnx":
+        progress.stage("opening the artifact")
+        files = {part["name"]: artifact.parent / part["artifact"] for part in manifest["parts"]}
+        parts = open_parts(manifest, artifact.parent, backend)
+        return ArtifactRunners(files, [_runner("onnx", reference, parts, _onnx_kept_ids(files))])
+    progress.stage("tracing the checkpoint to ONNX")
+    files = trace_parts(reference.parts, scratch, progress.detail)
+    onnx = _runner("onnx", reference, _open_traced(manifest, files), _onnx_kept_ids(files))
+    if not backend.can_run:
+        return ArtifactRunners(files, [onnx])
+    plan = open_parts(manifest, artifact.parent, backend)
+    if changed:
+        note = "compared token counts only for the changed plan: it has no outputs that tell kept-token ids"
+        return ArtifactRunners(files, [onnx, _runner("plan", reference, plan, {})], notes=(note,))
+    builder = IntermediatesPlanBuilder.of_artifact(manifest, artifact.parent, backend, files, progress.detail)
+    kept_ids, notes = _plan_kept_ids(files, builder, progress.detail)
+    return ArtifactRunners(files, [onnx, _runner("plan", reference, plan, kept_ids)], builder, notes)
+
+
+def _runner(
+    name: str, reference: TorchModelRunner, parts: Mapping[str, Runner], kept_ids: Mapping[str, KeptIdsRunner]
+) -> ArtifactRunner:
+    return ArtifactRunner(name, reference.config, reference.parts, parts, kept_ids)
+
+
+def _onnx_kept_ids(files: Mapping[str, Path]) -> dict[str, KeptIdsRunner]:
+    return kept_ids_runners(files, open_onnx_intermediates(files))
+
+
+def _plan_kept_ids(
+    files: Mapping[str, Path], builder: IntermediatesPlanBuilder, on_detail: Callable[[str], None]
+) -> tuple[dict[str, KeptIdsRunner], tuple[str, ...]]:
+    on_detail("building a plan whose outputs include the ids of kept tokens")
+    try:
+        return kept_ids_runners(files, builder), ()
+    except BackendError as error:  # no reason not to compare the plan itself
+        return {}, (f"compared token counts only for the plan: one with kept-token ids failed to build: {error.what}",)
+
+
+def _open_traced(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
+    """Traced ONNX files in ONNX Runtime, with the profile of the artifact."""
+    return {
+        entry["name"]: CheckedRunner(
+            OnnxRunner(files[entry["name"]]),
+            tensor_infos(entry["inputs"]),
+            tensor_infos(entry["outputs"]),
+            entry["profile"],
+        )
+        for entry in manifest["parts"]
+    }
