@@ -1,4 +1,4 @@
-"""What a user can ask of an export, checked as far as that goes without reading a file."""
+"""Options of an export, checked as far as possible without reading a file."""
 
 import re
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names o
 
 
 def check_suffix(engine: Path) -> str:
-    """The ending of an artifact's path.
+    """The suffix of an artifact's path.
 
     Raises:
         OptionError: neither .plan nor .onnx.
@@ -23,7 +23,7 @@ def check_suffix(engine: Path) -> str:
     if engine.suffix not in (".plan", ".onnx"):
         raise OptionError(
             f"--engine '{engine}' ends in '{engine.suffix}'",
-            "The ending says what it is: .plan a TensorRT engine, .onnx an ONNX Runtime model.",
+            "The suffix selects the format: .plan is a TensorRT engine, .onnx an ONNX Runtime model.",
             "Use out.plan or out.onnx.",
         )
     return engine.suffix
@@ -36,24 +36,23 @@ class ExportOptions:
     Attributes:
         checkpoint: the .pt or .pth file.
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
-        config: JSON file of sizes that win over the checkpoint's.
+        config: JSON file of model sizes that win over the checkpoint's.
         backend: one of BACKENDS.
-        precision: one of PRECISIONS, of which this version exports fp32.
-        layout: one of LAYOUTS, of which this version exports dynamic.
-        batch: requests a call; None is 1:1:8.
-        text: tokens a sentence, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
-        beams: texts that a decoder takes at once: beams, or candidates read to the end; None is 128 for vqa, 8 for
-            caption.
-        max_length: ids of an answer, or of a caption with its prompt, special ones included; None is 17 for vqa, 41 for
-            caption.
+        precision: one of PRECISIONS; this version exports fp32.
+        layout: one of LAYOUTS; this version exports dynamic.
+        batch: requests per call; None is 1:1:8.
+        text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
+        beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.
+        max_length: maximum ids of an answer, or of a caption with its prompt, special ones included; None is 17 for
+            vqa, 41 for caption.
         temperature: default written to the manifest; None is the checkpoint's.
         plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
             file holds the custom ops and their bodies), or the path of a plugin library.
-        embed_plugins: the plan carries the plugin library, so that there is one file to ship.
+        embed_plugins: embed the plugin library in the plan, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
-        calib: folder of calibration data; nothing takes it yet.
-        samples: folder of samples to check the result on; None is the demo's.
-        allow_outside: also take samples' images whose names lead out of their folder.
+        calib: folder of calibration data; unused yet.
+        samples: folder of samples to validate on; None is the demo's.
+        allow_outside: also read images of samples that lie outside their folder.
     """
 
     checkpoint: Path
@@ -78,8 +77,8 @@ class ExportOptions:
         suffix = check_suffix(self.engine)
         if NO_NAME.search(self.engine.name):
             raise OptionError(
-                f"--engine '{self.engine}' holds a backslash in its name",
-                "A manifest names its files plainly, so that no name leads elsewhere on any system.",
+                f"--engine '{self.engine}' has a backslash in its name",
+                "A manifest lists bare file names, and a backslash separates folders on some systems.",
                 "Use another name.",
             )
         for option, value, known, works in (
@@ -88,13 +87,13 @@ class ExportOptions:
             ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
         ):
             if value not in known:
-                why = f"This version knows {', '.join(works)}."
+                why = f"This version supports {', '.join(works)}."
                 raise OptionError(f"--{option} '{value}' is unknown", why, f"Use --{option} {works[0]}.")
         if (suffix == ".onnx") != (self.backend == "onnxruntime") and self.backend != "auto":
             raise OptionError(
                 f"--backend {self.backend} does not write {suffix} files",
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
-                "Leave --backend out, or change the ending of --engine.",
+                "Omit --backend, or change the suffix of --engine.",
             )
         if self.precision != "fp32":
             raise OptionError(
@@ -110,27 +109,27 @@ class ExportOptions:
             )
         if suffix == ".onnx" and self.plugins not in ("none", "auto"):
             raise OptionError(
-                f"--plugins {self.plugins} has no use for an .onnx file",
-                "ONNX Runtime runs the function bodies of the custom ops; plugins are TensorRT's.",
-                "Leave --plugins out, use none (standard ONNX, bodies inlined), or name a .plan.",
+                f"--plugins {self.plugins} does not apply to an .onnx file",
+                "ONNX Runtime runs the function bodies of the custom ops; plugins are for TensorRT.",
+                "Omit --plugins, use none (standard ONNX, bodies inlined), or export a .plan.",
             )
         if self.embed_plugins and (suffix == ".onnx" or self.plugins == "none"):
             raise OptionError(
-                "--embed-plugins is given but there is no plugin library to embed",
-                "An .onnx file and a plan of --plugins none use no plugins.",
-                "Leave --embed-plugins out.",
+                "--embed-plugins is given, but there is no plugin library to embed",
+                "An .onnx file and a plan built with --plugins none use no plugins.",
+                "Omit --embed-plugins.",
             )
         if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none"):
             raise OptionError(
-                "--tokens is given but nothing is tuned with it",
-                "The numbers are for TensorRT's plugin layers.",
-                "Leave --tokens out.",
+                "--tokens is given, but nothing is tuned with it",
+                "Token statistics size the plugin layers of a plan.",
+                "Omit --tokens.",
             )
         if self.calib is not None:
             raise OptionError(
-                "--calib is given but nothing is quantised",
-                "Calibration data serves int8 and fp8 only.",
-                "Leave --calib out.",
+                "--calib is given, but nothing is quantized",
+                "Calibration data is for int8 and fp8 only.",
+                "Omit --calib.",
             )
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(

@@ -1,4 +1,4 @@
-"""Which runtime builds and runs an artifact on this machine."""
+"""Backends: the runtime that builds and runs an artifact on this machine."""
 
 import importlib.util
 from dataclasses import dataclass
@@ -28,13 +28,13 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Backend:
-    """The runtime that was chosen.
+    """A runtime.
 
     Attributes:
         name: "onnxruntime", "tensorrt" or "tensorrt-rtx".
         version: of its Python package.
-        reason: why this one, in a sentence.
-        can_run: whether this machine can execute what it builds.
+        reason: why it was chosen, in a sentence.
+        can_run: whether this machine can run what it builds.
     """
 
     name: BackendName
@@ -69,11 +69,11 @@ def choose_backend(requested: str, suffix: str) -> Backend:
     """The backend for an output with `suffix` (.onnx or .plan).
 
     Args:
-        requested: one of `export.build.options.BACKENDS`. "auto" takes tensorrt where it imports and a GPU is there,
-            else tensorrt-rtx, which builds without one.
+        requested: one of `export.build.options.BACKENDS`. "auto" takes tensorrt where it is installed and there is a
+            GPU, else tensorrt-rtx, which builds without one.
 
     Raises:
-        BackendError: the one asked for is not installed, or cannot build on this machine.
+        BackendError: the requested one is not installed, or cannot build on this machine.
     """
     if suffix == ".onnx":
         return Backend("onnxruntime", metadata.version("onnxruntime"), "the output is an .onnx file", True)
@@ -86,12 +86,12 @@ def choose_backend(requested: str, suffix: str) -> Backend:
     if requested == "tensorrt":
         if not gpus:
             raise BackendError(
-                "--backend tensorrt cannot build here",
+                "--backend tensorrt cannot build on this machine",
                 "TensorRT builds an engine on the GPU that will run it, and this machine has no CUDA device.",
                 "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
             )
-        return _tensorrt(gpus, "asked for")
-    return _tensorrt_rtx(gpus, "asked for")
+        return _tensorrt(gpus, "requested")
+    return _tensorrt_rtx(gpus, "requested")
 
 
 def _installed(module: str) -> bool:

@@ -28,7 +28,7 @@ LOG_LINES = 12  # of the builder, shown when it fails
 
 @dataclass(frozen=True)
 class BuildSpec:
-    """What the worker is told.
+    """The worker's task.
 
     Attributes:
         module: the backend's Python module.
@@ -36,7 +36,7 @@ class BuildSpec:
         profile: {input: [min, opt, max] shapes}.
         plugin_library: path, or None.
         plugin_layers: how many layers of each plugin the network has to have.
-        embed_plugins: whether the plan carries the library.
+        embed_plugins: whether the plan embeds the library.
         shown: values inside the network that become outputs too.
     """
 
@@ -53,13 +53,13 @@ class BuildSpec:
 
 @dataclass(frozen=True)
 class BuildResult:
-    """What the worker answers.
+    """The worker's result.
 
     Attributes:
         layers: of the network.
         plugin_layers: how many of each plugin.
-        timing_cache_reused: it was there before.
-        shown: those values that the network has as outputs; constants, which the parser computes, are not among them.
+        timing_cache_reused: whether there was one before.
+        shown: values inside that became outputs; constants, which the parser folds, do not.
     """
 
     layers: int
@@ -82,12 +82,12 @@ def build_plan(
     """Build `plan` from the ONNX file `source`.
 
     Args:
-        timing_cache: read where it exists, written after the build.
+        timing_cache: read if it exists, written after the build.
         on_phase: called with the builder's phases as they begin.
         plugin_library: has a plugin for every custom node of `source`; None: it has no such nodes.
-        embed_plugins: the plan carries the library.
+        embed_plugins: embed the library in the plan.
         shown: values inside the network, by their ONNX names, that become outputs too. TensorRT fuses nothing across
-            them, so such a plan is to be looked into, not to be shipped.
+            them, so such a plan is for validation, not for shipping.
 
     Raises:
         BackendError: the parser or builder failed; the message ends with its log.
@@ -130,7 +130,7 @@ def build_plan(
         raise BackendError(
             f"{backend.name} {backend.version} did not build the engine",
             "\n".join(said + others[-LOG_LINES:]) or f"Its process ended with status {worker.returncode}.",
-            "Do what the plugin says; --plugins none builds without plugins."
+            "Fix what the plugin reports; --plugins none builds without plugins."
             if said
             else "Report this with the log above; --engine out.onnx builds for ONNX Runtime meanwhile.",
         )
@@ -138,7 +138,7 @@ def build_plan(
 
 
 def _by_plugins(log: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Of the builder's log what plugins said, each once, and the other lines: of those there may be many behind it."""
+    """Messages of plugins in the builder's log, each once, and the other lines."""
     # through TensorRT's logger, or where the library found none, straight to standard error
     beginnings = tuple(f"{letter}{spec.onnx_name}: " for spec in OPS for letter in ("[E] ", ""))
     said = dict.fromkeys(line.removeprefix("[E] ") for line in log if line.startswith(beginnings))

@@ -47,7 +47,7 @@ def plugin_library(requested: str, on_build: Callable[[str], None]) -> PluginLib
     """The library for `--plugins`: None for "none", the built one for "auto", else the file of that name.
 
     Raises:
-        PluginError: it cannot be built here, or the file is no such library, or of another version.
+        PluginError: it cannot be built here, or the file is not a plugin library of this version.
     """
     if requested == "none":
         return None
@@ -67,8 +67,8 @@ def architectures() -> tuple[int, ...]:
     if not all(re.fullmatch(r"\d{2,3}", part) for part in parts):
         raise PluginError(
             f"{SM_VARIABLE} is '{text}'",
-            "It lists compute capabilities without the dot.",
-            f"E.g. {SM_VARIABLE}=89 or {SM_VARIABLE}=80,90.",
+            "It has to list compute capabilities without the dot.",
+            f"Use e.g. {SM_VARIABLE}=89 or {SM_VARIABLE}=80,90.",
         )
     return tuple(sorted({int(part) for part in parts}))
 
@@ -129,7 +129,7 @@ def find_nvcc() -> Path:
     """The CUDA compiler: CUDACXX, PATH, or the wheel of NVIDIA's toolkit.
 
     Raises:
-        PluginError: there is none.
+        PluginError: not found.
     """
     given = os.environ.get("CUDACXX")
     found = shutil.which(given or "nvcc")
@@ -188,7 +188,7 @@ def build_library(on_build: Callable[[str], None] = lambda _: None) -> PluginLib
     """Build the library, or take the one that is there if it was made from the same sources.
 
     Args:
-        on_build: told in words that a build begins; it takes about two minutes.
+        on_build: called with a message when a build begins; it takes about two minutes.
 
     Raises:
         PluginError: compiler or headers are missing, or the compiler failed.
@@ -277,7 +277,7 @@ def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> No
             raise PluginError(
                 f"the plugin library could not be built ({nvcc}, headers of {headers})",
                 "\n".join(lines[-LOG_LINES:]),
-                "Look at the compiler's words above; --plugins none exports without the library meanwhile.",
+                "See the compiler's output above; --plugins none exports without the library meanwhile.",
             )
 
 

@@ -43,10 +43,10 @@ class PluginLibrary:
 
 
 def read_library(path: Path) -> PluginLibrary:
-    """What the library at `path` says of itself.
+    """Read the line that a build wrote into the library at `path`.
 
     Raises:
-        PluginError: missing, no regular file, or not a plugin library of this project.
+        PluginError: missing, not a regular file, or not a plugin library of this project.
     """
     try:
         content = read_bytes(path, MOST_BYTES)
@@ -54,7 +54,7 @@ def read_library(path: Path) -> PluginLibrary:
         raise PluginError(
             f"cannot read the plugin library '{path}'",
             getattr(error, "strerror", None) or str(error),
-            "Name a libmadtp_plugins.so, or leave --plugins out to have it built.",
+            "Name a libmadtp_plugins.so, or omit --plugins to build it.",
         ) from error
     marks = _build_lines(content)
     if content.startswith(b"\x7fELF") and len(marks) == 1:
@@ -63,7 +63,7 @@ def read_library(path: Path) -> PluginLibrary:
     raise PluginError(
         f"'{path}' is not a plugin library of this project",
         "It does not carry the line that every build writes into it.",
-        "Name the libmadtp_plugins.so that ./build.sh plugins makes, or leave --plugins out.",
+        "Name the libmadtp_plugins.so that ./build.sh plugins builds, or omit --plugins.",
     )
 
 
@@ -77,7 +77,7 @@ class _BuildLine:
 
 
 def _build_lines(content: bytes | mmap.mmap) -> set[_BuildLine]:
-    """All that there are in a library, or in a plan that carries one; what only looks like one is none."""
+    """All build lines in a library, or in a plan that embeds one; malformed ones are skipped."""
     lines = set()
     for found in _MARK.finditer(content):
         with suppress(ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -88,9 +88,9 @@ def _build_lines(content: bytes | mmap.mmap) -> set[_BuildLine]:
 
 
 def loadable_library(path: Path, entry: Mapping[str, Any] | None = None) -> PluginLibrary:
-    """The library at `path`, if it may be loaded: of this project and version, and what its manifest says.
+    """The library at `path`, if it may be loaded: of this project and version, and the one of its manifest.
 
-    Loading runs code of the file. This tells accidents and files of other software; who built it cannot be told.
+    Loading runs its code. This catches accidents and files of other software; who built a library is unknown.
 
     Args:
         path: of the library.
@@ -114,14 +114,14 @@ def loadable_library(path: Path, entry: Mapping[str, Any] | None = None) -> Plug
 
 
 def check_embedded(plan: Path, entry: Mapping[str, Any]) -> None:
-    """Refuse a plan that carries another library than its manifest says; where it is so, its code may run.
+    """Refuse a plan that embeds another library than its manifest describes: loading the plan runs the library's code.
 
     Args:
         plan: of which the sha256 was checked.
         entry: of the manifest.
 
     Raises:
-        PluginError: it carries none of this project and version, several, or another than the manifest describes.
+        PluginError: it embeds none of this project and version, several, or another than the manifest describes.
     """
     try:
         with open_regular(plan) as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
@@ -132,19 +132,19 @@ def check_embedded(plan: Path, entry: Mapping[str, Any]) -> None:
         _check_version(f"the plugin library in '{plan}'", line.version)
     if lines != {_BuildLine(entry["version"], entry["source_sha256"], tuple(entry["sm"]))}:
         raise PluginError(
-            f"'{plan}' does not carry the plugin library that the manifest describes",
-            "To open it would be to run code of which nothing is known.",
+            f"'{plan}' does not embed the plugin library that the manifest describes",
+            "Loading it would run unknown code.",
             "Use the files of one export, or export again.",
         )
 
 
 def _check_version(what: str, version: str) -> None:
-    here = metadata.version(PRODUCT)
-    if version != here:
+    own = metadata.version(PRODUCT)
+    if version != own:
         raise PluginError(
             f"{what} is of version {version:.40}",
-            f"This is version {here}, and loads its own only.",
-            "Export again, or use the version that made it.",
+            f"This is version {own}, which loads only libraries of its own version.",
+            "Export again, or use that version.",
         )
 
 

@@ -1,4 +1,4 @@
-"""How large the inputs of each part may be: the optimisation profile that an engine is built for."""
+"""Optimization profiles: the sizes of each part's inputs that an engine is built for."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -22,7 +22,9 @@ class Range:
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max <= MAX_SIZE:
             raise OptionError(
-                f"{self} is no range of sizes", f"It has to be 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}.", "E.g. 1:4:16."
+                f"{self} is not a range of sizes",
+                f"It has to be 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}.",
+                "Use e.g. 1:4:16.",
             )
 
     def __str__(self) -> str:
@@ -44,12 +46,12 @@ class Range:
             numbers *= 3
         if len(numbers) != 3:
             raise OptionError(
-                f"{option} is '{text}'", "It has to be MIN:OPT:MAX or one number.", f"E.g. {option} 1:4:16."
+                f"{option} is '{text}'", "It has to be MIN:OPT:MAX or one number.", f"Use e.g. {option} 1:4:16."
             )
         try:
             return cls(*numbers)
         except OptionError as error:
-            raise OptionError(f"{option}: {error.what}", error.why, f"E.g. {option} 1:4:16.") from error
+            raise OptionError(f"{option}: {error.what}", error.why, f"Use e.g. {option} 1:4:16.") from error
 
 
 DEFAULT_BATCH = Range(1, 1, 8)
@@ -57,12 +59,12 @@ DEFAULT_BATCH = Range(1, 1, 8)
 DEFAULT_TEXT = {"nlvr": (2, 24, 64), "vqa": (2, 12, 64), "retrieval": (2, 35, 35)}
 MAX_PROMPT = 16  # ids, or a third of a text where that is more
 
-Sizes = tuple[int, int, int]  # least, usual, largest
+Sizes = tuple[int, int, int]  # min, opt, max
 
 
 @dataclass(frozen=True)
 class Written:
-    """What a decoder writes or reads for a request: texts at once (beams, candidates), ids of a text, all included."""
+    """What a decoder generates or reads per request: texts at once (beams, candidates), ids per text, all included."""
 
     texts: int
     ids: int
@@ -70,7 +72,7 @@ class Written:
 
 # Captions: 3 beams and 20 ids are usual; answers: 128 candidates of a few ids.
 DEFAULT_WRITTEN = {"vqa": Written(128, 17), "caption": Written(8, 41)}
-PUBLISHED_WRITTEN = {"vqa": Written(3, 10), "caption": Written(3, 20)}  # the export's own check asks for them
+PUBLISHED_WRITTEN = {"vqa": Written(3, 10), "caption": Written(3, 20)}  # what the export's validation runs
 
 
 def written_sizes(config: BlipConfig | ClipConfig, beams: int | None, max_length: int | None) -> Written | None:
@@ -85,7 +87,7 @@ def written_sizes(config: BlipConfig | ClipConfig, beams: int | None, max_length
         for option, value in given.items():
             if value is not None:
                 raise OptionError(
-                    f"{option} {value} does not apply to {config.task}", "It writes no text.", f"Leave {option} out."
+                    f"{option} {value} does not apply to {config.task}", "It generates no text.", f"Omit {option}."
                 )
         return None
     usual, least = DEFAULT_WRITTEN[config.task], PUBLISHED_WRITTEN[config.task]
@@ -93,15 +95,15 @@ def written_sizes(config: BlipConfig | ClipConfig, beams: int | None, max_length
     if written.texts < least.texts or written.texts > MAX_SIZE:
         raise OptionError(
             f"--beams is {beams}",
-            f"It has to be {least.texts}, which the published evaluation asks for, to {MAX_SIZE}.",
-            f"Leave it out for {usual.texts}.",
+            f"It has to be {least.texts}, which the published evaluation needs, to {MAX_SIZE}.",
+            f"Omit it for {usual.texts}.",
         )
     if max_length is not None and not min(least.ids, config.max_position) <= max_length <= config.max_position:
         raise OptionError(
             f"--max-length is {max_length}",
-            f"It has to be {least.ids}, which the published evaluation asks for, to {config.max_position}, the model's "
+            f"It has to be {least.ids}, which the published evaluation needs, to {config.max_position}, the model's "
             "positions.",
-            f"Leave it out for {min(usual.ids, config.max_position)}.",
+            f"Omit it for {min(usual.ids, config.max_position)}.",
         )
     return written
 
@@ -117,7 +119,7 @@ def text_range(config: BlipConfig | ClipConfig, given: Range | None) -> Range:
             raise OptionError(
                 f"--text {given} does not apply to {config.task}",
                 "Its engines take texts of one length." if isinstance(config, ClipConfig) else "It reads no text.",
-                "Leave --text out.",
+                "Omit --text.",
             )
         return Range(1, 1, 1)
     text = given or Range(*(min(size, config.max_position) for size in DEFAULT_TEXT[config.task]))
@@ -137,14 +139,14 @@ def text_range(config: BlipConfig | ClipConfig, given: Range | None) -> Range:
 def part_sizes(
     task: str, part: Part, batch: Range, text: Range, usual_source: int | None, written: Written | None = None
 ) -> dict[str, Sizes]:
-    """What each dimension of a part's inputs may be.
+    """Min, opt and max of every dynamic dimension of a part's inputs.
 
     Args:
         task: of the model.
         part: of the model.
-        batch: requests.
-        text: tokens of a text.
-        usual_source: tokens that an encoder usually leaves for what follows; None is all of them.
+        batch: requests per call.
+        text: tokens per text.
+        usual_source: tokens that an encoder usually leaves for the next; None is all of them.
         written: see `written_sizes`; None is the default.
     """
     written = written or DEFAULT_WRITTEN.get(task, Written(3, 3))
@@ -161,7 +163,7 @@ def part_sizes(
 
 
 def input_profile(part: Part, sizes: Mapping[str, Sizes]) -> dict[str, list[list[int]]]:
-    """Least, usual and largest shape of every input that varies."""
+    """Min, opt and max shape of every dynamic input."""
     return {
         spec.name: [spec.sized({name: size[which] for name, size in sizes.items()}) for which in range(3)]
         for spec in part.inputs

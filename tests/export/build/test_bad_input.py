@@ -89,14 +89,14 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "plugins for onnx": (
         "--plugins=some.so",
-        ("--plugins some.so has no use for an .onnx file", "Leave --plugins out"),
+        ("--plugins some.so", ".onnx"),
     ),
-    "embedding for onnx": ("--embed-plugins", ("no plugin library to embed", "Leave --embed-plugins out")),
+    "embedding for onnx": ("--embed-plugins", ("--embed-plugins", "no plugin library")),
     "embedding without plugins": (
         "--engine={folder}/trt.plan --plugins=none --embed-plugins",
         ("no plugin library to embed",),
     ),
-    "tokens for onnx": ("--tokens=tokens.json", ("nothing is tuned with it", "Leave --tokens out")),
+    "tokens for onnx": ("--tokens=tokens.json", ("--tokens is given", "nothing is tuned")),
     "no token statistics": (
         "--engine={folder}/trt.plan --tokens=nowhere.json",
         ("cannot read the token statistics 'nowhere.json'", "python -m calibration tokens"),
@@ -105,12 +105,12 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "--engine={folder}/trt.plan --tokens={folder}/out.onnx",
         ("cannot read the token statistics",),
     ),
-    "calib": ("--calib=data", ("--calib is given but nothing is quantised", "Leave --calib out")),
+    "calib": ("--calib=data", ("--calib is given", "quantized")),
     "unknown backend": ("--backend=openvino", ("Invalid value for '--backend'", "tensorrt-rtx")),
     "tensorrt writes no onnx": ("--backend=tensorrt", ("--backend tensorrt does not write .onnx",)),
     "onnxruntime writes no plan": (
         "--engine={folder}/trt.plan --backend=onnxruntime",
-        ("--backend onnxruntime does not write .plan", "Leave --backend out"),
+        ("--backend onnxruntime does not write .plan", "--engine"),
     ),
 }
 
