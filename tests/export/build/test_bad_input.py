@@ -36,8 +36,11 @@ from madtp.files.inputs import sha256
 from madtp.files.staging import Staging
 from madtp.models.parts import parts_of
 from madtp.tasks.requests import torch_runners
-from tests.conftest import MODES, TINY, WORDS, Outputs, Ran, largest_file, write_samples
+from tests.helpers.checkpoints import TINY
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
+from tests.helpers.outputs import Outputs, largest_file
+from tests.helpers.samples import MODES, WORDS, write_samples
 
 Run = Callable[..., Ran]
 Write = Callable[..., Path]
