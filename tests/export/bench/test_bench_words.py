@@ -34,7 +34,6 @@ from tests.helpers.bench import FakeRunner, FakeTimer, fake_bench, save
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
 
-__all__ = ["options"]  # a fixture
 CASE = Case(TAU, 1)
 HALF = "other processes took 50 % of the CPUs while this was measured"
 
