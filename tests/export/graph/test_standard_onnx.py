@@ -14,8 +14,10 @@ import pytest
 import export.build.files
 from export.artifact.reader import read_manifest
 from madtp.files.inputs import sha256
-from tests.conftest import TAU, TINY, Ran, TaskArtifacts
-from tests.export.validate.test_validate import change_weight, rehash
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU, TINY
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import change_weight, rehash
 
 Run = Callable[..., Ran]
 STANDARD = ("--plugins", "none")
@@ -109,7 +111,7 @@ def test_inspect_and_report_know_it(standard: Path, tiny_artifact: Path, run_cli
 
 def test_a_library_has_no_use_for_it(tiny_artifact: Path, tmp_path: Path, run_cli: Run) -> None:
     arguments = ("--ckpt", tiny_artifact / "tiny.pt", "--engine", tmp_path / "out.onnx")
-    run_cli(*arguments, "--plugins", tmp_path / "x.so").refused("has no use for an .onnx file", "use none")
+    run_cli(*arguments, "--plugins", tmp_path / "x.so").refused("--plugins", "use none")
 
 
 def test_no_op_of_a_type_that_old_runtimes_lack(task_artifacts: TaskArtifacts) -> None:
