@@ -37,15 +37,7 @@ def manifest_of(
     vocabulary: str | None,
     seconds: Mapping[str, float],
 ) -> Manifest:
-    """The whole manifest.
-
-    Args:
-        prepared: what was exported.
-        built: its files, in place.
-        validation: of them; it passed.
-        vocabulary: name of the vocabulary beside the manifest, None without one.
-        seconds: duration of each stage.
-    """
+    """The manifest of files in the staging folder; `vocabulary` is the name of one beside it."""
     config, options, backend = prepared.config, prepared.options, prepared.backend
     oldest = OLDEST_ONNXRUNTIME if options.engine.suffix == ".onnx" else None
     named: dict[str, Any] = {"task": config.task, "layout": options.layout, "precision": options.precision}

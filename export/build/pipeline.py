@@ -61,15 +61,7 @@ def commit(
     seconds: Mapping[str, float],
     staging: Staging,
 ) -> Manifest:
-    """Write the manifest, and move all files to where they belong.
-
-    Args:
-        prepared: what was exported.
-        built: its files, in the staging folder.
-        validation: of them; it passed.
-        seconds: duration of each stage.
-        staging: of the target.
-    """
+    """Write the manifest, and move all files to where they belong."""
     target, vocabulary = prepared.options.engine, prepared.samples.vocabulary
     with write_errors(target):
         names = [] if vocabulary is None else [vocabulary_name(target)]  # the manifest alone is enough to ask

@@ -1,4 +1,4 @@
-"""How many tokens TensorRT is told that each layer keeps: from a file, measured on samples, or guessed."""
+"""Token counts that TensorRT is told for each layer: from a file, measured on samples, or guessed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -83,18 +83,13 @@ def token_plan(
     usual_batch: int,
     on_detail: Callable[[str], None],
 ) -> TokenPlan:
-    """Token sizes for an export: of its file of statistics, else measured on its samples.
+    """Token sizes for an export, from its token statistics, else measured on its samples.
 
     Args:
-        config: of the model.
-        parts: of the model.
-        samples: to count on where there are no statistics.
-        statistics: of a file; None where there is none.
-        temperature: the default one; zero prunes nothing.
-        checkpoint_sha256: hex digest.
-        longest_text: tokens of a text that the engine takes.
-        usual_batch: requests that the engine is tuned for.
-        on_detail: told what is being done.
+        samples: to count on without statistics.
+        temperature: the default; zero prunes nothing.
+        longest_text: maximum tokens per text.
+        usual_batch: requests per call that the engine is tuned for.
     """
     largest = {name: largest_tokens(config, longest_text, name) for name in depths(parts)}
     source: TokenSource = "file"

@@ -42,13 +42,7 @@ class OnnxGraph:
 
 
 def run_graph(graph: OnnxGraph, inputs: Mapping[str, NDArray[Any]], outputs: Iterable[str]) -> Arrays:
-    """Run a graph once in ONNX Runtime, as it is written: nothing fused.
-
-    Args:
-        graph: to read.
-        inputs: by name; ones that the graph does not take are ignored.
-        outputs: to return, of the graph's.
-    """
+    """Run a graph once in ONNX Runtime, nothing fused; inputs that it does not take are ignored."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -61,12 +55,7 @@ def run_graph(graph: OnnxGraph, inputs: Mapping[str, NDArray[Any]], outputs: Ite
 
 
 def open_graph(graph: OnnxGraph, options: Any = None) -> Any:
-    """A session of ONNX Runtime on the CPU.
-
-    Args:
-        graph: to run.
-        options: ONNX Runtime's `SessionOptions`; None is as usual.
-    """
+    """A session of ONNX Runtime on the CPU, with its `SessionOptions`, or the usual ones."""
     import onnxruntime
 
     options = options or onnxruntime.SessionOptions()

@@ -10,17 +10,10 @@ from export.graph.onnx_graph import OnnxGraph, producers
 
 
 def subgraph_of(graph: OnnxGraph, node: onnx.NodeProto, known: Mapping[str, NDArray[Any]]) -> OnnxGraph:
-    """The piece of a graph that computes one node from values that are known.
+    """The nodes that compute one node's outputs from known values, as a graph of its own with its weights inside.
 
-    Usually that is the node alone; where an input of it is not known, what makes that input comes along.
-
-    Args:
-        graph: to read.
-        node: of it.
-        known: values by name; their types become those of the piece's inputs.
-
-    Returns:
-        A graph of its own, weights inside, whose inputs are known values and whose outputs are the node's.
+    Usually that is the node alone; where an input of it is not known, the nodes that make that input come along. The
+    types of `known` values become those of the graph's inputs.
     """
     body = graph.model.graph
     weights = {tensor.name: tensor for tensor in body.initializer}
@@ -37,7 +30,7 @@ def subgraph_of(graph: OnnxGraph, node: onnx.NodeProto, known: Mapping[str, NDAr
             nodes.append(made_by[name])
             waiting.extend(before for before in made_by[name].input if before)
     helper = onnx.helper
-    piece = helper.make_graph(
+    found = helper.make_graph(
         [part for part in body.node if any(part is taken for taken in nodes)],
         node.name or node.op_type,
         [
@@ -50,7 +43,7 @@ def subgraph_of(graph: OnnxGraph, node: onnx.NodeProto, known: Mapping[str, NDAr
         [graph.weight(weights[name]) for name in sorted(used)],
     )
     model = helper.make_model(
-        piece,
+        found,
         opset_imports=list(graph.model.opset_import),
         functions=list(graph.model.functions),
         ir_version=graph.model.ir_version,

@@ -50,14 +50,7 @@ def open_runners(
 ) -> ArtifactRunners:
     """Open everything that can run here, each with the ids of the tokens that it keeps.
 
-    Args:
-        artifact: the file that --engine named at the export.
-        manifest: of it.
-        reference: torch with the checkpoint.
-        backend: from `export.runtime.artifact.runtime`.
-        scratch: folder for what is traced and built.
-        changed: a tool changed the artifact, so that a plan built anew would tell nothing about it.
-        progress: told of one stage.
+    A plan that a tool changed (`changed`) shows no ids: one built anew would say nothing about it.
     """
     if artifact.suffix == ".onnx":
         progress.stage("opening the artifact")

@@ -31,17 +31,7 @@ def bisect_failures(
     scratch: Path,
     progress: Progress,
 ) -> Bisection | None:
-    """Find the first divergent node, as far as that can be told.
-
-    Args:
-        result: that failed.
-        manifest: of the artifact.
-        reference: torch with the checkpoint.
-        opened: what was compared.
-        repro: folder to save the node in; None: nowhere.
-        scratch: folder for what is traced and built.
-        progress: told of details.
-    """
+    """Find the first divergent node, and save it in the folder `repro`; None where nothing can be bisected."""
     failures = [failure for pair in result.pairs for failure in pair.failures]
     of_onnx = [failure for pair in result.pairs if pair.pair == "torch/onnx" for failure in pair.failures]
     if not failures:

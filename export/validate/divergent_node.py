@@ -105,9 +105,8 @@ def first_divergent_node(
     Args:
         calls: of parts in torch, in the order in which the parts run.
         references: ONNX traced from the checkpoint, by part.
-        artifacts: by part.
+        artifacts: ONNX of the artifact, by part.
         tolerance: relative to an output's largest |value|.
-        on_detail: called with what is being done.
 
     Returns:
         None where no single node diverges.

@@ -117,14 +117,10 @@ class TorchModelRunner:
 
 
 class ArtifactRunner:
-    """The artifact, or ONNX traced from its checkpoint.
+    """The artifact's ONNX ("onnx") or plan ("plan"), or ONNX traced from its checkpoint.
 
-    Args:
-        name: "onnx" or "plan".
-        config: of the model.
-        parts: of the model.
-        runners: of the parts, as they are shipped.
-        kept_ids: runners of the parts that prune, which also output the ids of the tokens kept; empty: counts only.
+    `runners` run the parts as they are shipped, `kept_ids` those that prune, with kept-token ids; without, only token
+    counts are visible.
     """
 
     def __init__(

@@ -46,9 +46,7 @@ def bisect_plan(
     Args:
         calls: of parts in torch, in the order in which the parts run.
         references: ONNX traced from the checkpoint, by part.
-        open_part: opens parts of the plan.
         tolerance: relative to an output's largest |value|.
-        on_detail: called with what is being done.
     """
     unchecked: list[str] = []
     for call in calls:
