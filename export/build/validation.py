@@ -15,7 +15,7 @@ from export.build.gflops import mean_gflops
 from export.build.prepare import Prepared
 from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.validate.comparator import Comparator, PairResult, TokenCounts, compare_samples
-from export.validate.intermediates import kept_ids_runners, open_onnx_intermediates
+from export.validate.intermediates import KeptIdsRunner, kept_ids_runners, open_onnx_intermediates
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
 from export.validate.tolerances import Bounds, tolerance_of
 from madtp.data.samples import collate
@@ -100,10 +100,12 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
         BackendError: the artifact failed to run.
     """
     config, samples, temperature = prepared.config, prepared.samples, prepared.temperature
-    reference = TorchModelRunner("torch", prepared.load_model(), tolerance_of(prepared.options.precision).dtype)
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
+    kept_ids = {} if runs_plan else _onnx_kept_ids(built)  # first: ONNX Runtime holds weights twice while it opens
     runners = _open(prepared, built, runs_plan)
-    pairs, counts = _compare(prepared, built, reference, runners, runs_plan, on_detail)
+    reference = TorchModelRunner("torch", prepared.load_model(), tolerance_of(prepared.options.precision).dtype)
+    artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
+    pairs, counts = _compare(prepared, reference, artifact, on_detail)
     on_detail("counting GFLOPs")
     gflops = Gflops(*(mean_gflops(config, reference.parts, samples, tau) for tau in (0.0, temperature)))
     on_detail("timing")
@@ -145,21 +147,16 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
     return runners
 
 
-def _compare(
-    prepared: Prepared,
-    built: BuiltArtifact,
-    reference: TorchModelRunner,
-    runners: Runners,
-    runs_plan: bool,
-    on_detail: Callable[[str], None],
-) -> tuple[tuple[PairResult, ...], Mapping[float, TokenCounts]]:
-    """Compare with torch at the default temperature and dense, with the ids of kept tokens.
+def _onnx_kept_ids(built: BuiltArtifact) -> dict[str, KeptIdsRunner]:
+    """What keeps the ids of tokens; plans are compared by their counts: one with the ids would have to be built too."""
+    files = {name: part.traced.source for name, part in built.parts.items()}
+    return kept_ids_runners(files, open_onnx_intermediates(files))
 
-    Plans are compared by their token counts: one that has the ids as outputs would have to be built besides.
-    """
-    files = {} if runs_plan else {name: part.traced.source for name, part in built.parts.items()}
-    kept_ids = kept_ids_runners(files, open_onnx_intermediates(files))
-    artifact = ArtifactRunner("plan" if runs_plan else "onnx", prepared.config, reference.parts, runners, kept_ids)
+
+def _compare(
+    prepared: Prepared, reference: TorchModelRunner, artifact: ArtifactRunner, on_detail: Callable[[str], None]
+) -> tuple[tuple[PairResult, ...], Mapping[float, TokenCounts]]:
+    """Compare the artifact with torch at the default temperature and dense."""
     fp64 = TorchModelRunner("torch fp64", reference.model, torch.float64)
     bounds = Bounds(tolerance_of(prepared.options.precision))
     comparator = Comparator(reference, fp64, [artifact], bounds, always_fp64=False)

@@ -4,13 +4,12 @@ from collections.abc import Iterable
 
 import onnx
 
-from export.graph.onnx_graph import OnnxGraph
 
+def expose_outputs(model: onnx.ModelProto, names: Iterable[str]) -> bytes:
+    """A model as its file, with the values `names` as outputs too.
 
-def expose_outputs(graph: OnnxGraph, names: Iterable[str]) -> OnnxGraph:
-    """A copy in which values inside the graph are outputs too."""
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    there = {value.name for value in model.graph.output}
-    model.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names if name not in there)
-    return OnnxGraph(model, graph.folder)
+    Protobuf merges messages that follow each other, so nothing of the model, which may hold its weights, is copied.
+    """
+    known = {value.name for value in model.graph.output}
+    outputs = [onnx.ValueInfoProto(name=name) for name in names if name not in known]
+    return model.SerializeToString() + onnx.ModelProto(graph=onnx.GraphProto(output=outputs)).SerializeToString()

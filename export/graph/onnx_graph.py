@@ -9,6 +9,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx.external_data_helper import load_external_data_for_tensor, uses_external_data
 
+from export.graph.expose_outputs import expose_outputs
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -42,26 +44,29 @@ class OnnxGraph:
 
 
 def run_graph(graph: OnnxGraph, inputs: Mapping[str, NDArray[Any]], outputs: Iterable[str]) -> Arrays:
-    """Run a graph once in ONNX Runtime, nothing fused; inputs that it does not take are ignored."""
+    """Any values of a graph, run once in ONNX Runtime, nothing fused; inputs that it does not take are ignored."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = open_graph(graph, options)
     names = list(outputs)
+    session = open_graph(graph, options, names)
     taken = {value.name for value in session.get_inputs()}
     values = session.run(names, {name: array for name, array in inputs.items() if name in taken})
     return dict(zip(names, values, strict=True))
 
 
-def open_graph(graph: OnnxGraph, options: Any = None) -> Any:
-    """A session of ONNX Runtime on the CPU, with its `SessionOptions`, or the usual ones."""
+def open_graph(graph: OnnxGraph, options: Any = None, exposed: Iterable[str] = ()) -> Any:
+    """A session of ONNX Runtime on the CPU, with its `SessionOptions` and the values `exposed` as outputs too."""
     import onnxruntime
 
     options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
-    return onnxruntime.InferenceSession(graph.model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    content = expose_outputs(graph.model, exposed)
+    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session._model_bytes = None  # kept for a change of providers, and may hold all weights once more
+    return session
 
 
 def producers(graph: OnnxGraph) -> dict[str, onnx.NodeProto]:

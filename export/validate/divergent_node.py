@@ -12,7 +12,6 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.graph.expose_outputs import expose_outputs
 from export.graph.onnx_graph import Arrays, OnnxGraph, producers, run_graph
 from export.graph.subgraph import subgraph_of
 from export.runtime.runner import feed
@@ -125,7 +124,7 @@ def _divergent_nodes(
     names = {value.name for value in reference.model.graph.input}
     known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, names)
     values = list(producers(reference))
-    known |= run_graph(expose_outputs(reference, values), known, values)
+    known |= run_graph(reference, known, values)
     originals = producers(reference)
     for node in artifact.model.graph.node:
         outputs = [name for name in node.output if name in originals]

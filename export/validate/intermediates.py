@@ -15,7 +15,6 @@ from export.artifact.manifest import TokenSizes
 from export.engine.backends import Backend
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import plugin_library
-from export.graph.expose_outputs import expose_outputs
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.graph.source_ids import kept_ids
@@ -44,7 +43,7 @@ class IntermediatesRunner:
     """
 
     def __init__(self, graph: OnnxGraph, values: Iterable[str]) -> None:
-        self._session = open_graph(expose_outputs(graph, values))
+        self._session = open_graph(graph, exposed=values)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 

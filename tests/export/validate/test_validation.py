@@ -327,7 +327,7 @@ def test_one_longer_text_fails_alone_and_leaves_the_text_logits_as_they_are(tmp_
     (failure,) = result.failures
     assert "1 decisions differ (caption_ids)" in failure.text
     assert (result.compared, result.same_answers) == (3, 2)
-    assert result.outputs["text_logits"].error == 0
+    assert result.outputs["text_logits"].worst == 0
 
 
 @pytest.mark.parametrize("task", ["vqa", "caption"])
