@@ -20,10 +20,13 @@ from export.build.describe import artifact_name, describe_export, describe_files
 from export.build.options import ExportOptions
 from export.console import Progress
 from export.engine.backends import Backend, choose_backend
-from export.engine.builder import build_plan, inline_functions, set_token_sizes
-from export.engine.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
+from export.engine.builder import build_plan
+from export.engine.plugin_build import check_tools, plugin_library
+from export.engine.plugin_library import PluginLibrary, library_entry, loadable_library
 from export.engine.profile import DEFAULT_BATCH, Range, Written, input_profile, part_sizes, text_range, written_sizes
 from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_plan
+from export.graph.inline import inline_functions
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.samples.profile import check_samples
