@@ -20,7 +20,8 @@ from export.console import Progress
 from export.engine.backends import Backend, choose_backend
 from export.engine.builder import build_plan, inline_functions, set_token_sizes
 from export.engine.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
-from export.engine.profile import DEFAULT_BATCH, Range, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.range import Range
 from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_plan
 from export.graph.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner

@@ -13,7 +13,8 @@ from export.artifact.manifest import read_manifest
 from export.engine.backends import choose_backend
 from export.engine.builder import BuildResult, TokenSizes, build_plan, set_token_sizes
 from export.engine.plugin_library import build_library
-from export.engine.profile import Range, input_profile, part_sizes
+from export.engine.profile import input_profile, part_sizes
+from export.engine.range import Range
 from export.graph.trace import save_onnx, trace_part
 from madtp.models.nlvr import NlvrModel
 from madtp.models.parts import parts_of
