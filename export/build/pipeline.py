@@ -23,7 +23,8 @@ from export.engine.backends import Backend, choose_backend
 from export.engine.builder import build_plan
 from export.engine.plugin_build import check_tools, plugin_library
 from export.engine.plugin_library import PluginLibrary, library_entry, loadable_library
-from export.engine.profile import DEFAULT_BATCH, Range, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.range import Range
 from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_plan
 from export.graph.inline import inline_functions
 from export.graph.token_sizes import set_token_sizes

@@ -18,8 +18,8 @@ from importlib import metadata
 
 import pynvml
 
-from export.artifact.onnx_file import OnnxFile
 from export.engine.backends import RTX_CAPABILITIES, Gpu, find_gpus
+from export.inspect.onnx_file import OnnxFile
 
 PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 CUDA13_DRIVER = 580

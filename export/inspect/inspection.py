@@ -16,13 +16,13 @@ from typing import Any
 from export.artifact.fields import VOCABULARY, entries, find, named_files, objects
 from export.artifact.files import MOST_BYTES
 from export.artifact.manifest import PART_NAMES, SCHEMA_VERSION
-from export.artifact.onnx_file import OnnxFile, read_onnx
 from export.artifact.reader import LONGEST, manifest_path, read_manifest
 from export.artifact.seal import is_sealed
 from export.engine.plugin_library import PRODUCT, check_embedded, library_entry, read_library
 from export.errors import ManifestError, PluginError
 from export.inspect.compatibility import Machine, Verdict, has_code, onnx_verdict, plan_verdict
-from madtp.checkpoint.archive import LEGACY, check_file
+from export.inspect.onnx_file import OnnxFile, read_onnx
+from madtp.checkpoint.format import LEGACY, check_file
 from madtp.errors import CheckpointError, InputError, listing
 from madtp.files.inputs import open_regular, read_text, sha256
 

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from export.artifact.manifest import KEPT_FAILURES
-from export.artifact.onnx_file import OnnxFile
 from export.inspect.compatibility import STANDARD
 from export.inspect.inspection import Inspection, capabilities
+from export.inspect.onnx_file import OnnxFile
 
 LISTED = 24  # tensors, operators or files before it says "and N more"
 FAILURES = 6  # of a validation, before it says how many more

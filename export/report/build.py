@@ -37,10 +37,10 @@ from export.runtime.artifact import model_config, open_parts, runtime
 from export.runtime.runner import CheckedRunner
 from export.samples.artifact import ArtifactSamples, artifact_samples
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts
-from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.samples import Config
 from madtp.files.outputs import check_outputs, write_output
 from madtp.files.scratch import scratch_folder
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.parts import Part, parts_of
 from madtp.tasks.requests import Runner, torch_runners
 

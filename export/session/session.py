@@ -27,14 +27,13 @@ from export.session.requests import (
     judge,
     rank_pairs,
 )
-from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.images import check_image
 from madtp.data.preprocess import image_tensor
 from madtp.data.samples import Config, Processor, Request, collate
 from madtp.data.texts import check_answers, shown
 from madtp.data.tokenize import TextProcessor, text_processor
 from madtp.errors import InputError
-from madtp.models.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
+from madtp.models.config import MAX_TEMPERATURE, CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
 from madtp.tasks.requests import Runner
 
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}

@@ -32,11 +32,11 @@ from export.validate.pairs import Comparison, Failure, compare_samples
 from export.validate.plan import look_into_plan
 from export.validate.tolerances import Bounds, tolerance_of
 from export.validate.verdict import Verdict, update_manifest
-from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import Config
 from madtp.errors import OutputError, listing
 from madtp.files.scratch import scratch_folder
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.tasks.requests import Runner
 
 STAGES = 5

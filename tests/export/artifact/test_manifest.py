@@ -10,7 +10,8 @@ import torch
 from export.artifact.manifest import PART_NAMES, SCHEMA_FILE, SCHEMA_VERSION, Manifest, manifest_schema
 from export.artifact.reader import manifest_path
 from export.build.describe import artifact_name
-from export.engine.profile import Range, batch_and_text, input_profile, part_sizes, text_range
+from export.engine.profile import batch_and_text, input_profile, part_sizes, text_range
+from export.engine.range import Range
 from madtp.checkpoint.loading import MODELS
 from madtp.models.parts import PAST, parts_of
 from tests.helpers import sizes

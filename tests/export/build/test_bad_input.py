@@ -25,7 +25,7 @@ import madtp.files.scratch
 from export.artifact.manifest import TensorInfo
 from export.artifact.reader import manifest_path, read_manifest
 from export.engine.builder import BuildResult
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.samples.synthetic import synthetic_samples
 from export.validate.parity import compare

@@ -14,7 +14,7 @@ from PIL import Image
 
 import export.evaluate.items
 from export import Session
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import BackendError, OptionError
 from export.evaluate.evaluation import EvaluateOptions, Report
 from export.evaluate.journal import Journal

@@ -23,7 +23,8 @@ from export.artifact.reader import manifest_path, read_manifest
 from export.engine.backends import Gpu, choose_backend
 from export.engine.builder import BuildResult
 from export.engine.plugin_build import build_library
-from export.engine.profile import Range, input_profile, part_sizes
+from export.engine.profile import input_profile, part_sizes
+from export.engine.range import Range
 from export.errors import BackendError
 from export.graph.expose_outputs import expose_outputs
 from export.graph.onnx_graph import OnnxGraph
