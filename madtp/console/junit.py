@@ -44,7 +44,7 @@ def junit_xml(command: str, suites: Iterable[JUnitSuite]) -> str:
         written = TestSuite(suite.name)
         for name, value in suite.properties:
             written.add_property(name, value)
-        written.add_testcases(map(_case, suite.cases))
+        written.add_testcases([_case(case) for case in suite.cases])
         document.add_testsuite(written)
     return printable(document.tostring().decode("utf-8"))
 
