@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from rich.table import Table
 
-from export.bench.comparison import RECORDED
+from export.bench.baseline import RECORDED
 from export.bench.environment import BUSY, clocks
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE
