@@ -27,7 +27,7 @@ from torch import Tensor
 
 from export.artifact.outputs import files_of
 from export.bench.artifact import Described, open_described
-from export.bench.baseline import MEASUREMENT
+from export.bench.measurement import MEASUREMENT
 from export.bench.run import BenchOptions, bench
 from export.bench.verdict import overall
 from export.runtime.runner import RunnerOptions

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
-from export.bench.baseline import Measured, Measurement, Timed
+from export.bench.baseline import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
-from export.bench.comparison import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
 from export.bench.measure import FIRST_LOOK, Call, Ended, Timings, WarmUp, measure, warm_up
+from export.bench.measurement import Measured, Measurement, Timed
 from export.bench.operators import Operators, profile, summarize_layers, turns, typical
 from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict

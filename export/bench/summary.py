@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from export.bench.artifact import synchronisations
-from export.bench.baseline import Measured
 from export.bench.calls import Case
+from export.bench.measurement import Measured
 from export.bench.run import BenchResult
 from export.bench.statistics import Ratio, Summary, median, paired_ratio, summarize, token_groups
 from export.bench.verdict import Outcome, overall

@@ -9,8 +9,8 @@ from typing import Any
 
 import jsonschema
 
-from export.bench.baseline import SCHEMA_VERSION, contradiction, measurement_schema, parse_measurement
 from export.bench.measure import own
+from export.bench.measurement import SCHEMA_VERSION, contradiction, measurement_schema, parse_measurement
 from export.errors import ReportError
 from madtp.files.inputs import read_json
 

@@ -10,9 +10,9 @@ import madtp
 from export.artifact.files import check_artifact, check_files
 from export.artifact.outputs import files_of
 from export.artifact.reader import open_manifest
-from export.bench.baseline import ONE_SAMPLE
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings
+from export.bench.measurement import ONE_SAMPLE
 from export.console import Progress
 from export.engine.backends import Backend
 from export.engine.profile import batch_and_text

@@ -22,11 +22,11 @@ from torch import Tensor
 
 import export.bench.run
 from export.bench.artifact import Described, describe, open_described, synchronisations
-from export.bench.baseline import Measurement, read_measurement
 from export.bench.calls import Case, Inputs
 from export.bench.environment import BUSY, Activity, Machine, pinned, warnings
 from export.bench.instruments import Instruments
 from export.bench.measure import Ended
+from export.bench.measurement import Measurement, read_measurement
 from export.bench.operators import Operators, turns, typical
 from export.bench.report import latency_table, lines, operator_table, verdict_table
 from export.bench.run import BenchOptions, bench
