@@ -14,7 +14,7 @@ from export import Session
 from export.artifact.manifest import LONGEST, OWN_HASH, dump_manifest, manifest_path, manifest_sha256, read_manifest
 from export.build.options import ExportOptions
 from export.errors import ManifestError, OptionError
-from export.inspect.inspection import MOST_PARTS
+from export.inspect.artifact import MOST_PARTS
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from tests.conftest import Ran, write_vocabulary
