@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact.fields import named_files
-from export.artifact.manifest import file_hashes, manifest_path, open_manifest
+from export.artifact.files import file_hashes
+from export.artifact.reader import manifest_path, open_manifest
 from export.errors import ManifestError
 from madtp.errors import OutputError
 from madtp.files.inputs import read_json

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.artifact.manifest import check_files, open_manifest
+from export.artifact.files import check_files
+from export.artifact.reader import open_manifest
 from export.errors import BackendError
 from export.runtime.artifact import model_config, open_parts, runtime
 from export.runtime.runner import CheckedRunner, RunnerOptions

@@ -11,18 +11,23 @@ from typing import Any
 from torch import nn
 
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
-from export.artifact.manifest import dump_manifest, manifest_path, tensor_infos
+from export.artifact.files import tensor_infos
 from export.artifact.outputs import check_export, stale_files
+from export.artifact.reader import manifest_path
+from export.artifact.seal import dump_manifest
 from export.build.check import Validation, validate_runners
 from export.build.describe import artifact_name, describe_export, describe_files, describe_part
 from export.build.options import ExportOptions
 from export.console import Progress
 from export.engine.backends import Backend, choose_backend
-from export.engine.builder import build_plan, inline_functions, set_token_sizes
-from export.engine.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
+from export.engine.builder import build_plan
+from export.engine.plugin_build import check_tools, plugin_library
+from export.engine.plugin_library import PluginLibrary, library_entry, loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
 from export.engine.range import Range
 from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_plan
+from export.graph.inline import inline_functions
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.samples.profile import check_samples

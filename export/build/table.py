@@ -6,7 +6,7 @@ from typing import Any
 
 from rich.table import Table
 
-from export.artifact.manifest import manifest_path
+from export.artifact.reader import manifest_path
 from export.bench.latency import TOO_NOISY, Spread
 from export.build.check import Validation
 from export.build.describe import artifact_name

@@ -56,8 +56,8 @@ def command(
     \b
     Exit status: 0 done, 2 the input or the machine is at fault, or it was interrupted.
     """
-    from export.artifact.manifest import open_manifest
     from export.artifact.outputs import files_of
+    from export.artifact.reader import open_manifest
     from export.evaluate.evaluation import EvaluateOptions
     from export.evaluate.run import RESULTS, evaluate, part_path
     from export.session.session import Session

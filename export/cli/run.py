@@ -80,7 +80,7 @@ def command(
     \b
     Exit status: 0 answered, 2 the request or the machine is at fault.
     """
-    from export.artifact.manifest import open_manifest
+    from export.artifact.reader import open_manifest
     from export.session.session import Session
     from madtp.data.texts import read_answers
 

@@ -9,15 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact.fields import VOCABULARY, entries, find, named_files, objects
-from export.artifact.manifest import (
-    LONGEST,
-    MOST_BYTES,
-    PART_NAMES,
-    SCHEMA_VERSION,
-    is_sealed,
-    manifest_path,
-    read_manifest,
-)
+from export.artifact.files import MOST_BYTES
+from export.artifact.manifest import PART_NAMES, SCHEMA_VERSION
+from export.artifact.reader import LONGEST, manifest_path, read_manifest
+from export.artifact.seal import is_sealed
 from export.engine.plugin_library import PRODUCT, check_embedded, library_entry, read_library
 from export.errors import ManifestError, PluginError
 from export.inspect.compatibility import Compatibility, onnx_compatibility, plan_compatibility

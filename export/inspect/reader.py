@@ -5,7 +5,8 @@ Files may be foreign, cut short or wrong: whatever can be read of them is kept, 
 
 from pathlib import Path
 
-from export.artifact.manifest import MOST_BYTES, manifest_path
+from export.artifact.files import MOST_BYTES
+from export.artifact.reader import manifest_path
 from export.errors import ManifestError
 from export.inspect.artifact import NO_ARTIFACT, inspect_artifact, inspect_json, manifest_beside, whole_artifact
 from export.inspect.checkpoint import CHECKPOINT_SUFFIXES, inspect_checkpoint

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import madtp
-from export.artifact.manifest import check_artifact, check_files, open_manifest
+from export.artifact.files import check_artifact, check_files
 from export.artifact.outputs import files_of
+from export.artifact.reader import open_manifest
 from export.bench.baseline import ONE_SAMPLE
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings

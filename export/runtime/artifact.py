@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from export.artifact.manifest import tensor_infos
+from export.artifact.files import tensor_infos
 from export.engine.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.engine.plugin_library import check_embedded, loadable_library
 from export.errors import BackendError, ManifestError

@@ -17,7 +17,7 @@ from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.artifact.tensors import TensorInfo
+from export.artifact.manifest import TensorInfo
 from export.engine.backends import Backend
 from export.engine.plugin_library import loadable_library
 from export.errors import BackendError, PluginError

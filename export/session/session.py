@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.artifact.manifest import check_files, open_manifest
+from export.artifact.files import check_files
+from export.artifact.reader import open_manifest
 from export.engine.profile import batch_and_text
 from export.errors import BackendError
 from export.runtime.artifact import close_runners, model_config, open_parts, runtime

@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from export.engine.backends import Backend
-from export.engine.builder import BuildResult, TokenSizes, build_plan, inline_functions, set_token_sizes
-from export.engine.plugin_library import plugin_library
-from export.graph.onnx_graph import OnnxGraph, kept_ids, open_graph, with_outputs
+from export.engine.builder import BuildResult, build_plan
+from export.engine.plugin_build import plugin_library
+from export.graph.expose_outputs import expose_outputs
+from export.graph.inline import inline_functions
+from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.graph.source_ids import kept_ids
+from export.graph.token_sizes import TokenSizes, set_token_sizes
 from export.graph.trace import save_onnx, trace_part
 from export.runtime.runner import PlanRunner, feed, running
 from madtp.files.staging import write_errors
@@ -39,7 +43,7 @@ class ShowingRunner:
     """
 
     def __init__(self, graph: OnnxGraph, shown: Iterable[str]) -> None:
-        self._session = open_graph(with_outputs(graph, shown))
+        self._session = open_graph(expose_outputs(graph, shown))
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 

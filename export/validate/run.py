@@ -9,12 +9,16 @@ from typing import Any
 import torch
 
 import madtp
-from export.artifact.manifest import ARTIFACTS, check_artifact, is_sealed, open_manifest, tensor_infos, tool_versions
+from export.artifact.files import check_artifact, tensor_infos
+from export.artifact.manifest import tool_versions
+from export.artifact.reader import ARTIFACTS, open_manifest
+from export.artifact.seal import is_sealed
 from export.console import Progress
 from export.engine.backends import Backend
-from export.engine.builder import custom_nodes, inline_functions
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, ManifestError, OptionError
+from export.graph.custom_nodes import custom_nodes
+from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
 from export.runtime.artifact import open_parts, runtime
 from export.runtime.runner import CheckedRunner, OnnxRunner

@@ -9,7 +9,9 @@ from typing import Any
 
 from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
 
-from export.artifact.manifest import KEPT_FAILURES, MANIFEST, dump_manifest, read_manifest, tool_versions
+from export.artifact.manifest import KEPT_FAILURES, tool_versions
+from export.artifact.reader import read_manifest
+from export.artifact.seal import MANIFEST, dump_manifest
 from export.validate.bisect import Culprit
 from export.validate.invariance import Dependence
 from export.validate.pairs import PairResult

@@ -6,7 +6,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from export.artifact.manifest import seal
+from export.artifact.seal import seal
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:

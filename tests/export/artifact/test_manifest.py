@@ -1,14 +1,14 @@
 """The manifest's schema, and what it says of the parts of each task."""
 
 import json
-from importlib import resources
 from pathlib import Path
 
 import jsonschema
 import pytest
 import torch
 
-from export.artifact.manifest import PART_NAMES, SCHEMA_VERSION
+from export.artifact.manifest import PART_NAMES, SCHEMA_FILE, SCHEMA_VERSION, Manifest, manifest_schema
+from export.artifact.reader import manifest_path
 from export.build.describe import artifact_name
 from export.engine.profile import batch_and_text, input_profile, part_sizes, text_range
 from export.engine.range import Range
@@ -26,10 +26,20 @@ CONFIGS = {
 
 
 def test_the_schema_is_one() -> None:
-    schema = json.loads(resources.files("export").joinpath("manifest.schema.json").read_text())
+    schema = manifest_schema()
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["properties"]["schema"]["const"] == SCHEMA_VERSION
     assert set(schema["properties"]["task"]["enum"]) == set(PART_NAMES)
+
+
+def test_the_documented_schema_is_the_one_that_is_generated() -> None:
+    """`python -m export.artifact.manifest` writes it."""
+    assert json.loads(SCHEMA_FILE.read_text(encoding="utf-8")) == manifest_schema()
+
+
+def test_a_manifest_is_the_same_after_a_round_trip(exported: tuple[Path, Path]) -> None:
+    content = json.loads(manifest_path(exported[0]).read_text())
+    assert json.dumps(Manifest.from_json(content).to_json()) == json.dumps(content)
 
 
 @pytest.mark.parametrize("task", CONFIGS)

@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from export import Session
-from export.artifact.manifest import LONGEST, OWN_HASH, dump_manifest, manifest_path, manifest_sha256, read_manifest
+from export.artifact.reader import LONGEST, manifest_path, read_manifest
+from export.artifact.seal import OWN_HASH, dump_manifest, manifest_sha256
 from export.build.options import ExportOptions
 from export.errors import ManifestError, OptionError
 from export.inspect.artifact import MOST_PARTS

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from export.artifact.manifest import open_manifest
+from export.artifact.reader import open_manifest
 from export.bench.artifact import describe
 from export.errors import ManifestError
 from export.session.session import Session

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from calibration import __main__ as calibration
-from export.artifact.manifest import SCHEMA_VERSION, read_manifest
+from export.artifact.manifest import SCHEMA_VERSION
 from export.artifact.outputs import check_export, owned_files, stale_files
+from export.artifact.reader import read_manifest
 from export.build.options import ExportOptions
 from export.build.pipeline import prepare
 from madtp.demo import vocab_path

@@ -22,8 +22,8 @@ import export.engine.backends
 import export.errors
 import madtp
 import madtp.files.scratch
-from export.artifact.manifest import manifest_path, read_manifest
-from export.artifact.tensors import TensorInfo
+from export.artifact.manifest import TensorInfo
+from export.artifact.reader import manifest_path, read_manifest
 from export.engine.builder import BuildResult
 from export.engine.range import Range
 from export.runtime.runner import CheckedRunner, OnnxRunner

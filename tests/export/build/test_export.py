@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import export.build.pipeline
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from export.cli import main as cli
 from export.graph.trace import trace_part
 from madtp.files.inputs import sha256

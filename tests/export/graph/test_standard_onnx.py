@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 
 import export.build.pipeline
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from madtp.files.inputs import sha256
 from tests.conftest import TAU, TINY, Ran, TaskArtifacts
 from tests.export.validate.test_validate import change_weight, rehash

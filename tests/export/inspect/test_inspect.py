@@ -17,7 +17,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import export.inspect.compatibility as compatibility
-from export.artifact.manifest import KEPT_FAILURES, dump_manifest
+from export.artifact.manifest import KEPT_FAILURES
+from export.artifact.seal import dump_manifest
 from export.cli import main as cli
 from export.engine.backends import Gpu
 from export.inspect.compatibility import Machine

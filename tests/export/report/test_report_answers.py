@@ -14,7 +14,7 @@ import pytest
 
 import export.report.measure as measure
 import madtp
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from export.report.answers import Answer, _rank, answers_to
 from export.report.plots import DARK, LIGHT, latency_plot, pareto_plot, tokens_plot
 from export.runtime.artifact import open_parts, runtime

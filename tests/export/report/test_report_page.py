@@ -16,7 +16,8 @@ import export.report.build as build
 import export.report.measure as measure
 import export.validate.intermediates
 import madtp
-from export.artifact.manifest import dump_manifest, read_manifest
+from export.artifact.reader import read_manifest
+from export.artifact.seal import dump_manifest
 from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
 from export.errors import BackendError

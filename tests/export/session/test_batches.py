@@ -13,7 +13,7 @@ from PIL import Image
 
 import madtp
 from export import Session
-from export.artifact.manifest import dump_manifest
+from export.artifact.seal import dump_manifest
 from export.session.products import RankingBatch
 from export.session.requests import FilledRunner
 from madtp.data.preprocess import image_tensor

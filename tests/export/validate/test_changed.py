@@ -13,7 +13,8 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import export.engine.backends
-from export.artifact.manifest import check_files, manifest_path, read_manifest
+from export.artifact.files import check_files
+from export.artifact.reader import manifest_path, read_manifest
 from export.errors import ManifestError
 from export.samples.choice import DataOptions
 from export.validate.run import ValidateOptions, validate_artifact

@@ -18,7 +18,8 @@ import torch
 from PIL import Image
 
 import export.engine.backends
-from export.artifact.manifest import OWN_HASH, manifest_path, read_manifest
+from export.artifact.reader import manifest_path, read_manifest
+from export.artifact.seal import OWN_HASH
 from export.validate.contestants import RuntimeContestant
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs

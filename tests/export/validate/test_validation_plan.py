@@ -19,14 +19,16 @@ import export.validate.intermediates
 import export.validate.plan
 import export.validate.run
 import madtp
-from export.artifact.manifest import manifest_path, read_manifest
+from export.artifact.reader import manifest_path, read_manifest
 from export.engine.backends import Gpu, choose_backend
 from export.engine.builder import BuildResult
-from export.engine.plugin_library import build_library
+from export.engine.plugin_build import build_library
 from export.engine.profile import input_profile, part_sizes
 from export.engine.range import Range
 from export.errors import BackendError
-from export.graph.onnx_graph import OnnxGraph, kept_ids, with_outputs
+from export.graph.expose_outputs import expose_outputs
+from export.graph.onnx_graph import OnnxGraph
+from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
 from export.runtime.runner import OnnxRunner
 from export.validate.bisect import calls_of, save_repro
@@ -160,7 +162,7 @@ def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
         part = artifact.with_name(f"{artifact.stem}.{target.stem}.plan")
         model = onnx.load(str(part if part.is_file() else artifact.with_suffix(".plan")))
         made = {name for node in model.graph.node for name in node.output}
-        onnx.save(with_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
+        onnx.save(expose_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
         return BuildResult(0, {}, False, sorted(shown & made))
 
     edit(artifact, as_plan)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import madtp
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from madtp import CheckpointError, ConfigError, MadtpError
 from madtp.checkpoint.loading import read_model
 from tests.conftest import TASK_SIZES, TAU, TINY, Ran, state_of, write_task_checkpoint
