@@ -15,7 +15,7 @@ from export.artifact.reader import LONGEST, manifest_path, read_manifest
 from export.artifact.seal import OWN_HASH, dump_manifest, manifest_sha256
 from export.build.options import ExportOptions
 from export.errors import ManifestError, OptionError
-from export.inspect.inspection import MOST_PARTS
+from export.inspect.artifact import MOST_PARTS
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from tests.conftest import Ran, write_vocabulary
