@@ -5,13 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from export.bench.artifact import Described, describe, identity
+from export.bench.artifact import identity
 from export.bench.calls import Case, cases_of
 from export.bench.environment import BUSY, Machine
 from export.bench.measurement import Measured, Measurement, Timed, artifact_at_hand, check_comparable, read_measurement
 from export.bench.statistics import level_change, median, noise_floor, of_one_input, paired_ratio, recorded_ratio
 from export.bench.verdict import Verdict, judge
 from export.errors import OptionError
+from export.runtime.artifact import Artifact
 
 RECORDED = "with the latencies"  # how methods of that kind begin
 
@@ -28,7 +29,7 @@ class Comparison:
 
     method: str
     recorded: Measurement | None = None
-    described: Described | None = None
+    described: Artifact | None = None
 
     def verdicts(
         self,
@@ -84,7 +85,7 @@ def _of_two_sessions(now: Measured, then: Measured, same_yardstick: bool) -> tup
     return now.steady, then.steady, level_change(now.yardstick, then.yardstick)
 
 
-def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> Comparison:
+def side_by_side(engine: Path, described: Artifact, cases: Sequence[Case]) -> Comparison:
     """With another artifact.
 
     Args:
@@ -96,7 +97,7 @@ def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> C
         ManifestError: its files are not of each other.
         OptionError: it cannot answer the same calls.
     """
-    other = describe(engine)
+    other = Artifact.open(engine)
     for key in ("task", "image_size", "vocab_size"):
         theirs, ours = getattr(other.config, key), getattr(described.config, key)
         if theirs != ours:
@@ -111,7 +112,7 @@ def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> C
 
 def with_baseline(
     path: Path,
-    described: Described,
+    described: Artifact,
     here: Machine,
     samples: Mapping[str, Any],
     cases: Sequence[Case],
@@ -136,19 +137,19 @@ def with_baseline(
     at_hand = None if same else artifact_at_hand(baseline)
     if at_hand is None:
         return Comparison(f"{RECORDED} in '{path}'", recorded=baseline)
-    return Comparison(f"side by side with the baseline's artifact '{at_hand}'", described=describe(at_hand))
+    return Comparison(f"side by side with the baseline's artifact '{at_hand}'", described=Artifact.open(at_hand))
 
 
-def differences(other: Described, described: Described) -> list[str]:
+def differences(other: Artifact, described: Artifact) -> list[str]:
     """What a reader has to know about two artifacts that run side by side, a sentence each."""
     return [
-        f"{key} is {described.manifest[key]}, of the earlier artifact {other.manifest[key]}"
+        f"{key} is {getattr(described.manifest, key)}, of the earlier artifact {getattr(other.manifest, key)}"
         for key in ("precision", "layout", "batching", "temperature")
-        if other.manifest[key] != described.manifest[key]
+        if getattr(other.manifest, key) != getattr(described.manifest, key)
     ]
 
 
-def changes(then: Measurement, described: Described, here: Machine) -> list[str]:
+def changes(then: Measurement, described: Artifact, here: Machine) -> list[str]:
     """What a reader has to know of a baseline and of what changed since but for the artifact, a sentence each."""
     backend = then.artifact["backend"]
     pairs = [

@@ -18,7 +18,6 @@ from onnx import TensorProto, helper, numpy_helper
 
 import export.inspect.compatibility as compatibility
 from export.artifact.manifest import KEPT_FAILURES
-from export.artifact.seal import dump_manifest
 from export.cli import main as cli
 from export.engine.backends import Gpu
 from export.inspect.compatibility import Machine
@@ -172,7 +171,7 @@ def manifest_of(folder: Path, task: str, artifact: str, parts: dict[str, str], b
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> Path:
     path = folder / "out.json"
-    path.write_text(dump_manifest(manifest))
+    write_manifest(path, manifest)
     return path
 
 

@@ -13,7 +13,6 @@ from PIL import Image
 
 import madtp
 from export import Session
-from export.artifact.seal import dump_manifest
 from export.session.products import RankingBatch
 from export.session.requests import FilledRunner
 from madtp.data.preprocess import image_tensor
@@ -21,6 +20,7 @@ from madtp.errors import InputError
 from madtp.tasks.ranking import image_tokens, pair_tokens
 from madtp.tasks.requests import Outputs
 from tests.conftest import TAU, Ran, TaskArtifacts, write_vocabulary
+from tests.helpers.manifests import write_manifest
 
 RNG = np.random.default_rng(11)
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(6)]
@@ -135,7 +135,7 @@ def built_for(folder: Path, least: int) -> None:
                 for axis, size in enumerate(entry["shape"]):
                     if size == "batch":
                         shape[axis] = max(shape[axis], least)
-    path.write_text(dump_manifest(manifest))
+    write_manifest(path, manifest)
 
 
 @pytest.mark.parametrize("name", ["judge", "write", "caption"])

@@ -19,7 +19,7 @@ import export.validate.intermediates
 import export.validate.plan
 import export.validate.run
 import madtp
-from export.artifact.reader import manifest_path, read_manifest
+from export.artifact.reader import manifest_path
 from export.engine.backends import Gpu, choose_backend
 from export.engine.builder import BuildResult
 from export.engine.plugin_build import build_library
@@ -42,6 +42,7 @@ from madtp.tasks.requests import Outputs, Runner
 from tests.conftest import Ran
 from tests.export.validate.test_validate import FEW, change_weight, edit
 from tests.export.validate.test_validation import FP32, MUTATIONS, node_of
+from tests.helpers.manifests import manifest_json
 
 Run = Callable[..., Ran]
 ADA = Gpu("a GPU of the tests", (8, 9), "580.0")
@@ -201,7 +202,7 @@ def test_a_plan_is_compared_with_both_others_token_by_token(
     assert pairs.keys() == {(pair, tau) for pair in ("torch/onnx", "torch/plan", "onnx/plan") for tau in (2, 0)}
     for (_, temperature), pair in pairs.items():
         assert {layer["jaccard_min"] for layer in pair["selection"]["layers"]} == {1.0 if temperature else None}
-    manifest = read_manifest(manifest_path(plan[0]))
+    manifest = manifest_json(manifest_path(plan[0]))
     assert (manifest["validation"]["artifact"], manifest["validation"]["validated"]) == ("passed", "artifact")
 
 
@@ -286,7 +287,7 @@ def test_real_plans_show_which_tokens_they_keep(
     names = kept_ids(OnnxGraph.read(source))
     layers = {"vision": 1, "text": 2}
     assert len(names) == sum(layers.values())
-    custom = read_manifest(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
+    custom = manifest_json(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
     entry = {
         "name": "model",
         "profile": input_profile(part, part_sizes("nlvr", part, Range(1, 1, 2), Range(2, 6, 8), None)),
