@@ -13,8 +13,10 @@ import pytest
 
 import export.build.pipeline
 from madtp.files.inputs import sha256
-from tests.conftest import TAU, TINY, Ran, TaskArtifacts
-from tests.export.validate.test_validate import change_weight, rehash
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU, TINY
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import change_weight, rehash
 from tests.helpers.manifests import manifest_json
 
 Run = Callable[..., Ran]

@@ -12,7 +12,8 @@ import torch
 import madtp
 from madtp import CheckpointError, ConfigError, MadtpError
 from madtp.checkpoint.loading import read_model
-from tests.conftest import TASK_SIZES, TAU, TINY, Ran, state_of, write_task_checkpoint
+from tests.helpers.checkpoints import TASK_SIZES, TAU, TINY, state_of, write_task_checkpoint
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import manifest_json
 
 Content = Callable[[dict[str, Any]], Any]
