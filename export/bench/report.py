@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from rich.table import Table
 
-from export.bench.comparison import RECORDED
+from export.bench.baseline import RECORDED
 from export.bench.environment import BUSY, clocks
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE
@@ -201,7 +201,7 @@ def lines(result: BenchResult) -> list[str]:
         f"host synchronisations a call, by the manifest: {_waits(result)}",
     ]
     if any(summary.gflops for summary in case_summaries(result)) and not gflops_are_profiled(result):
-        counted = result.described.manifest["validation"]["samples"]
+        counted = result.described.manifest.validation.samples
         found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
     found += [f"note: {text}" for text in (*result.notes, *measurement.caveats)]
     found += [f"note: {text}" for text in map(_contradiction, result.verdicts) if text]
@@ -260,7 +260,7 @@ def markdown(result: BenchResult) -> str:
         ]
         for summary in case_summaries(result)
     ]
-    title = f"**Latency of `{result.described.manifest['artifact']}`**"
+    title = f"**Latency of `{result.described.manifest.artifact}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
     *about, verdict = lines(result)
     under = "\n".join(f"- {line}" for line in about)

@@ -5,14 +5,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from export.artifact.manifest import LibraryEntry, TimingCache, Tokens
-from export.artifact.schema import decode
+from export.artifact.manifest import LibraryEntry, Profile, TimingCache, Tokens
+from export.artifact.schema import encode
 from export.build.files import artifact_name, library_name, timing_name
 from export.build.prepare import Prepared
 from export.build.traced_part import TracedPart
 from export.engine.builder import build_plan
 from export.engine.plugin_build import plugin_library
-from export.engine.plugin_library import PluginLibrary, library_entry
+from export.engine.plugin_library import PluginLibrary
 from export.engine.profile import input_profile, part_sizes
 from export.engine.token_sizes import TokenPlan, token_plan
 from export.graph.inline import inline_functions
@@ -38,7 +38,7 @@ class BuiltPart:
 
     traced: TracedPart
     files: tuple[str, ...]
-    profile: dict[str, list[list[int]]]
+    profile: dict[str, Profile]
     tokens: Tokens | None = None
     layers: int | None = None
     plugin_layers: Mapping[str, int] = field(default_factory=dict)
@@ -83,7 +83,7 @@ def build_plans(
         if library is not None:
             tokens = _token_plan(prepared, on_detail)
             shipped = None if options.embed_plugins else library_name(target)
-            entry = decode(LibraryEntry, library_entry(library, shipped))
+            entry = library.entry(shipped)
             if shipped is not None:
                 shutil.copyfile(library.path, folder / shipped)
         if earlier.is_file():
@@ -135,7 +135,7 @@ def _build_plan(
         network,
         plan,
         cache,
-        profile,
+        encode(profile),
         on_detail,
         library.path if library is not None and needs_plugins else None,
         prepared.options.embed_plugins and needs_plugins,
@@ -157,6 +157,6 @@ def _build_plan(
     )
 
 
-def _profile(prepared: Prepared, part: Part, usual_source: int | None) -> dict[str, list[list[int]]]:
+def _profile(prepared: Prepared, part: Part, usual_source: int | None) -> dict[str, Profile]:
     sizes = part_sizes(prepared.config.task, part, prepared.batch, prepared.text, usual_source, prepared.written)
-    return input_profile(part, sizes)
+    return {name: Profile(*map(tuple, shapes)) for name, shapes in input_profile(part, sizes).items()}

@@ -69,7 +69,7 @@ def commit(
             shutil.copyfile(vocabulary, staging.folder / names[0])
         manifest = manifest_of(prepared, built, validation, names[0] if names else None, seconds)
         described = manifest_path(target).name
-        (staging.folder / described).write_text(dump_manifest(manifest.to_json()))
+        (staging.folder / described).write_text(dump_manifest(manifest))
     if built.library_path is not None:
         names.append(built.library_path.name)
     names += [name for part in built.parts.values() for name in reversed(part.files)]

@@ -11,7 +11,8 @@ from export.build.options import ExportOptions
 from export.engine.backends import Backend, choose_backend
 from export.engine.plugin_build import check_tools
 from export.engine.plugin_library import loadable_library
-from export.engine.profile import DEFAULT_BATCH, Range, Written, text_range, written_sizes
+from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
+from export.engine.range import Range
 from export.engine.token_sizes import check_encoders, depths
 from export.samples.profile import check_samples
 from madtp.checkpoint.loading import Loaded, Model, read_model

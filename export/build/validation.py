@@ -143,7 +143,7 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
             if runs_plan
             else OnnxRunner(part.traced.source)
         )
-        runners[name] = CheckedRunner(runner, list(part.traced.inputs), list(part.traced.outputs), part.profile)
+        runners[name] = CheckedRunner(runner, part.traced.inputs, part.traced.outputs, part.profile)
     return runners
 
 

@@ -3,13 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from export.artifact.files import tensor_infos
+from export.artifact.manifest import Manifest
 from export.console import Progress
-from export.engine.backends import Backend
 from export.errors import BackendError
-from export.runtime.artifact import open_parts
+from export.runtime.artifact import Artifact
 from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.validate.intermediates import (
     IntermediatesPlanBuilder,
@@ -39,34 +37,25 @@ class ArtifactRunners:
     notes: tuple[str, ...] = ()
 
 
-def open_runners(
-    artifact: Path,
-    manifest: Mapping[str, Any],
-    reference: TorchModelRunner,
-    backend: Backend,
-    scratch: Path,
-    changed: bool,
-    progress: Progress,
-) -> ArtifactRunners:
+def open_runners(artifact: Artifact, reference: TorchModelRunner, scratch: Path, progress: Progress) -> ArtifactRunners:
     """Open everything that can run here, each with the ids of the tokens that it keeps.
 
-    A plan that a tool changed (`changed`) shows no ids: one built anew would say nothing about it.
+    A plan that a tool changed shows no ids: one built anew would say nothing about it.
     """
-    if artifact.suffix == ".onnx":
+    if not artifact.manifest.is_plan:
         progress.stage("opening the artifact")
-        files = {part["name"]: artifact.parent / part["artifact"] for part in manifest["parts"]}
-        parts = open_parts(manifest, artifact.parent, backend)
-        return ArtifactRunners(files, [_runner("onnx", reference, parts, _onnx_kept_ids(files))])
+        files = artifact.part_files
+        return ArtifactRunners(files, [_runner("onnx", reference, artifact.open_runners(), _onnx_kept_ids(files))])
     progress.stage("tracing the checkpoint to ONNX")
     files = trace_parts(reference.parts, scratch, progress.detail)
-    onnx = _runner("onnx", reference, _open_traced(manifest, files), _onnx_kept_ids(files))
-    if not backend.can_run:
+    onnx = _runner("onnx", reference, _open_traced(artifact.manifest, files), _onnx_kept_ids(files))
+    if not artifact.backend.can_run:
         return ArtifactRunners(files, [onnx])
-    plan = open_parts(manifest, artifact.parent, backend)
-    if changed:
+    plan = artifact.open_runners()
+    if artifact.changed:
         note = "compared token counts only for the changed plan: it has no outputs that tell kept-token ids"
         return ArtifactRunners(files, [onnx, _runner("plan", reference, plan, {})], notes=(note,))
-    builder = IntermediatesPlanBuilder.of_artifact(manifest, artifact.parent, backend, files, progress.detail)
+    builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
     kept_ids, notes = _plan_kept_ids(files, builder, progress.detail)
     return ArtifactRunners(files, [onnx, _runner("plan", reference, plan, kept_ids)], builder, notes)
 
@@ -91,14 +80,9 @@ def _plan_kept_ids(
         return {}, (f"compared token counts only for the plan: one with kept-token ids failed to build: {error.what}",)
 
 
-def _open_traced(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
+def _open_traced(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Runner]:
     """Traced ONNX files in ONNX Runtime, with the profile of the artifact."""
     return {
-        entry["name"]: CheckedRunner(
-            OnnxRunner(files[entry["name"]]),
-            tensor_infos(entry["inputs"]),
-            tensor_infos(entry["outputs"]),
-            entry["profile"],
-        )
-        for entry in manifest["parts"]
+        part.name: CheckedRunner(OnnxRunner(files[part.name]), part.inputs, part.outputs, part.profile)
+        for part in manifest.parts
     }

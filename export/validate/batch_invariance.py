@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.validate.comparator import Comparator
 from export.validate.model_runner import RunResult
 from export.validate.outputs import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST, strip_padding

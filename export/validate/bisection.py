@@ -2,9 +2,8 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from export.artifact.manifest import tool_versions
+from export.artifact.manifest import Manifest, tool_versions
 from export.console import Progress
 from export.errors import BackendError
 from export.graph.custom_nodes import custom_nodes
@@ -24,7 +23,7 @@ from madtp.errors import OutputError
 
 def bisect_failures(
     result: ValidationResult,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     reference: TorchModelRunner,
     opened: ArtifactRunners,
     repro: Path | None,
@@ -51,7 +50,7 @@ def bisect_failures(
 
 def _bisect_onnx(
     failure: PairFailure,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     reference: TorchModelRunner,
     files: Mapping[str, Path],
     tolerance: Tolerance,
@@ -69,7 +68,7 @@ def _bisect_onnx(
     node = first_divergent_node(calls, references, artifacts, tolerance.node, progress.detail)
     if node is None:
         return Bisection("no single node differs from the checkpoint's given identical inputs")
-    versions = {name: (manifest["tools"].get(name), version) for name, version in tool_versions().items()}
+    versions = {name: (manifest.tools.get(name), version) for name, version in tool_versions().items()}
     others = [f"{name} {made}, not {version}" for name, (made, version) in versions.items() if made != version]
     note = f" (the artifact was made with {', '.join(others)}: node names may differ)" if others else ""
     return Bisection(f"{node}{note}", node, _repro(node, repro, tolerance.node))

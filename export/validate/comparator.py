@@ -5,7 +5,7 @@ from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import BackendError
 from export.validate.model_runner import Inputs, ModelRunner, RunResult, TorchModelRunner
 from export.validate.outputs import OutputAgreement, compare_outputs, float_outputs
@@ -101,8 +101,8 @@ class Comparator:
     ) -> None:
         self._reference, self._fp64, self._others, self._bounds = reference, fp64, others, bounds
         self._always_fp64 = always_fp64
-        config = reference.config
-        self._pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
+        self.config = reference.config
+        self._pad_id = 0 if isinstance(self.config, ClipConfig) else self.config.pad_token_id
         self.results: dict[tuple[str, float], PairResult] = {}
 
     def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, RunResult]:

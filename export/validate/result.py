@@ -11,6 +11,7 @@ from export.artifact.manifest import (
     KEPT_FAILURES,
     ArtifactStatus,
     InvarianceEntry,
+    Manifest,
     OutputEntry,
     PairEntry,
     SamplesEntry,
@@ -18,7 +19,6 @@ from export.artifact.manifest import (
     tool_versions,
 )
 from export.artifact.reader import read_manifest
-from export.artifact.schema import encode
 from export.artifact.seal import MANIFEST, dump_manifest
 from export.validate.batch_invariance import BatchInvariance
 from export.validate.comparator import PairResult, TokenCounts
@@ -245,33 +245,26 @@ def write_junit(result: ValidationResult, path: Path) -> None:
     write_output(path, junit_xml("validate", suites), JUNIT)
 
 
-def update_manifest(result: ValidationResult, path: Path, validated: dict[str, Any]) -> str:
-    """Put the result into the artifact's manifest; everything else in it stays.
-
-    Args:
-        result: of the artifact.
-        path: of the manifest.
-        validated: the manifest as it was when its hashes were checked.
+def update_manifest(result: ValidationResult, path: Path, validated: Manifest) -> str:
+    """Put the result into the manifest at `path`; everything else in it stays.
 
     Returns:
-        Why it was not written, e.g. a folder that is not writable; empty where it was.
+        Why it was not written, e.g. a folder that is not writable, or because the artifact is not the one that was
+        `validated` any more; empty where it was.
     """
     if result.changed:
         return f"the result was not written into '{path}', which describes the files as they were exported"
     try:
         manifest = read_manifest(path)
-        if manifest["parts"] != validated["parts"]:
+        if manifest.parts != validated.parts:
             return f"the result was not written into '{path}': the manifest was replaced meanwhile"
-        seen = manifest["validation"]
-        if result.runs_plan is False and (seen["validated"], seen["artifact"]) == ("artifact", FAILED):
+        seen = manifest.validation
+        if result.runs_plan is False and (seen.validated, seen.artifact) == ("artifact", FAILED):
             return f"'{path}' still says that the plan failed elsewhere: only its ONNX could be compared here"
-        entry = manifest["validation"] | {
-            "artifact": result.artifact_status,
-            "verdict": encode(result.to_manifest()),
-        }
+        entry = replace(seen, artifact=result.artifact_status, verdict=result.to_manifest())
         if result.runs_plan is not None:
-            entry["validated"] = "artifact" if result.runs_plan else "onnx"
-        write_output(path, dump_manifest(manifest | {"validation": entry}), MANIFEST)
+            entry = replace(entry, validated="artifact" if result.runs_plan else "onnx")
+        write_output(path, dump_manifest(replace(manifest, validation=entry)), MANIFEST)
     except MadtpError as error:
         return f"the result was not written into '{path}': {error.what}"
     return ""

@@ -4,20 +4,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import madtp
-from export.artifact.files import check_artifact
-from export.artifact.manifest import SamplesEntry
-from export.artifact.reader import ARTIFACTS, open_manifest
-from export.artifact.seal import is_sealed
+from export.artifact.manifest import Manifest, SamplesEntry
+from export.artifact.reader import ARTIFACTS
 from export.console import Progress
-from export.engine.backends import Backend
 from export.engine.profile import batch_and_text
-from export.errors import BackendError, ManifestError, OptionError
-from export.runtime.artifact import runtime
+from export.errors import ManifestError, OptionError
+from export.runtime.artifact import Artifact
 from export.samples.choice import DataOptions, ValidationSamples, choose_samples
 from export.samples.profile import check_samples
 from export.validate.artifact_runners import open_runners
@@ -28,11 +24,11 @@ from export.validate.model_runner import TorchModelRunner
 from export.validate.repro import check_repro
 from export.validate.result import ValidationResult, update_manifest
 from export.validate.tolerances import Bounds, tolerance_of
-from madtp.checkpoint.loading import MAX_TEMPERATURE, Model
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import Config
 from madtp.errors import listing
 from madtp.files.scratch import scratch_folder
+from madtp.models.config import MAX_TEMPERATURE
 
 STAGES = 5
 NO_IDS = (
@@ -85,20 +81,6 @@ class ValidateOptions:
         return [default, *others] if default > 0 else [*others, default]
 
 
-@dataclass(frozen=True)
-class _Inputs:
-    """Everything that a validation reads, checked; nothing run yet."""
-
-    manifest_path: Path
-    manifest: dict[str, Any]
-    artifact: Path
-    changed: list[str]
-    bounds: Bounds
-    model: Model
-    samples: ValidationSamples
-    backend: Backend
-
-
 def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[ValidationResult, str]:
     """Compare torch, ONNX and (where a GPU can run it) the plan, and put the result into the manifest.
 
@@ -109,58 +91,38 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         ManifestError: artifact, manifest and checkpoint do not belong together.
         MadtpError: unusable checkpoint, configuration, samples or options.
     """
+    if options.repro is not None:
+        check_repro(options.repro)
     progress.stage("reading manifest, checkpoint and samples")
-    given = _read(options)
-    manifest = given.manifest
-    reference = TorchModelRunner("torch", given.model, given.bounds.tolerance.dtype)
-    fp64 = TorchModelRunner("torch fp64", given.model, torch.float64)
-    with scratch_folder() as scratch:
-        opened = open_runners(
-            given.artifact, manifest, reference, given.backend, scratch, bool(given.changed), progress
-        )
-        comparator = Comparator(reference, fp64, opened.runners, given.bounds)
-        result = _compare(given, comparator, options.compared_at(manifest["temperature"]), opened.notes, progress)
+    with (
+        Artifact.open(options.engine, checkpoint=options.checkpoint, changed=options.changed) as artifact,
+        scratch_folder() as scratch,
+    ):
+        manifest = artifact.manifest
+        bounds = Bounds(tolerance_of(manifest.precision), options.tolerances)
+        model = madtp.load(options.checkpoint, options.config)
+        if artifact.path.name not in artifact.changed:
+            _check_described(manifest, model.config, artifact.path)
+        samples = _samples(options, artifact, model.config)
+        if artifact.changed:
+            artifact.check_runs("A changed plan has to run: validate it on a machine whose GPU runs it.")
+        reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
+        opened = open_runners(artifact, reference, scratch, progress)
+        comparator = Comparator(reference, TorchModelRunner("torch fp64", model, torch.float64), opened.runners, bounds)
+        result = _compare(options, artifact, samples, comparator, bounds, opened.notes, progress)
         if not result.passed:
             progress.stage("looking for the first divergent node")
             found = bisect_failures(result, manifest, reference, opened, options.repro, scratch, progress)
             result = replace(result, bisection=found)
-    return result, update_manifest(result, given.manifest_path, manifest)
+    return result, update_manifest(result, artifact.path, manifest)
 
 
-def _read(options: ValidateOptions) -> _Inputs:
-    """Read and check everything that was named."""
-    if options.repro is not None:
-        check_repro(options.repro)
-    path, manifest = open_manifest(options.engine, changed=options.changed)
-    artifact = path.parent / manifest["artifact"]
-    changed = check_artifact(manifest, artifact, options.checkpoint, changed=options.changed)
-    if not is_sealed(manifest):
-        changed.append(path.name)
-    bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
-    model = madtp.load(options.checkpoint, options.config)
-    if path.name not in changed:
-        _check_described(manifest, model.config, path)
-    batch, text = batch_and_text(manifest["parts"])
-    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
-    own = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
-    samples = choose_samples(options.data, options.checkpoint, own, model.config, batch, text)
-    check_samples(samples.samples, model.config, batch, text)
-    backend = runtime(manifest)
-    if changed and artifact.suffix == ".plan" and not backend.can_run:
-        raise BackendError(
-            f"the changed plan '{artifact}' cannot be validated here",
-            f"It has to run for that, and {backend.reason}.",
-            "Validate it on a machine whose GPU runs it.",
-        )
-    return _Inputs(path, manifest, artifact, changed, bounds, model, samples, backend)
-
-
-def _check_described(manifest: Mapping[str, Any], config: Config, path: Path) -> None:
+def _check_described(manifest: Manifest, config: Config, path: Path) -> None:
     """Refuse a manifest that has images or ids prepared in another way than those that are compared here."""
     sizes = json.loads(json.dumps(asdict(config)))
-    names = [name for name in sizes | manifest["config"] if manifest["config"].get(name) != sizes.get(name)]
-    image = manifest["preprocessing"]["image"]
-    names += [name for name, value in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)) if tuple(image[name]) != value]
+    names = [name for name in sizes | manifest.config if manifest.config.get(name) != sizes.get(name)]
+    image = manifest.preprocessing.image
+    names += [name for name, other in (("mean", image.mean != IMAGE_MEAN), ("std", image.std != IMAGE_STD)) if other]
     if names:
         raise ManifestError(
             f"the manifest '{path}' does not describe the model of this checkpoint",
@@ -169,31 +131,46 @@ def _check_described(manifest: Mapping[str, Any], config: Config, path: Path) ->
         )
 
 
+def _samples(options: ValidateOptions, artifact: Artifact, config: Config) -> ValidationSamples:
+    """Read the samples to compare on, and check that they fit the profile."""
+    batch, text = batch_and_text(artifact.manifest)
+    chosen = choose_samples(options.data, options.checkpoint, artifact.vocabulary, config, batch, text)
+    check_samples(chosen.samples, config, batch, text)
+    return chosen
+
+
 def _compare(
-    given: _Inputs, comparator: Comparator, temperatures: list[float], notes: tuple[str, ...], progress: Progress
+    options: ValidateOptions,
+    artifact: Artifact,
+    chosen: ValidationSamples,
+    comparator: Comparator,
+    bounds: Bounds,
+    notes: tuple[str, ...],
+    progress: Progress,
 ) -> ValidationResult:
     """Compare samples at every temperature, and measure batch invariance at the first."""
-    manifest, config, samples = given.manifest, given.model.config, given.samples.samples
-    batch, text = batch_and_text(manifest["parts"])
+    manifest, config, samples = artifact.manifest, comparator.config, chosen.samples
+    batch, text = batch_and_text(manifest)
+    temperatures = options.compared_at(manifest.temperature)
+    first = temperatures[0]
     progress.stage("comparing outputs, answers and kept tokens")
     counts = compare_samples(comparator, config, samples, temperatures, batch, progress.detail)
     progress.stage("measuring batch invariance")
-    first = temperatures[0]
     invariance = measure_batch_invariance(comparator, config, samples, first, batch, text, progress.detail)
     pairs = list(comparator.results.values())
     pruned = [pair.selection for pair in pairs if pair.pair == "torch/onnx" and pair.temperature > 0]
     no_ids = any(selection.layers and not selection.shows_ids for selection in pruned)
     return ValidationResult(
-        artifact=given.artifact.name,
-        task=config.task,
-        precision=manifest["precision"],
-        layout=manifest["layout"],
-        samples=SamplesEntry(**given.samples.to_json()),
-        bounds=given.bounds,
+        artifact=manifest.artifact,
+        task=manifest.task,
+        precision=manifest.precision,
+        layout=manifest.layout,
+        samples=SamplesEntry(**chosen.to_json()),
+        bounds=bounds,
         pairs=pairs,
         token_counts=counts[first],
         batch_invariance=invariance,
-        runs_plan=given.backend.can_run if given.artifact.suffix == ".plan" else None,
+        runs_plan=artifact.backend.can_run if manifest.is_plan else None,
         notes=[*notes, *([NOTHING_PRUNED] if first <= 0 else []), *([NO_IDS] if no_ids else [])],
-        changed=given.changed,
+        changed=list(artifact.changed),
     )
