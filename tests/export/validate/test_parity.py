@@ -14,7 +14,7 @@ import export.engine.backends
 import madtp
 from export.artifact.reader import manifest_path
 from export.engine.builder import BuildResult
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.runtime.runner import OnnxRunner
 from export.samples.synthetic import synthetic_samples
 from export.validate.comparator import Comparator, compare_samples
