@@ -117,13 +117,13 @@ class Comparator:
         text = generated_text(inputs, reference.outputs)
         reference = _with_text_logits(self._reference, reference, text)
         check_tolerances(self._bounds.given, float_outputs(reference.outputs))
-        ran = {REFERENCE: reference}
+        ran, requests = {REFERENCE: reference}, len(next(iter(inputs.values())))
         for other in self._others:
             try:
                 ran[other.name] = _with_text_logits(other, other.run(inputs, temperature), text)
             except BackendError as error:
                 result = self._result(f"{REFERENCE}/{other.name}", temperature)
-                result.requests += _requests(inputs)
+                result.requests += requests
                 wrong = f"it failed to run: {error.what}: {error.why}"
                 result.failures.append(self._failure(result, name, wrong, inputs, error))
         fp64 = None
@@ -131,7 +131,8 @@ class Comparator:
             fp64 = _with_text_logits(self._fp64, self._fp64.run(inputs, temperature), text)
         for (earlier, left), (later, right) in combinations(ran.items(), 2):
             result = self._result(f"{earlier}/{later}", temperature)
-            for wrong in self._judge(result, left, right, reference, fp64):
+            result.requests += requests
+            for wrong in self._judge(result, requests, left, right, reference, fp64):
                 result.failures.append(self._failure(result, name, wrong, inputs))
         return ran
 
@@ -151,11 +152,15 @@ class Comparator:
         )
 
     def _judge(
-        self, result: PairResult, left: RunResult, right: RunResult, reference: RunResult, fp64: RunResult | None
+        self,
+        result: PairResult,
+        requests: int,
+        left: RunResult,
+        right: RunResult,
+        reference: RunResult,
+        fp64: RunResult | None,
     ) -> list[str]:
         """Compare one batch of a pair; returns what is wrong."""
-        requests = _requests(left.outputs)
-        result.requests += requests
         if left is not reference and not _same(reference, left):  # it differs from torch, and was judged there
             result.excluded += requests
             return []
@@ -191,10 +196,6 @@ def _with_text_logits(runner: ModelRunner, result: RunResult, text: GeneratedTex
 
 def _same(left: RunResult, right: RunResult) -> bool:
     return all(same_tokens(a, b) for a, b in zip(left.layers, right.layers, strict=True))
-
-
-def _requests(batch: Inputs) -> int:
-    return len(next(iter(batch.values())))
 
 
 def batches_of(samples: SampleSet, batch: Range) -> list[list[int]]:
