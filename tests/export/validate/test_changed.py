@@ -166,7 +166,7 @@ def test_a_changed_plan_is_judged_where_it_runs_alone(
         manifest["parts"][0].update(artifact="out.plan", sha256="0" * 64)
 
     edit(artifact, as_plan)
-    validate("--changed").refused("the changed plan", "cannot be validated here")
+    validate("--changed").refused("out.plan", "changed plan has to run")
 
 
 def test_from_python(exported: tuple[Path, Path], quick: pytest.MonkeyPatch) -> None:
