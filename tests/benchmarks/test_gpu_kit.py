@@ -127,7 +127,7 @@ def test_without_torch_it_is_refused(elsewhere: Elsewhere, tmp_path: Path) -> No
 
 
 def test_a_missing_module_of_ours_is_named(copied: Elsewhere, tmp_path: Path) -> None:
-    (copied.kit / "madtp" / "pruning.py").unlink()
+    (copied.kit / "madtp" / "models" / "pruning.py").unlink()
     done = copied.run(tmp_path / "results", "--rehearse")
     assert done.returncode == 2
     assert "No module named 'madtp.models.pruning'" in done.stderr
