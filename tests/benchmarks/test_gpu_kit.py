@@ -127,7 +127,7 @@ def test_without_torch_it_is_refused(elsewhere: Elsewhere, tmp_path: Path) -> No
 
 
 def test_a_missing_module_of_ours_is_named(copied: Elsewhere, tmp_path: Path) -> None:
-    (copied.kit / "madtp" / "pruning.py").unlink()
+    (copied.kit / "madtp" / "models" / "pruning.py").unlink()
     done = copied.run(tmp_path / "results", "--rehearse")
     assert done.returncode == 2
     assert "No module named 'madtp.models.pruning'" in done.stderr
@@ -357,7 +357,7 @@ def test_results_of_another_run_are_not_overwritten(elsewhere: Elsewhere, tmp_pa
     (tmp_path / "file").write_text("")
     done = elsewhere.run(tmp_path / "file", "--rehearse")
     assert done.returncode == 2
-    assert "is no folder" in done.stderr
+    assert "is not a folder" in done.stderr
     for minutes in ("0", "inf", "nan", "-1"):
         assert elsewhere.run(tmp_path / "other", f"--minutes={minutes}").returncode == 2
     assert not (tmp_path / "other").exists()
