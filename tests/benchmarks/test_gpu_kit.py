@@ -364,7 +364,7 @@ def test_results_of_another_run_are_not_overwritten(elsewhere: Elsewhere, tmp_pa
     (tmp_path / "file").write_text("")
     done = elsewhere.run(tmp_path / "file", "--rehearse")
     assert done.returncode == 2
-    assert "is no folder" in done.stderr
+    assert "is not a folder" in done.stderr
     for minutes in ("0", "inf", "nan", "-1"):
         assert elsewhere.run(tmp_path / "other", f"--minutes={minutes}").returncode == 2
     assert not (tmp_path / "other").exists()
