@@ -14,7 +14,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import export.engine.backends
 from export.artifact.files import check_files
-from export.artifact.reader import manifest_path
+from export.artifact.reader import manifest_path, read_manifest
 from export.errors import ManifestError
 from export.samples.choice import DataOptions
 from export.validate.run import ValidateOptions, validate_artifact
@@ -136,7 +136,7 @@ def test_a_plugin_library_is_never_taken(exported: tuple[Path, Path], gone: bool
     artifact, _ = exported
     library = {"file": "out.plugins.so", "embedded": False, "version": "1", "sha256": "0" * 64}
     edit(artifact, lambda manifest: manifest["plugins"].update(library=library | {"source_sha256": "", "sm": [90]}))
-    manifest = json.loads(manifest_path(artifact).read_text())
+    manifest = read_manifest(manifest_path(artifact))
     if not gone:
         (artifact.parent / "out.plugins.so").write_bytes(b"another")
     with pytest.raises(ManifestError, match=r"out\.plugins\.so"):
@@ -145,8 +145,9 @@ def test_a_plugin_library_is_never_taken(exported: tuple[Path, Path], gone: bool
 
 def test_weights_that_a_tool_moved_into_the_graph_are_noted(exported: tuple[Path, Path]) -> None:
     artifact, _ = exported
-    manifest = manifest_json(manifest_path(artifact))
-    manifest["parts"][0]["external_data"] = {"file": "out.onnx.data", "sha256": "0" * 64}
+    external = {"file": "out.onnx.data", "sha256": "0" * 64}
+    edit(artifact, lambda manifest: manifest["parts"][0].update(external_data=external))
+    manifest = read_manifest(manifest_path(artifact))
     assert check_files(manifest, artifact.parent, changed=True) == ["out.onnx.data"]
     with pytest.raises(ManifestError, match=r"out\.onnx\.data"):
         check_files(manifest, artifact.parent)
