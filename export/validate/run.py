@@ -126,7 +126,7 @@ def _check_described(manifest: Manifest, config: Config, path: Path) -> None:
     if names:
         raise ManifestError(
             f"the manifest '{path}' does not describe the model of this checkpoint",
-            f"Its {listing(names)} differ: requests would be prepared in another way.",
+            f"Requests would be prepared in another way, by other values of: {listing(names)}.",
             "Name the --config of the export, or export again.",
         )
 

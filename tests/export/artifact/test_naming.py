@@ -102,5 +102,5 @@ def test_an_export_makes_names_that_are_opened_again(
     (tmp_path / "link").symlink_to(real)
     for _ in range(2):
         assert run_export(quick, "--ckpt", exported[1], "--engine", tmp_path / "link" / "x.onnx") == 0
-    assert open_manifest(real / "x.onnx")[1]["artifact"] == "x.onnx"
+    assert open_manifest(real / "x.onnx")[1].artifact == "x.onnx"
     assert (tmp_path / "link").is_symlink()

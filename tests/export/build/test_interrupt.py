@@ -168,7 +168,7 @@ def test_ctrl_c_while_validating(start: Start, exported: tuple[Path, Path], outp
     artifact, checkpoint = exported
     before = {path: path.read_bytes() for path in artifact.parent.iterdir()}
     process = start("-m", "export", "validate", "--engine", artifact, "--ckpt", checkpoint)
-    process.wait_for_stage("checking answers")
+    process.wait_for_stage("comparing outputs")
     process.interrupted(signal.SIGINT)
     assert {path: path.read_bytes() for path in artifact.parent.iterdir()} == before
 

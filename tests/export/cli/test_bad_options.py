@@ -20,7 +20,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "suffix of the manifest": ("--engine={folder}/out.json", ("ends in '.json'",)),
     "batch is text": ("--batch=a:b:c", ("--batch is 'a:b:c'", "MIN:OPT:MAX")),
     "two numbers": ("--batch=1:2", ("--batch is '1:2'", "MIN:OPT:MAX")),
-    "batch of none": ("--batch=0:1:2", ("--batch: 0:1:2", "1 <= MIN <= OPT <= MAX", "E.g. --batch")),
+    "batch of none": ("--batch=0:1:2", ("--batch: 0:1:2", "1 <= MIN <= OPT <= MAX")),
     "negative batch": ("--batch=-1", ("--batch: -1:-1:-1",)),
     "descending batch": ("--batch=4:2:8", ("--batch: 4:2:8", "MIN <= OPT <= MAX")),
     "batch too large": ("--batch=1:1:2147483648", ("<= 2147483647",)),
@@ -41,7 +41,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
         "--engine={folder}/trt.plan --plugins=nowhere.so",
-        ("cannot read the plugin library 'nowhere.so'", "leave --plugins out"),
+        ("cannot read the plugin library 'nowhere.so'", "--plugins"),
     ),
     "another file as plugin library": (
         "--engine={folder}/trt.plan --plugins={folder}/out.onnx",
