@@ -49,7 +49,7 @@ def validation_table(validation: ExportValidation, title: str) -> Table:
     table.add_column(f"pruned (temperature {pruned.temperature:g})", justify="right")
     table.add_column("dense / pruned", justify="right")
     rows: list[tuple[str, Callable[[Parity], str]]] = [
-        ("max error (allowed)", lambda r: f"{r.worst_output} {r.worst:.1e} ({r.tolerance:.0e})".strip()),
+        ("max |difference| (allowed)", lambda r: f"{r.worst_output} {r.worst:.1e} ({r.tolerance:.0e})".strip()),
         ("equal answers", lambda r: f"{r.decisions_equal}/{r.requests - r.explained}"),
         ("layers with equal tokens", lambda r: f"{r.layers_equal}/{r.layers}"),
         ("excluded: a score within rounding of the threshold", lambda r: str(r.explained)),

@@ -71,15 +71,15 @@ class ExportValidation:
 
 
 def parity_of(pair: PairResult, counts: TokenCounts) -> Parity:
-    """The manifest's entry of a pair; `worst` and `tolerance` are of the output that came closest to its limit."""
+    """The manifest's entry of a pair."""
     floats = [output for output in pair.outputs.values() if output.cosine is not None]
-    worst = max(floats, key=lambda output: output.error / max(output.allowed, 1e-30), default=None)
+    worst = max(floats, key=lambda output: output.worst, default=None)
     return Parity(
         temperature=pair.temperature,
         requests=pair.requests,
-        worst=0.0 if worst is None else worst.error,
+        worst=0.0 if worst is None else worst.worst,
         worst_output="" if worst is None else worst.output,
-        tolerance=0.0 if worst is None else worst.allowed,
+        tolerance=max((output.most_allowed for output in floats), default=0.0),
         decisions_equal=pair.same_answers,
         layers_equal=pair.selection.layers_equal,
         layers=len(pair.selection.layers),

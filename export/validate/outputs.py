@@ -23,7 +23,7 @@ class OutputAgreement:
         cosine: least over requests; None for integer outputs.
         error: |difference| of the second runner from the fp64 reference, or from the first runner where the reference
             was not run or kept other tokens; of the comparison that came closest to its limit.
-        allowed: that limit.
+        allowed: that limit; `most_allowed`: the largest limit of all comparisons.
         decided: requests with the same answer, of `decisions`; both 0 for outputs that are not an answer.
         failures: comparisons in which it left tolerance.
     """
@@ -35,6 +35,7 @@ class OutputAgreement:
     cosine: float | None = None
     error: float = 0.0
     allowed: float = 0.0
+    most_allowed: float = 0.0
     decided: int = 0
     decisions: int = 0
     failures: int = 0
@@ -106,6 +107,7 @@ def _compare_floats(
     allowed = bounds.allowed(total.output, scale, own)
     if not worst <= total.worst:
         total.worst = worst
+    total.most_allowed = max(total.most_allowed, allowed)
     total.total += float(difference.sum())
     total.values += difference.numel()
     cosine = float(torch.cosine_similarity(expected.flatten(1), actual.flatten(1), dim=1).min())
