@@ -39,7 +39,7 @@ DEFAULT = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 60_000_000
 DEFAULT_SM = (90,)  # H100 and H200; MADTP_SM names others
 SOURCES = ("madtp", "calibration", "export", "tests", "benchmarks", "plugins")
-LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "bench", "*.egg-info")
+LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "*.egg-info")
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
 WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
