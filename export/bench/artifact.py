@@ -9,7 +9,8 @@ from export.artifact.files import check_files
 from export.artifact.reader import open_manifest
 from export.errors import BackendError
 from export.runtime.artifact import model_config, open_parts, runtime
-from export.runtime.runner import CheckedRunner, RunnerOptions
+from export.runtime.checked import CheckedRunner
+from export.runtime.runner import RunnerOptions
 from madtp.data.samples import Config
 from madtp.ops.spec import TOKEN_COMPACT
 from madtp.tasks.requests import Runner, Runners

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from export.report.measure import alone
-from export.runtime.runner import finite_runners
+from export.runtime.checked import finite_runners
 from export.samples.artifact import ArtifactSamples
 from export.validate.teacher_forcing import noted_runners, read_text, written_text
 from madtp.data.samples import Config

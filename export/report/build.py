@@ -34,7 +34,7 @@ from export.report.page import PAGE, Measured, render
 from export.report.watch import Watched, watch_artifact, watch_torch
 from export.report.words import token_names
 from export.runtime.artifact import model_config, open_parts, runtime
-from export.runtime.runner import CheckedRunner
+from export.runtime.checked import CheckedRunner
 from export.samples.artifact import ArtifactSamples, artifact_samples
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts
 from madtp.data.samples import Config

@@ -15,8 +15,9 @@ from export.artifact.reader import open_manifest
 from export.engine.profile import batch_and_text
 from export.errors import BackendError
 from export.runtime.artifact import close_runners, model_config, open_parts, runtime
+from export.runtime.checked import finite_runners
 from export.runtime.forks import forked
-from export.runtime.runner import RunnerOptions, finite_runners
+from export.runtime.runner import RunnerOptions
 from export.session.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.session.requests import (
     FilledRunner,

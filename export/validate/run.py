@@ -21,7 +21,8 @@ from export.graph.custom_nodes import custom_nodes
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
 from export.runtime.artifact import open_parts, runtime
-from export.runtime.runner import CheckedRunner, OnnxRunner
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
 from export.samples.choice import DataOptions, choose_samples
 from export.samples.profile import check_samples
 from export.validate.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro

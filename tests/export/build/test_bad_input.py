@@ -26,7 +26,8 @@ from export.artifact.manifest import TensorInfo
 from export.artifact.reader import manifest_path, read_manifest
 from export.engine.builder import BuildResult
 from export.engine.range import Range
-from export.runtime.runner import CheckedRunner, OnnxRunner
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
 from export.samples.synthetic import synthetic_samples
 from export.validate.parity import compare
 from madtp.data.images import read_image

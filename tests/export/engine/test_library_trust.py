@@ -14,7 +14,7 @@ from export.engine.plugin_library import check_embedded, library_entry, loadable
 from export.engine.worker import PluginMismatchError, load_plugins
 from export.errors import PluginError
 from export.runtime.artifact import open_parts
-from export.runtime.runner import register_plugins
+from export.runtime.plan_runner import register_plugins
 from madtp.ops import register_kernels
 from madtp.ops.library import KernelError
 

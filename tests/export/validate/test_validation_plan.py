@@ -30,7 +30,7 @@ from export.graph.expose_outputs import expose_outputs
 from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
-from export.runtime.runner import OnnxRunner
+from export.runtime.onnx_runner import OnnxRunner
 from export.validate.bisect import calls_of, save_repro
 from export.validate.contestants import TorchContestant
 from export.validate.intermediates import PlanBuilder, ShowingRunner
