@@ -35,9 +35,9 @@ from export.report.watch import Watched, watch_artifact, watch_torch
 from export.report.words import token_names
 from export.runtime.artifact import model_config, open_parts, runtime
 from export.runtime.checked import CheckedRunner
-from export.samples.artifact import ArtifactSamples, artifact_samples
+from export.samples.choice import DataOptions, choose_samples, shipped_vocabulary
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts
-from madtp.data.samples import Config
+from madtp.data.samples import Config, SampleSet
 from madtp.files.outputs import check_outputs, write_output
 from madtp.files.scratch import scratch_folder
 from madtp.models.config import MAX_TEMPERATURE
@@ -45,7 +45,6 @@ from madtp.models.parts import Part, parts_of
 from madtp.tasks.requests import Runner, torch_runners
 
 STAGES = 5
-DEMO_SAMPLES = 16
 MAX_SAMPLES = 32  # each runs at every temperature
 
 
@@ -104,17 +103,16 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
     """
     progress.stage("reading manifest, files and samples")
     _check_options(options)
+    data = DataOptions(
+        options.samples, synthetic=options.synthetic, limit=MAX_SAMPLES, allow_outside=options.allow_outside
+    )
     check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
     path, manifest = open_manifest(options.artifact)
     check_files(manifest, path.parent)
     config = model_config(manifest, path)
     bench = None if options.bench is None else read_bench(options.bench, manifest)
-    samples = artifact_samples(
-        *(manifest, path.parent, config, options.samples, options.synthetic),
-        demos=DEMO_SAMPLES,
-        limit=MAX_SAMPLES,
-        allow_outside=options.allow_outside,
-    )
+    vocabulary = shipped_vocabulary(manifest, path.parent)
+    samples = choose_samples(data, options.checkpoint, vocabulary, config, *batch_and_text(manifest["parts"]))
     with _opened(options, manifest, path.parent, config) as opened:
         measured = _measure(options, opened, samples, bench, progress)
     try:
@@ -125,8 +123,6 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
 
 
 def _check_options(options: ReportOptions) -> None:
-    if options.samples is not None and options.synthetic:
-        raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
     if options.bench is not None and options.temperatures:
         raise OptionError(
             "--bench and --temperature exclude each other", "The temperatures are those of the bench result."
@@ -164,7 +160,7 @@ def _opened(options: ReportOptions, manifest: Mapping[str, Any], folder: Path, c
 
 
 def _measure(
-    options: ReportOptions, opened: _Opened, samples: ArtifactSamples, bench: BenchFile | None, progress: Progress
+    options: ReportOptions, opened: _Opened, samples: SampleSet, bench: BenchFile | None, progress: Progress
 ) -> Measured:
     config, runners, default = opened.config, opened.runners, float(opened.manifest["temperature"])
     temperatures = temperatures_of(default, options.temperatures)
@@ -174,17 +170,17 @@ def _measure(
     counts: dict[float, Counts] = {}
     for temperature in temperatures:
         progress.detail(f"temperature {temperature:g}")
-        counts[temperature] = tokens_of(config, runners, samples.prepared, temperature, opened.least)
+        counts[temperature] = tokens_of(config, runners, samples, temperature, opened.least)
     gflops = None
     if opened.parts is not None:
         progress.detail("counting GFLOPs")
-        gflops = gflops_of(config, opened.parts, samples.prepared, temperatures)
+        gflops = gflops_of(config, opened.parts, samples, temperatures)
     progress.stage("timing" if bench is None else "taking latencies from the bench result")
     if bench is None:
         here, before, neighbours = machine(None), activity(), Neighbours()
-        times = latencies(config, runners, samples.prepared, temperatures, opened.least)
+        times = latencies(config, runners, samples, temperatures, opened.least)
         caveats = warnings(here, before, activity(), neighbours.share())
-        caveats += [ONE_SAMPLE] if len(samples.prepared) == 1 else []
+        caveats += [ONE_SAMPLE] if len(samples) == 1 else []
     else:
         times, caveats = bench.milliseconds, bench.caveats
     progress.stage("following tokens through the layers")
@@ -196,9 +192,9 @@ def _measure(
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
     return Measured(
-        samples=samples.prepared.origin,
-        images=len(samples.prepared.requests[0].images),
-        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples.prepared)),
+        samples=samples.origin,
+        images=len(samples.requests[0].images),
+        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples)),
         ran=ran,
         backend=opened.backend,
         least=opened.least,
@@ -209,7 +205,7 @@ def _measure(
         shown=shown,
         watched=None if watched is None else watched.how,
         examples=examples,
-        words_fit=samples.prepared.fits,
+        words_fit=samples.fits,
         caveats=caveats,
     )
 
@@ -238,14 +234,14 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | No
 
 def _examples(
     opened: _Opened,
-    samples: ArtifactSamples,
+    samples: SampleSet,
     counts: Mapping[float, Counts],
     watched: Watched | None,
     temperature: float,
     progress: Progress,
 ) -> list[Example]:
     config, settings = opened.config, opened.manifest["preprocessing"]["image"]
-    images = len(samples.prepared.requests[0].images)
+    images = len(samples.requests[0].images)
     totals, dense_totals = total_tokens(counts[temperature], images), total_tokens(counts[0.0], images)
     grid = config.image_size // config.patch_size
     chosen = choose(totals.tolist())
@@ -253,7 +249,7 @@ def _examples(
     answers = answers_to(config, opened.runners, samples, list(chosen.values()), temperature, opened.least)
     examples = []
     for (title, index), answered in zip(chosen.items(), answers, strict=True):
-        request = samples.prepared.requests[index]
+        request = samples.requests[index]
         inputs = alone(request, config, opened.least)
         names = ("left image", "right image") if len(request.images) == 2 else ("image",)
         pictures, texts = [], []

@@ -23,8 +23,7 @@ from export.graph.onnx_graph import OnnxGraph
 from export.runtime.artifact import open_parts, runtime
 from export.runtime.checked import CheckedRunner
 from export.runtime.onnx_runner import OnnxRunner
-from export.samples.choice import DataOptions, choose_samples
-from export.samples.profile import check_samples
+from export.samples.choice import DataOptions, choose_samples, shipped_vocabulary
 from export.validate.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro
 from export.validate.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts, watched_parts
@@ -111,10 +110,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     if source.name not in changed:
         _check_described(manifest, config, source)
     batch, text = batch_and_text(manifest["parts"])
-    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
-    beside = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
+    beside = shipped_vocabulary(manifest, artifact.parent)
     chosen = choose_samples(options.data, options.checkpoint, beside, config, batch, text)
-    check_samples(chosen.samples, config, batch, text)
     backend = runtime(manifest)
     if changed and suffix == ".plan" and not backend.can_run:
         raise BackendError(
@@ -131,11 +128,9 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         temperatures = options.compared_at(manifest["temperature"])
         if temperatures[0] <= 0:
             compared.notes.append(NOTHING_PRUNED)
-        counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
+        counts = compare_samples(comparison, config, chosen, temperatures, batch, progress.detail)
         progress.stage("checking batch mates")
-        dependences = measure_dependence(
-            comparison, config, chosen.samples, temperatures[0], batch, text, progress.detail
-        )
+        dependences = measure_dependence(comparison, config, chosen, temperatures[0], batch, text, progress.detail)
         seen = [result for (pair, at), result in comparison.results.items() if pair == "torch/onnx" and at > 0]
         if any(result.selection.layers and not result.selection.shows_ids for result in seen):
             compared.notes.append(NO_IDS)

@@ -35,7 +35,7 @@ from export.bench.verdict import Outcome, overall
 from export.bench.yardstick import Yardstick, repetitions
 from export.errors import BackendError, BaselineError, ManifestError, OptionError
 from export.runtime.runner import RunnerOptions
-from export.samples.artifact import artifact_samples
+from export.samples.choice import DataOptions
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs, Runner
@@ -43,6 +43,7 @@ from tests.conftest import TAU, Ran, TaskArtifacts
 from tests.export.bench.test_bench_statistics import FakeTimer
 from tests.export.validate.test_validate import change_weight, edit, rehash
 from tests.helpers.manifests import edit_manifest
+from tests.helpers.samples import samples_of
 
 Cli = Callable[..., Ran]
 QUICK = ("--seconds", 0.05, "--no-profile")
@@ -420,10 +421,10 @@ def test_what_was_measured_is_kept_while_measuring(options: BenchOptions, tmp_pa
 
 def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export.bench.run, "describe", lambda path: as_plan(describe(path)))
-    monkeypatch.setattr(export.bench.run, "artifact_samples", lambda *given, **named: samples)
+    monkeypatch.setattr(export.bench.run, "choose_samples", lambda *given, **named: samples)
     described = describe(options.artifact)
     where = (described.manifest, described.folder, described.config)
-    samples = artifact_samples(*where, None, False, demos=3)
+    samples = samples_of(*where, DataOptions(), demos=3)
     timer, opened = FakeTimer(), list[RunnerOptions]()
 
     class Profiled(FakeRunner):

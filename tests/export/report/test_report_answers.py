@@ -18,13 +18,14 @@ from export.artifact.reader import read_manifest
 from export.report.answers import Answer, _rank, answers_to
 from export.report.plots import DARK, LIGHT, latency_plot, pareto_plot, tokens_plot
 from export.runtime.artifact import open_parts, runtime
-from export.samples.artifact import ArtifactSamples, artifact_samples
-from madtp.data.samples import read_sample
+from export.samples.choice import DataOptions
+from madtp.data.samples import SampleSet, read_sample
 from madtp.errors import InputError
 from madtp.tasks.requests import run_request
 from tests.conftest import TAU, Ran, TaskArtifacts
 from tests.export.report.test_report_page import bench_result, parsed, text_of
 from tests.helpers.manifests import edit_manifest
+from tests.helpers.samples import samples_of
 
 Command = Callable[..., Ran]
 TIMES = {0.0: [10.0, 11.0, 12.0], 0.5: [5.0, 6.0, 30.0], 1.0: [4.0, 5.0, 6.0]}
@@ -35,26 +36,26 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "LATENCY_SECONDS", 0.0)
 
 
-def asked(folder: Path, chosen: list[int], change: Callable[[ArtifactSamples], ArtifactSamples]) -> list[list[Answer]]:
+def asked(folder: Path, chosen: list[int], change: Callable[[SampleSet], SampleSet]) -> list[list[Answer]]:
     """Answers of an artifact to the demo's samples."""
     manifest = read_manifest(folder / "out.json")
     config = madtp.load(folder / "tiny.pt").config
-    samples = change(artifact_samples(manifest, folder, config, None, synthetic=False, demos=6))
+    samples = change(samples_of(manifest, folder, config, DataOptions(), demos=6))
     return answers_to(config, open_parts(manifest, folder, runtime(manifest)), samples, chosen, TAU, 1)
 
 
 def test_a_judgement_has_its_probability_and_is_right_or_wrong(tiny_artifact: Path) -> None:
-    def labelled(samples: ArtifactSamples) -> ArtifactSamples:
-        request = samples.prepared.requests[0]
+    def labelled(samples: SampleSet) -> SampleSet:
+        request = samples.requests[0]
         requests = [replace(request, label=label) for label in (1, 0, None)]
-        return replace(samples, prepared=replace(samples.prepared, requests=requests))
+        return replace(samples, requests=requests)
 
     (of_true,), (of_false,), (of_none,) = asked(tiny_artifact, [0, 1, 2], labelled)
     manifest = read_manifest(tiny_artifact / "out.json")
     config = madtp.load(tiny_artifact / "tiny.pt").config
-    samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=False, demos=6)
+    samples = samples_of(manifest, tiny_artifact, config, DataOptions(), demos=6)
     runners = open_parts(manifest, tiny_artifact, runtime(manifest))
-    outputs = run_request(config, runners, measure.alone(samples.prepared.requests[0], config, 1), TAU)
+    outputs = run_request(config, runners, measure.alone(samples.requests[0], config, 1), TAU)
     false, true = outputs["logits"][0].softmax(dim=0).tolist()
     assert of_true.text == of_false.text == ("true" if true > false else "false")
     assert of_true.score == f"probability {max(true, false):.3f}"

@@ -28,13 +28,14 @@ from export.report.page import validated_table
 from export.report.watch import watch_artifact, watch_torch
 from export.report.words import token_names
 from export.runtime.artifact import open_parts, runtime
-from export.samples.artifact import artifact_samples
+from export.samples.choice import DataOptions
 from export.validate.intermediates import show_onnx
 from madtp.data.samples import hashed_ids, load_samples
 from madtp.models.parts import parts_of
 from tests.conftest import TAU, Outputs, Ran, TaskArtifacts, write_samples
 from tests.export.validate.test_validation_plan import pass_for_plan
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import samples_of
 
 HOSTILE = "</p><script>alert(1)</script>"
 # Six patches: layer 0 merges 2 and 5; layer 1 nothing; layer 2 merges 1, 6 and the merged token of layer 0.
@@ -366,8 +367,8 @@ def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_
     assert "3.00 times fewer GFLOPs there" in text
     assert "dense (0)41234.50" in text
     config = madtp.load(tiny_artifact / "tiny.pt").config
-    samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=True, demos=16)
-    content["measurement"]["samples"]["sha256"] = samples_sha256(samples.prepared)
+    samples = samples_of(manifest, tiny_artifact, config, DataOptions(synthetic=True))
+    content["measurement"]["samples"]["sha256"] = samples_sha256(samples)
     text = text_with(content)
     assert "other calls" not in text
     assert "which are counted on the torch model: give --ckpt" in text
@@ -435,7 +436,7 @@ def test_interrupted_run_leaves_the_earlier_page(
 def test_words_of_clip(task_artifacts: TaskArtifacts) -> None:
     manifest = read_manifest(task_artifacts["clip"] / "out.json")
     config = madtp.load(task_artifacts["clip"] / "tiny.pt").config
-    samples = artifact_samples(manifest, task_artifacts["clip"], config, None, synthetic=False, demos=16)
+    samples = samples_of(manifest, task_artifacts["clip"], config, DataOptions())
     assert samples.texts[2] == "a red pagoda with orange roofs by a lake"
-    names = token_names(samples.prepared.requests[2].ids, config, samples.processor, samples.texts[2])
+    names = token_names(samples.requests[2].ids, config, samples.processor, samples.texts[2])
     assert names == ["[start]", *["a", "red", "pagoda", "with", "orange", "roofs", "by", "a", "lake"], "[end]"]
