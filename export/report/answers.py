@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.report.measure import alone
+from export.report.measurements import alone
 from export.runtime.checked import finite_runners
 from export.validate.teacher_forcing import noted_runners, read_text, written_text
 from madtp.data.samples import Config, SampleSet

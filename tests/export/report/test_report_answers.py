@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-import export.report.measure as measure
+import export.report.measurements as measure
 import madtp
 from export.artifact.reader import read_manifest
 from export.report.answers import Answer, _rank, answers_to

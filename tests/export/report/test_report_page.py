@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import torch
 
-import export.report.build as build
-import export.report.measure as measure
+import export.report.measurements as measure
+import export.report.run as run
 import export.validate.intermediates
 import madtp
 from export.artifact.reader import read_manifest
@@ -22,11 +22,11 @@ from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
 from export.errors import BackendError
 from export.report.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
-from export.report.fates import follow, patch_runs
-from export.report.measure import alone, temperatures_of, total_tokens
+from export.report.measurements import alone, temperatures_of, total_tokens
 from export.report.page import validated_table
-from export.report.watch import watch_artifact, watch_torch
-from export.report.words import token_names
+from export.report.source_ids import watch_artifact, watch_torch
+from export.report.token_flow import follow, patch_runs
+from export.report.token_names import token_names
 from export.runtime.artifact import open_parts, runtime
 from export.samples.choice import DataOptions
 from export.validate.intermediates import show_onnx
@@ -58,14 +58,14 @@ def page(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (samples / "samples.json").write_text(json.dumps(entries))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "LATENCY_SECONDS", 0.0)
-        options = build.ReportOptions(
+        options = run.ReportOptions(
             tiny_artifact / "out.json",
             folder / "page.html",
             tiny_artifact / "tiny.pt",
             samples,
             temperatures=(TAU / 2,),
         )
-        build.report(options, Silent())
+        run.report(options, Silent())
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["page.html"]
     return (folder / "page.html").read_text(encoding="utf-8"), read_manifest(tiny_artifact / "out.json")
 
@@ -265,7 +265,7 @@ def plan(exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
     manifest["validation"] |= {"artifact": "not run", "validated": "onnx"}
     exported[0].with_suffix(".json").write_text(dump_manifest(manifest))
     cannot = Backend("tensorrt-rtx", "1.7", "there is no GPU", can_run=False)
-    monkeypatch.setattr(build, "runtime", lambda manifest: cannot)
+    monkeypatch.setattr(run, "runtime", lambda manifest: cannot)
     return exported[0].with_suffix(".json")
 
 
@@ -426,7 +426,7 @@ def test_interrupted_run_leaves_the_earlier_page(
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "render", interrupt)
+    monkeypatch.setattr(run, "render", interrupt)
     ran = run_cli("report", tiny_artifact / "out.json", "-o", outputs / "new.html", "--synthetic")
     assert ran.status == 2
     assert "interrupted" in ran.err

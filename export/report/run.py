@@ -20,7 +20,7 @@ from export.errors import BackendError, OptionError
 from export.report.answers import answers_to
 from export.report.bench_file import BenchFile, read_bench
 from export.report.examples import Example, choose, picture, text_view
-from export.report.measure import (
+from export.report.measurements import (
     EVERY_IMAGE,
     Counts,
     alone,
@@ -31,8 +31,8 @@ from export.report.measure import (
     total_tokens,
 )
 from export.report.page import PAGE, Measured, render
-from export.report.watch import Watched, watch_artifact, watch_torch
-from export.report.words import token_names
+from export.report.source_ids import Watched, watch_artifact, watch_torch
+from export.report.token_names import token_names
 from export.runtime.artifact import model_config, open_parts, runtime
 from export.runtime.checked import CheckedRunner
 from export.samples.choice import DataOptions, choose_samples, shipped_vocabulary
