@@ -19,12 +19,11 @@ from benchmarks.kit.files import read_json
 from benchmarks.kit.predict import expected_work
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages import calls, model, models, parity, precision, probe, timings
-from madtp.ops import register_kernels
-from madtp.ops.kernels import without_kernels
+from madtp.ops.kernels import register_kernels, without_kernels
 from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
 from tests.helpers import native_build, stand_in_cuda
+from tests.helpers.kernel_calls import attention_inputs, compact_call
 from tests.helpers.paths import CARRIED, ROOT
-from tests.plugins.test_kernels import attention_inputs, compact_call
 
 SMALL = Sizes(length=40, width=32, heads=1, alignments=8)
 

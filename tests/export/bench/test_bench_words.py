@@ -15,6 +15,7 @@ import pytest
 import export.bench.run
 from export.bench.baseline import read_measurement
 from export.bench.calls import Case
+from export.bench.latency import TOO_NOISY
 from export.bench.operators import Operators, typical
 from export.bench.report import (
     junit,
@@ -29,12 +30,11 @@ from export.bench.run import BenchOptions, BenchResult
 from export.bench.statistics import Ratio
 from export.bench.summary import to_json
 from export.bench.verdict import Outcome, judge
-from export.bench.words import TOO_FEW, TOO_NOISY, floor, known, sentence, sign, times
-from tests.conftest import TAU, Ran
-from tests.export.bench.test_bench import FakeRunner, fake_bench, options, save
-from tests.export.bench.test_bench_statistics import FakeTimer
+from export.bench.words import TOO_FEW, floor, known, sentence, sign, times
+from tests.helpers.bench import FakeRunner, FakeTimer, fake_bench, save
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
 
-__all__ = ["options"]  # a fixture
 CASE = Case(TAU, 1)
 HALF = "other processes took 50 % of the CPUs while this was measured"
 

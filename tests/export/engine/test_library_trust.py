@@ -15,7 +15,7 @@ from export.engine.worker import PluginMismatchError, load_plugins
 from export.errors import PluginError
 from export.runtime.artifact import open_parts
 from export.runtime.plan_runner import register_plugins
-from madtp.ops import register_kernels
+from madtp.ops.kernels import register_kernels
 from madtp.ops.library import KernelError
 
 VERSION = metadata.version("madtp-deploy")

@@ -30,7 +30,7 @@ from export.graph.token_sizes import TokenSizes, set_token_sizes
 from export.graph.trace import save_onnx
 from export.runtime.plan_runner import register_plugins
 from madtp.ops.spec import OPS, TOKEN_COMPACT
-from tests.conftest import TINY
+from tests.helpers.checkpoints import TINY
 
 PROFILE = {
     "image0": [[1, 3, 32, 32]] * 3,

@@ -8,8 +8,8 @@ import pytest
 
 from export.samples.choice import DataOptions
 from madtp.errors import InputError
-from tests.conftest import write_samples
-from tests.helpers.samples import samples_of
+from tests.helpers.artifact_samples import samples_of
+from tests.helpers.samples import write_samples
 from tests.helpers.sizes import CLIP
 
 OTHER_WORDS = replace(CLIP, image_size=28, vocab_size=512, sot_token_id=510, eot_token_id=511)
