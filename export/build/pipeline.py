@@ -30,7 +30,9 @@ from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_p
 from export.graph.inline import inline_functions
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
-from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
+from export.runtime.plan_runner import PlanRunner
 from export.samples.profile import check_samples
 from madtp.checkpoint.loading import Loaded, read_model
 from madtp.data.samples import INDEX, Config, SampleSet, load_samples

@@ -13,8 +13,9 @@ from torch import Tensor
 from export.artifact.manifest import Profile
 from export.engine.profile import batch_and_text
 from export.runtime.artifact import Artifact
+from export.runtime.checked import finite_runners
 from export.runtime.forks import forked
-from export.runtime.runner import RunnerOptions, finite_runners
+from export.runtime.runner import RunnerOptions
 from export.session.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.session.requests import (
     FilledRunner,

@@ -17,9 +17,9 @@ from export.graph.custom_nodes import custom_nodes
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
 from export.runtime.artifact import Artifact
-from export.runtime.runner import CheckedRunner, OnnxRunner
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
 from export.samples.choice import DataOptions, choose_samples
-from export.samples.profile import check_samples
 from export.validate.bisect import Culprit, calls_of, check_repro, find_culprit, save_repro
 from export.validate.contestants import Contestant, RuntimeContestant, TorchContestant
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts, watched_parts
@@ -107,7 +107,6 @@ def _validate(options: ValidateOptions, artifact: Artifact, progress: Progress) 
         _check_described(manifest, config, artifact.path)
     batch, text = batch_and_text(manifest)
     chosen = choose_samples(options.data, options.checkpoint, artifact.vocabulary, config, batch, text)
-    check_samples(chosen.samples, config, batch, text)
     if artifact.changed:
         artifact.check_runs("A changed plan has to run: validate it on a machine whose GPU runs it.")
     reference = TorchContestant("torch", model, bounds.tolerance.dtype)
@@ -119,11 +118,9 @@ def _validate(options: ValidateOptions, artifact: Artifact, progress: Progress) 
         temperatures = options.compared_at(manifest.temperature)
         if temperatures[0] <= 0:
             compared.notes.append(NOTHING_PRUNED)
-        counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
+        counts = compare_samples(comparison, config, chosen, temperatures, batch, progress.detail)
         progress.stage("checking batch mates")
-        dependences = measure_dependence(
-            comparison, config, chosen.samples, temperatures[0], batch, text, progress.detail
-        )
+        dependences = measure_dependence(comparison, config, chosen, temperatures[0], batch, text, progress.detail)
         seen = [result for (pair, at), result in comparison.results.items() if pair == "torch/onnx" and at > 0]
         if any(result.selection.layers and not result.selection.shows_ids for result in seen):
             compared.notes.append(NO_IDS)

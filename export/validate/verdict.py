@@ -47,7 +47,7 @@ class Verdict:
 
     Attributes:
         artifact: what was validated, its name; `task`, `precision`, `layout`: of it.
-        samples: what it was compared on (`export.samples.choice.ValidationSamples.to_json`).
+        samples: what it was compared on (`madtp.data.samples.SampleSet.to_json`).
         bounds: what was allowed.
         results: of every pair and temperature.
         token_counts: encoder -> tokens after each layer, a row a sample, at the first temperature, in torch.

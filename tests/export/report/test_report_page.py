@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-import export.report.build as build
-import export.report.measure as measure
+import export.report.measurements as measure
+import export.report.run as run
 import export.validate.intermediates
 import madtp
 from export.artifact.reader import read_manifest
@@ -20,16 +20,17 @@ from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
 from export.errors import BackendError
 from export.report.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
-from export.report.fates import follow, patch_runs
-from export.report.measure import alone, temperatures_of, total_tokens
+from export.report.measurements import alone, temperatures_of, total_tokens
 from export.report.page import validated_table
-from export.report.watch import watch_artifact, watch_torch
-from export.report.words import token_names
+from export.report.source_ids import watch_artifact, watch_torch
+from export.report.token_flow import follow, patch_runs
+from export.report.token_names import token_names
 from export.runtime.artifact import Artifact
-from export.samples.artifact import artifact_samples
+from export.samples.choice import DataOptions
 from export.validate.intermediates import show_onnx
 from madtp.data.samples import hashed_ids, load_samples
 from madtp.models.parts import parts_of
+from tests.helpers.artifact_samples import samples_of
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
@@ -60,14 +61,14 @@ def page(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (samples / "samples.json").write_text(json.dumps(entries))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "LATENCY_SECONDS", 0.0)
-        options = build.ReportOptions(
+        options = run.ReportOptions(
             tiny_artifact / "out.json",
             folder / "page.html",
             tiny_artifact / "tiny.pt",
             samples,
             temperatures=(TAU / 2,),
         )
-        build.report(options, Silent())
+        run.report(options, Silent())
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["page.html"]
     return (folder / "page.html").read_text(encoding="utf-8"), manifest_json(tiny_artifact / "out.json")
 
@@ -349,8 +350,8 @@ def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_
     assert "3.00 times fewer GFLOPs there" in text
     assert "dense (0)41234.50" in text
     config = madtp.load(tiny_artifact / "tiny.pt").config
-    samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=True, demos=16)
-    content["measurement"]["samples"]["sha256"] = samples_sha256(samples.prepared)
+    samples = samples_of(manifest, tiny_artifact, config, DataOptions(synthetic=True))
+    content["measurement"]["samples"]["sha256"] = samples_sha256(samples)
     text = text_with(content)
     assert "other calls" not in text
     assert "which are counted on the torch model: give --ckpt" in text
@@ -408,7 +409,7 @@ def test_interrupted_run_leaves_the_earlier_page(
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "render", interrupt)
+    monkeypatch.setattr(run, "render", interrupt)
     ran = run_cli("report", tiny_artifact / "out.json", "-o", outputs / "new.html", "--synthetic")
     assert ran.status == 2
     assert "interrupted" in ran.err
@@ -418,7 +419,7 @@ def test_interrupted_run_leaves_the_earlier_page(
 def test_words_of_clip(task_artifacts: TaskArtifacts) -> None:
     manifest = read_manifest(task_artifacts["clip"] / "out.json")
     config = madtp.load(task_artifacts["clip"] / "tiny.pt").config
-    samples = artifact_samples(manifest, task_artifacts["clip"], config, None, synthetic=False, demos=16)
+    samples = samples_of(manifest, task_artifacts["clip"], config, DataOptions())
     assert samples.texts[2] == "a red pagoda with orange roofs by a lake"
-    names = token_names(samples.prepared.requests[2].ids, config, samples.processor, samples.texts[2])
+    names = token_names(samples.requests[2].ids, config, samples.processor, samples.texts[2])
     assert names == ["[start]", *["a", "red", "pagoda", "with", "orange", "roofs", "by", "a", "lake"], "[end]"]

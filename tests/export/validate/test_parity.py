@@ -14,8 +14,8 @@ import export.engine.backends
 import madtp
 from export.artifact.reader import manifest_path
 from export.engine.builder import BuildResult
-from export.engine.profile import Range
-from export.runtime.runner import OnnxRunner
+from export.engine.range import Range
+from export.runtime.onnx_runner import OnnxRunner
 from export.samples.synthetic import synthetic_samples
 from export.validate.parity import compare
 from madtp.files.inputs import sha256
