@@ -8,7 +8,8 @@ from typing import Any
 from export.engine.profile import batch_and_text
 from export.samples.profile import check_samples
 from export.samples.synthetic import synthetic_samples
-from madtp.data.samples import VOCABULARY, Config, Processor, SampleSet, demo_samples, prepare_samples, read_samples
+from madtp.data.default_samples import demo_samples
+from madtp.data.samples import VOCABULARY, Config, Processor, SampleSet, prepare_samples, read_samples
 from madtp.data.tokenize import text_processor
 from madtp.errors import InputError
 
