@@ -27,10 +27,9 @@ from madtp.data.images import read_image
 from madtp.data.preprocess import image_tensor
 from madtp.data.texts import shown
 from madtp.models.config import RetrievalConfig
-from madtp.tasks.ranking import NOT_MATCHED, TEXT_BATCH, pair_tokens
+from madtp.tasks.ranking import K_TEST, NOT_MATCHED, TEXT_BATCH, pair_tokens
 from madtp.tasks.requests import Outputs, token_counts
 
-K_TEST = 256  # of the published COCO evaluation; 128 for Flickr30k
 SHOWN = 10  # best ones of each image and text in the results; recall looks at no more
 
 

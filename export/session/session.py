@@ -34,12 +34,12 @@ from madtp.data.texts import check_answers, shown
 from madtp.data.tokenize import TextProcessor, text_processor
 from madtp.errors import InputError
 from madtp.models.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
+from madtp.tasks.answers import K_ANSWERS
+from madtp.tasks.ranking import K_TEST
 from madtp.tasks.requests import Runner
 
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}
 TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
-K_ANSWERS = 128  # candidates that are read to the end, of the published evaluation
-K_TEST = 256  # candidates of each row, of the published evaluation
 
 
 class Session:

@@ -12,8 +12,7 @@ from madtp.models.decoder import DecoderSession, DecoderStep
 from madtp.tasks.generation import Limits, beam_search, greedy_search
 
 LABEL_SMOOTHING = 0.1  # part of the score by which the published code ranks answers
-
-
+K_ANSWERS = 128  # candidates that the published evaluation reads to the end
 IGNORED = -100
 
 

@@ -11,7 +11,8 @@ from madtp.models.config import RetrievalConfig
 from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
 
 NOT_MATCHED = -100.0  # the score of a pair that was not among the best by similarity
-TEXT_BATCH = 256  # of the published evaluation
+TEXT_BATCH = 256  # texts embedded together in the published evaluation
+K_TEST = 256  # candidates matched in each row: of the published COCO evaluation; 128 for Flickr30k
 
 
 class RetrievalParts(Protocol):
