@@ -20,7 +20,8 @@ from export.evaluate.evaluation import (
 )
 from export.evaluate.journal import Entry
 from export.evaluate.metrics import accuracy, caption_scores, vqa_score
-from export.session.session import Session, spans
+from export.session.arguments import spans
+from export.session.session import Session
 from madtp.data.datasets import CaptionItem, Dataset, Id, Item, NlvrItem, VqaItem
 from madtp.data.images import read_image
 from madtp.data.texts import shown
