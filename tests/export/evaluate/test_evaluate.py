@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import export.evaluate.items
 from export import Session
@@ -24,62 +23,10 @@ from export.session.products import Caption, Judgement
 from madtp.data.datasets import Dataset, read_dataset
 from madtp.data.images import read_image
 from madtp.errors import InputError, OutputError
-from tests.conftest import Ran
+from tests.helpers.command_line import Ran
+from tests.helpers.datasets import ITEMS, coco_data, nlvr_data, vqa_data
 
-ITEMS = 7
 VARYING = ("seconds", "created")  # of two runs that come to the same
-
-
-def write_images(folder: Path, names: Sequence[str]) -> None:
-    """Small pictures, all different."""
-    rng = np.random.default_rng(0)
-    for name in dict.fromkeys(names):
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
-
-
-def nlvr_data(folder: Path, **changes: Any) -> Path:
-    """Seven sentences, the third long, but not too long to be read; `changes` go into every entry."""
-    entries = [
-        {
-            "sentence": "a digit " * 15 if number == 2 else f"the left image shows {number} digits",
-            "images": [f"dev/{number}-img0.png", f"dev/{number}-img1.png"],
-            "label": str(number % 2 == 0),
-            "identifier": f"test-{number}",
-        }
-        | changes
-        for number in range(ITEMS)
-    ]
-    write_images(folder, [name for entry in entries for name in entry["images"]])
-    (folder / "nlvr_test.json").write_text(json.dumps(entries))
-    return folder
-
-
-def vqa_data(folder: Path) -> Path:
-    """Five questions with ten answers each, and a list to choose from."""
-    entries = [
-        {"question_id": 100 + number, "question": f"is it {number}?", "answer": ["yes"] * 10, "image": f"{number}.png"}
-        for number in range(5)
-    ]
-    write_images(folder, [entry["image"] for entry in entries])
-    (folder / "vqa_val.json").write_text(json.dumps(entries))
-    (folder / "answer_list.json").write_text(json.dumps(["yes", "no", "the left digit"]))
-    return folder
-
-
-def coco_data(folder: Path) -> Path:
-    """Five images with two captions each, one of them too long for the published reader."""
-    entries = [
-        {
-            "image": f"val2014/COCO_val2014_{number:012d}.jpg",
-            "caption": [f"a picture of digit {number}", "the right image " * (12 if number == 3 else 1)],
-        }
-        for number in range(1, 6)
-    ]
-    write_images(folder, [str(entry["image"]) for entry in entries])
-    (folder / "coco_karpathy_test.json").write_text(json.dumps(entries))
-    return folder
 
 
 class FakeSession:
