@@ -8,9 +8,8 @@ from typing import Any
 from export.engine.profile import batch_and_text
 from export.samples.profile import check_samples
 from export.samples.synthetic import synthetic_samples
-from export.samples.vocabulary import artifact_processor, artifact_vocabulary
-from madtp.data.default_samples import demo_samples
-from madtp.data.samples import VOCABULARY, Config, Processor, SampleSet, prepare_samples, read_samples
+from madtp.data.samples import VOCABULARY, Config, Processor, SampleSet, demo_samples, prepare_samples, read_samples
+from madtp.data.tokenize import text_processor
 from madtp.errors import InputError
 
 
@@ -78,18 +77,21 @@ def artifact_samples(
 
 def _processor(manifest: Mapping[str, Any], folder: Path, config: Config, samples: Path | None) -> Processor | None:
     """None only for the demo's samples: any ids do for them, as long as the origin says so."""
-    given = None
-    if config.task != "clip" and artifact_vocabulary(manifest, folder) is None and samples is not None:
-        given = samples / VOCABULARY
-        if not given.is_file():
-            raise InputError(
-                f"there is no {VOCABULARY} in '{samples}', and the artifact has none",
-                "Without the checkpoint's vocabulary the texts cannot be turned into token ids.",
-                f"Copy it to '{given}'.",
-            )
+    entry = manifest["preprocessing"]["text"]["vocabulary"]
+    path = folder / entry["file"] if entry is not None and entry["file"] is not None else None
+    if path is None and samples is not None and (samples / VOCABULARY).is_file():
+        path = samples / VOCABULARY
+    if samples is not None and path is None and config.task != "clip":
+        raise InputError(
+            f"there is no {VOCABULARY} in '{samples}', and the artifact has none",
+            "Without the checkpoint's vocabulary the texts cannot be turned into token ids.",
+            f"Copy it to '{samples / VOCABULARY}'.",
+        )
+    if path is None and config.task != "clip":
+        return None
     try:
-        return artifact_processor(manifest, folder, config, given)
+        return text_processor(config, path)
     except InputError:
         if samples is not None:
             raise
-        return None
+        return None  # CLIP with another vocabulary than its own

@@ -16,7 +16,6 @@ from export.errors import BackendError
 from export.runtime.artifact import close_runners, model_config, open_parts, runtime
 from export.runtime.forks import forked
 from export.runtime.runner import RunnerOptions, finite_runners
-from export.samples.vocabulary import artifact_processor
 from export.session.arguments import DecoderLimits, check_images, check_texts, spans
 from export.session.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.session.requests import (
@@ -28,6 +27,7 @@ from export.session.requests import (
     judge,
     rank_pairs,
 )
+from export.session.vocabulary import artifact_processor
 from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.images import check_image
 from madtp.data.preprocess import image_tensor

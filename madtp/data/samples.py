@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.data.default_samples import demo_samples
+from madtp.data.default_samples import demo_samples as demo_samples
 from madtp.data.images import image_path, read_image
 from madtp.data.preprocess import Sample, image_tensor
 from madtp.data.texts import shown, text_fault

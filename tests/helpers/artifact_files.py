@@ -133,6 +133,3 @@ def plan_artifact(folder: Path, backend: str = "tensorrt-rtx", plugins: bool = T
         tokens = {"source": "guessed", "origin": "nothing", "samples": 2, "opt_max": {"vision": [[3, 5], [2, 5]]}}
         manifest["parts"][0] |= {"tokens": tokens, "layers": 99, "plugin_layers": {"TokenCompact": 7}}
     return save_manifest(folder, manifest)
-
-
-

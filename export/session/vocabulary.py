@@ -1,4 +1,4 @@
-"""What turns the texts for an artifact into ids; no checkpoint is needed."""
+"""The text processor of an artifact; no checkpoint is needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,12 +8,6 @@ from madtp.data.samples import Config, Processor
 from madtp.data.tokenize import text_processor
 from madtp.errors import InputError
 from madtp.models.config import ClipConfig
-
-
-def artifact_vocabulary(manifest: Mapping[str, Any], folder: Path) -> Path | None:
-    """The vocabulary file that a manifest in `folder` names."""
-    entry = manifest["preprocessing"]["text"]["vocabulary"]
-    return folder / entry["file"] if entry is not None and entry["file"] is not None else None
 
 
 def artifact_processor(manifest: Mapping[str, Any], folder: Path, config: Config, vocabulary: Path | None) -> Processor:
@@ -29,7 +23,10 @@ def artifact_processor(manifest: Mapping[str, Any], folder: Path, config: Config
         raise InputError(
             f"the vocabulary '{vocabulary}' does not apply to clip", "CLIP's table comes with a package.", "Omit it."
         )
-    path = vocabulary or artifact_vocabulary(manifest, folder)
+    entry = manifest["preprocessing"]["text"]["vocabulary"]
+    path = vocabulary
+    if path is None and entry is not None and entry["file"] is not None:
+        path = folder / entry["file"]
     if path is None and not isinstance(config, ClipConfig):
         raise InputError(
             f"there is no vocabulary beside '{manifest['artifact']}'",
@@ -37,7 +34,6 @@ def artifact_processor(manifest: Mapping[str, Any], folder: Path, config: Config
             "Name the checkpoint's vocab.txt (vocabulary=..., or --vocab).",
         )
     processor = text_processor(config, path)
-    entry = manifest["preprocessing"]["text"]["vocabulary"]
     if entry is not None and processor.sha256 != entry["sha256"]:
         raise InputError(
             f"the vocabulary '{path or 'of clip'}' is not the one that the artifact was exported with",
