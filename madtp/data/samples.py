@@ -10,12 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from madtp.data.default_samples import demo_samples as demo_samples
 from madtp.data.images import image_path, read_image
 from madtp.data.preprocess import Sample, image_tensor
 from madtp.data.texts import shown, text_fault
 from madtp.data.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
-from madtp.demo.data import held_out_samples
-from madtp.demo.photos import photo_samples
 from madtp.errors import InputError
 from madtp.files.inputs import read_json
 from madtp.models.config import BlipConfig, ClipConfig
@@ -194,11 +193,6 @@ def load_samples(
     # Another model's words: any ids do for comparing two runs of one model, as long as the user knows.
     lacking = f"because no {VOCABULARY} fits" if isinstance(config, BlipConfig) else "because CLIP's does not fit"
     return _prepare(samples, f"{origin}; words hashed to ids, {lacking}", None, None, config, "demo")
-
-
-def demo_samples(task: str, count: int) -> list[Sample]:
-    """Samples that need no data: handwritten digits for nlvr, pieces of photographs for the others."""
-    return held_out_samples(count) if task == "nlvr" else photo_samples(count, task)
 
 
 def _prepare(
