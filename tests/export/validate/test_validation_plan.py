@@ -4,6 +4,7 @@ import json
 import shlex
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -16,7 +17,8 @@ import export.validate.intermediates
 import export.validate.plan
 import export.validate.run
 import madtp
-from export.artifact.reader import manifest_path
+from export.artifact.manifest import Profile, Tokens, TokenSizes
+from export.artifact.reader import manifest_path, read_manifest
 from export.engine.backends import choose_backend
 from export.engine.plugin_build import build_library
 from export.engine.profile import input_profile, part_sizes
@@ -25,6 +27,7 @@ from export.errors import BackendError
 from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
+from export.runtime.artifact import Artifact
 from export.validate.bisect import calls_of, save_repro
 from export.validate.contestants import TorchContestant
 from export.validate.intermediates import PlanBuilder, ShowingRunner
@@ -241,17 +244,20 @@ def test_real_plans_show_which_tokens_they_keep(
     names = kept_ids(OnnxGraph.read(source))
     layers = {"vision": 1, "text": 2}
     assert len(names) == sum(layers.values())
-    custom = manifest_json(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
-    entry = {
-        "name": "model",
-        "profile": input_profile(part, part_sizes("nlvr", part, Range(1, 1, 2), Range(2, 6, 8), None)),
-        "plugin_layers": custom if plugins == "auto" else {},
-        "tokens": {"opt_max": {name: [[2, 40]] * count for name, count in layers.items()}},
-    }
+    manifest = read_manifest(tiny_artifact / "out.json")
+    shapes = input_profile(part, part_sizes("nlvr", part, Range(1, 1, 2), Range(2, 6, 8), None))
+    opt_max = {name: (TokenSizes(2, 40),) * count for name, count in layers.items()}
+    entry = replace(
+        manifest.parts[0],
+        profile={name: Profile(*map(tuple, triple)) for name, triple in shapes.items()},
+        plugin_layers=manifest.parts[0].custom_nodes if plugins == "auto" else {},
+        tokens=Tokens("guessed", "", 2, opt_max),
+    )
     library = build_library().path if plugins == "auto" else None
     said = list[str]()
     backend = choose_backend("auto", ".plan")
-    builder = PlanBuilder({"parts": [entry]}, backend, {"model": source}, library, said.append)
+    artifact = Artifact(tiny_artifact / "out.json", replace(manifest, parts=(entry,)), backend)
+    builder = PlanBuilder(artifact, {"model": source}, library, said.append)
     inside = set(names) | {node_of(OnnxGraph.read(source).model.graph, "Gelu").output[0]}
     assert set(builder.build("model", inside | {"no such value"}).shown) == inside
     assert source.with_suffix(".plan").stat().st_size > 0
