@@ -2,19 +2,15 @@
 
 from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import click
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from export.cli.common import PATH, errors_console, output_console, raise_interrupts
 from export.errors import OptionError
-from madtp.console.command import WRONG_INPUT, allow_outside
-from madtp.console.heartbeat import Heartbeat, draws
-from madtp.console.printing import say
+from madtp.console.command import allow_outside
+from madtp.console.progress import ConsoleProgress
 from madtp.data.datasets import SPLITS, TASKS
 
 MISSING_SHOWN = 3
@@ -35,9 +31,7 @@ MISSING_SHOWN = 3
 @allow_outside
 @click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt, where the artifact came without.")
 @click.option("--threads", type=int, help="Of ONNX Runtime; its own choice.")
-@click.pass_context
 def command(
-    context: click.Context,
     artifact: Path,
     data: Path,
     task: str | None,
@@ -75,11 +69,10 @@ def command(
             f"--task is {task}, and the artifact is of {manifest.task}", "", "Leave --task out, or name another."
         )
     try:
-        console = errors_console()
-        with Heartbeat(console, "reading the data set") as heartbeat:
+        with ConsoleProgress(errors_console(), doing="reading the data set") as progress:
             dataset = read_dataset(manifest.task, data, split, skip_missing=skip_missing, allow_outside=allow_outside)
-            heartbeat.doing("opening the artifact")
-            with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(console, heartbeat) as progress:
+            progress.doing("opening the artifact")
+            with Session(path, vocabulary=vocab, threads=threads) as session:
 
                 def show(results: dict[str, Any]) -> None:
                     progress.stop()
@@ -89,14 +82,13 @@ def command(
                         for line in closing_lines(results):
                             shown.print(line, soft_wrap=True)
 
-                evaluate(session, dataset, output, options, progress.report, show)
-    except KeyboardInterrupt:
+                evaluate(session, dataset, output, options, progress.count, show)
+    except KeyboardInterrupt as error:
         part = part_path(output)
         kept = (
             f"what was done is in '{part}'; run the same command to go on" if part.exists() else "nothing was done yet"
         )
-        say(f"interrupted: {kept}", err=True)
-        context.exit(WRONG_INPUT)
+        raise click.Abort(f"interrupted: {kept}") from error
     output_console().print(f"wrote {output}", soft_wrap=True)
 
 
@@ -139,45 +131,3 @@ def closing_lines(results: dict[str, Any]) -> list[str]:
         more = ", ..." if len(missing) > MISSING_SHOWN else ""
         lines.append(f"left out, their images are missing: {', '.join(missing[:MISSING_SHOWN])}{more}")
     return lines
-
-
-class _Progress:
-    """A bar for each stage on a terminal, a line for every tenth elsewhere. Use as a context."""
-
-    def __init__(self, console: Console, heartbeat: Heartbeat) -> None:
-        self._console, self._heartbeat = console, heartbeat
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
-            console=console,
-            disable=not draws(console),
-        )
-        self._stage, self._told = "", 0
-
-    def __enter__(self) -> "_Progress":
-        self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.stop()
-
-    def stop(self) -> None:
-        """Take the bar away: something is to be printed."""
-        self._bar.stop()
-
-    def report(self, stage: str, done: int, total: int) -> None:
-        """Tell what is done of a stage."""
-        if stage != self._stage:  # a run that goes on begins its stage in the middle
-            self._task = self._bar.add_task(stage, total=total, completed=done)
-            self._stage, self._told = stage, 10 * done // total
-        self._bar.update(self._task, completed=done)
-        self._heartbeat.doing(f"{stage}: {done} of {total}" if done < total else f"after {stage}: the results")
-        if not draws(self._console) and 10 * done // total > self._told:
-            self._told = 10 * done // total
-            self._console.print(f"{10 * self._told:3d} %  {stage}: {done} of {total}", highlight=False, markup=False)
-            self._heartbeat.told()

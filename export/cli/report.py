@@ -45,7 +45,7 @@ def command(
     Exit status: 0 written, 2 the input or the machine is at fault, or it was interrupted.
     """
     from export.console import ConsoleProgress
-    from export.report.build import STAGES, ReportOptions, report
+    from export.report.run import STAGES, ReportOptions, report
 
     raise_interrupts()
     options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside)
@@ -67,7 +67,7 @@ def costs_table(manifest: "Manifest", measured: "Measured") -> Table:
     """What the page's figures are of, in numbers: a row a temperature."""
     from export.bench.latency import summarize
     from export.bench.words import milliseconds
-    from export.report.measure import total_tokens
+    from export.report.measurements import total_tokens
     from export.report.page import speed_ups
 
     table = Table(title=f"{manifest.artifact}: a request, by temperature", caption=measured.samples)

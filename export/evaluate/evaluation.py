@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from torch import Tensor
+
 from export.errors import OptionError
 from export.evaluate.journal import Entry
 from export.session.session import Session
@@ -125,6 +127,11 @@ def add_tokens(requests: Sequence[Tokens]) -> Entry:
         name: {"requests": len(rows), "sums": [sum(layer) for layer in zip(*rows, strict=True)]}
         for name, rows in counts.items()
     }
+
+
+def sum_tokens(counts: Mapping[str, Tensor]) -> Entry:
+    """The same of token counts [requests, layers] by encoder."""
+    return {name: {"requests": len(rows), "sums": rows.sum(dim=0).tolist()} for name, rows in counts.items()}
 
 
 def mean_tokens(entries: Sequence[Entry]) -> dict[str, list[float]]:

@@ -20,13 +20,14 @@ from export.evaluate.evaluation import (
 )
 from export.evaluate.journal import Entry
 from export.evaluate.metrics import accuracy, caption_scores, vqa_score
-from export.session.session import Session, spans
+from export.session.arguments import spans
+from export.session.session import Session
 from madtp.data.datasets import CaptionItem, Dataset, Id, Item, NlvrItem, VqaItem
 from madtp.data.images import read_image
 from madtp.data.texts import shown
 from madtp.errors import InputError
+from madtp.tasks.answers import K_ANSWERS
 
-RANKED_ANSWERS = 128  # answers of the list that are read to the end, in the published evaluation
 # How the published evaluations write.
 ANSWER_LIMITS: dict[str, Any] = {"beams": 3, "max_length": 10, "min_length": 1}
 CAPTION_LIMITS: dict[str, Any] = {"beams": 3, "max_length": 20, "min_length": 5}
@@ -103,7 +104,7 @@ class _VqaWork(_ItemWork):
     candidates: tuple[str, ...] | None  # None: answers are written
 
     def __post_init__(self) -> None:
-        self.ranked = min(RANKED_ANSWERS, len(self.candidates or ()))
+        self.ranked = min(K_ANSWERS, len(self.candidates or ()))
         asked = ANSWER_LIMITS if self.candidates is None else {"k": self.ranked}
         super().__post_init__()
         self.settings |= {"generate": self.candidates is None, **asked}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from export.artifact.manifest import ImagePreprocessing
 from export.report.answers import Answer
-from export.report.fates import LayerFate, follow, patch_runs
+from export.report.token_flow import LayerFate, follow, patch_runs
 
 KEPT, FRESH, GONE = "kept", "fresh", "gone"  # states of a token after a layer; classes of the page's style too
 MAX_SIDE = 384  # pixels of a picture in the page

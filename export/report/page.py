@@ -19,7 +19,7 @@ from export.bench.words import milliseconds, times
 from export.engine.backends import Backend, find_gpus
 from export.report.bench_file import BenchFile
 from export.report.examples import Example
-from export.report.measure import Counts, total_tokens
+from export.report.measurements import Counts, total_tokens
 from export.report.plots import latency_plot, pareto_plot, temperature_name, tokens_plot
 from madtp.files.outputs import marked_kind
 

@@ -37,7 +37,7 @@ class Answer:
         text: of the answer.
         how: "ranked" among candidates, or "generated" freely.
         top: (candidate, score) of those that were read to the end, best first; none where it was generated. Scores are
-            log probabilities of whole answers as `madtp.tasks.answers.Ranking` gives them.
+            log probabilities of whole answers as `madtp.tasks.answers.RankedAnswers` gives them.
         ids: of the answer, [DEC] first, without padding.
         tokens: see `Tokens`.
         batch: see `Judgement`.

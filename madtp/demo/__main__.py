@@ -3,19 +3,19 @@
 import shutil
 import sys
 import time
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
-from types import TracebackType
 from typing import NamedTuple
 
 import click
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
 from madtp.console.command import PATH, errors_console, output_console, run, version_option
-from madtp.console.heartbeat import SILENCE, Heartbeat, draws
+from madtp.console.interrupts import raise_interrupts
 from madtp.console.printing import say
+from madtp.console.progress import ConsoleProgress
 from madtp.demo import CHECKPOINT, retrieval, vocab_path
 from madtp.demo.data import held_out_samples
 from madtp.demo.evaluate import Evaluation, evaluate
@@ -34,47 +34,6 @@ SAMPLES = 16  # written for `python -m export --samples`
 LEAST_ACCURACY = 0.90
 LEAST_PRUNED = 0.40  # of the dense model's GFLOPs
 MOST_LOST = 0.02  # accuracy, against the dense model
-
-
-class Reporter:
-    """Steps done: a bar on a terminal, a line for every tenth elsewhere, and one whenever that takes long."""
-
-    def __init__(self, console: Console, total: int, silence: float = SILENCE) -> None:
-        self._console = console
-        self._total = total
-        self._done = 0
-        self._heartbeat = Heartbeat(console, "reading the data", silence)
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        self._bar = Progress(
-            *columns, TimeElapsedColumn(), TimeRemainingColumn(), console=console, disable=not draws(console)
-        )
-        self._task = self._bar.add_task("", total=total)
-
-    def __enter__(self) -> "Reporter":
-        self._bar.start()
-        self._heartbeat.__enter__()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._heartbeat.__exit__(kind, error, trace)
-        self._bar.stop()
-
-    def show(self, table: Table) -> None:
-        """Print results in the place of the bar, before anything is written: a full disk costs none."""
-        self._bar.stop()
-        output_console().print(table)
-
-    def advance(self, what: str) -> None:
-        """One more step is done; `what` says of what."""
-        tenth = 10 * self._done // self._total
-        self._done += 1
-        self._bar.update(self._task, advance=1, description=what)
-        self._heartbeat.doing(f"{what}: step {self._done} of {self._total}")
-        if not draws(self._console) and 10 * self._done // self._total > tenth:
-            self._console.print(f"{100 * self._done // self._total:3d} %  {what}", highlight=False)
-            self._heartbeat.told()
 
 
 @click.command()
@@ -113,13 +72,15 @@ def run_nlvr(out: Path, steps: int | None) -> Result:
     check_folder(out, CHECKPOINT, vocab_path())
     recipe = Recipe() if steps is None else Recipe().shortened(steps)
     samples = held_out_samples(EVALUATED if steps is None else EVALUATED_SHORT)
-    with staged(out) as stage, Reporter(errors_console(), recipe.steps + 2 * len(samples)) as reporter:
-        model = train(recipe, reporter.advance)
+    with staged(out) as stage, ConsoleProgress(errors_console(), doing="reading the data") as progress:
+        advance = counter(progress, recipe.steps + 2 * len(samples))
+        model = train(recipe, advance)
         dense, pruned = (
-            evaluate(model, vocab_path(), samples, temperature, lambda: reporter.advance("evaluating"))
+            evaluate(model, vocab_path(), samples, temperature, lambda: advance("evaluating"))
             for temperature in (0.0, recipe.deployed_temperature)
         )
-        reporter.show(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
+        progress.stop()
+        output_console().print(results_table(dense, pruned, recipe.deployed_temperature, len(samples)))
         save(model, stage / CHECKPOINT)
         shutil.copyfile(vocab_path(), stage / "vocab.txt")
         write_samples(samples[:SAMPLES], stage / "samples")
@@ -132,19 +93,26 @@ def run_retrieval(out: Path, steps: int | None) -> Result:
     kept = held_out(retrieval.EVALUATED if steps is None else 1)
     vocabulary = retrieval.vocab_path()
     check_folder(out, retrieval.CHECKPOINT, vocabulary)
-    total = recipe.steps + 2 * len(kept.pictures)
-    with staged(out) as stage, Reporter(errors_console(), total) as reporter:
-        model = retrieval_train.train(recipe, reporter.advance)
+    with staged(out) as stage, ConsoleProgress(errors_console(), doing="reading the data") as progress:
+        advance = counter(progress, recipe.steps + 2 * len(kept.pictures))
+        model = retrieval_train.train(recipe, advance)
         dense, pruned = (
-            retrieval_evaluate.evaluate(model, vocabulary, kept, temperature, lambda: reporter.advance("evaluating"))
+            retrieval_evaluate.evaluate(model, vocabulary, kept, temperature, lambda: advance("evaluating"))
             for temperature in (0.0, recipe.deployed_temperature)
         )
-        reporter.show(retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, kept))
+        progress.stop()
+        output_console().print(retrieval_evaluate.results_table(dense, pruned, recipe.deployed_temperature, kept))
         save(model, stage / retrieval.CHECKPOINT)
         shutil.copyfile(vocabulary, stage / "vocab.txt")
         write_samples(held_out_pairs(SAMPLES), stage / "samples", vocabulary)
     missed = retrieval_evaluate.missed_promises(dense, pruned) if steps is None else []
     return Result(retrieval.CHECKPOINT, missed)
+
+
+def counter(progress: ConsoleProgress, total: int) -> Callable[[str], None]:
+    """A function that counts one of `total` steps and says what it was."""
+    done = count(1)
+    return lambda what: progress.count(what, next(done), total)
 
 
 def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, samples: int) -> Table:
@@ -181,6 +149,7 @@ def missed_promises(dense: Evaluation, pruned: Evaluation) -> list[str]:
 
 def main() -> int:
     """Run the command line; returns the exit status."""
+    raise_interrupts()
     return run(cli, "interrupted: nothing was written, earlier outputs are as they were")
 
 

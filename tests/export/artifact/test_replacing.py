@@ -292,7 +292,7 @@ def command(
     exported: tuple[Path, Path], samples_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[[str, Path], list[str]]:
     """The arguments of a command that writes an output, quick to run."""
-    monkeypatch.setattr("export.report.measure.LATENCY_SECONDS", 0.0)
+    monkeypatch.setattr("export.report.measurements.LATENCY_SECONDS", 0.0)
     monkeypatch.setattr("export.bench.run.FIRST_LOOK", 2)
     data = nlvr_data(tmp_path / "data")
     places = {"folder": exported[0].parent, "data": data, "vocab": samples_folder / "vocab.txt"}

@@ -11,25 +11,28 @@ import numpy as np
 import pytest
 import torch
 
-import export.report.build as build
-import export.report.measure as measure
+import export.report.measurements as measure
+import export.report.run as run
 import export.validate.intermediates
 import madtp
+from export.artifact.manifest import PairEntry, SamplesEntry, VerdictEntry
 from export.artifact.reader import read_manifest
+from export.artifact.schema import decode
 from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
 from export.errors import BackendError
 from export.report.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
-from export.report.fates import follow, patch_runs
-from export.report.measure import alone, temperatures_of, total_tokens
+from export.report.measurements import alone, temperatures_of, total_tokens
 from export.report.page import validated_table
-from export.report.watch import watch_artifact, watch_torch
-from export.report.words import token_names
+from export.report.source_ids import watch_artifact, watch_torch
+from export.report.token_flow import follow, patch_runs
+from export.report.token_names import token_names
 from export.runtime.artifact import Artifact
-from export.samples.artifact import artifact_samples
+from export.samples.choice import DataOptions
 from export.validate.intermediates import open_onnx_intermediates
 from madtp.data.samples import hashed_ids, load_samples
 from madtp.models.parts import parts_of
+from tests.helpers.artifact_samples import samples_of
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
@@ -60,14 +63,14 @@ def page(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     (samples / "samples.json").write_text(json.dumps(entries))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(measure, "LATENCY_SECONDS", 0.0)
-        options = build.ReportOptions(
+        options = run.ReportOptions(
             tiny_artifact / "out.json",
             folder / "page.html",
             tiny_artifact / "tiny.pt",
             samples,
             temperatures=(TAU / 2,),
         )
-        build.report(options, Silent())
+        run.report(options, Silent())
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["page.html"]
     return (folder / "page.html").read_text(encoding="utf-8"), manifest_json(tiny_artifact / "out.json")
 
@@ -193,11 +196,13 @@ def test_examples_are_the_extremes_and_the_median() -> None:
 
 
 def test_ids_have_no_differences_and_numbers_that_are_not_finite_are_said_to_be() -> None:
-    equal = {"worst": 0.0, "error": 0.0, "allowed": 0.0, "cosine": None, "decided": 3, "decisions": 3}
-    nan = {"worst": None, "error": None, "allowed": 1e-4, "cosine": None, "decided": 0, "decisions": 0}
+    equal = {"worst": 0.0, "mean": 0.0, "error": 0.0, "allowed": 0.0, "cosine": None, "decided": 3, "decisions": 3}
+    nan = {"worst": None, "mean": None, "error": None, "allowed": 1e-4, "cosine": None, "decided": 0, "decisions": 0}
     outputs = [{"output": "answer_ids", **equal}, {"output": "logits", **nan}]
     pair = {"pair": "torch/onnx", "temperature": 0.5, "status": "failed", "requests": 3, "explained": 0, "layers": 2}
-    table = validated_table({"pairs": [{**pair, "layers_equal": 2, "outputs": outputs}]})
+    entry = decode(PairEntry, {**pair, "layers_equal": 2, "outputs": outputs})
+    samples = SamplesEntry("demo", "the demo's", 3, "read")
+    table = validated_table(VerdictEntry("2031-05-06", "failed", samples, (entry,), (), (), ""))
     assert table is not None
     assert [row for row in table.rows if row[0].startswith("answer_ids")] == [["answer_ids: answers equal", "3 of 3"]]
     assert ["logits: worst |difference|", "not finite"] in table.rows
@@ -372,8 +377,8 @@ def test_bench_result_of_the_same_samples(tiny_artifact: Path, text_with: Callab
     manifest = read_manifest(tiny_artifact / "out.json")
     content = bench_result(manifest.to_json())
     config = madtp.load(tiny_artifact / "tiny.pt").config
-    samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=True, demos=16)
-    content["measurement"]["samples"]["sha256"] = samples_sha256(samples.prepared)
+    samples = samples_of(manifest, tiny_artifact, config, DataOptions(synthetic=True))
+    content["measurement"]["samples"]["sha256"] = samples_sha256(samples)
     text = text_with(content)
     assert "other calls" not in text
     assert "which are counted on the torch model: give --ckpt" in text
@@ -431,7 +436,7 @@ def test_interrupted_run_leaves_the_earlier_page(
     def interrupt(*_: object) -> str:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(build, "render", interrupt)
+    monkeypatch.setattr(run, "render", interrupt)
     ran = run_cli("report", tiny_artifact / "out.json", "-o", outputs / "new.html", "--synthetic")
     assert ran.status == 2
     assert "interrupted" in ran.err
@@ -441,7 +446,7 @@ def test_interrupted_run_leaves_the_earlier_page(
 def test_words_of_clip(task_artifacts: TaskArtifacts) -> None:
     manifest = read_manifest(task_artifacts["clip"] / "out.json")
     config = madtp.load(task_artifacts["clip"] / "tiny.pt").config
-    samples = artifact_samples(manifest, task_artifacts["clip"], config, None, synthetic=False, demos=16)
+    samples = samples_of(manifest, task_artifacts["clip"], config, DataOptions())
     assert samples.texts[2] == "a red pagoda with orange roofs by a lake"
-    names = token_names(samples.prepared.requests[2].ids, config, samples.processor, samples.texts[2])
+    names = token_names(samples.requests[2].ids, config, samples.processor, samples.texts[2])
     assert names == ["[start]", *["a", "red", "pagoda", "with", "orange", "roofs", "by", "a", "lake"], "[end]"]

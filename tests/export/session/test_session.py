@@ -275,7 +275,7 @@ def test_a_temperature_has_to_be_a_number(temperature: float, sessions: dict[str
         ("retrieval", lambda s: s.judge([], []), r"Use session.rank\(...\)"),
         ("clip", lambda s: s.caption(IMAGES), r"Use session.rank\(...\)"),
         ("vqa", lambda s: s.answer(IMAGES[:2], TEXTS[:1]), "2 requests by their images and 1 by their texts"),
-        ("vqa", lambda s: s.answer(IMAGES[:1], "what"), "no list of texts"),
+        ("vqa", lambda s: s.answer(IMAGES[:1], "what"), "not a list of texts"),
         ("vqa", lambda s: s.answer([], []), "there are no questions"),
         ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], candidates=[]), "there are no candidates"),
         (
@@ -420,10 +420,10 @@ def test_images_are_a_list(images: Any, sessions: dict[str, Session], nlvr: Sess
         lambda: sessions["caption"].caption(images),
         lambda: sessions["clip"].rank(images, ["one"]),
     ):
-        with pytest.raises(InputError, match="the images are no list"):
+        with pytest.raises(InputError, match="the images are not a list"):
             ask()
 
 
 def test_a_prompt_is_a_text(sessions: dict[str, Session]) -> None:
-    with pytest.raises(InputError, match=r"prompts are no list of texts\n.*number 0 is 3"):
+    with pytest.raises(InputError, match=r"prompts are not a list of texts\n.*number 0 is 3"):
         sessions["caption"].caption(IMAGES[:1], prompt=3)  # type: ignore[arg-type]

@@ -267,8 +267,8 @@ def test_the_command_cuts_a_text_where_that_is_asked_for(
             lambda s: s.answer(IMAGES[:3], ["a", "b", "a " * 60]),
             r"question 2: the text 'a a .*\.\.\. has 60 words",
         ),
-        ("vqa", lambda s: s.answer(IMAGES[:2], ["a", 5]), "questions are no list of texts\n.*number 1 is 5.* int"),
-        ("vqa", lambda s: s.answer(IMAGES[:1], None), "questions are no list of texts"),
+        ("vqa", lambda s: s.answer(IMAGES[:2], ["a", 5]), "questions are not a list of texts\n.*number 1 is 5.* int"),
+        ("vqa", lambda s: s.answer(IMAGES[:1], None), "questions are not a list of texts"),
         (
             "vqa",
             lambda s: s.answer(IMAGES[:1], ["a"], candidates=["a", "b", "a"]),

@@ -109,10 +109,10 @@ def test_held_out() -> None:
     assert kept.shown[19] == kept.described[19] == 1
 
 
-def test_scikit_image_is_asked_for_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_extra_is_named_where_it_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "skimage", None)
     photographs.cache_clear()
-    with pytest.raises(InputError, match="pip install scikit-image"):
+    with pytest.raises(InputError, match=r"madtp-deploy\[demo\]"):
         photographs()
 
 

@@ -16,7 +16,7 @@ from export.errors import BackendError, OptionError
 from export.report.answers import answers_to
 from export.report.bench_file import BenchFile, read_bench
 from export.report.examples import Example, choose, picture, text_view
-from export.report.measure import (
+from export.report.measurements import (
     EVERY_IMAGE,
     Counts,
     alone,
@@ -27,11 +27,12 @@ from export.report.measure import (
     total_tokens,
 )
 from export.report.page import PAGE, Measured, render
-from export.report.watch import Watched, watch_artifact, watch_torch
-from export.report.words import token_names
+from export.report.source_ids import Watched, watch_artifact, watch_torch
+from export.report.token_names import token_names
 from export.runtime.artifact import CANNOT_RUN, Artifact
-from export.samples.artifact import ArtifactSamples, artifact_samples
+from export.samples.choice import DataOptions, choose_samples
 from export.validate.intermediates import IntermediatesPlanBuilder, open_onnx_intermediates, trace_parts
+from madtp.data.samples import SampleSet
 from madtp.files.outputs import check_outputs, write_output
 from madtp.files.scratch import scratch_folder
 from madtp.models.config import MAX_TEMPERATURE
@@ -39,7 +40,6 @@ from madtp.models.parts import Part, parts_of
 from madtp.tasks.requests import Runner, torch_runners
 
 STAGES = 5
-DEMO_SAMPLES = 16
 MAX_SAMPLES = 32  # each runs at every temperature
 
 
@@ -95,16 +95,14 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
     """
     progress.stage("reading manifest, files and samples")
     _check_options(options)
+    data = DataOptions(
+        options.samples, synthetic=options.synthetic, limit=MAX_SAMPLES, allow_outside=options.allow_outside
+    )
     check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
     with Artifact.open(options.artifact, checkpoint=options.checkpoint) as artifact:
-        manifest = artifact.manifest
+        manifest, config = artifact.manifest, artifact.config
         bench = None if options.bench is None else read_bench(options.bench, manifest)
-        samples = artifact_samples(
-            *(manifest, artifact.folder, artifact.config, options.samples, options.synthetic),
-            demos=DEMO_SAMPLES,
-            limit=MAX_SAMPLES,
-            allow_outside=options.allow_outside,
-        )
+        samples = choose_samples(data, options.checkpoint, artifact.vocabulary, config, *batch_and_text(manifest))
         measured = _measure(options, _opened(options, artifact), samples, bench, progress)
     try:
         show(manifest, measured)
@@ -114,8 +112,6 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
 
 
 def _check_options(options: ReportOptions) -> None:
-    if options.samples is not None and options.synthetic:
-        raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
     if options.bench is not None and options.temperatures:
         raise OptionError(
             "--bench and --temperature exclude each other", "The temperatures are those of the bench result."
@@ -139,7 +135,7 @@ def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
 
 
 def _measure(
-    options: ReportOptions, opened: _Opened, samples: ArtifactSamples, bench: BenchFile | None, progress: Progress
+    options: ReportOptions, opened: _Opened, samples: SampleSet, bench: BenchFile | None, progress: Progress
 ) -> Measured:
     config, backend, runners = opened.artifact.config, opened.artifact.backend, opened.runners
     default = float(opened.artifact.manifest.temperature)
@@ -150,17 +146,17 @@ def _measure(
     counts: dict[float, Counts] = {}
     for temperature in temperatures:
         progress.detail(f"temperature {temperature:g}")
-        counts[temperature] = tokens_of(config, runners, samples.prepared, temperature, opened.least)
+        counts[temperature] = tokens_of(config, runners, samples, temperature, opened.least)
     gflops = None
     if opened.parts is not None:
         progress.detail("counting GFLOPs")
-        gflops = gflops_of(config, opened.parts, samples.prepared, temperatures)
+        gflops = gflops_of(config, opened.parts, samples, temperatures)
     progress.stage("timing" if bench is None else "taking latencies from the bench result")
     if bench is None:
         here, before, neighbours = machine(None), activity(), Neighbours()
-        times = latencies(config, runners, samples.prepared, temperatures, opened.least)
+        times = latencies(config, runners, samples, temperatures, opened.least)
         caveats = warnings(here, before, activity(), neighbours.share())
-        caveats += [ONE_SAMPLE] if len(samples.prepared) == 1 else []
+        caveats += [ONE_SAMPLE] if len(samples) == 1 else []
     else:
         times, caveats = bench.milliseconds, bench.caveats
     progress.stage("following tokens through the layers")
@@ -172,9 +168,9 @@ def _measure(
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not backend.can_run else f"{backend.name} {backend.version}"
     return Measured(
-        samples=samples.prepared.origin,
-        images=len(samples.prepared.requests[0].images),
-        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples.prepared)),
+        samples=samples.origin,
+        images=len(samples.requests[0].images),
+        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples)),
         ran=ran,
         backend=backend,
         least=opened.least,
@@ -185,7 +181,7 @@ def _measure(
         shown=shown,
         watched=None if watched is None else watched.how,
         examples=examples,
-        words_fit=samples.prepared.fits,
+        words_fit=samples.fits,
         caveats=caveats,
     )
 
@@ -214,14 +210,14 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | No
 
 def _examples(
     opened: _Opened,
-    samples: ArtifactSamples,
+    samples: SampleSet,
     counts: Mapping[float, Counts],
     watched: Watched | None,
     temperature: float,
     progress: Progress,
 ) -> list[Example]:
     config, settings = opened.artifact.config, opened.artifact.manifest.preprocessing.image
-    images = len(samples.prepared.requests[0].images)
+    images = len(samples.requests[0].images)
     totals, dense_totals = total_tokens(counts[temperature], images), total_tokens(counts[0.0], images)
     grid = config.image_size // config.patch_size
     chosen = choose(totals.tolist())
@@ -229,7 +225,7 @@ def _examples(
     answers = answers_to(config, opened.runners, samples, list(chosen.values()), temperature, opened.least)
     examples = []
     for (title, index), answered in zip(chosen.items(), answers, strict=True):
-        request = samples.prepared.requests[index]
+        request = samples.requests[index]
         inputs = alone(request, config, opened.least)
         names = ("left image", "right image") if len(request.images) == 2 else ("image",)
         pictures, texts = [], []
