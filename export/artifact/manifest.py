@@ -166,6 +166,12 @@ class Part:
         """Whether it is a TensorRT plan, and not an ONNX file."""
         return self.artifact.endswith(".plan")
 
+    def named_files(self) -> Iterator[tuple[str, str]]:
+        """Name and sha256 of the graph or plan, and of the weights beside it."""
+        yield self.artifact, self.sha256
+        if self.external_data is not None:
+            yield self.external_data.file, self.external_data.sha256
+
 
 @dataclass(frozen=True)
 class ImagePreprocessing:
@@ -387,9 +393,7 @@ class Manifest:
     def named_files(self) -> Iterator[tuple[str, str]]:
         """Name and sha256 of every file that the artifact needs beside its manifest."""
         for part in self.parts:
-            yield part.artifact, part.sha256
-            if part.external_data is not None:
-                yield part.external_data.file, part.external_data.sha256
+            yield from part.named_files()
         library = self.plugins.library
         if library is not None and library.file is not None and not library.embedded:
             yield library.file, library.sha256

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact.fields import named_files
-from export.artifact.files import file_hashes
 from export.artifact.reader import manifest_path, open_manifest
 from export.errors import ManifestError
 from madtp.errors import OutputError
@@ -23,7 +22,7 @@ def files_of(artifact: Path | None) -> list[Path]:
     files = [artifact]
     with suppress(ManifestError):  # said where the manifest is needed
         path, manifest = open_manifest(artifact)
-        files += [path, *(path.parent / name for name in (manifest["artifact"], *file_hashes(manifest)))]
+        files += [path, *(path.parent / name for name in (manifest.artifact, *dict(manifest.named_files())))]
     return files
 
 

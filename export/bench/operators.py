@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.bench.artifact import Described
 from export.bench.calls import Case, Inputs
 from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.runtime.artifact import Artifact
 from export.runtime.runner import feed
 from madtp.ops.spec import OPS
 from madtp.tasks.requests import Outputs, run_request
@@ -96,7 +96,7 @@ class ProfiledRunner:
 
 
 def profile(
-    described: Described, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
+    described: Artifact, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
 ) -> dict[Case, Operators]:
     """Run calls under ONNX Runtime's profiler, each once, after a warm-up.
 
@@ -106,10 +106,7 @@ def profile(
         scratch: a folder for the profiler's files.
         threads: of ONNX Runtime.
     """
-    runners = {
-        part["name"]: ProfiledRunner(described.folder / part["artifact"], scratch, threads)
-        for part in described.manifest["parts"]
-    }
+    runners = {part: ProfiledRunner(path, scratch, threads) for part, path in described.part_files.items()}
     for case, inputs in calls.items():  # allocates memory, which later runs use again
         run_request(described.config, runners, inputs[0], case.temperature)
     order = turns(calls)

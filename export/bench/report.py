@@ -3,10 +3,9 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
-from junitparser import Failure, JUnitXml, Skipped, TestCase, TestSuite
 from rich.table import Table
 
-from export.bench.comparison import RECORDED
+from export.bench.baseline import RECORDED
 from export.bench.environment import BUSY, clocks
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE
@@ -23,6 +22,7 @@ from export.bench.summary import (
 )
 from export.bench.verdict import Outcome, Verdict
 from export.bench.words import SIGNS, bounds, floor, known, milliseconds, percent, sentence, sign
+from madtp.console.junit import JUnitCase, JUnitSuite, junit_kind, junit_xml
 from madtp.errors import printable
 from madtp.files.outputs import marked_kind
 
@@ -31,8 +31,7 @@ SAID = {Outcome.PASS: "passed", Outcome.FAIL: "failed", Outcome.UNDECIDED: "unde
 NOT_COMPARED = "nothing was compared: --against or --against-engine names what with"
 MARK = "<!-- madtp-deploy bench -->"
 MARKDOWN = marked_kind("a table of bench", MARK)
-SUITES = "madtp-deploy bench"
-JUNIT = marked_kind("JUnit XML of bench", f'<testsuites name="{SUITES}"')
+JUNIT = junit_kind("bench")
 
 
 def tables(result: BenchResult) -> list[Table]:
@@ -202,7 +201,7 @@ def lines(result: BenchResult) -> list[str]:
         f"host synchronisations a call, by the manifest: {_waits(result)}",
     ]
     if any(summary.gflops for summary in case_summaries(result)) and not gflops_are_profiled(result):
-        counted = result.described.manifest["validation"]["samples"]
+        counted = result.described.manifest.validation.samples
         found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
     found += [f"note: {text}" for text in (*result.notes, *measurement.caveats)]
     found += [f"note: {text}" for text in map(_contradiction, result.verdicts) if text]
@@ -261,7 +260,7 @@ def markdown(result: BenchResult) -> str:
         ]
         for summary in case_summaries(result)
     ]
-    title = f"**Latency of `{result.described.manifest['artifact']}`**"
+    title = f"**Latency of `{result.described.manifest.artifact}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
     *about, verdict = lines(result)
     under = "\n".join(f"- {line}" for line in about)
@@ -286,32 +285,27 @@ def junit(result: BenchResult) -> str:
 
     The numbers and what to know about them are the output of each, and properties of all.
     """
-    suite = TestSuite("madtp bench")
     *about, verdict_said = lines(result)
-    suite.add_property("verdict", verdict_said.removeprefix("verdict: "))
-    for caveat in (*result.notes, *result.measurement.caveats):
-        suite.add_property("caveat", caveat)
+    properties = [("verdict", verdict_said.removeprefix("verdict: "))]
+    properties += [("caveat", caveat) for caveat in (*result.notes, *result.measurement.caveats)]
     summaries = {summary.case: summary for summary in case_summaries(result)}
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
+    cases = []
     for case, measured in result.measurement.cases.items():
-        entry = TestCase(str(case), classname=f"bench.{result.measurement.artifact['task']}")
-        entry.time = sum(measured.milliseconds) / 1e3
         verdict = verdicts.get(case)
-        if result.measurement.partial:
-            entry.result = [Skipped("interrupted")]
-        elif verdict is None:
-            entry.result = [Skipped(NOT_COMPARED)]
-        elif verdict.outcome == Outcome.FAIL:
-            entry.result = [Failure(sentence(verdict))]
-        elif verdict.outcome == Outcome.UNDECIDED:
-            entry.result = [Skipped(sentence(verdict))]
-        compared = [] if verdict is None else [sentence(verdict)]
-        entry.system_out = "\n".join([_latency(summaries[case]), *compared, *about])
-        suite.add_testcase(entry)
-    document = JUnitXml(SUITES)
-    document.add_testsuite(suite)
-    text = document.tostring()
-    return printable(text.decode("utf-8") if isinstance(text, bytes) else str(text))  # XML takes no escapes
+        said = "" if verdict is None else sentence(verdict)
+        skipped = NOT_COMPARED if verdict is None else said if verdict.outcome == Outcome.UNDECIDED else ""
+        cases.append(
+            JUnitCase(
+                str(case),
+                f"bench.{result.measurement.artifact['task']}",
+                failed=said if verdict is not None and verdict.outcome == Outcome.FAIL else "",
+                skipped="interrupted" if result.measurement.partial else skipped,
+                seconds=sum(measured.milliseconds) / 1e3,
+                output="\n".join(filter(None, [_latency(summaries[case]), said, *about])),
+            )
+        )
+    return junit_xml("bench", [JUnitSuite("madtp bench", cases, properties)])
 
 
 def _latency(summary: CaseSummary) -> str:

@@ -8,13 +8,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from export.bench.artifact import Described, describe, identity, open_described, runs_on_gpu, uncaptured
-from export.bench.baseline import Measured, Measurement, Timed
+from export.bench.artifact import identity, uncaptured
+from export.bench.baseline import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, samples_sha256
-from export.bench.comparison import Comparison, changes, differences, side_by_side, with_baseline
 from export.bench.environment import Activity, Machine, activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
 from export.bench.measure import FIRST_LOOK, Call, Ended, Timings, WarmUp, measure, warm_up
+from export.bench.measurement import Measured, Measurement, Timed
 from export.bench.operators import Operators, profile, summarize_layers, turns, typical
 from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
@@ -22,9 +22,9 @@ from export.bench.yardstick import Yardstick, repetitions
 from export.console import Progress
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
-from export.runtime.artifact import close_runners
+from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
-from export.samples.choice import DataOptions, choose_samples, shipped_vocabulary
+from export.samples.choice import DataOptions, choose_samples
 from madtp.data.samples import Config
 from madtp.errors import MadtpError
 from madtp.files.scratch import scratch_folder
@@ -39,7 +39,7 @@ PROFILED_CALLS = 8  # of the smallest batch
 FEWEST_PROFILED_CALLS = 2  # of larger ones
 NEW, OLD, WORK = "new", "old", "yardstick"  # what is timed of a case
 
-Opener = Callable[[Described, RunnerOptions], dict[str, Runner]]
+Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
 Key = tuple[str, Case]
 
 
@@ -103,7 +103,7 @@ class BenchResult:
         interrupted: by Ctrl-C or SIGTERM; a measurement that had ended by then is whole.
     """
 
-    described: Described
+    described: Artifact
     measurement: Measurement
     runs: dict[Case, dict[str, float]]
     verdicts: list[Verdict] = field(default_factory=list)
@@ -134,7 +134,7 @@ class _Run:
     """
 
     options: BenchOptions
-    described: Described
+    described: Artifact
     about: Mapping[str, Any]
     here: Machine
     comparison: Comparison | None
@@ -204,8 +204,8 @@ def bench(
     options: BenchOptions,
     progress: Progress,
     keep: Callable[[Measurement], None] = lambda _: None,
-    opener: Opener = open_described,
-    instruments: Callable[[Described], Instruments] = instruments_for,
+    opener: Opener = Artifact.open_runners,
+    instruments: Callable[[Artifact], Instruments] = instruments_for,
 ) -> BenchResult:
     """Measure.
 
@@ -225,14 +225,13 @@ def bench(
         KeyboardInterrupt: before there was anything to return.
     """
     progress.stage("reading")
-    described = describe(options.artifact)
-    if options.cuda_graphs and not runs_on_gpu(described):
+    described = Artifact.open(options.artifact)
+    if options.cuda_graphs and not described.manifest.is_plan:
         raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
     cases = cases_of(described.manifest, options.temperatures, options.batches)
-    vocabulary = shipped_vocabulary(described.manifest, described.folder)
     data = DataOptions(options.samples, synthetic=options.synthetic, limit=None, allow_outside=options.allow_outside)
-    ranges = batch_and_text(described.manifest["parts"])
-    samples = choose_samples(data, None, vocabulary, described.config, *ranges, demos=DEMO_SAMPLES)
+    ranges = batch_and_text(described.manifest)
+    samples = choose_samples(data, None, described.vocabulary, described.config, *ranges, demos=DEMO_SAMPLES)
     about = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
     with pinned(options.threads):
         here = machine(options.threads)
@@ -353,9 +352,9 @@ class _Opened:
 
     def __init__(
         self,
-        compared: Mapping[str, Described],
+        compared: Mapping[str, Artifact],
         calls: Mapping[Case, Sequence[Inputs]],
-        opener: Callable[[Described], dict[str, Runner]],
+        opener: Callable[[Artifact], dict[str, Runner]],
     ) -> None:
         self._compared, self._calls, self._opener = compared, calls, opener
         self.runners: dict[str, dict[str, Runner]] = {}
@@ -377,9 +376,9 @@ class _Opened:
 
     def swapped(self) -> dict[Key, Call]:
         """Close all, and open them in the other order."""
-        for runners in self.runners.values():
-            close_runners(runners)
         self.runners.clear()
+        for artifact in self._compared.values():
+            artifact.close()
         self._open(list(self._compared)[::-1])
         return self.candidates()
 
@@ -438,7 +437,7 @@ def _to_profile(calls: Mapping[Case, Sequence[Inputs]], kept: Mapping[Case, Kept
 
 def _profile(
     options: BenchOptions,
-    described: Described,
+    described: Artifact,
     chosen: Mapping[Case, Sequence[Inputs]],
     opener: Opener,
     progress: Progress,
@@ -446,8 +445,8 @@ def _profile(
     """Where the time goes."""
     if not options.profile:
         return {}
-    progress.stage("profiling layers" if runs_on_gpu(described) else "profiling operators")
-    if runs_on_gpu(described):
+    progress.stage("profiling layers" if described.manifest.is_plan else "profiling operators")
+    if described.manifest.is_plan:
         milliseconds: defaultdict[str, float] = defaultdict(float)
         runners = opener(described, RunnerOptions(layer_milliseconds=milliseconds))
         calls = {case: _call(described.config, runners, inputs, case) for case, inputs in chosen.items()}

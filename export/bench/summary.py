@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from export.bench.artifact import synchronisations
-from export.bench.baseline import Measured
 from export.bench.calls import Case
+from export.bench.measurement import Measured
 from export.bench.run import BenchResult
 from export.bench.statistics import Ratio, Summary, median, paired_ratio, summarize, token_groups
 from export.bench.verdict import Outcome, overall
@@ -115,10 +115,11 @@ def request_gflops(result: BenchResult, case: Case) -> float | None:
     """Multiply-adds (1e9) of a request: profiled here, else as the manifest counted them for single requests."""
     if gflops_are_profiled(result):
         return result.operators[case].gflops
-    counted = result.described.manifest["validation"]["gflops"]
-    kinds = {result.described.manifest["temperature"]: "pruned", 0.0: "dense"}
-    value: float | None = counted[kinds[case.temperature]] if case.batch == 1 and case.temperature in kinds else None
-    return value
+    counted = result.described.manifest.validation.gflops
+    kinds = {result.described.manifest.temperature: "pruned", 0.0: "dense"}
+    if case.batch != 1 or case.temperature not in kinds:
+        return None
+    return counted.dense if kinds[case.temperature] == "dense" else counted.pruned
 
 
 def speed_ups(result: BenchResult) -> list[SpeedUp]:

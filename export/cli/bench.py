@@ -65,7 +65,7 @@ def command(
     """
     from export.artifact.outputs import files_of
     from export.bench import report
-    from export.bench.baseline import MEASUREMENT, Measurement
+    from export.bench.measurement import MEASUREMENT, Measurement
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Outcome, overall, parse_regression

@@ -68,16 +68,16 @@ def command(
     options = EvaluateOptions(**chosen)
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}", "", "Use 1 or more.")
-    path, content = open_manifest(artifact)
+    path, manifest = open_manifest(artifact)
     check_outputs([(output, RESULTS)], [vocab, *files_of(artifact)])
-    if task not in (None, content["task"]):
+    if task not in (None, manifest.task):
         raise OptionError(
-            f"--task is {task}, and the artifact is of {content['task']}", "", "Leave --task out, or name another."
+            f"--task is {task}, and the artifact is of {manifest.task}", "", "Leave --task out, or name another."
         )
     try:
         console = errors_console()
         with Heartbeat(console, "reading the data set") as heartbeat:
-            dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing, allow_outside=allow_outside)
+            dataset = read_dataset(manifest.task, data, split, skip_missing=skip_missing, allow_outside=allow_outside)
             heartbeat.doing("opening the artifact")
             with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(console, heartbeat) as progress:
 

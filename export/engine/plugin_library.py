@@ -8,13 +8,12 @@ import hashlib
 import json
 import mmap
 import re
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from importlib import metadata
 from pathlib import Path
-from typing import Any
 
+from export.artifact.manifest import LibraryEntry
 from export.errors import PluginError
 from madtp.files.inputs import open_regular, read_bytes
 
@@ -40,6 +39,10 @@ class PluginLibrary:
     sha256: str
     source_sha256: str
     sm: tuple[int, ...]
+
+    def entry(self, shipped: str | None) -> LibraryEntry:
+        """What a manifest says of it; it lies beside the plan as `shipped`, or (None) in it."""
+        return LibraryEntry(shipped, shipped is None, self.version, self.sha256, self.source_sha256, self.sm)
 
 
 def read_library(path: Path) -> PluginLibrary:
@@ -87,7 +90,7 @@ def _build_lines(content: bytes | mmap.mmap) -> set[_BuildLine]:
     return lines
 
 
-def loadable_library(path: Path, entry: Mapping[str, Any] | None = None) -> PluginLibrary:
+def loadable_library(path: Path, entry: LibraryEntry | None = None) -> PluginLibrary:
     """The library at `path`, if it may be loaded: of this project and version, and what its manifest says.
 
     Loading runs code of the file. This tells accidents and files of other software; who built it cannot be told.
@@ -102,18 +105,18 @@ def loadable_library(path: Path, entry: Mapping[str, Any] | None = None) -> Plug
     library = read_library(path)
     _check_version(f"the plugin library '{path}'", library.version)
     if entry is not None:
-        theirs = library_entry(library, entry["file"])
-        other = [key for key in ("sha256", "version", "source_sha256", "sm") if theirs[key] != entry[key]]
+        theirs, listed = asdict(library), asdict(entry)
+        other = [key for key in ("sha256", "version", "source_sha256", "sm") if theirs[key] != listed[key]]
         if other:
             raise PluginError(
                 f"the plugin library '{path}' is not the one that the manifest describes",
-                f"Its {other[0]} is {theirs[other[0]]}, the manifest's {entry[other[0]]}.",
+                f"Its {other[0]} is {theirs[other[0]]}, the manifest's {listed[other[0]]}.",
                 "Use the files of one export, or export again.",
             )
     return library
 
 
-def check_embedded(plan: Path, entry: Mapping[str, Any]) -> None:
+def check_embedded(plan: Path, entry: LibraryEntry) -> None:
     """Refuse a plan that carries another library than its manifest says; where it is so, its code may run.
 
     Args:
@@ -130,7 +133,7 @@ def check_embedded(plan: Path, entry: Mapping[str, Any]) -> None:
         raise PluginError(f"cannot read the plan '{plan}'", str(error), "Export again.") from error
     for line in lines:
         _check_version(f"the plugin library in '{plan}'", line.version)
-    if lines != {_BuildLine(entry["version"], entry["source_sha256"], tuple(entry["sm"]))}:
+    if lines != {_BuildLine(entry.version, entry.source_sha256, entry.sm)}:
         raise PluginError(
             f"'{plan}' does not carry the plugin library that the manifest describes",
             "To open it would be to run code of which nothing is known.",
@@ -146,9 +149,3 @@ def _check_version(what: str, version: str) -> None:
             f"This is version {here}, and loads its own only.",
             "Export again, or use the version that made it.",
         )
-
-
-def library_entry(library: PluginLibrary, shipped: str | None) -> dict[str, Any]:
-    """The manifest's entry for `library`, which lies beside the plan as `shipped`, or (None) in it."""
-    entry = {key: value for key, value in asdict(library).items() if key != "path"}
-    return {"file": shipped, "embedded": shipped is None, **entry, "sm": list(library.sm)}

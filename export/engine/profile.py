@@ -2,8 +2,8 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from export.artifact.manifest import Manifest
 from export.engine.range import MAX_SIZE, Range
 from export.errors import OptionError
 from madtp.models.config import BlipConfig, ClipConfig
@@ -126,9 +126,9 @@ def input_profile(part: Part, sizes: Mapping[str, Sizes]) -> dict[str, list[list
     }
 
 
-def batch_and_text(parts: list[dict[str, Any]]) -> tuple[Range, Range]:
-    """The ranges of requests and of a text's tokens that a manifest's parts were built for."""
-    encoders = [part["profile"] for part in parts if part["name"] != "decoder"]
+def batch_and_text(manifest: Manifest) -> tuple[Range, Range]:
+    """The ranges of requests and of a text's tokens that an artifact was built for."""
+    encoders = [part.profile for part in manifest.parts if part.name != "decoder"]
     batch = Range(*(shape[0] for shape in next(iter(encoders[0].values()))))
     # Without a mask (CLIP's) all texts have one length, and a request's is not it.
     words = next((profile["input_ids"] for profile in encoders if "attention_mask" in profile), None)

@@ -1,20 +1,12 @@
 """Graph pass: the token counts that TensorRT is told, as attributes of the TokenCompact nodes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import onnx
 
+from export.artifact.manifest import TokenSizes
 from madtp.ops.spec import TOKEN_COMPACT
-
-
-@dataclass(frozen=True)
-class TokenSizes:
-    """What TensorRT is told of the tokens that leave a layer: the usual number, and the largest possible one."""
-
-    opt: int
-    max: int
 
 
 def set_token_sizes(source: Path, target: Path, sizes: Mapping[str, Sequence[TokenSizes]]) -> None:

@@ -1,27 +1,27 @@
 """Artifacts: a manifest, well-formed or not, and the files beside it. Only this module reads manifests here."""
 
-import json
-import math
 from collections.abc import Mapping
 from importlib import metadata
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from export.artifact.fields import VOCABULARY, entries, find, named_files, objects
+from export.artifact.fields import VOCABULARY, entries, find, named_files, objects, read_fields
 from export.artifact.files import MOST_BYTES
-from export.artifact.manifest import PART_NAMES, SCHEMA_VERSION
-from export.artifact.reader import LONGEST, manifest_path, read_manifest
+from export.artifact.manifest import PART_NAMES, SCHEMA_VERSION, LibraryEntry
+from export.artifact.reader import UNSEALED_VERSION, manifest_path, read_manifest
+from export.artifact.schema import decode, encode
 from export.artifact.seal import is_sealed
-from export.engine.plugin_library import PRODUCT, check_embedded, library_entry, read_library
+from export.engine.plugin_library import PRODUCT, check_embedded, read_library
 from export.errors import ManifestError, PluginError
 from export.inspect.compatibility import Compatibility, onnx_compatibility, plan_compatibility
 from export.inspect.inspection import Inspection, first_line
 from export.inspect.onnx_file import OnnxFile, read_onnx
-from madtp.files.inputs import read_text, sha256
+from madtp.files.inputs import sha256
 
 VERIFIED = "verified"
 CHANGED = "CHANGED after it was written: its own sha256 does not match"
+UNSEALED = "has no hash of its own, so that changes cannot be detected"
 MOST_PARTS = 8  # that are read; a model has at most three
 NO_ARTIFACT = "neither an artifact nor a file of one"
 _PAIR = ("pair", "temperature", "status", "requests", "explained")
@@ -31,20 +31,10 @@ _LIBRARY = ("file", "embedded", "version", "sha256", "source_sha256", "sm")
 def whole_artifact(path: Path) -> Path | None:
     """The manifest of an artifact of several parts, which is named as no file is: `out.json` of `out.onnx`."""
     try:
-        content = read_any_json(manifest_path(path))
+        content = read_fields(manifest_path(path))
     except (OSError, ValueError, RecursionError):
         return None
     return manifest_path(path) if find(content, "artifact") == path.name else None
-
-
-def read_any_json(path: Path) -> Any:
-    """Raises ValueError or RecursionError; numbers that JSON lacks become text, halves of surrogate pairs "?"."""
-
-    def finite(text: str) -> float | str:
-        return float(text) if math.isfinite(float(text)) else text
-
-    content = json.loads(read_text(path, LONGEST), parse_float=finite, parse_constant=str)
-    return json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
 
 
 def manifest_beside(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]] | None:
@@ -56,7 +46,7 @@ def manifest_beside(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]
         if not beside.is_file():
             continue
         try:
-            content = read_any_json(beside)
+            content = read_fields(beside)
         except (OSError, ValueError, RecursionError) as error:
             found.damage.append(f"the manifest beside it, '{beside.name}', cannot be read: {first_line(error)}")
             continue
@@ -74,7 +64,7 @@ def _looks_like_manifest(content: Any) -> bool:
 
 def inspect_json(found: Inspection, path: Path) -> None:
     try:
-        content = read_any_json(path)
+        content = read_fields(path)
     except (ValueError, RecursionError) as error:
         found.kind, found.sha256 = "manifest", sha256(path)
         found.damage.append(f"it is not complete JSON: {first_line(error)}")
@@ -92,7 +82,10 @@ def inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> 
     valid = True
     state: str | None = VERIFIED
     try:
-        if not is_sealed(read_manifest(path, changed=True)):
+        sealed = is_sealed(read_manifest(path, changed=True))
+        if schema == UNSEALED_VERSION:
+            state = UNSEALED
+        elif not sealed:
             state = CHANGED
             found.damage.append(f"'{path.name}': {CHANGED}")
     except ManifestError as error:
@@ -156,7 +149,7 @@ class _Artifact:
         if path is None or not path.is_file():
             return shown
         try:
-            shown |= library_entry(read_library(path), path.name)
+            shown |= encode(read_library(path).entry(path.name))
         except PluginError as error:
             self._found.damage.append(f"'{path.name}' is not a plugin library of this project: {first_line(error.why)}")
             return shown
@@ -175,7 +168,7 @@ class _Artifact:
             path = _inside(self._folder, part.get("artifact"))
             if part.get("plugin_layers") and path is not None and path.is_file():
                 try:
-                    check_embedded(path, entry)
+                    check_embedded(path, decode(LibraryEntry, entry))
                     shown["state"] = "embedded in the plan"
                 except (PluginError, KeyError, TypeError) as error:
                     self._found.damage.append(first_line(error))

@@ -9,8 +9,9 @@ from typing import Any
 
 import jsonschema
 
-from export.bench.baseline import SCHEMA_VERSION, contradiction, measurement_schema, parse_measurement
+from export.artifact.manifest import Manifest
 from export.bench.measure import own
+from export.bench.measurement import SCHEMA_VERSION, contradiction, measurement_schema, parse_measurement
 from export.errors import ReportError
 from madtp.files.inputs import read_json
 
@@ -46,7 +47,7 @@ class BenchFile:
     caveats: list[str]
 
 
-def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
+def read_bench(path: Path, manifest: Manifest) -> BenchFile:
     """The latencies in a result of `python -m export bench`.
 
     Raises:
@@ -74,7 +75,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
         raise ReportError(f"the bench result '{path}' is malformed", wrong, again)
     if measured["partial"]:
         raise ReportError(f"the bench result '{path}' is partial", "Its run was interrupted.", again)
-    if measured["artifact"]["files"] != {part["artifact"]: part["sha256"] for part in manifest["parts"]}:
+    if measured["artifact"]["files"] != manifest.part_hashes:
         raise ReportError(f"the bench result '{path}' is of another artifact", "The hashes of its files differ.", again)
     batch = min(case["batch"] for case in measured["cases"])
     cases = {case["temperature"]: case for case in measured["cases"] if case["batch"] == batch}

@@ -1,6 +1,6 @@
 """Runners that refuse what a part was not built for, and results that mean nothing."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -24,9 +24,9 @@ class CheckedRunner:
     def __init__(
         self,
         runner: Runner,
-        inputs: list[TensorInfo],
-        outputs: list[TensorInfo],
-        profile: Mapping[str, list[list[int]]],
+        inputs: Sequence[TensorInfo],
+        outputs: Sequence[TensorInfo],
+        profile: Mapping[str, Iterable[Sequence[int]]],
     ) -> None:
         self._runner, self._inputs, self._outputs, self._profile = runner, inputs, outputs, profile
 
@@ -87,7 +87,7 @@ def finite_runners(runners: Mapping[str, Runner], context: str) -> dict[str, Fin
 
 
 def check_part_inputs(
-    inputs: Mapping[str, Tensor], expected: list[TensorInfo], profile: Mapping[str, list[list[int]]]
+    inputs: Mapping[str, Tensor], expected: Sequence[TensorInfo], profile: Mapping[str, Iterable[Sequence[int]]]
 ) -> None:
     """Refuse inputs that the artifact was not built for.
 
@@ -108,7 +108,7 @@ def check_part_inputs(
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype != wanted[name].dtype:
             raise InputError(f"input '{name}' is {dtype}", f"The artifact takes {wanted[name].dtype}.")
-        smallest, _, largest = profile[name]
+        smallest, _, largest = map(list, profile[name])
         shape = list(tensor.shape)
         fits = len(shape) == len(smallest)
         if not fits or any(not low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):

@@ -1,9 +1,9 @@
 """The samples that an artifact is run on: a folder's, a data set's, the demo's, or generated ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from export.engine.range import Range
 from export.errors import OptionError
@@ -97,12 +97,6 @@ def choose_samples(
             found = _limited(found, options.limit)
     check_samples(found, config, batch, text)
     return found
-
-
-def shipped_vocabulary(manifest: Mapping[str, Any], folder: Path) -> Path | None:
-    """The vocabulary that lies with an artifact; None without one."""
-    entry = manifest["preprocessing"]["text"]["vocabulary"]
-    return None if entry is None or entry["file"] is None else folder / entry["file"]
 
 
 def _limited(samples: SampleSet, limit: int) -> SampleSet:

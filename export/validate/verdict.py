@@ -3,25 +3,24 @@
 import datetime
 import json
 import math
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from junitparser import Error, Failure, JUnitXml, Skipped, TestCase, TestSuite
-
-from export.artifact.manifest import KEPT_FAILURES, tool_versions
+from export.artifact.manifest import KEPT_FAILURES, Manifest, Validation, tool_versions
 from export.artifact.reader import read_manifest
+from export.artifact.schema import decode, encode
 from export.artifact.seal import MANIFEST, dump_manifest
 from export.validate.bisect import Culprit
 from export.validate.invariance import Dependence
 from export.validate.pairs import PairResult
 from export.validate.tolerances import Bounds
-from madtp.errors import MadtpError, printable
-from madtp.files.outputs import json_kind, marked_kind, write_output
+from madtp.console.junit import JUnitCase, JUnitSuite, junit_kind, junit_xml
+from madtp.errors import MadtpError
+from madtp.files.outputs import json_kind, write_output
 
 VERDICT = json_kind("a verdict of validate", "artifact", "passed", "status", "checks", "pairs")
-SUITES = "madtp-deploy validate"
-JUNIT = marked_kind("JUnit XML of validate", f'<testsuites name="{SUITES}"')
+JUNIT = junit_kind("validate")
 PASSED, FAILED, NOT_RUN = "passed", "failed", "not run"
 
 
@@ -200,31 +199,23 @@ def write_junit(verdict: Verdict, path: Path) -> None:
     Raises:
         OutputError: it cannot be written.
     """
-    suites: dict[str, Any] = {}
-    artifact = printable(verdict.artifact)
+    properties = [(f"samples.{name}", verdict.samples[name]) for name in ("kind", "origin", "words")]
+    for name, texts in (("changed", verdict.changed), ("notes", verdict.notes)):
+        properties += [(name, "; ".join(texts))] if texts else []
+    cases: dict[str, list[JUnitCase]] = {}
     for check in verdict.checks:
-        case = TestCase(check.name, f"validate.{artifact}.{check.group}")
+        case = JUnitCase(check.name, f"validate.{verdict.artifact}.{check.group}")
         if check.status == FAILED:
-            result: Error | Failure | Skipped = Failure(printable(check.why[0]))
-            result.text = printable("\n".join([*check.why, verdict.bisected, verdict.repro]))
-            case.result = [result]
+            details = "\n".join([*check.why, verdict.bisected, verdict.repro])
+            case = replace(case, failed=check.why[0], details=details)
         elif check.status == NOT_RUN:
-            case.result = [Skipped(printable("; ".join(check.why)))]
-        suites.setdefault(check.group, TestSuite(f"{artifact}: {check.group}")).add_testcase(case)
-    document = JUnitXml(SUITES)
-    facts = {name: verdict.samples[name] for name in ("kind", "origin", "words")}
-    for suite in suites.values():
-        for name, value in facts.items():
-            suite.add_property(f"samples.{name}", printable(value))
-        if verdict.changed:
-            suite.add_property("changed", printable("; ".join(verdict.changed)))
-        if verdict.notes:
-            suite.add_property("notes", printable("; ".join(verdict.notes)))
-        document.add_testsuite(suite)
-    write_output(path, document.tostring().decode("utf-8"), JUNIT)
+            case = replace(case, skipped="; ".join(check.why))
+        cases.setdefault(check.group, []).append(case)
+    suites = [JUnitSuite(f"{verdict.artifact}: {group}", found, properties) for group, found in cases.items()]
+    write_output(path, junit_xml("validate", suites), JUNIT)
 
 
-def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> str:
+def update_manifest(verdict: Verdict, path: Path, validated: Manifest) -> str:
     """Put the verdict into the artifact's manifest; everything else in it stays.
 
     Args:
@@ -239,15 +230,15 @@ def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> 
         return f"the verdict was not written into '{path}', which describes the files as they were exported"
     try:
         manifest = read_manifest(path)
-        if manifest["parts"] != validated["parts"]:
+        if manifest.parts != validated.parts:
             return f"the verdict was not written into '{path}': it was replaced meanwhile"
-        seen = manifest["validation"]
-        if verdict.runs_plan is False and (seen["validated"], seen["artifact"]) == ("artifact", FAILED):
+        seen = manifest.validation
+        if verdict.runs_plan is False and (seen.validated, seen.artifact) == ("artifact", FAILED):
             return f"'{path}' keeps that the plan failed elsewhere: here its ONNX alone could be compared"
-        entry = manifest["validation"] | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
+        entry = encode(seen) | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
         if verdict.runs_plan is not None:
             entry["validated"] = "artifact" if verdict.runs_plan else "onnx"
-        write_output(path, dump_manifest(manifest | {"validation": entry}), MANIFEST)
+        write_output(path, dump_manifest(replace(manifest, validation=decode(Validation, entry))), MANIFEST)
     except MadtpError as error:
         return f"the verdict was not written into '{path}': {error.what}"
     return ""

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.bench.artifact import Described
 from export.bench.baseline import Measurement
 from export.bench.instruments import Instruments
 from export.bench.run import BenchOptions, bench
 from export.bench.timer import Time
 from export.bench.yardstick import Yardstick
+from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from madtp.tasks.requests import Outputs, Runner
 
@@ -125,7 +125,7 @@ def fake_bench(
     waiting = iter([*runners, *reversed(runners)])
     instruments = Instruments(timer, lambda: lambda: neighbours, meter, yardstick)
 
-    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
+    def opener(described: Artifact, how: RunnerOptions) -> dict[str, Runner]:
         return {"model": next(waiting)}
 
     return bench(replace(options, profile=False), Quiet(), keep, opener, lambda _: instruments)

@@ -104,7 +104,7 @@ def test_an_earlier_export_is_replaced_whole(
         (folder / ("vocab.txt" if expected else "none")).touch()
         ran = run_cli("--ckpt", checkpoint, "--engine", artifact)
         assert ran.status == 0, ran
-        assert read_manifest(folder / "out.json")["artifact"] == "out.onnx"
+        assert read_manifest(folder / "out.json").artifact == "out.onnx"
         assert (folder / "out.vocab.txt").exists() == expected
         if expected:
             (folder / "vocab.txt").rename(folder / "kept.txt")

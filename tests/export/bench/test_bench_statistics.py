@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from export.bench.baseline import read_measurement
 from export.bench.calls import Case
 from export.bench.measure import FIRST_LOOK, MAX_ROUNDS, Ended, is_stable, measure, warm_up
+from export.bench.measurement import read_measurement
 from export.bench.operators import BETWEEN, summarize_events
 from export.bench.statistics import (
     Ratio,

@@ -13,9 +13,9 @@ import junitparser
 import pytest
 
 import export.bench.run
-from export.bench.baseline import read_measurement
 from export.bench.calls import Case
 from export.bench.latency import TOO_NOISY
+from export.bench.measurement import read_measurement
 from export.bench.operators import Operators, typical
 from export.bench.report import (
     junit,

@@ -38,11 +38,11 @@ class FakeSession:
             sha256="cd", is_cut=lambda text: len(text) > 100, ids=lambda text, cut: [*text.split(), "ENC", "SEP"]
         )
         self.text = Range(2, 12, 64)
-        self.manifest = {
-            "parts": [{"artifact": "out.onnx", "sha256": artifact}],
-            "checkpoint": {"sha256": "ef"},
-            "preprocessing": {"text": {"prompt": "a picture of "}},
-        }
+        self.manifest = SimpleNamespace(
+            part_hashes={"out.onnx": artifact},
+            checkpoint=SimpleNamespace(sha256="ef"),
+            preprocessing=SimpleNamespace(text=SimpleNamespace(prompt="a picture of ")),
+        )
         self.asked: list[list[str]] = []
         self.stop_at: int | None = None
         self.probability = 0.75

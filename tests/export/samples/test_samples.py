@@ -2,10 +2,11 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import pytest
 
+from export.artifact.manifest import Profile
 from export.samples.choice import DataOptions
 from madtp.errors import InputError
 from tests.helpers.artifact_samples import samples_of
@@ -13,13 +14,14 @@ from tests.helpers.samples import write_samples
 from tests.helpers.sizes import CLIP
 
 OTHER_WORDS = replace(CLIP, image_size=28, vocab_size=512, sot_token_id=510, eot_token_id=511)
-MANIFEST: dict[str, Any] = {
-    "parts": [
-        {"name": "image", "profile": {"image": [[1, 3, 28, 28], [1, 3, 28, 28], [8, 3, 28, 28]]}},
-        {"name": "text", "profile": {"input_ids": [[1, 77], [1, 77], [8, 77]]}},
+IMAGES, TEXTS = Profile((1, 3, 28, 28), (1, 3, 28, 28), (8, 3, 28, 28)), Profile((1, 77), (1, 77), (8, 77))
+MANIFEST = SimpleNamespace(
+    parts=[
+        SimpleNamespace(name="image", profile={"image": IMAGES}),
+        SimpleNamespace(name="text", profile={"input_ids": TEXTS}),
     ],
-    "preprocessing": {"text": {"vocabulary": None}},
-}
+    vocabulary_file=None,
+)
 
 
 def test_a_clip_model_with_words_of_its_own_is_shown_hashed_ones(tmp_path: Path) -> None:
