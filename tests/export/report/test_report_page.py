@@ -22,8 +22,8 @@ from export.errors import BackendError
 from export.report.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
 from export.report.measurements import alone, temperatures_of, total_tokens
 from export.report.page import validated_table
-from export.report.source_ids import watch_artifact, watch_torch
-from export.report.token_flow import follow, patch_runs
+from export.report.source_ids import record_artifact, record_torch
+from export.report.token_flow import follow_tokens, patch_runs
 from export.report.token_names import token_names
 from export.runtime.artifact import Artifact
 from export.samples.choice import DataOptions
@@ -126,34 +126,34 @@ def test_hostile_texts_are_shown_as_text(page: tuple[str, dict[str, Any]]) -> No
 
 
 def test_every_token_is_followed() -> None:
-    first, second, third = follow(IDS, 7)
+    first, second, third = follow_tokens(IDS, 7)
     assert (first.kept, first.fresh, first.swallowed) == ({0, 1, 3, 4, 6}, {2, 5}, (2, 5))
     assert first.merged == {0: {2, 5}}
     assert (second.kept, second.fresh, second.merged) == (first.kept, frozenset(), first.merged)
     assert (third.kept, third.fresh, set(third.swallowed)) == ({0, 3, 4}, {1, 6}, {1, 6, -1})
     assert third.merged == {2: {1, 2, 5, 6}}
-    assert [fate.tokens for fate in (first, second, third)] == [len(ids) for ids in IDS]
+    assert [after.tokens for after in (first, second, third)] == [len(ids) for ids in IDS]
     assert [state(position, third) for position in range(7)] == [KEPT, FRESH, GONE, KEPT, KEPT, GONE, FRESH]
 
 
 def test_a_merged_token_may_survive_beside_a_newer_one() -> None:
-    fates = follow([[0, 1, 2, 3, -1], [0, 1, -1, -2]], 6)
-    assert fates[1].merged == {0: {4, 5}, 1: {2, 3}}
-    assert merge_text(1, fates[1], "abcdef".__getitem__, "letters") == "layer 2 merged c, d"
-    assert merge_text(0, fates[0], "abcdef".__getitem__, "letters") == "layer 1 merged e, f"
+    flow = follow_tokens([[0, 1, 2, 3, -1], [0, 1, -1, -2]], 6)
+    assert flow[1].merged == {0: {4, 5}, 1: {2, 3}}
+    assert merge_text(1, flow[1], "abcdef".__getitem__, "letters") == "layer 2 merged c, d"
+    assert merge_text(0, flow[0], "abcdef".__getitem__, "letters") == "layer 1 merged e, f"
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2], [0, 1, 9, -1], [0, 1, -2], [0, 1, 1, -1], [0, 1, 2, 3, -1]])
 def test_ids_that_do_not_follow_are_noticed(ids: list[int]) -> None:
     with pytest.raises(ValueError, match="layer 0"):
-        follow([ids], 4)
+        follow_tokens([ids], 4)
 
 
 def test_merges_in_words() -> None:
-    _, _, third = follow(IDS, 7)
+    _, _, third = follow_tokens(IDS, 7)
     named = merge_text(2, third, "0abcdef".__getitem__, "letters")
     assert named == "layer 3 merged a, f and the merged token of layer 1; it stands for 4 tokens of the input"
-    many = follow([[0, -1], [0, -2]], 20)
+    many = follow_tokens([[0, -1], [0, -2]], 20)
     assert merge_text(0, many[0], str, "patches") == "layer 1 merged 19 patches"
     assert merge_text(1, many[1], str, "patches") == (
         "layer 2 merged the merged token of layer 1; it stands for 19 tokens of the input"
@@ -224,8 +224,8 @@ def test_graph_and_torch_give_the_same_source_ids(
     artifact = Artifact.open(folder / "out.json")
     model = madtp.load(folder / "tiny.pt")
     files = artifact.part_files
-    graph = watch_artifact(artifact.manifest, files, show_onnx(files), artifact.open_runners(), "graph")
-    torch_model = watch_torch(parts_of(model), "torch")
+    graph = record_artifact(artifact.manifest, files, show_onnx(files), artifact.open_runners(), "graph")
+    torch_model = record_torch(parts_of(model), "torch")
     request = load_samples(None, folder / "tiny.pt", model.config).requests[0]
     inputs = alone(request, model.config, 2)
     expected = torch_model.source_ids(model.config, inputs, TAU)
