@@ -15,6 +15,7 @@ import export.report.measurements as measure
 import export.report.run as run
 import export.validate.intermediates
 import madtp
+from export.artifact.manifest import OutputEntry, PairEntry, SamplesEntry, VerdictEntry
 from export.artifact.reader import read_manifest
 from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
@@ -194,11 +195,11 @@ def test_examples_are_the_extremes_and_the_median() -> None:
 
 
 def test_ids_have_no_differences_and_numbers_that_are_not_finite_are_said_to_be() -> None:
-    equal = {"worst": 0.0, "error": 0.0, "allowed": 0.0, "cosine": None, "decided": 3, "decisions": 3}
-    nan = {"worst": None, "error": None, "allowed": 1e-4, "cosine": None, "decided": 0, "decisions": 0}
-    outputs = [{"output": "answer_ids", **equal}, {"output": "logits", **nan}]
-    pair = {"pair": "torch/onnx", "temperature": 0.5, "status": "failed", "requests": 3, "explained": 0, "layers": 2}
-    table = validated_table({"pairs": [{**pair, "layers_equal": 2, "outputs": outputs}]})
+    equal = OutputEntry("answer_ids", 0.0, 0.0, None, 0.0, 0.0, decided=3, decisions=3)
+    nan = OutputEntry("logits", None, None, None, None, 1e-4, decided=0, decisions=0)
+    pair = PairEntry("torch/onnx", 0.5, "failed", 3, 0, (equal, nan), layers=2, layers_equal=2)
+    samples = SamplesEntry("demo", "the demo's", 3, "read")
+    table = validated_table(VerdictEntry("2031-05-06T07:08:09+00:00", "failed", samples, (pair,), (), (), ""))
     assert table is not None
     assert [row for row in table.rows if row[0].startswith("answer_ids")] == [["answer_ids: answers equal", "3 of 3"]]
     assert ["logits: worst |difference|", "not finite"] in table.rows
