@@ -16,7 +16,7 @@ from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 
 
-def judge(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+def judge_statements(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
     """Logits [B, 2] (false, true) of sentences about two images, and the tokens of each request.
 
     Args:

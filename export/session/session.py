@@ -24,7 +24,7 @@ from export.session.requests import (
     compare_embeddings,
     generate_answers,
     generate_captions,
-    judge,
+    judge_statements,
     rank_pairs,
 )
 from export.session.vocabulary import artifact_processor
@@ -146,7 +146,7 @@ class Session:
                 raise InputError(f"request {number} has no pair of images", fix="Give (left, right) of each sentence.")
         products = []
         for inputs, size in self._batches(images, ids, batch):
-            logits, tokens = judge(runners, inputs, tau)
+            logits, tokens = judge_statements(runners, inputs, tau)
             for row, used in zip(logits[:size], tokens[:size], strict=True):
                 false, true = row.tolist()
                 products.append(Judgement(true > false, row.softmax(dim=0)[1].item(), (false, true), used, size))

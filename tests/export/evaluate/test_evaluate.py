@@ -428,7 +428,7 @@ def test_retrieval(evaluate_cli: Evaluate, task_artifacts: dict[str, Path], tmp_
         "k_test": min(k_test, 10),
         "match_batch": min(k_test, 8),
     }
-    assert ("8 candidates were matched at a time" in ran.out) == (k_test == 50)
+    assert ("8 candidates were matched per batch" in ran.out) == (k_test == 50)
     assert [len(entry["texts"]) for entry in results["answers"]["images"]] == [10] * 5
     assert results["answers"]["texts"][0]["images"] == ranked["best_images"]
 
