@@ -25,7 +25,7 @@ CONFIGS = {
 
 
 def test_the_schema_is_one() -> None:
-    schema = json.loads(resources.files("export").joinpath("manifest.schema.json").read_text())
+    schema = json.loads(resources.files("export.artifact").joinpath("manifest.schema.json").read_text())
     jsonschema.Draft202012Validator.check_schema(schema)
     assert schema["properties"]["schema"]["const"] == SCHEMA_VERSION
     assert set(schema["properties"]["task"]["enum"]) == set(PART_NAMES)
