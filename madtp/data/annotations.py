@@ -122,12 +122,12 @@ class AnnotationReader:
         if key is not None:
             content = content.get(key) if isinstance(content, dict) else None
         if not isinstance(content, list) or not content:
-            what = "is no list of entries" if key is None else f'has no list "{key}"'
+            what = "is not a list of entries" if key is None else f'has no list "{key}"'
             raise InputError(f"'{path}' {what}, or an empty one", "", f"Get the file again; {PAGE} describes it.")
         for number, entry in enumerate(content):
             if not isinstance(entry, dict):
                 raise InputError(
-                    f"entry {number} of '{path}' is no object", "", f"Get the file again; {PAGE} describes it."
+                    f"entry {number} of '{path}' is not an object", "", f"Get the file again; {PAGE} describes it."
                 )
         return [Entry(path, number, entry) for number, entry in enumerate(content)]
 

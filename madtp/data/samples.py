@@ -240,7 +240,7 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
     """The entries of the folder's `samples.json`, not looked into yet.
 
     Raises:
-        InputError: it cannot be read, is no list, or has fewer than `least`.
+        InputError: it cannot be read, is not a list, or has fewer than `least`.
     """
     if not _is_folder(folder):
         raise InputError(
@@ -284,7 +284,7 @@ def read_sample(folder: Path, number: int, entry: Any, task: str, *, allow_outsi
     if not isinstance(entry, dict) or fault is not None:
         raise InputError(
             f"{place} has no {field or 'image'} that can be used",
-            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is no object.",
+            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is not an object.",
             f"It has to be {_entry_form(task)}.",
         )
     if task == "nlvr":

@@ -424,7 +424,7 @@ def test_an_unfinished_evaluation_is_no_file_of_others(
     assert part.read_text() == content
     os.remove(part)
     os.mkfifo(part)
-    run_cli(*command("evaluate", tmp_path / "result")).refused("no regular file")
+    run_cli(*command("evaluate", tmp_path / "result")).refused("not a regular file")
 
 
 @pytest.fixture
