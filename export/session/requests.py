@@ -1,4 +1,4 @@
-"""What is asked of the opened parts of an artifact, one batch of prepared tensors at a time.
+"""Requests to the open parts of an artifact, one batch of prepared tensors at a time.
 
 `export.session.session.Session` asks with images and texts; recorded tensors are replayed through the same functions.
 """
@@ -136,7 +136,7 @@ def compare_embeddings(
 
 
 class FilledRunner:
-    """A runner of a part that takes no fewer than `least` rows: the last one follows as often as it has to.
+    """A runner of a part that takes no fewer than `least` rows: the last row is repeated to fill them.
 
     Every input and output of the part has its rows first. What is cut off are copies, which keep as many tokens as what
     they are copies of: nothing depends on them.
