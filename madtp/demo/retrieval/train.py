@@ -9,10 +9,12 @@ from madtp.data.tokenize import ADDED_TOKENS, READERS, TextProcessor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval import vocab_path
 from madtp.demo.retrieval.data import PHOTOGRAPHS, SIZE, captions, picture, vocabulary
-from madtp.demo.train import Progress, Stage, optimise, ramp
+from madtp.demo.train import Progress
 from madtp.models.config import RetrievalConfig
 from madtp.models.retrieval import RetrievalModel
+from madtp.training.loop import Stage, optimise
 from madtp.training.objective import RetrievalBatch, initialize, retrieval_loss
+from madtp.training.temperature import ramp
 
 
 def config() -> RetrievalConfig:
