@@ -109,7 +109,7 @@ def test_the_command_refuses(
     evaluate_cli(manifest, data)[0].refused("2 of the 14 images", "1-img0.png")
     ran, results = evaluate_cli(manifest, data, *vocabulary, "--skip-missing", "--limit", 4)
     assert (ran.status, results["items"], results["partial"], len(results["missing_images"])) == (0, 4, True, 2)
-    assert "their images are missing" in ran.out
+    assert "images missing: " in ran.out
 
 
 def test_vqa(evaluate_cli: Evaluate, task_artifacts: dict[str, Path], tmp_path: Path) -> None:
