@@ -32,7 +32,7 @@ from rich.table import Table
 
 from export.bench.latency import Latency, interleave
 from export.graph.trace import save_onnx, trace_part
-from export.runtime.runner import OnnxRunner
+from export.runtime.onnx_runner import OnnxRunner
 from madtp.console import command
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder

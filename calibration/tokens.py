@@ -16,8 +16,8 @@ import numpy as np
 from torch import Tensor
 
 from madtp.errors import OutputError, TokensError
-from madtp.files.inputs import read_json
 from madtp.files.outputs import check_outputs, json_kind, write_output
+from madtp.files.versioned import read_versioned
 from madtp.models.config import BlipConfig, ClipConfig
 from madtp.models.parts import Part
 from madtp.tasks.requests import count_tokens, torch_runners
@@ -26,6 +26,7 @@ SCHEMA_VERSION = 1
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 TOKENS = json_kind("a file of token statistics", "schema", "checkpoint_sha256", "samples", "encoders")
 SAVE_EVERY = 25  # samples, where collecting can be resumed
+MAKE = "Make them with `python -m calibration tokens`."
 
 
 @dataclass(frozen=True)
@@ -119,19 +120,7 @@ def read_tokens(path: Path) -> TokenStatistics:
     Raises:
         TokensError: missing, not JSON, of another schema, or inconsistent.
     """
-    try:
-        content = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise TokensError(
-            f"cannot read the token statistics '{path}'", str(error), "Make them: python -m calibration tokens."
-        ) from error
-    if not isinstance(content, dict) or content.get("schema") != SCHEMA_VERSION:
-        version = content.get("schema") if isinstance(content, dict) else None
-        raise TokensError(
-            f"the token statistics '{path}' are of schema {version!r}",
-            f"This version reads schema {SCHEMA_VERSION}.",
-            "Make them again: python -m calibration tokens.",
-        )
+    content = read_versioned(path, "the token statistics", (SCHEMA_VERSION,), TokensError, MAKE)
     try:
         source = Source(
             str(content["checkpoint_sha256"]),
@@ -154,12 +143,12 @@ def read_tokens(path: Path) -> TokenStatistics:
             for histogram in histograms
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise TokensError(f"the token statistics '{path}' are malformed", repr(error), "Make them again.") from error
+        raise TokensError(f"the token statistics '{path}' are malformed", repr(error), MAKE) from error
     if not complete:
         raise TokensError(
             f"the token statistics '{path}' contradict themselves",
             "A layer's histogram does not add up to the number of samples.",
-            "Make them again: python -m calibration tokens.",
+            MAKE,
         )
     return statistics
 

@@ -24,7 +24,7 @@ from madtp.checkpoint.loading import MODELS, load_state
 from madtp.errors import InputError, MadtpError
 from madtp.models.clip import round_like_official_loader
 from madtp.models.config import CONFIGS
-from madtp.ops import register_kernels
+from madtp.ops.kernels import register_kernels
 from madtp.ops.tf32 import forbid_tf32
 from tests.helpers import golden_tokenizer
 from tests.helpers.generate import checksum_errors, generated_images, generated_state

@@ -4,7 +4,7 @@ from typing import Any
 
 from export.artifact.manifest import Manifest
 from export.runtime.artifact import Artifact
-from export.runtime.runner import CheckedRunner
+from export.runtime.checked import CheckedRunner
 from madtp.ops.spec import TOKEN_COMPACT
 from madtp.tasks.requests import Runners
 

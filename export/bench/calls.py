@@ -10,7 +10,7 @@ from torch import Tensor
 from export.artifact.manifest import Manifest
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
-from export.runtime.runner import finite_runners
+from export.runtime.checked import finite_runners
 from madtp.data.samples import Config, SampleSet, collate
 from madtp.tasks.requests import Runners, run_request, token_counts
 

@@ -20,10 +20,11 @@ from export.bench.statistics import relative_half_width, spread
 from export.bench.verdict import Outcome, Verdict
 from export.bench.yardstick import Yardstick, repetitions
 from export.console import Progress
+from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
-from export.samples.artifact import artifact_samples
+from export.samples.choice import DataOptions, choose_samples
 from madtp.data.samples import Config
 from madtp.errors import MadtpError
 from madtp.files.scratch import scratch_folder
@@ -228,10 +229,9 @@ def bench(
     if options.cuda_graphs and not described.manifest.is_plan:
         raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
     cases = cases_of(described.manifest, options.temperatures, options.batches)
-    where = (described.manifest, described.folder, described.config)
-    samples = artifact_samples(
-        *where, options.samples, options.synthetic, demos=DEMO_SAMPLES, allow_outside=options.allow_outside
-    ).prepared
+    data = DataOptions(options.samples, synthetic=options.synthetic, limit=None, allow_outside=options.allow_outside)
+    ranges = batch_and_text(described.manifest)
+    samples = choose_samples(data, None, described.vocabulary, described.config, *ranges, demos=DEMO_SAMPLES)
     about = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
     with pinned(options.threads):
         here = machine(options.threads)

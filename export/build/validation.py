@@ -14,7 +14,9 @@ from export.bench.latency import time_rounds
 from export.build.built_artifact import BuiltArtifact
 from export.build.gflops import mean_gflops
 from export.build.prepare import Prepared
-from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
+from export.runtime.plan_runner import PlanRunner
 from export.validate.comparator import Comparator, PairResult, TokenCounts, compare_samples
 from export.validate.intermediates import KeptIdsRunner, kept_ids_runners, open_onnx_intermediates
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner

@@ -1,8 +1,5 @@
 """What the commands share: options of an export, delivery of results, interrupts."""
 
-import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -13,12 +10,12 @@ import click
 from export.build.options import BACKENDS, ExportOptions
 from export.engine.range import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
+from madtp.console.interrupts import raise_interrupts
 from madtp.errors import OutputError
 
 FAILED = 1  # a check failed
 BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt if installed with a GPU, else tensorrt-rtx."
 PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
-AGAIN = 0.05  # seconds until an interrupt that was lost is taken again
 
 
 def export_options(command: Any) -> Any:
@@ -100,38 +97,6 @@ def deliver(show: Callable[[], None], writers: Iterable[tuple[Path | None, Calla
                 output_console().print(f"wrote {path}", highlight=False, soft_wrap=True)
         if failures:
             raise failures[0]
-
-
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
-class _LostInterrupts:
-    """Takes an interrupt again that came where Python cannot raise it and drops it, e.g. in a callback of an import.
-
-    Args:
-        usual: hook for all else that cannot be raised.
-    """
-
-    def __init__(self, usual: Callable[[Any], object]) -> None:
-        self._usual = usual
-
-    def __call__(self, lost: Any) -> None:
-        if lost.exc_type is not KeyboardInterrupt:
-            self._usual(lost)
-            return
-        timer = threading.Timer(AGAIN, signal.pthread_kill, (threading.main_thread().ident, signal.SIGINT))
-        timer.daemon = True
-        timer.start()
-
-
-def raise_interrupts() -> None:
-    """From here on, Ctrl-C and SIGTERM unwind what was begun; until then `export/__main__.py` answers them."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, _interrupt)
-    if not isinstance(sys.unraisablehook, _LostInterrupts):
-        sys.unraisablehook = _LostInterrupts(sys.unraisablehook)
 
 
 __all__ = [

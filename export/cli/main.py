@@ -15,7 +15,7 @@ from export.cli.common import (
     parse_options,
     raise_interrupts,
 )
-from madtp.console.command import run_command, version_option
+from madtp.console.command import run, version_option
 
 COMMANDS = ("bench", "check", "evaluate", "inspect", "report", "run", "validate")  # modules of export.cli
 
@@ -77,4 +77,4 @@ def _export(options: ExportOptions) -> int:
 
 def main() -> int:
     """Run the command line; returns the exit status."""
-    return run_command(cli, "interrupted: nothing was written, earlier outputs are as they were")
+    return run(cli, "interrupted: nothing was written, earlier outputs are as they were")

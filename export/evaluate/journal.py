@@ -12,11 +12,13 @@ from typing import Any
 
 from madtp.errors import InputError
 from madtp.files.staging import check_writable, write_errors
+from madtp.files.versioned import check_version
 
 SCHEMA_VERSION = 1
 HEADER = f'{{"schema": {SCHEMA_VERSION}, "identity": '.encode()  # a journal begins so
 MOST_BYTES = 2**31
 SHOWN = 5  # differences that a message names
+DELETE = "Delete the file to begin anew."
 Entry = dict[str, Any]
 
 
@@ -87,7 +89,7 @@ class Journal:
     def _check_file(self) -> None:
         found = os.fstat(self._file)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            why = "It is too large." if stat.S_ISREG(found.st_mode) else "It is no regular file."
+            why = "It is too large." if stat.S_ISREG(found.st_mode) else "It is not a regular file."
             raise InputError(f"'{self.path}' holds no results", why, "Delete it, or name another output.")
 
     def _lock(self) -> None:
@@ -122,7 +124,8 @@ class Journal:
 
     def _check(self, header: Entry, identity: Mapping[str, Any]) -> None:
         earlier = header.get("identity")
-        if header.get("schema") != SCHEMA_VERSION or not isinstance(earlier, dict):
+        check_version(header, f"the partial results '{self.path}'", (SCHEMA_VERSION,), InputError, DELETE)
+        if not isinstance(earlier, dict):
             raise _broken(self.path, 0, "It does not say what the file is of.")
         found = differences(earlier, identity)
         if found:
@@ -159,9 +162,9 @@ def _parse(path: Path, number: int, line: bytes) -> Entry:
     except (ValueError, RecursionError) as error:
         raise _broken(path, number, str(error)) from error
     if not isinstance(entry, dict):
-        raise _broken(path, number, "It is no JSON object.")
+        raise _broken(path, number, "It is not a JSON object.")
     return entry
 
 
 def _broken(path: Path, number: int, why: str) -> InputError:
-    return InputError(f"line {number + 1} of '{path}' is broken", why, "Delete the file to begin anew.")
+    return InputError(f"line {number + 1} of '{path}' is broken", why, DELETE)

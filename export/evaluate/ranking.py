@@ -1,8 +1,6 @@
 """Tasks that rank a whole data set: retrieval and clip. All is embedded; then retrieval matches row by row."""
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,44 +8,28 @@ from torch import Tensor
 
 from export.evaluate.evaluation import (
     EvaluateOptions,
-    Outcome,
     Report,
-    Tokens,
-    add_tokens,
+    Scoring,
     batch_size,
     check_texts,
     scored,
+    sum_tokens,
 )
 from export.evaluate.journal import Entry
 from export.evaluate.metrics import recall
-from export.session.requests import FilledRunner
-from export.session.session import Session, spans
+from export.session.arguments import spans
+from export.session.products import RankingBatch
+from export.session.requests import FilledRunner, compare_embeddings, count_runs, kept_tokens
+from export.session.session import Session
 from madtp.data.datasets import Dataset, RetrievalData
 from madtp.data.images import read_image
 from madtp.data.preprocess import image_tensor
 from madtp.data.texts import shown
 from madtp.models.config import RetrievalConfig
-from madtp.tasks.ranking import NOT_MATCHED, TEXT_BATCH, pair_tokens
-from madtp.tasks.requests import Outputs, token_counts
+from madtp.tasks.ranking import K_TEST, TEXT_BATCH, Candidates, Matcher, embed, scatter
+from madtp.tasks.requests import RetrievalRunners
 
-K_TEST = 256  # of the published COCO evaluation; 128 for Flickr30k
 SHOWN = 10  # best ones of each image and text in the results; recall looks at no more
-
-
-@dataclass(frozen=True)
-class _Embedded:
-    """Of all images and texts: similarity [I, T], what matching takes, tokens after each layer, texts that were cut.
-
-    `image_tokens` holds [n_i, C] of each image; `input_ids` and `attention_mask` are [T, L]. All three are for
-    retrieval; clip matches nothing.
-    """
-
-    sim: Tensor
-    image_tokens: list[Tensor]
-    input_ids: Tensor
-    attention_mask: Tensor | None
-    tokens: Entry
-    cut: int
 
 
 class _Ranking:
@@ -70,39 +52,26 @@ class _Ranking:
         self.published = options.batch is not None
         text_batch = min(TEXT_BATCH, session.batch.max) if self.published else 1
         self.text_batches = spans(len(self.data.texts), text_batch, "texts")
+        self.batch = RankingBatch(image_batch, text_batch, pairs=1)
         self.settings: dict[str, Any] = {"image_batch": image_batch, "text_batch": text_batch}
-        self._embedded: _Embedded | None = None
+        self.input_ids: Tensor
+        self.mask: Tensor | None
+        self.input_ids, self.mask = session.processor.batch(self.data.texts, cut=True)
+        self.cut = sum(map(session.processor.is_cut, self.data.texts))
 
-    def embedded(self, report: Report) -> _Embedded:
-        """Embed everything, once a run."""
-        if self._embedded is None:
-            self._embedded = self._embed(report)
-        return self._embedded
-
-    def _embed(self, report: Report) -> _Embedded:
-        processor, counts = self.session.processor, list[Tokens]()
-        input_ids, mask = processor.batch(self.data.texts, cut=True)
-        texts, images, tokens = list[Tensor](), list[Tensor](), list[Tensor]()
+    def _texts(self, report: Report) -> Iterator[tuple[Tensor, Tensor | None]]:
+        """Batches of ids and masks; each is reported as done when the next one is asked for."""
         for begin, end in _reported(self.text_batches, "embedding texts", report):
-            words = {"input_ids": input_ids[begin:end]} | ({} if mask is None else {"attention_mask": mask[begin:end]})
-            outputs = self._run("text", words)
-            texts.append(outputs["text_embed"])
-            counts += _requests(outputs)
-        for begin, end in _reported(self.image_batches, "embedding images", report):
-            outputs = self._run("image", {"image": torch.stack(list(map(self._pixels, self.data.images[begin:end])))})
-            images.append(outputs["image_embed"])
-            tokens += outputs.get("image_tokens", [])
-            counts += _requests(outputs)
-        sim = torch.cat(images) @ torch.cat(texts).mT
-        cut = sum(processor.is_cut(text) for text in self.data.texts)
-        return _Embedded(sim, tokens, input_ids, mask, add_tokens(counts), cut)
+            yield self.input_ids[begin:end], None if self.mask is None else self.mask[begin:end]
 
-    def _pixels(self, path: Path) -> Tensor:
+    def _images(self, report: Report) -> Iterator[Tensor]:
+        """Batches of images, decoded when they are asked for."""
         settings = self.session.manifest.preprocessing.image
-        return image_tensor(read_image(path), settings.size, settings.mean, settings.std)
-
-    def _run(self, part: str, inputs: dict[str, Tensor]) -> Outputs:
-        return self.runners[part].run(inputs, self.temperature)
+        for begin, end in _reported(self.image_batches, "embedding images", report):
+            pictures = map(read_image, self.data.images[begin:end])
+            yield torch.stack(
+                [image_tensor(picture, settings.size, settings.mean, settings.std) for picture in pictures]
+            )
 
     def answers(self, best_texts: Sequence[Sequence[int]], best_images: Sequence[Sequence[int]]) -> Any:
         """The best of each image and each text, by number."""
@@ -118,19 +87,14 @@ class _ClipWork(_Ranking):
     steps = 1
 
     def run(self, step: int, report: Report) -> Entry:
-        embedded = self.embedded(report)
-        sim = embedded.sim
-        metrics = recall(sim, sim.mT, self.data.texts_of_image)
-        best = {"best_texts": _best(sim), "best_images": _best(sim.mT)}
-        return {
-            "metrics": metrics,
-            "unscored": metrics.unscored,
-            **best,
-            "tokens": embedded.tokens,
-            "cut": embedded.cut,
-        }
+        texts = (ids for ids, _ in self._texts(report))
+        ranking = compare_embeddings(self.runners, self._images(report), texts, self.batch, self.temperature)
+        metrics = recall(ranking.score_i2t, ranking.score_t2i, self.data.texts_of_image)
+        best = {"best_texts": _best(ranking.score_i2t), "best_images": _best(ranking.score_t2i)}
+        tokens = {"tokens": sum_tokens(ranking.tokens), "cut": self.cut}
+        return {"metrics": metrics, "unscored": metrics.unscored, **best, **tokens}
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         (entry,) = entries
         answers = self.answers(entry["best_texts"], entry["best_images"])
         return scored(entry["metrics"], entry["unscored"], answers)
@@ -148,44 +112,40 @@ class _RetrievalWork(_Ranking):
         self.k_test = min(options.k_test or K_TEST, max(self.images, self.texts))
         self.match_batch = min(self.k_test, session.batch.max) if self.published else 1
         self.settings |= {"k_test": self.k_test, "match_batch": self.match_batch}
+        self._counted = count_runs(self.runners)
+        self._matcher: Matcher | None = None
 
     def run(self, step: int, report: Report) -> Entry:
-        embedded = self.embedded(report)
+        tokens = {}
+        if self._matcher is None:  # also where a run goes on: embeddings are not kept
+            self._matcher = self._embed(report)
+            counted = {name: self._counted[name] for name in ("image", "text")}
+            tokens = kept_tokens(counted)
         if step == 0:
-            return {"tokens": embedded.tokens, "cut": embedded.cut}
+            return {"tokens": sum_tokens(tokens), "cut": self.cut}
         text = step - 1 - self.images
         if text < 0:
-            image = step - 1
-            entry = self._row(embedded, embedded.sim[image], lambda texts: (texts, torch.full_like(texts, image)))
+            found = self._matcher.texts_of(step - 1)
             report("matching texts to images", step, self.images)
         else:
-            entry = self._row(embedded, embedded.sim[:, text], lambda images: (torch.full_like(images, text), images))
+            found = self._matcher.images_of(text)
             report("matching images to texts", text + 1, self.texts)
-        return entry
+        tokens = kept_tokens({"match": self._counted["match"]})
+        return {
+            "candidates": found.indices.tolist(),
+            "scores": found.scores.tolist(),
+            "tokens": sum_tokens(tokens),
+            "cut": 0,
+        }
 
-    def _row(self, embedded: _Embedded, sim: Tensor, pairs: Callable[[Tensor], tuple[Tensor, Tensor]]) -> Entry:
-        """The best `k_test` candidates of a row, and their scores: similarity plus matching logit."""
-        assert embedded.attention_mask is not None
-        values, candidates = sim.topk(min(self.k_test, len(sim)))
-        texts, images = pairs(candidates)
-        logits, counts = list[Tensor](), list[Tokens]()
-        for begin, end in spans(len(candidates), self.match_batch, "candidates"):
-            words, shown = texts[begin:end], images[begin:end]
-            input_ids = embedded.input_ids[words]
-            input_ids[:, 0] = self.config.enc_token_id
-            inputs = {
-                "input_ids": input_ids,
-                "attention_mask": embedded.attention_mask[words],
-                "image_tokens": pair_tokens(embedded.image_tokens, shown, self.match_batch),
-            }
-            outputs = self._run("match", inputs)
-            logits.append(outputs["itm_logits"][:, 1])
-            counts += [{"match": row} for row in outputs["text_token_counts"].tolist()]
-        scores = values + torch.cat(logits)
-        tokens = add_tokens(counts)
-        return {"candidates": candidates.tolist(), "scores": scores.tolist(), "tokens": tokens, "cut": 0}
+    def _embed(self, report: Report) -> Matcher:
+        assert self.mask is not None
+        model = RetrievalRunners(self.config, self._counted, self.temperature)
+        texts = ((ids, mask) for ids, mask in self._texts(report) if mask is not None)
+        embeddings = embed(model, self._images(report), texts)
+        return Matcher(model, embeddings, self.input_ids, self.mask, self.k_test, self.match_batch)
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         score_i2t = _scores(entries[1 : 1 + self.images], self.texts)
         score_t2i = _scores(entries[1 + self.images :], self.images)
         metrics = recall(score_i2t, score_t2i, self.data.texts_of_image, self.k_test)
@@ -209,17 +169,10 @@ def _reported(batches: Sequence[tuple[int, int]], stage: str, report: Report) ->
     report(stage, total, total)
 
 
-def _requests(outputs: Outputs) -> list[Tokens]:
-    """Token counts of each request of a batch."""
-    return [{name: row} for name, counts in token_counts(outputs).items() for row in counts.tolist()]
-
-
 def _scores(entries: Sequence[Entry], columns: int) -> Tensor:
     """[rows, columns]: the scores of matched pairs, -100 for the others."""
-    scores = torch.full((len(entries), columns), NOT_MATCHED)
-    for row, entry in zip(scores, entries, strict=True):
-        row[entry["candidates"]] = torch.tensor(entry["scores"])
-    return scores
+    rows = (Candidates(torch.tensor(entry["candidates"]), torch.tensor(entry["scores"])) for entry in entries)
+    return scatter(rows, columns)
 
 
 def _best(scores: Tensor) -> list[list[int]]:

@@ -6,11 +6,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from export.report.measure import alone
-from export.runtime.runner import finite_runners
-from export.samples.artifact import ArtifactSamples
+from export.report.measurements import alone
+from export.runtime.checked import finite_runners
 from export.validate.teacher_forcing import forced_logits, generated_text, teacher_forcing_runners
-from madtp.data.samples import Config
+from madtp.data.samples import Config, SampleSet
 from madtp.data.tokenize import TextProcessor
 from madtp.models.config import BlipConfig, RetrievalConfig
 from madtp.tasks.requests import Outputs, Runners, run_request
@@ -38,7 +37,7 @@ class Answer:
 
 
 def answers_to(
-    config: Config, runners: Runners, samples: ArtifactSamples, chosen: Sequence[int], temperature: float, least: int
+    config: Config, runners: Runners, samples: SampleSet, chosen: Sequence[int], temperature: float, least: int
 ) -> list[list[Answer]]:
     """Of each chosen sample: its answer, or for retrieval and clip the ranks of its text and of its image.
 
@@ -60,10 +59,8 @@ def answers_to(
     return [[_answer(config, runners, samples, place, temperature, least)] for place in chosen]
 
 
-def _answer(
-    config: Config, runners: Runners, samples: ArtifactSamples, place: int, temperature: float, least: int
-) -> Answer:
-    request = samples.prepared.requests[place]
+def _answer(config: Config, runners: Runners, samples: SampleSet, place: int, temperature: float, least: int) -> Answer:
+    request = samples.requests[place]
     noted = teacher_forcing_runners(finite_runners(runners, f"temperature {temperature:g}, sample {place}"))
     inputs = alone(request, config, least)
     outputs = run_request(config, noted, inputs, temperature)
@@ -126,9 +123,9 @@ class _Pairs:
 
 
 def _ranks(
-    config: Config, runners: Runners, samples: ArtifactSamples, chosen: Sequence[int], temperature: float, least: int
+    config: Config, runners: Runners, samples: SampleSet, chosen: Sequence[int], temperature: float, least: int
 ) -> list[list[Answer]]:
-    requests = samples.prepared.requests
+    requests = samples.requests
     inputs = [alone(request, config, least) for request in requests]
     outputs = [
         run_request(config, finite_runners(runners, f"temperature {temperature:g}, sample {place}"), each, temperature)

@@ -13,7 +13,10 @@ from export.artifact.seal import is_sealed
 from export.engine.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.engine.plugin_library import check_embedded, loadable_library
 from export.errors import BackendError, ManifestError
-from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner, RunnerOptions
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
+from export.runtime.plan_runner import PlanRunner
+from export.runtime.runner import RunnerOptions
 from madtp.data.samples import Config
 from madtp.errors import ConfigError, MadtpError
 from madtp.models.config import CONFIGS

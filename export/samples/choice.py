@@ -1,17 +1,27 @@
-"""What an artifact is compared on: a folder of samples, a data set, the demo's samples, or generated ones."""
+"""The samples that an artifact is run on: a folder's, a data set's, the demo's, or generated ones."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from export.engine.range import Range
 from export.errors import OptionError
+from export.samples.profile import check_samples
 from export.samples.synthetic import synthetic_samples
 from madtp.data.datasets import Item, NlvrItem, VqaItem, read_dataset
 from madtp.data.images import read_image
 from madtp.data.preprocess import image_tensor
-from madtp.data.samples import CAPTION_PROMPT, Config, Processor, Request, SampleSet, find_vocabulary, load_samples
+from madtp.data.samples import (
+    CAPTION_PROMPT,
+    DEMO_SAMPLES,
+    Config,
+    Processor,
+    Request,
+    SampleSet,
+    find_vocabulary,
+    load_samples,
+)
 from madtp.data.texts import shown
 from madtp.data.tokenize import TextProcessor, text_processor
 from madtp.errors import InputError
@@ -22,22 +32,22 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class DataOptions:
-    """Where samples come from; at most one of the first three.
+    """Where samples come from: at most one of the first three.
 
     Attributes:
         samples: a folder with samples.json.
-        data: a folder with a data set's annotation file.
+        data: a folder with the annotation file of a data set.
         synthetic: random pixels and ids.
-        split: of the data set; None is its usual one.
-        limit: most samples, evenly spread.
-        allow_outside: also take images whose names lead out of the folder.
+        split: split of the data set; None takes test if present, else val.
+        limit: maximum number of samples, evenly spaced; None takes all.
+        allow_outside: whether images may lie outside the folder.
     """
 
     samples: Path | None = None
     data: Path | None = None
     synthetic: bool = False
     split: str | None = None
-    limit: int = DEFAULT_LIMIT
+    limit: int | None = DEFAULT_LIMIT
     allow_outside: bool = False
 
     def __post_init__(self) -> None:
@@ -45,61 +55,63 @@ class DataOptions:
             name for name in ("samples", "data", "synthetic") if getattr(self, name) is not None and getattr(self, name)
         ]
         if len(given) > 1:
-            raise OptionError(f"--{given[0]} and --{given[1]} exclude each other", fix="Give one of them.")
+            raise OptionError(f"--{given[0]} and --{given[1]} exclude each other", fix="Give only one of them.")
         if self.split is not None and self.data is None:
             raise OptionError("--split is given without --data", fix="Name the data set's folder with --data DIR.")
-        if self.limit < 1:
-            raise OptionError(f"--limit is {self.limit}", "There has to be something to compare.", "Use 1 or more.")
-
-
-@dataclass(frozen=True)
-class ValidationSamples:
-    """Prepared samples, and what they are worth.
-
-    Attributes:
-        kind: "samples", "data set", "demo" or "synthetic".
-        words: "read", "hashed" (stable ids that mean nothing to the model), or "random".
-    """
-
-    samples: SampleSet
-    kind: str
-    words: str
-
-    def to_json(self) -> dict[str, Any]:
-        """For the verdict."""
-        return {"kind": self.kind, "origin": self.samples.origin, "count": len(self.samples), "words": self.words}
+        if self.limit is not None and self.limit < 1:
+            raise OptionError(f"--limit is {self.limit}", "At least one sample is needed.", "Use 1 or more.")
 
 
 def choose_samples(
-    options: DataOptions, checkpoint: Path, vocabulary: Path | None, config: Config, batch: Range, text: Range
-) -> ValidationSamples:
-    """The samples that the options ask for; the demo's, which are real images, without any.
+    options: DataOptions,
+    checkpoint: Path | None,
+    vocabulary: Path | None,
+    config: Config,
+    batch: Range,
+    text: Range,
+    demos: int = DEMO_SAMPLES,
+) -> SampleSet:
+    """The samples that the options ask for; without any the demo's, which are real images.
 
     Args:
-        options: of the command line.
-        checkpoint: of the artifact.
-        vocabulary: the artifact's, taken before one that lies with the samples or the checkpoint; None: it has none.
-        config: of the model.
-        batch, text: of the artifact's profile, which generated samples keep to.
+        options: options of the command line.
+        checkpoint: the artifact's checkpoint, if it is at hand: a vocabulary may lie beside it.
+        vocabulary: the artifact's vocabulary, preferred to others; None if it has none.
+        config: configuration of the model.
+        batch, text: ranges of the artifact's profile; generated samples keep to them.
+        demos: how many of the demo's samples.
 
     Raises:
-        InputError: anything that cannot be used, naming it; a data set without items.
+        InputError: a file that cannot be used, naming it; a data set without items.
+        OptionError: samples that the profile does not allow.
     """
     if options.synthetic:
-        return ValidationSamples(synthetic_samples(config, batch, text), "synthetic", "random")
-    if options.data is not None:
+        found = synthetic_samples(config, batch, text)
+    elif options.data is not None:
         found = _data_samples(options, options.data, checkpoint, vocabulary, config)
-        return ValidationSamples(found, "data set", "read")
-    found = load_samples(options.samples, checkpoint, config, 1, vocabulary, allow_outside=options.allow_outside)
-    if len(found) > options.limit:
-        chosen = spread(found.requests, options.limit)
-        found = replace(found, requests=chosen, origin=f"{len(chosen)} of {found.origin}")
-    kind = "demo" if options.samples is None else "samples"
-    return ValidationSamples(found, kind, "read" if found.fits else "hashed")
+    else:
+        found = load_samples(
+            *(options.samples, checkpoint, config, 1, vocabulary), allow_outside=options.allow_outside, demos=demos
+        )
+        if options.limit is not None and len(found) > options.limit:
+            found = _limited(found, options.limit)
+    check_samples(found, config, batch, text)
+    return found
+
+
+def _limited(samples: SampleSet, limit: int) -> SampleSet:
+    places = spread(range(len(samples)), limit)
+    return replace(
+        samples,
+        requests=[samples.requests[place] for place in places],
+        texts=[samples.texts[place] for place in places],
+        answers=[samples.answers[place] for place in places],
+        origin=f"{len(places)} of {samples.origin}",
+    )
 
 
 def _data_samples(
-    options: DataOptions, folder: Path, checkpoint: Path, vocabulary: Path | None, config: Config
+    options: DataOptions, folder: Path, checkpoint: Path | None, vocabulary: Path | None, config: Config
 ) -> SampleSet:
     dataset = read_dataset(config.task, folder, options.split, allow_outside=options.allow_outside)
     if not dataset.items:
@@ -108,9 +120,10 @@ def _data_samples(
         )
     vocabulary = vocabulary or find_vocabulary(checkpoint, folder)
     processor = text_processor(config, vocabulary)
-    requests = [_request(item, processor, config) for item in spread(dataset.items, options.limit)]
+    items = spread(dataset.items, len(dataset) if options.limit is None else options.limit)
+    requests = [_request(item, processor, config) for item in items]
     origin = f"{len(requests)} of {len(dataset)} items of '{dataset.annotation}' ({dataset.split})"
-    return SampleSet(requests, origin, True, vocabulary, processor.sha256)
+    return SampleSet(requests, origin, True, vocabulary, processor.sha256, "data set", processor=processor)
 
 
 def _request(item: Item, processor: Processor, config: Config) -> Request:
@@ -135,6 +148,6 @@ def _text(item: Item) -> str:
 
 
 def spread(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` of the items, evenly spread, the first among them."""
+    """At most `limit` of the items, evenly spaced, beginning with the first."""
     count = min(limit, len(items))
     return [items[index * len(items) // count] for index in range(count)]

@@ -38,4 +38,11 @@ def synthetic_samples(config: Config, batch: Range, text: Range, seed: int = 0) 
         words = torch.randint(least, highest, (length - (1 if last is None else 2),), generator=generator).tolist()
         pixels = torch.randn(images, 3, config.image_size, config.image_size, generator=generator)
         requests.append(Request(tuple(pixels), [first, *words] if last is None else [first, *words, last]))
-    return SampleSet(requests, f"{count} synthetic samples (random pixels and ids)", fits=False)
+    return SampleSet(
+        requests,
+        f"{count} synthetic samples (random pixels and ids)",
+        fits=False,
+        kind="synthetic",
+        texts=[""] * count,
+        answers=[()] * count,
+    )

@@ -1,4 +1,4 @@
-"""What is asked of the opened parts of an artifact, one batch of prepared tensors at a time.
+"""Requests to the open parts of an artifact, one batch of prepared tensors at a time.
 
 `export.session.session.Session` asks with images and texts; recorded tensors are replayed through the same functions.
 """
@@ -10,14 +10,13 @@ from torch import Tensor
 
 from export.session.products import Ranking, RankingBatch, Tokens
 from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
-from madtp.tasks.answers import Ranking as RankedAnswers
-from madtp.tasks.answers import rank_answers, write_answers
+from madtp.tasks.answers import RankedAnswers, rank_answers, write_answers
 from madtp.tasks.captions import write_captions
 from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 
 
-def judge(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+def judge_statements(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
     """Logits [B, 2] (false, true) of sentences about two images, and the tokens of each request.
 
     Args:
@@ -104,7 +103,7 @@ def rank_pairs(
 ) -> Ranking:
     """Rank images and texts with a retrieval model, see `madtp.tasks.ranking.rank`; `images` are cut as `batch`
     says."""
-    counted = {name: _Counted(runner) for name, runner in runners.items()}
+    counted = count_runs(runners)
     result = rank(
         RetrievalRunners(config, counted, temperature),
         images,
@@ -114,31 +113,30 @@ def rank_pairs(
         text_batch=batch.texts,
         match_batch=batch.pairs,
     )
-    tokens = {"vision": counted["image"], "text": counted["text"], "match": counted["match"]}
-    return Ranking(*result, {name: runner.tokens() for name, runner in tokens.items()}, batch)
+    return Ranking(*result, kept_tokens(counted), batch)
 
 
 def compare_embeddings(
-    runners: Runners, images: Iterable[Tensor], input_ids: Tensor, batch: RankingBatch, temperature: float
+    runners: Runners, images: Iterable[Tensor], texts: Iterable[Tensor], batch: RankingBatch, temperature: float
 ) -> Ranking:
     """Rank images and texts with a clip model, by their embeddings.
 
     Args:
         runners: of the parts of a clip model.
         images: batches [b, 3, S, S] float32, normalised, cut as `batch` says.
-        input_ids: [T, context_length] int64.
-        batch: texts that are encoded together.
+        texts: batches of ids [b, context_length] int64, likewise.
+        batch: how many run together.
         temperature: zero is the dense model.
     """
-    counted = {name: _Counted(runner) for name, runner in runners.items()}
+    counted = count_runs(runners)
+    words = [counted["text"].run({"input_ids": ids}, temperature)["text_embed"] for ids in texts]
     pictures = [counted["image"].run({"image": shown}, temperature)["image_embed"] for shown in images]
-    words = [counted["text"].run({"input_ids": ids}, temperature)["text_embed"] for ids in input_ids.split(batch.texts)]
     sim = torch.cat(pictures) @ torch.cat(words).mT
-    return Ranking(sim, sim, sim.mT, {"vision": counted["image"].tokens(), "text": counted["text"].tokens()}, batch)
+    return Ranking(sim, sim, sim.mT, kept_tokens(counted), batch)
 
 
 class FilledRunner:
-    """A runner of a part that takes no fewer than `least` rows: the last one follows as often as it has to.
+    """A runner of a part that takes no fewer than `least` rows: the last row is repeated to fill them.
 
     Every input and output of the part has its rows first. What is cut off are copies, which keep as many tokens as what
     they are copies of: nothing depends on them.
@@ -156,8 +154,8 @@ class FilledRunner:
         return {name: value[:rows] for name, value in outputs.items()}
 
 
-class _Counted:
-    """A runner that notes the token counts of its calls."""
+class CountedRunner:
+    """A runner that keeps the token counts of its calls until they are taken."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -168,9 +166,20 @@ class _Counted:
         self._counts += token_counts(outputs).values()  # a part of these tasks has one encoder
         return outputs
 
-    def tokens(self) -> Tensor:
-        """[sequences, layers] int32, of all calls."""
-        return torch.cat(self._counts)
+    def take(self) -> Tensor:
+        """[sequences, layers] int32, of all calls since the last time."""
+        counts, self._counts = self._counts, []
+        return torch.cat(counts)
+
+
+def count_runs(runners: Runners) -> dict[str, CountedRunner]:
+    """The runners of a model that ranks, counting tokens."""
+    return {name: CountedRunner(runner) for name, runner in runners.items()}
+
+
+def kept_tokens(counted: Mapping[str, CountedRunner]) -> dict[str, Tensor]:
+    """Token counts by encoder: "vision", "text", and in retrieval "match"."""
+    return {"vision" if name == "image" else name: runner.take() for name, runner in counted.items()}
 
 
 def _encode(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:

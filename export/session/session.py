@@ -1,7 +1,7 @@
-"""Asking an artifact: images and texts in, the task's product out. `python -m export run` is its command line."""
+"""Requests to an artifact: images and texts in, the task's product out. See also `python -m export run`."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Never
@@ -10,11 +10,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.artifact.manifest import Profile
 from export.engine.profile import batch_and_text
 from export.runtime.artifact import Artifact
+from export.runtime.checked import finite_runners
 from export.runtime.forks import forked
-from export.runtime.runner import RunnerOptions, finite_runners
+from export.runtime.runner import RunnerOptions
+from export.session.arguments import (
+    DecoderLimits,
+    check_batch,
+    check_images,
+    check_temperature,
+    check_texts,
+    check_whole,
+    spans,
+)
 from export.session.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.session.requests import (
     FilledRunner,
@@ -22,48 +31,49 @@ from export.session.requests import (
     compare_embeddings,
     generate_answers,
     generate_captions,
-    judge,
+    judge_statements,
     rank_pairs,
 )
+from export.session.vocabulary import artifact_processor
 from madtp.data.images import check_image
 from madtp.data.preprocess import image_tensor
-from madtp.data.samples import Processor, Request, collate
+from madtp.data.samples import Request, collate
 from madtp.data.texts import check_answers, shown
-from madtp.data.tokenize import TextProcessor, text_processor
+from madtp.data.tokenize import TextProcessor
 from madtp.errors import InputError
-from madtp.models.config import MAX_TEMPERATURE, CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
+from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
+from madtp.tasks.answers import K_ANSWERS
+from madtp.tasks.ranking import K_TEST
 from madtp.tasks.requests import Runner
 
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}
 TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
-K_ANSWERS = 128  # candidates that are read to the end, of the published evaluation
-K_TEST = 256  # candidates of each row, of the published evaluation
 
 
 class Session:
-    """An opened artifact. Use as a context, or `close` it.
+    """An open artifact. Use it as a context, or call `close`.
 
-    Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as the published readers do. Requests
-    run one at a time, so that no answer depends on what else is asked. `batch=` runs more at once, as the published
-    evaluations do: such a batch keeps one number of tokens (`"batching": "reference"` in the manifest) and pads its
-    texts, so that an answer can depend on what it is asked together with. Every product says how it was asked.
+    Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as in the published code. Requests run
+    one at a time, so that no answer depends on another request. `batch=` runs more per batch, as the published
+    evaluations do: such a batch keeps one token count (`"batching": "reference"` in the manifest) and pads its texts,
+    so that an answer can depend on the others in its batch. Every product states its batch.
 
-    Threads may share a session, and images; processes may not: each opens its own.
+    Threads may share a session and its images. Processes may not: each opens its own session.
 
     Args:
-        manifest: `out.json`, or the artifact that lies beside it.
+        manifest: `out.json`, or the artifact beside it.
         vocabulary: `vocab.txt` of the checkpoint; None is the file that the manifest names. CLIP needs none.
-        threads: of ONNX Runtime; None is its own choice.
+        threads: number of threads of ONNX Runtime; None leaves the choice to it.
 
     Attributes:
         task: "nlvr", "vqa", "caption", "retrieval" or "clip".
         config: sizes of the model.
-        manifest: of the artifact (`export.artifact.manifest.Manifest`).
-        temperature: default of every request: the manifest's.
-        backend: that runs the parts.
-        processor: of texts.
-        runners: of the parts, by name.
-        batch, text: requests and tokens of a text that the artifact was built for.
+        manifest: the artifact's (`export.artifact.manifest.Manifest`).
+        temperature: the manifest's, which is the default of every request.
+        backend: the runtime of the parts.
+        processor: the text processor.
+        runners: the runner of each part, by name.
+        batch, text: ranges of requests per batch, and of tokens per text, that the artifact was built for.
 
     Raises:
         ManifestError: no manifest, or its files are missing, swapped, or not of one checkpoint.
@@ -76,7 +86,7 @@ class Session:
         self.manifest, self.config = self._artifact.manifest, self._artifact.config
         self.task: str = self.manifest.task
         self.temperature = float(self.manifest.temperature)
-        self.processor = _processor(self._artifact, vocabulary)
+        self.processor = artifact_processor(self._artifact, vocabulary)
         self.batch, self.text = batch_and_text(self.manifest)
         self.backend = self._artifact.backend
         self._artifact.check_runs()
@@ -95,7 +105,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let go of the parts; nothing can be asked any more. In a forked child they stay: they are its parent's."""
+        """Release the parts; no request can follow. In a forked child they stay open, because they are its parent's."""
         self.runners = {}
         self._artifact.close()
 
@@ -119,23 +129,23 @@ class Session:
         """Whether each sentence is true of its two images (nlvr).
 
         Args:
-            images: left and right one of each request.
-            sentences: as many.
-            batch: requests that run together; None is one, and no answer depends on another request.
-            temperature: zero is the dense model; None is the default one.
-            cut: read an overlong sentence without its end, as the published code does, instead of refusing it.
+            images: the left and right image of each request.
+            sentences: one per request.
+            batch: requests per batch; None is 1, so that no answer depends on another request.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
+            cut: truncate an overlong sentence, as the published code does, instead of refusing it.
 
         Raises:
             InputError: another task's session, or a request that cannot be used, which it names.
         """
         runners, tau = self._begin("judge", temperature, batch=batch)
         ids = self._ids(sentences, cut)
-        for number, pair in enumerate(_images(images)):
+        for number, pair in enumerate(check_images(images)):
             if not isinstance(pair, Sequence) or len(pair) != 2:
                 raise InputError(f"request {number} has no pair of images", fix="Give (left, right) of each sentence.")
         products = []
         for inputs, size in self._batches(images, ids, batch):
-            logits, tokens = judge(runners, inputs, tau)
+            logits, tokens = judge_statements(runners, inputs, tau)
             for row, used in zip(logits[:size], tokens[:size], strict=True):
                 false, true = row.tolist()
                 products.append(Judgement(true > false, row.softmax(dim=0)[1].item(), (false, true), used, size))
@@ -158,16 +168,16 @@ class Session:
         """Answers to questions about images (vqa): the best of `candidates`, or without them written freely.
 
         Args:
-            images: one of each request.
-            questions: as many.
+            images: one per request.
+            questions: one per request.
             candidates: answers to choose from, all different.
             k: candidates, likeliest first words first, that are read to the end; all where there are fewer. None is
                 128, or as many as the decoder was built for.
-            beams: texts that are pursued; 1 is greedy search.
+            beams: beams of the search; 1 is greedy search.
             max_length, min_length: ids of a written answer, see `madtp.tasks.generation.Limits`; [DEC] counts.
-            batch: requests that run together; None is one, and no answer depends on another request.
-            temperature: zero is the dense model; None is the default one.
-            cut: read an overlong question without its end instead of refusing it.
+            batch: requests per batch; None is 1, so that no answer depends on another request.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
+            cut: truncate an overlong question instead of refusing it.
 
         Raises:
             InputError: another task's session; a request or a candidate that cannot be used, which it names; more
@@ -177,40 +187,55 @@ class Session:
         runners, tau = self._begin("answer", temperature, **numbers)
         assert isinstance(self.config, VqaConfig)
         assert isinstance(self.processor, TextProcessor)
-        ids = self._ids(questions, cut)
-        products = []
-        if candidates is None and k is not None:
-            raise InputError("k does not apply without candidates", "It is how many of them are read.", "Leave it out.")
+        batches = self._batches(images, self._ids(questions, cut), batch)
+        decoder = DecoderLimits.read(self.manifest)
         if candidates is not None:
-            k = min(self._most_texts(K_ANSWERS) if k is None else k, len(_texts(candidates, "candidates")))
-            self._check_decoder(k, "candidates (k)", 1, 1)
-            check_answers(candidates, "the candidates are", "candidate")
-            known = [self.processor.answer_ids(candidate) for candidate in candidates]
-            self._check_candidates(candidates, known)
-            if self.batch.min > 1:
-                raise InputError(
-                    "this artifact cannot rank candidates",
-                    f"They are read question by question, and it was built for batches of {self.batch}.",
-                    f"Export again with --batch 1:{self.batch.opt}:{self.batch.max}, or ask without candidates.",
-                )
-            answers = self.processor.answers(candidates)
-            for inputs, size in self._batches(images, ids, batch):
-                ranked, tokens = choose_answers(self.config, runners, inputs, answers, k, tau)
-                for number, used in enumerate(tokens[:size]):
-                    order = ranked.topk_log_prob_sum[number].argsort(descending=True, stable=True)
-                    scores = ranked.topk_log_prob_sum[number][order].tolist()
-                    places = ranked.topk_index[number][order].tolist()
-                    top = [(candidates[place], score) for place, score in zip(places, scores, strict=True)]
-                    best = int(ranked.answer_index[number])
-                    products.append(Answer(candidates[best], "ranked", top, known[best], used, size))
-            return products
-        self._check_decoder(beams, "beams", 1, max_length)
-        for inputs, size in self._batches(images, ids, batch):
+            k = min(min(K_ANSWERS, decoder.texts) if k is None else k, len(check_texts(candidates, "candidates")))
+            decoder.check(k, "candidates (k)", 1, 1)
+            return self._ranked(runners, batches, candidates, k, tau)
+        if k is not None:
+            raise InputError("k does not apply without candidates", "It is how many of them are read.", "Leave it out.")
+        decoder.check(beams, "beams", 1, max_length)
+        products = []
+        for inputs, size in batches:
             search = {"beams": beams, "max_length": max_length, "min_length": min_length}
             written, tokens = generate_answers(self.config, runners, inputs, tau, **search)
             for row, used in zip(written[:size].tolist(), tokens[:size], strict=True):
                 text = _unpadded(row, self.config.pad_token_id)
                 products.append(Answer(self.processor.decode(text), "generated", [], text, used, size))
+        return products
+
+    def _ranked(
+        self,
+        runners: dict[str, Runner],
+        batches: Iterator[tuple[dict[str, Tensor], int]],
+        candidates: Sequence[str],
+        k: int,
+        temperature: float,
+    ) -> list[Answer]:
+        """Answers chosen among the candidates, `k` of which are read to the end."""
+        assert isinstance(self.config, VqaConfig)
+        assert isinstance(self.processor, TextProcessor)
+        check_answers(candidates, "the candidates are", "candidate")
+        known = [self.processor.answer_ids(candidate) for candidate in candidates]
+        DecoderLimits.read(self.manifest).check_candidates(candidates, known)
+        if self.batch.min > 1:
+            raise InputError(
+                "this artifact cannot rank candidates",
+                f"They are read question by question, and it was built for batches of {self.batch}.",
+                f"Export again with --batch 1:{self.batch.opt}:{self.batch.max}, or ask without candidates.",
+            )
+        answers = self.processor.answers(candidates)
+        products = []
+        for inputs, size in batches:
+            ranked, tokens = choose_answers(self.config, runners, inputs, answers, k, temperature)
+            for number, used in enumerate(tokens[:size]):
+                order = ranked.topk_log_prob_sum[number].argsort(descending=True, stable=True)
+                scores = ranked.topk_log_prob_sum[number][order].tolist()
+                places = ranked.topk_index[number][order].tolist()
+                top = [(candidates[place], score) for place, score in zip(places, scores, strict=True)]
+                best = int(ranked.answer_index[number])
+                products.append(Answer(candidates[best], "ranked", top, known[best], used, size))
         return products
 
     def caption(
@@ -228,11 +253,11 @@ class Session:
 
         Args:
             images: one of each request.
-            prompt: what every caption goes on from; None is the manifest's.
-            beams: texts that are pursued; 1 is greedy search.
+            prompt: prompt that every caption continues; None is the manifest's.
+            beams: beams of the search; 1 is greedy search.
             max_length, min_length: ids of a caption, see `madtp.tasks.generation.Limits`; the prompt counts.
-            batch: images that run together; None is one, and no caption depends on another image.
-            temperature: zero is the dense model; None is the default one.
+            batch: images per batch; None is 1, so that no caption depends on another image.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
 
         Raises:
             InputError: another task's session, an image that cannot be used, or more beams or ids than the decoder was
@@ -245,12 +270,12 @@ class Session:
         assert isinstance(self.processor, TextProcessor)
         if prompt is None:
             prompt = self.manifest.preprocessing.text.prompt
-        (prompt,) = _texts([prompt], "prompts")
+        (prompt,) = check_texts([prompt], "prompts")
         first = self.processor.prompt_ids(prompt)
-        self._check_decoder(beams, "beams", len(first), max_length)
+        DecoderLimits.read(self.manifest).check(beams, "beams", len(first), max_length)
         begins = self.processor.decode(first)
         products = []
-        for inputs, size in self._batches(images, [first] * len(_images(images)), batch):
+        for inputs, size in self._batches(images, [first] * len(check_images(images)), batch):
             search = {"beams": beams, "max_length": max_length, "min_length": min_length}
             written, tokens = generate_captions(self.config, runners, inputs, tau, **search)
             for row, used in zip(written[:size].tolist(), tokens[:size], strict=True):
@@ -277,13 +302,12 @@ class Session:
         Args:
             images: any number.
             texts: any number.
-            k_test: retrieval: candidates of each row that are matched (see `madtp.tasks.ranking.rank`); None is 256.
-                clip matches nothing.
-            batch: images that are encoded together, texts that are, and pairs that are matched together; None is one,
-                and no embedding or matching score depends on what else is ranked.
-            image_batch, text_batch, match_batch: the three apart; None is `batch`.
-            temperature: zero is the dense model; None is the default one.
-            cut: read an overlong text without its end instead of refusing it.
+            k_test: candidates that retrieval matches in each row (see `madtp.tasks.ranking.rank`); None is 256. clip
+                matches nothing.
+            batch: images, texts and matched pairs per batch; None is 1: no score depends on what else is ranked.
+            image_batch, text_batch, match_batch: each of the three on its own; None is `batch`.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
+            cut: truncate an overlong text instead of refusing it.
 
         Raises:
             InputError: another task's session, or an image or text that cannot be used.
@@ -295,18 +319,18 @@ class Session:
         for name, option in (("k_test", k_test), ("match_batch", match_batch)):
             if option is not None and self.task == "clip":
                 raise InputError(f"{name} does not apply to clip", "It compares embeddings and matches no pairs.")
-        size = self._size(batch, "batch")
+        size = check_batch(batch, self.batch, "batch")
         sizes = RankingBatch(
-            size if image_batch is None else self._size(image_batch, "image_batch"),
-            size if text_batch is None else self._size(text_batch, "text_batch"),
-            size if match_batch is None else self._size(match_batch, "match_batch"),
+            size if image_batch is None else check_batch(image_batch, self.batch, "image_batch"),
+            size if text_batch is None else check_batch(text_batch, self.batch, "text_batch"),
+            size if match_batch is None else check_batch(match_batch, self.batch, "match_batch"),
         )
-        ids, mask = self.processor.batch(_texts(texts, "texts"), cut=cut)
+        ids, mask = self.processor.batch(check_texts(texts, "texts"), cut=cut)
         pictures = self._pictures(images, sizes.images)
         filled = {name: FilledRunner(runner, self.batch.min) for name, runner in runners.items()}
         if isinstance(self.config, RetrievalConfig) and mask is not None:
             return rank_pairs(self.config, filled, pictures, ids, mask, k_test or K_TEST, sizes, tau)
-        return compare_embeddings(filled, pictures, ids, sizes, tau)
+        return compare_embeddings(filled, pictures, ids.split(sizes.texts), sizes, tau)
 
     def _begin(self, method: str, temperature: float | None, **numbers: int | None) -> tuple[dict[str, Runner], float]:
         """The parts and the temperature of a request, once it is clear that it can be made; `numbers` it has to have
@@ -324,32 +348,13 @@ class Session:
             )
         if not self.runners:
             raise InputError("the session is closed", fix="Open another one.")
-        for name, number in numbers.items():
-            if number is not None and not hasattr(number, "__index__"):
-                raise InputError(f"{name} is {shown(number)}", "It has to be a whole number.")
-        tau = self.temperature if temperature is None else temperature
-        if not hasattr(tau, "__float__") or not 0 <= tau <= MAX_TEMPERATURE:
-            raise InputError(
-                f"the temperature is {tau}", "It has to be a finite number, zero or more.", "Use 0 for the dense model."
-            )
-        return self.runners, float(tau)
-
-    def _size(self, batch: int | None, name: str) -> int:
-        """How many run together."""
-        if batch is None:
-            return 1
-        if not 1 <= batch <= self.batch.max:
-            raise InputError(
-                f"{name} is {batch}",
-                f"The artifact takes up to {self.batch.max} requests at a time.",
-                f"Choose another number, or export again with --batch 1:{self.batch.opt}:N." if batch > 1 else "",
-            )
-        return batch
+        check_whole(numbers)
+        return self.runners, check_temperature(self.temperature if temperature is None else temperature)
 
     def _ids(self, texts: Sequence[str], cut: bool) -> list[list[int]]:
         """Ids of every text, which the artifact can take."""
         name = TEXTS[self.task]
-        rows = self.processor.rows(_texts(texts, name), name.removesuffix("s"), cut=cut)
+        rows = self.processor.rows(check_texts(texts, name), name.removesuffix("s"), cut=cut)
         for number, row in enumerate(rows):
             if not self.text.min <= len(row) <= self.text.max:
                 raise InputError(
@@ -367,12 +372,12 @@ class Session:
         Where the artifact takes no fewer than so many, the last request follows as often as it has to. Nothing depends
         on that: copies keep as many tokens as what they are copies of.
         """
-        if len(_images(images)) != len(ids):
+        if len(check_images(images)) != len(ids):
             raise InputError(
                 f"there are {len(images)} requests by their images and {len(ids)} by their texts",
                 fix="Give as many of both.",
             )
-        for begin, end in spans(len(ids), self._size(batch, "batch"), "requests"):
+        for begin, end in spans(len(ids), check_batch(batch, self.batch, "batch"), "requests"):
             requests = [Request(self._prepared(images, number), ids[number]) for number in range(begin, end)]
             copies = [requests[-1]] * (self.batch.min - len(requests))
             yield collate([*requests, *copies], self.config), len(requests)
@@ -386,104 +391,12 @@ class Session:
 
     def _pictures(self, images: Sequence[Image.Image], size: int) -> Iterator[Tensor]:
         """Batches of images, prepared when they are needed: thousands may be ranked."""
-        for begin, end in spans(len(_images(images)), size, "images"):
+        for begin, end in spans(len(check_images(images)), size, "images"):
             yield torch.stack([self._pixels(images[number], f"image {number}") for number in range(begin, end)])
 
     def _pixels(self, image: object, name: str) -> Tensor:
         settings = self.manifest.preprocessing.image
         return image_tensor(check_image(image, name), settings.size, settings.mean, settings.std)
-
-    def _check_decoder(self, texts: int, name: str, prompt: int, ids: int, by: str = "") -> None:
-        """Refuse what the decoder was not built for: texts at once, ids of a prompt, ids of a text (asked for `by`)."""
-        profile = self._decoder_profile()
-        _, most_texts, most_new = profile["input_ids"].max
-        most_ids = profile["past"].max[5] + 2  # the last id is written, not read, and the one before it is new
-        for what, asked, most, fix in (
-            (name, texts, most_texts, f"--beams {texts}"),
-            ("ids of a prompt", prompt, most_new, f"--max-length {3 * prompt + 1}"),
-            ("ids of a text", ids, most_ids, f"--max-length {ids}"),
-        ):
-            if not 1 <= asked <= most:
-                raise InputError(
-                    f"{asked} {what} were asked for{by}",
-                    f"The artifact's decoder was built for 1 to {most}.",
-                    f"Ask for fewer, or export again with {fix}." if asked > most else "Ask for one at least.",
-                )
-
-    def _most_texts(self, wanted: int) -> int:
-        """`wanted`, or as many texts at once as the decoder was built for."""
-        return min(wanted, self._decoder_profile()["input_ids"].max[1])
-
-    def _decoder_profile(self) -> Mapping[str, Profile]:
-        return next(part.profile for part in self.manifest.parts if part.name == "decoder")
-
-    def _check_candidates(self, candidates: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
-        """Refuse a candidate that has no tokens, or more than the decoder was built for."""
-        lengths = [len(row) for row in ids]
-        if min(lengths) <= 2:  # [DEC] and [SEP]
-            number = lengths.index(min(lengths))
-            raise InputError(
-                f"candidate {number}, {shown(candidates[number])}, has no words",
-                "Nothing is left of it as the model reads it.",
-                "Leave it out.",
-            )
-        number = lengths.index(max(lengths))
-        self._check_decoder(1, "candidates", 1, max(lengths), f", by candidate {number}, {shown(candidates[number])}")
-
-
-def spans(count: int, size: int, what: str) -> list[tuple[int, int]]:
-    """Begin and end of batches of `size`; the last one is what is left. InputError where there is nothing."""
-    if not count:
-        raise InputError(f"there are 0 {what}", fix="Give at least one.")
-    return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
-
-
-def _processor(artifact: Artifact, given: Path | None) -> Processor:
-    """What turns texts into ids; its vocabulary is the one that the artifact was exported with, where it was with one.
-
-    Raises:
-        InputError: there is none, or another model's.
-    """
-    config, entry = artifact.config, artifact.manifest.preprocessing.text.vocabulary
-    if given is not None and isinstance(config, ClipConfig):
-        raise InputError(
-            f"the vocabulary '{given}' does not apply to clip", "Its table comes with a package.", "Leave it out."
-        )
-    path = given or artifact.vocabulary
-    if path is None and not isinstance(config, ClipConfig):
-        raise InputError(
-            f"there is no vocabulary beside '{artifact.manifest.artifact}'",
-            "No vocab.txt lay beside the checkpoint when it was exported, so texts cannot be turned into ids.",
-            "Name the checkpoint's vocab.txt (vocabulary=..., or --vocab).",
-        )
-    processor = text_processor(config, path)
-    if entry is not None and processor.sha256 != entry.sha256:
-        raise InputError(
-            f"the vocabulary '{path or 'of clip'}' is not the one that the artifact was exported with",
-            "Its sha256 is another.",
-            "Use the vocab.txt of the checkpoint." if path else "Install the versions in constraints.txt.",
-        )
-    return processor
-
-
-def _images(images: Sequence[Any]) -> Sequence[Any]:
-    if isinstance(images, Image.Image):
-        raise InputError("the images are one image", "They have to be a list.", "Give [image].")
-    if isinstance(images, Mapping) or not hasattr(images, "__len__") or not hasattr(images, "__getitem__"):
-        raise InputError("the images are no list", f"They are of type {type(images).__name__}.", "Give list(images).")
-    return images
-
-
-def _texts(texts: Sequence[Any], what: str) -> Sequence[str]:
-    if isinstance(texts, str) or not isinstance(texts, Sequence):
-        raise InputError(f"the {what} are no list of texts", fix=f"Give {what} as a list of str.")
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            why = f"Counted from 0, number {number} is {shown(text)}, of the type {type(text).__name__}."
-            raise InputError(f"the {what} are no list of texts", why, f"Give {what} as a list of str.")
-    if not texts:
-        raise InputError(f"there are no {what}", fix="Give at least one.")
-    return texts
 
 
 def _unpadded(ids: list[int], pad: int) -> list[int]:

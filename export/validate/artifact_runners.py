@@ -8,7 +8,8 @@ from export.artifact.manifest import Manifest
 from export.console import Progress
 from export.errors import BackendError
 from export.runtime.artifact import Artifact
-from export.runtime.runner import CheckedRunner, OnnxRunner
+from export.runtime.checked import CheckedRunner
+from export.runtime.onnx_runner import OnnxRunner
 from export.validate.intermediates import (
     IntermediatesPlanBuilder,
     KeptIdsRunner,

@@ -20,7 +20,8 @@ from export.graph.source_ids import kept_ids
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import write_part
 from export.runtime.artifact import Artifact
-from export.runtime.runner import PlanRunner, feed, running
+from export.runtime.plan_runner import PlanRunner
+from export.runtime.runner import feed, running
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
 from madtp.tasks.requests import Outputs, Runner

@@ -5,7 +5,8 @@ from dataclasses import dataclass, replace
 
 from export.graph.onnx_graph import Arrays, OnnxGraph, run_graph
 from export.graph.subgraph import subgraph_of
-from export.runtime.runner import PlanRunner, feed
+from export.runtime.plan_runner import PlanRunner
+from export.runtime.runner import feed
 from export.validate.divergent_node import Call, DivergentNode, relative_difference
 from export.validate.intermediates import OpenIntermediates
 from madtp.ops.spec import DOMAIN

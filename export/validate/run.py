@@ -14,8 +14,7 @@ from export.console import Progress
 from export.engine.profile import batch_and_text
 from export.errors import ManifestError, OptionError
 from export.runtime.artifact import Artifact
-from export.samples.choice import DataOptions, ValidationSamples, choose_samples
-from export.samples.profile import check_samples
+from export.samples.choice import DataOptions, choose_samples
 from export.validate.artifact_runners import open_runners
 from export.validate.batch_invariance import measure_batch_invariance
 from export.validate.bisection import bisect_failures
@@ -25,7 +24,7 @@ from export.validate.repro import check_repro
 from export.validate.result import ValidationResult, update_manifest
 from export.validate.tolerances import Bounds, tolerance_of
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
-from madtp.data.samples import Config
+from madtp.data.samples import Config, SampleSet
 from madtp.errors import listing
 from madtp.files.scratch import scratch_folder
 from madtp.models.config import MAX_TEMPERATURE
@@ -103,7 +102,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         model = madtp.load(options.checkpoint, options.config)
         if artifact.path.name not in artifact.changed:
             _check_described(manifest, model.config, artifact.path)
-        samples = _samples(options, artifact, model.config)
+        batch, text = batch_and_text(manifest)
+        samples = choose_samples(options.data, options.checkpoint, artifact.vocabulary, model.config, batch, text)
         if artifact.changed:
             artifact.check_runs("A changed plan has to run: validate it on a machine whose GPU runs it.")
         reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
@@ -131,25 +131,17 @@ def _check_described(manifest: Manifest, config: Config, path: Path) -> None:
         )
 
 
-def _samples(options: ValidateOptions, artifact: Artifact, config: Config) -> ValidationSamples:
-    """Read the samples to compare on, and check that they fit the profile."""
-    batch, text = batch_and_text(artifact.manifest)
-    chosen = choose_samples(options.data, options.checkpoint, artifact.vocabulary, config, batch, text)
-    check_samples(chosen.samples, config, batch, text)
-    return chosen
-
-
 def _compare(
     options: ValidateOptions,
     artifact: Artifact,
-    chosen: ValidationSamples,
+    samples: SampleSet,
     comparator: Comparator,
     bounds: Bounds,
     notes: tuple[str, ...],
     progress: Progress,
 ) -> ValidationResult:
     """Compare samples at every temperature, and measure batch invariance at the first."""
-    manifest, config, samples = artifact.manifest, comparator.config, chosen.samples
+    manifest, config = artifact.manifest, comparator.config
     batch, text = batch_and_text(manifest)
     temperatures = options.compared_at(manifest.temperature)
     first = temperatures[0]
@@ -165,7 +157,7 @@ def _compare(
         task=manifest.task,
         precision=manifest.precision,
         layout=manifest.layout,
-        samples=SamplesEntry(**chosen.to_json()),
+        samples=SamplesEntry(**samples.to_json()),
         bounds=bounds,
         pairs=pairs,
         token_counts=counts[first],

@@ -1,7 +1,6 @@
 """What the command lines of this package's tools share: where results go, and how a run ends."""
 
 import os
-import signal
 import sys
 from contextlib import suppress
 from importlib import metadata
@@ -35,9 +34,7 @@ class TextPath(click.Path):
 
 
 PATH = TextPath(path_type=Path)
-allow_outside = click.option(
-    "--allow-outside", is_flag=True, help="Take images whose names lead out of the folder of the data."
-)
+allow_outside = click.option("--allow-outside", is_flag=True, help="Accept images outside the data folder.")
 
 
 def version_option(command: Any) -> Any:
@@ -75,23 +72,10 @@ def show_usage_error(error: click.ClickException) -> None:
     say(text.getvalue().rstrip("\n"), err=True)
 
 
-def _interrupt(*_: object) -> None:
-    raise KeyboardInterrupt
-
-
 def run(command: click.Command, interrupted: str) -> int:
-    """`run_command` where SIGTERM ends a run as Ctrl-C does."""
-    if signal.getsignal(signal.SIGTERM) != signal.SIG_IGN:
-        signal.signal(signal.SIGTERM, _interrupt)
-    return run_command(command, interrupted)
+    """Run a command line on `sys.argv`; returns its exit status, which is 2 after any error that a user can cause.
 
-
-def run_command(command: click.Command, interrupted: str) -> int:
-    """Run a command line; returns its exit status: the command's own, or 2 with a message for what a user can cause.
-
-    Args:
-        command: what to run on `sys.argv`.
-        interrupted: the message after Ctrl-C or SIGTERM.
+    `interrupted` is printed after Ctrl-C or SIGTERM, unless the command raises a `click.Abort` that says more.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):  # a character that the terminal's encoding lacks is no reason to fail
@@ -111,11 +95,11 @@ def run_command(command: click.Command, interrupted: str) -> int:
         _drop_output()
     except SystemExit:  # click's and rich's answer to a pipe that nobody reads; their status, 1, would be a verdict
         _drop_output()
-    except (click.Abort, KeyboardInterrupt):
+    except (click.Abort, KeyboardInterrupt) as error:
         # CPython ends `python -m` by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has
         # passed through an exec() of a string, as imports of torch are full of; the next exec() makes it forget that.
         exec("")
-        click.echo(interrupted, err=True)
+        say(str(error) or interrupted, err=True)
     return WRONG_INPUT
 
 

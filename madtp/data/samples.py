@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from madtp.data.default_samples import demo_samples as demo_samples
 from madtp.data.images import image_path, read_image
 from madtp.data.preprocess import Sample, image_tensor
 from madtp.data.texts import shown, text_fault
-from madtp.data.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
-from madtp.demo.data import held_out_samples
-from madtp.demo.photos import photo_samples
+from madtp.data.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize_text, pad_ids, text_processor
 from madtp.errors import InputError
 from madtp.files.inputs import read_json
 from madtp.models.config import BlipConfig, ClipConfig
 
 MIN_SAMPLES = 8
+DEMO_SAMPLES = 2 * MIN_SAMPLES
 INDEX = "samples.json"
 VOCABULARY = "vocab.txt"
 LABELS = {"true": True, "false": False}
@@ -47,12 +47,18 @@ class Request:
 
 @dataclass(frozen=True)
 class SampleSet:
-    """Prepared requests, where they come from in words, and the vocabulary file that made their ids.
+    """Samples, prepared for a model.
 
     Attributes:
-        fits: the ids are the words' own; otherwise they are stable but mean nothing to the model.
-        vocabulary: the file, None without one (CLIP needs none).
-        vocabulary_sha256: of what made the ids, None where they do not fit.
+        requests: the samples as the model takes them.
+        origin: where they come from, for people.
+        fits: whether the ids are those of the words; otherwise they are stable but mean nothing to the model.
+        vocabulary: the vocabulary file that made the ids; None without one (CLIP needs none).
+        vocabulary_sha256: hash of what made the ids; None if they do not fit.
+        kind: "samples" (a folder), "data set", "demo" or "synthetic".
+        texts: the text of every sample as it was given; "" if the task asks none.
+        answers: the answers (vqa) or captions of every sample that are known to be right.
+        processor: what made the ids; None if they do not fit.
     """
 
     requests: list[Request]
@@ -60,9 +66,22 @@ class SampleSet:
     fits: bool
     vocabulary: Path | None = None
     vocabulary_sha256: str | None = None
+    kind: str = "samples"
+    texts: Sequence[str] = ()
+    answers: Sequence[tuple[str, ...]] = ()
+    processor: Processor | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
+
+    @property
+    def words(self) -> str:
+        """What the ids mean to the model: "read", "hashed" (stable ids without a meaning) or "random"."""
+        return "read" if self.fits else "random" if self.kind == "synthetic" else "hashed"
+
+    def to_json(self) -> dict[str, Any]:
+        """What a verdict says of its samples."""
+        return {"kind": self.kind, "origin": self.origin, "count": len(self), "words": self.words}
 
 
 def collate(requests: Sequence[Request], config: Config) -> dict[str, Tensor]:
@@ -88,15 +107,17 @@ def _filled(ids: list[int], length: int) -> Tensor:
     return F.pad(torch.tensor(ids, dtype=torch.int64), (0, length - len(ids)))
 
 
-def find_vocabulary(checkpoint: Path, folder: Path | None = None) -> Path | None:
+def find_vocabulary(checkpoint: Path | None, folder: Path | None = None) -> Path | None:
     """`vocab.txt` in the sample folder, else beside the checkpoint, else None."""
-    for place in (folder, checkpoint.parent):
+    for place in (folder, None if checkpoint is None else checkpoint.parent):
         if place is not None and (place / VOCABULARY).is_file():
             return place / VOCABULARY
     return None
 
 
-def sample_processor(checkpoint: Path, folder: Path, config: Config, vocabulary: Path | None = None) -> Processor:
+def sample_processor(
+    checkpoint: Path | None, folder: Path, config: Config, vocabulary: Path | None = None
+) -> Processor:
     """What turns the texts of a folder of samples into ids; `vocabulary` is known to be the model's.
 
     Raises:
@@ -104,8 +125,9 @@ def sample_processor(checkpoint: Path, folder: Path, config: Config, vocabulary:
     """
     vocabulary = vocabulary or find_vocabulary(checkpoint, folder)
     if vocabulary is None and not isinstance(config, ClipConfig):
+        other = ", and the artifact has none" if checkpoint is None else f" or beside '{checkpoint}'"
         raise InputError(
-            f"there is no {VOCABULARY} in '{folder}' or beside '{checkpoint}'",
+            f"there is no {VOCABULARY} in '{folder}'{other}",
             "Without the checkpoint's vocabulary the sentences cannot be turned into token ids.",
             f"Copy it to '{folder / VOCABULARY}'.",
         )
@@ -121,12 +143,13 @@ def _is_folder(path: Path) -> bool:
 
 def load_samples(
     folder: Path | None,
-    checkpoint: Path,
+    checkpoint: Path | None,
     config: Config,
     least: int = MIN_SAMPLES,
     vocabulary: Path | None = None,
     *,
     allow_outside: bool = False,
+    demos: int = DEMO_SAMPLES,
 ) -> SampleSet:
     """At least `least` samples: of `folder`, or without one the demo's.
 
@@ -136,12 +159,13 @@ def load_samples(
     {"caption", "image"} for retrieval and clip.
 
     Args:
-        folder: of samples.
-        checkpoint: of the model.
-        config: of the model.
-        least: samples that there have to be.
-        vocabulary: known to be the model's; None looks for one.
-        allow_outside: also take images whose names lead out of the folder.
+        folder: the folder of samples; None takes the demo's.
+        checkpoint: the model's; a vocabulary may lie beside it. None if there is only an artifact.
+        config: configuration of the model.
+        least: the fewest samples that a folder has to have.
+        vocabulary: a vocabulary that is known to be the model's; None looks for one.
+        allow_outside: whether images may lie outside the folder.
+        demos: how many of the demo's samples.
 
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
@@ -153,35 +177,44 @@ def load_samples(
             f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
         )
     if folder is not None:
-        processor = sample_processor(checkpoint, folder, config, vocabulary)
         samples = read_samples(folder, config.task, least, allow_outside=allow_outside)
+        processor = sample_processor(checkpoint, folder, config, vocabulary)
         used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint, folder)
-        return _prepare(samples, f"{len(samples)} samples of '{folder}'", processor, used, config)
-    count = 2 * MIN_SAMPLES
-    samples = demo_samples(config.task, count)
+        origin = f"{len(samples)} sample{'s' * (len(samples) > 1)} of '{folder}'"
+        return _prepare(samples, origin, processor, used, config, "samples")
+    samples = demo_samples(config.task, demos)
     origin = f"{len(samples)} of the demo's samples (--samples names others)"
     used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint)
     try:
         if used is not None or isinstance(config, ClipConfig):
-            return _prepare(samples, origin, text_processor(config, used), used, config)
+            return _prepare(samples, origin, text_processor(config, used), used, config, "demo")
     except InputError:
         pass  # a vocabulary lies beside the checkpoint, but it is another model's
     # Another model's words: any ids do for comparing two runs of one model, as long as the user knows.
     lacking = f"because no {VOCABULARY} fits" if isinstance(config, BlipConfig) else "because CLIP's does not fit"
-    return _prepare(samples, f"{origin}; words hashed to ids, {lacking}", None, None, config)
-
-
-def demo_samples(task: str, count: int) -> list[Sample]:
-    """Samples that need no data: handwritten digits for nlvr, pieces of photographs for the others."""
-    return held_out_samples(count) if task == "nlvr" else photo_samples(count, task)
+    return _prepare(samples, f"{origin}; words hashed to ids, {lacking}", None, None, config, "demo")
 
 
 def _prepare(
-    samples: Sequence[Sample], origin: str, processor: Processor | None, vocabulary: Path | None, config: Config
+    samples: Sequence[Sample],
+    origin: str,
+    processor: Processor | None,
+    vocabulary: Path | None,
+    config: Config,
+    kind: str,
 ) -> SampleSet:
-    digest = None if processor is None else processor.sha256
-    requests = prepare_samples(samples, processor, config)
-    return SampleSet(requests, origin, processor is not None, vocabulary, digest)
+    captions = config.task == "caption"  # their texts are what is to be seen in the image, and no input
+    return SampleSet(
+        prepare_samples(samples, processor, config),
+        origin,
+        processor is not None,
+        vocabulary,
+        None if processor is None else processor.sha256,
+        kind,
+        ["" if captions else sample.text or "" for sample in samples],
+        [sample.answers or ((sample.text,) if captions and sample.text is not None else ()) for sample in samples],
+        processor,
+    )
 
 
 def prepare_samples(samples: Sequence[Sample], processor: Processor | None, config: Config) -> list[Request]:
@@ -223,7 +256,7 @@ def hashed_ids(text: str, config: Config) -> list[int]:
 
 def hashed_words(text: str, config: Config) -> list[str]:
     """The words that `hashed_ids` gives an id each."""
-    return (HASHED_PROMPT if config.task == "caption" else normalize(text, READERS[config.task])).split()
+    return (HASHED_PROMPT if config.task == "caption" else normalize_text(text, READERS[config.task])).split()
 
 
 def edge_ids(config: Config) -> tuple[int, int | None, int]:
@@ -246,7 +279,7 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
     """The entries of the folder's `samples.json`, not looked into yet.
 
     Raises:
-        InputError: it cannot be read, is no list, or has fewer than `least`.
+        InputError: it cannot be read, is not a list, or has fewer than `least`.
     """
     if not _is_folder(folder):
         raise InputError(
@@ -283,39 +316,39 @@ def read_sample(folder: Path, number: int, entry: Any, task: str, *, allow_outsi
     Raises:
         InputError: the entry or an image cannot be used.
     """
-    where = f"entry {number} of '{folder / INDEX}'"
+    place = f"entry {number} of '{folder / INDEX}'"
     field = TEXT_FIELDS[task]
     text = entry.get(field) if isinstance(entry, dict) and field else None
     fault = text_fault(text) if field is not None else None
     if not isinstance(entry, dict) or fault is not None:
         raise InputError(
-            f"{where} has no {field or 'image'} that can be used",
-            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is no object.",
+            f"{place} has no {field or 'image'} that can be used",
+            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is not an object.",
             f"It has to be {_entry_form(task)}.",
         )
     if task == "nlvr":
         names = entry.get("images")
         if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{where} does not name two images", 'It has to have "images": [left, right].')
+            raise InputError(f"{place} does not name two images", 'It has to have "images": [left, right].')
     else:
         names = [entry.get("image")]
         if not isinstance(names[0], str):
-            raise InputError(f"{where} does not name an image", f"It has to be {_entry_form(task)}.")
+            raise InputError(f"{place} does not name an image", f"It has to be {_entry_form(task)}.")
     label = entry.get("label") if task == "nlvr" else None
     known = None if label is None else LABELS.get(str(label).lower())
     if label is not None and known is None:
-        raise InputError(f"{where} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
-    answers = _known_answers(entry, ANSWER_FIELDS.get(task, ""), where)
+        raise InputError(f"{place} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
+    answers = _known_answers(entry, ANSWER_FIELDS.get(task, ""), place)
     paths = [image_path(folder, name, folder / INDEX, allow_outside) for name in names]
     return Sample(tuple(read_image(path) for path in paths), text, known, answers)
 
 
-def _known_answers(entry: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+def _known_answers(entry: dict[str, Any], field: str, place: str) -> tuple[str, ...]:
     """What an entry says is right."""
     given = entry.get(field)
     answers = [] if given is None else given if isinstance(given, list) else [given]
     if not all(isinstance(answer, str) for answer in answers):
         raise InputError(
-            f"{where} has the {field} {given!r:.40}", "It can be a text or several.", "Correct or leave it out."
+            f"{place} has the {field} {given!r:.40}", "It can be a text or several.", "Correct or leave it out."
         )
     return tuple(answers)

@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from torch import Tensor
 
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD, Sample
+from madtp.demo import demo_extra
 
 CANVAS = 48  # pixels along one side of an image
 CELL = 24  # pixels along one side of the square that holds a digit
@@ -69,7 +70,8 @@ class Digits(NamedTuple):
 
 def load_split(held_out: bool) -> Digits:
     """The scans to train on, or those to evaluate on; no scan is in both."""
-    from sklearn.datasets import load_digits  # takes a second to import, which only the demonstration should spend
+    with demo_extra():
+        from sklearn.datasets import load_digits
 
     data = load_digits()
     order = np.random.default_rng(SPLIT_SEED).permutation(len(data.target))

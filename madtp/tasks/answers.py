@@ -12,12 +12,11 @@ from madtp.models.decoder import DecoderSession, DecoderStep
 from madtp.tasks.generation import Limits, beam_search, greedy_search
 
 LABEL_SMOOTHING = 0.1  # part of the score by which the published code ranks answers
-
-
+K_ANSWERS = 128  # candidates that the published evaluation reads to the end
 IGNORED = -100
 
 
-class Ranking(NamedTuple):
+class RankedAnswers(NamedTuple):
     """Of each question the k answers [B, k] that are likeliest by their first word, and the best one's index [B].
 
     `topk_prob` is the probability of that word, `topk_index` the answer's place in the list, `topk_log_prob_sum` minus
@@ -37,7 +36,7 @@ def start_logits(step: DecoderStep, source: Tensor, config: VqaConfig) -> Tensor
 
 def rank_answers(
     step: DecoderStep, source: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaConfig
-) -> Ranking:
+) -> RankedAnswers:
     """Choose an answer from a list for each question.
 
     Args:
@@ -66,7 +65,7 @@ def rank_answers(
         scores.append(score)
     log_prob_sum = torch.stack(scores)
     best = index.gather(1, log_prob_sum.argmax(dim=1, keepdim=True))[:, 0]
-    return Ranking(prob, index, log_prob_sum, best)
+    return RankedAnswers(prob, index, log_prob_sum, best)
 
 
 def _smoothed_loss(logits: Tensor, target: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The retrieval evaluation: every image against every text by embedding, the best pairs once more by matching."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import torch
@@ -11,7 +11,8 @@ from madtp.models.config import RetrievalConfig
 from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
 
 NOT_MATCHED = -100.0  # the score of a pair that was not among the best by similarity
-TEXT_BATCH = 256  # of the published evaluation
+TEXT_BATCH = 256  # texts embedded together in the published evaluation
+K_TEST = 256  # candidates matched in each row: of the published COCO evaluation; 128 for Flickr30k
 
 
 class RetrievalParts(Protocol):
@@ -34,7 +35,7 @@ class RetrievalParts(Protocol):
     ) -> MatchOutput: ...
 
 
-class Ranking(NamedTuple):
+class RankingScores(NamedTuple):
     """I images and T texts: similarity [I, T] of the embeddings; score_i2t [I, T] ranks the texts of each image,
     score_t2i [T, I] the images of each text. A score is -100 outside the best `k_test` of its row."""
 
@@ -43,7 +44,20 @@ class Ranking(NamedTuple):
     score_t2i: Tensor
 
 
-@torch.no_grad()
+class Embeddings(NamedTuple):
+    """Of I images and T texts: similarity [I, T], and the tokens [n_i, C] of each image."""
+
+    sim: Tensor
+    image_tokens: list[Tensor]
+
+
+class Candidates(NamedTuple):
+    """The best K candidates of an image or text by similarity: their indices [K], and scores [K] float."""
+
+    indices: Tensor
+    scores: Tensor
+
+
 def rank(
     model: RetrievalParts,
     images: Iterable[Tensor],
@@ -54,7 +68,7 @@ def rank(
     text_batch: int = TEXT_BATCH,
     match_batch: int | None = None,
     temperature: Tensor | float | None = None,
-) -> Ranking:
+) -> RankingScores:
     """Rank texts for every image and images for every text, as the published evaluation does.
 
     The best `k_test` of each row by similarity are matched, in one batch a row; their score is the matching logit plus
@@ -63,13 +77,11 @@ def rank(
 
     Args:
         model: the parts.
-        images: batches [b, 3, S, S] float, normalised; how they are cut is the caller's choice.
+        images: batches [b, 3, S, S] float, normalised; the caller chooses their sizes.
         input_ids: [T, L] int64, first id [CLS]; attention_mask: [T, L], 1 for words and 0 for padding.
         k_test: candidates of each row; all of them where there are fewer.
         text_batch: texts that are embedded together.
-        match_batch: pairs of a row that are matched together; None is all of them, as published. Smaller batches may
-            keep other tokens, and so give other scores. 1 matches each pair on its own, with no filling of its image
-            (see `image_tokens`): its score depends on nothing else.
+        match_batch: see `Matcher`.
         temperature: as for the parts; None is the model's own.
 
     Raises:
@@ -78,50 +90,93 @@ def rank(
     """
     sizes = {"k_test": k_test, "text_batch": text_batch, "match_batch": 1 if match_batch is None else match_batch}
     _check(model.config, input_ids, attention_mask, sizes)
-    text_embed = torch.cat(
-        [
-            model.encode_text(ids, mask, temperature).text_embed
-            for ids, mask in zip(input_ids.split(text_batch), attention_mask.split(text_batch), strict=True)
-        ]
-    )
+    texts = zip(input_ids.split(text_batch), attention_mask.split(text_batch), strict=True)
+    embeddings = embed(model, images, texts, temperature)
+    matcher = Matcher(model, embeddings, input_ids, attention_mask, k_test, match_batch, temperature)
+    rows, columns = embeddings.sim.shape
+    score_i2t = scatter(map(matcher.texts_of, range(rows)), columns)
+    return RankingScores(embeddings.sim, score_i2t, scatter(map(matcher.images_of, range(columns)), rows))
+
+
+@torch.no_grad()
+def embed(
+    model: RetrievalParts,
+    images: Iterable[Tensor],
+    texts: Iterable[tuple[Tensor, Tensor]],
+    temperature: Tensor | float | None = None,
+) -> Embeddings:
+    """Embed batches of images and batches of texts, which are ids and masks; see `rank`."""
+    text_embed = torch.cat([model.encode_text(ids, mask, temperature).text_embed for ids, mask in texts])
     encoded = []
     for index, batch in enumerate(images):
         _check_images(model.config.image_size, index, batch)
         encoded.append(model.encode_image(batch, temperature))
     if not encoded:
         raise InputError("there are no images to rank", "The iterable of image batches is empty.", "Give at least one.")
-    tokens = [image for output in encoded for image in output.image_tokens]
     sim = torch.cat([output.image_embed for output in encoded]) @ text_embed.mT
-    pair_ids = input_ids.clone()
-    pair_ids[:, 0] = model.config.enc_token_id
-
-    def matched(texts: Tensor, pictures: Tensor) -> Tensor:
-        """[K]: the matching logit of each pair of a text and an image, both [K] indices."""
-        size = match_batch or len(texts)
-        logits = []
-        for words, shown in zip(texts.split(size), pictures.split(size), strict=True):
-            seen = pair_tokens(tokens, shown, match_batch)
-            logits.append(model.match(pair_ids[words], attention_mask[words], seen, temperature).itm_logits[:, 1])
-        return torch.cat(logits)
-
-    score_i2t = rerank(sim, k_test, lambda pictures, texts: matched(texts, pictures))
-    score_t2i = rerank(sim.mT, k_test, matched)
-    return Ranking(sim, score_i2t, score_t2i)
+    return Embeddings(sim, [image for output in encoded for image in output.image_tokens])
 
 
-def rerank(sim: Tensor, k_test: int, match: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
-    """Scores [Q, D]: of the best `k_test` of each row similarity plus `match`, of the others -100.
+class Matcher:
+    """Matches each image or text with its best candidates.
 
     Args:
-        sim: [Q, D], similarity of queries and candidates.
-        k_test: candidates of each query; all of them where there are fewer.
-        match: matching logits [K] of one query, its index repeated [K], and its candidates' indices [K].
+        model: the parts.
+        embeddings: what `embed` gave for the images and texts.
+        input_ids, attention_mask, k_test, temperature: as those of `rank`.
+        match_batch: pairs of a row that are matched together; None is all of them, as published. Smaller batches may
+            keep other tokens, and so give other scores. 1 matches each pair on its own, without filling of its image
+            (see `image_tokens`): its score depends on nothing else.
     """
-    scores = torch.full_like(sim, NOT_MATCHED)
-    for query, row in enumerate(sim):
-        values, candidates = row.topk(min(k_test, len(row)))
-        scores[query, candidates] = values + match(torch.full_like(candidates, query), candidates)
-    return scores
+
+    def __init__(
+        self,
+        model: RetrievalParts,
+        embeddings: Embeddings,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        k_test: int,
+        match_batch: int | None = None,
+        temperature: Tensor | float | None = None,
+    ) -> None:
+        self._model, self._embeddings, self._mask = model, embeddings, attention_mask
+        self._k_test, self._match_batch, self._temperature = k_test, match_batch, temperature
+        self._pair_ids = input_ids.clone()
+        self._pair_ids[:, 0] = model.config.enc_token_id
+
+    def texts_of(self, image: int) -> Candidates:
+        """The best texts of an image."""
+        values, texts = self._best(self._embeddings.sim[image])
+        return Candidates(texts, values + self._logits(texts, torch.full_like(texts, image)))
+
+    def images_of(self, text: int) -> Candidates:
+        """The best images of a text."""
+        values, images = self._best(self._embeddings.sim[:, text])
+        return Candidates(images, values + self._logits(torch.full_like(images, text), images))
+
+    def _best(self, row: Tensor) -> tuple[Tensor, Tensor]:
+        values, indices = row.topk(min(self._k_test, len(row)))
+        return values, indices
+
+    @torch.no_grad()
+    def _logits(self, texts: Tensor, images: Tensor) -> Tensor:
+        """[K]: the matching logit of each pair of a text and an image, both [K] indices."""
+        size = self._match_batch or len(texts)
+        logits = []
+        for words, shown in zip(texts.split(size), images.split(size), strict=True):
+            seen = pair_tokens(self._embeddings.image_tokens, shown, self._match_batch)
+            output = self._model.match(self._pair_ids[words], self._mask[words], seen, self._temperature)
+            logits.append(output.itm_logits[:, 1])
+        return torch.cat(logits)
+
+
+def scatter(rows: Iterable[Candidates], columns: int) -> Tensor:
+    """Scores [rows, columns]: of the candidates of each row, and -100 for the others."""
+    scores = []
+    for indices, values in rows:
+        scores.append(values.new_full((columns,), NOT_MATCHED))
+        scores[-1][indices] = values
+    return torch.stack(scores)
 
 
 def pair_tokens(tokens: Sequence[Tensor], wanted: Tensor, match_batch: int | None) -> Tensor:

@@ -19,8 +19,7 @@ from benchmarks.kit.files import read_json
 from benchmarks.kit.predict import expected_work
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages import calls, model, models, parity, precision, probe, timings
-from madtp.ops import register_kernels
-from madtp.ops.kernels import without_kernels
+from madtp.ops.kernels import register_kernels, without_kernels
 from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
 from tests.helpers import native_build, stand_in_cuda
 from tests.helpers.kernel_calls import attention_inputs, compact_call

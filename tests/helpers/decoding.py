@@ -5,12 +5,12 @@ from torch import Tensor
 
 from madtp.models.caption import CaptionModel
 from madtp.models.vqa import VqaModel
-from madtp.tasks.answers import Ranking, rank_answers, write_answers
+from madtp.tasks.answers import RankedAnswers, rank_answers, write_answers
 from madtp.tasks.captions import write_captions
 
 
 @torch.no_grad()
-def rank(model: VqaModel, states: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int) -> Ranking:
+def rank(model: VqaModel, states: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int) -> RankedAnswers:
     """`rank_answers` on question states [B, S, C]."""
     decoder = model.text_decoder
     return rank_answers(decoder.step, decoder.source_cache(states), answer_ids, answer_mask, k, model.config)

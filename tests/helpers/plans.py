@@ -16,7 +16,7 @@ import export.validate.plan_bisection
 from export.engine.backends import Gpu
 from export.engine.builder import BuildResult
 from export.graph.expose_outputs import expose_outputs
-from export.runtime.runner import OnnxRunner
+from export.runtime.onnx_runner import OnnxRunner
 from madtp.tasks.requests import Outputs
 from tests.helpers.defects import edit
 

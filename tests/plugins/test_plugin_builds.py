@@ -152,7 +152,7 @@ def test_what_a_plugin_refuses_is_what_the_export_says(name: str, tmp_path: Path
 REGISTERED = """
 import importlib, sys
 from pathlib import Path
-from export.runtime.runner import register_plugins
+from export.runtime.plan_runner import register_plugins
 trt = importlib.import_module(sys.argv[1])
 
 class Logger(trt.ILogger):

@@ -10,7 +10,7 @@ from torch import Tensor
 from benchmarks.kit.stage import StageRun
 from madtp import NlvrModel
 from madtp.models.config import NlvrConfig
-from madtp.ops import register_kernels
+from madtp.ops.kernels import register_kernels
 from tests.helpers.generate import generated_images, generated_state
 from tests.helpers.paths import CARRIED, golden_folders
 from tests.helpers.sizes import BASE, TEMPERATURE

@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from madtp.data.default_samples import FOLDER
 from madtp.data.preprocess import Sample
-from madtp.errors import InputError
+from madtp.demo import demo_extra
 
 SIZE = 96  # pixels along one side of a picture
 SHORT_SIDE = 160  # pixels of a photograph's shorter side before it is cut
@@ -38,7 +39,7 @@ Ints = NDArray[np.int64]
 
 
 class Photograph(NamedTuple):
-    """A photograph's name in its package, and words for what it shows. A name with a suffix is scikit-learn's."""
+    """A photograph's name in its package, and words for what it shows. A name with a suffix is a file of FOLDER."""
 
     name: str
     words: tuple[str, str, str]
@@ -88,23 +89,18 @@ def photographs() -> tuple[Image.Image, ...]:
     """The photographs in the order of PHOTOGRAPHS, in colour, their shorter side SHORT_SIDE pixels.
 
     Raises:
-        InputError: scikit-image is not installed.
+        InputError: the extra `demo` is not installed.
     """
     return tuple(_scaled(_pixels(photograph.name)) for photograph in PHOTOGRAPHS)
 
 
 def _pixels(name: str) -> Bytes:
     """The photograph as its package ships it; nothing is downloaded."""
-    from sklearn.datasets import load_sample_image  # takes a second to import
-
     if "." in name:
-        return np.asarray(load_sample_image(name))
-    try:
-        from skimage import data  # installed for this demonstration alone
-    except ImportError as error:
-        raise InputError(
-            "the retrieval demo needs the photographs of scikit-image", str(error), "`pip install scikit-image`."
-        ) from error
+        return np.asarray(Image.open(FOLDER / name))
+    with demo_extra():
+        from skimage import data
+
     loaded: Any = getattr(data, name)()
     return np.asarray(loaded[0] if isinstance(loaded, tuple) else loaded)  # a stereo pair comes with its depth
 

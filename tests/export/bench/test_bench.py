@@ -37,10 +37,11 @@ from export.bench.yardstick import Yardstick, repetitions
 from export.errors import BackendError, BaselineError, ManifestError, OptionError
 from export.runtime.artifact import Artifact, backend_of
 from export.runtime.runner import RunnerOptions
-from export.samples.artifact import artifact_samples
+from export.samples.choice import DataOptions
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs, Runner
+from tests.helpers.artifact_samples import samples_of
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.bench import FakeRunner, FakeTimer, FakeYardstick, Quiet, fake_bench, save
 from tests.helpers.checkpoints import TAU
@@ -326,9 +327,9 @@ def test_what_was_measured_is_kept_while_measuring(options: BenchOptions, tmp_pa
 def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
     described = as_plan(Artifact.open(options.artifact))
     monkeypatch.setattr(Artifact, "open", lambda path: described)
-    monkeypatch.setattr(export.bench.run, "artifact_samples", lambda *given, **named: samples)
+    monkeypatch.setattr(export.bench.run, "choose_samples", lambda *given, **named: samples)
     where = (described.manifest, described.folder, described.config)
-    samples = artifact_samples(*where, None, False, demos=3)
+    samples = samples_of(*where, DataOptions(), demos=3)
     timer, opened = FakeTimer(), list[RunnerOptions]()
 
     class Profiled(FakeRunner):

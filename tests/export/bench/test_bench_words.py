@@ -14,6 +14,7 @@ import pytest
 
 import export.bench.run
 from export.bench.calls import Case
+from export.bench.latency import TOO_NOISY
 from export.bench.measurement import read_measurement
 from export.bench.operators import Operators, typical
 from export.bench.report import (
@@ -29,7 +30,7 @@ from export.bench.run import BenchOptions, BenchResult
 from export.bench.statistics import Ratio
 from export.bench.summary import to_json
 from export.bench.verdict import Outcome, judge
-from export.bench.words import TOO_FEW, TOO_NOISY, floor, known, sentence, sign, times
+from export.bench.words import TOO_FEW, floor, known, sentence, sign, times
 from tests.helpers.bench import FakeRunner, FakeTimer, fake_bench, save
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran

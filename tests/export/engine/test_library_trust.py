@@ -16,8 +16,8 @@ from export.engine.plugin_library import check_embedded, loadable_library, read_
 from export.engine.worker import PluginMismatchError, load_plugins
 from export.errors import PluginError
 from export.runtime.artifact import Artifact
-from export.runtime.runner import register_plugins
-from madtp.ops import register_kernels
+from export.runtime.plan_runner import register_plugins
+from madtp.ops.kernels import register_kernels
 from madtp.ops.library import KernelError
 from tests.helpers.manifests import recorded_manifest
 

@@ -29,7 +29,7 @@ from export.graph.custom_nodes import custom_nodes
 from export.graph.inline import inline_functions
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import save_onnx
-from export.runtime.runner import register_plugins
+from export.runtime.plan_runner import register_plugins
 from madtp.ops.spec import OPS, TOKEN_COMPACT
 from tests.helpers.checkpoints import TINY
 

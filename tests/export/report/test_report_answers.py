@@ -12,16 +12,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-import export.report.measure as measure
+import export.report.measurements as measure
 import madtp
 from export.artifact.reader import read_manifest
 from export.report.answers import Answer, _rank, answers_to
 from export.report.plots import DARK, LIGHT, latency_plot, pareto_plot, tokens_plot
 from export.runtime.artifact import Artifact
-from export.samples.artifact import ArtifactSamples, artifact_samples
-from madtp.data.samples import read_sample
+from export.samples.choice import DataOptions
+from madtp.data.samples import SampleSet, read_sample
 from madtp.errors import InputError
 from madtp.tasks.requests import run_request
+from tests.helpers.artifact_samples import samples_of
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
@@ -37,26 +38,26 @@ def briefly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(measure, "LATENCY_SECONDS", 0.0)
 
 
-def asked(folder: Path, chosen: list[int], change: Callable[[ArtifactSamples], ArtifactSamples]) -> list[list[Answer]]:
+def asked(folder: Path, chosen: list[int], change: Callable[[SampleSet], SampleSet]) -> list[list[Answer]]:
     """Answers of an artifact to the demo's samples."""
     manifest = read_manifest(folder / "out.json")
     config = madtp.load(folder / "tiny.pt").config
-    samples = change(artifact_samples(manifest, folder, config, None, synthetic=False, demos=6))
+    samples = change(samples_of(manifest, folder, config, DataOptions(), demos=6))
     return answers_to(config, Artifact.open(folder / "out.json").open_runners(), samples, chosen, TAU, 1)
 
 
 def test_a_judgement_has_its_probability_and_is_right_or_wrong(tiny_artifact: Path) -> None:
-    def labelled(samples: ArtifactSamples) -> ArtifactSamples:
-        request = samples.prepared.requests[0]
+    def labelled(samples: SampleSet) -> SampleSet:
+        request = samples.requests[0]
         requests = [replace(request, label=label) for label in (1, 0, None)]
-        return replace(samples, prepared=replace(samples.prepared, requests=requests))
+        return replace(samples, requests=requests)
 
     (of_true,), (of_false,), (of_none,) = asked(tiny_artifact, [0, 1, 2], labelled)
     manifest = read_manifest(tiny_artifact / "out.json")
     config = madtp.load(tiny_artifact / "tiny.pt").config
-    samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=False, demos=6)
+    samples = samples_of(manifest, tiny_artifact, config, DataOptions(), demos=6)
     runners = Artifact.open(tiny_artifact / "out.json").open_runners()
-    outputs = run_request(config, runners, measure.alone(samples.prepared.requests[0], config, 1), TAU)
+    outputs = run_request(config, runners, measure.alone(samples.requests[0], config, 1), TAU)
     false, true = outputs["logits"][0].softmax(dim=0).tolist()
     assert of_true.text == of_false.text == ("true" if true > false else "false")
     assert of_true.score == f"probability {max(true, false):.3f}"

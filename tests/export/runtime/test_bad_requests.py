@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from export.artifact.manifest import TensorInfo
-from export.runtime.runner import CheckedRunner
+from export.runtime.checked import CheckedRunner
 from madtp.errors import InputError
 
 PROFILE = {

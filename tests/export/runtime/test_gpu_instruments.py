@@ -21,14 +21,16 @@ import pytest
 import torch
 from cuda.pathfinder import DynamicLibNotFoundError
 
-import export.runtime.runner
+import export.runtime.plan_runner
 from export.artifact.manifest import TensorInfo
 from export.bench.environment import activity, clocks
 from export.bench.instruments import instruments_for
 from export.engine.backends import Backend, find_gpus
 from export.errors import BackendError
+from export.runtime.checked import CheckedRunner
 from export.runtime.gpu import DeviceMeter, KernelCache, MeteredContext, execution_context, layer_profiler
-from export.runtime.runner import CheckedRunner, PlanRunner, RunnerOptions, load_cuda_runtime
+from export.runtime.plan_runner import PlanRunner, load_cuda_runtime
+from export.runtime.runner import RunnerOptions
 
 STREAM = 7
 
@@ -100,7 +102,7 @@ def test_gpu_time_is_that_between_the_events_around_each_enqueue() -> None:
 def test_without_a_gpu_the_real_bindings_say_so() -> None:
     with pytest.raises(BackendError, match=r"cudaEventCreate"):
         DeviceMeter().begin(0)
-    described = SimpleNamespace(manifest={"backend": {"name": "tensorrt-rtx"}})
+    described = SimpleNamespace(manifest=SimpleNamespace(is_plan=True))
     (note,) = instruments_for(described).notes
     assert note.startswith("GPU time was not measured: ")
     assert instruments_for(described).meter is None
@@ -223,7 +225,7 @@ def test_polygraphy_finds_cuda_s_runtime_in_its_wheel(monkeypatch: pytest.Monkey
     monkeypatch.setattr(polygraphy.cuda.cuda, "G_CUDA", None)
     monkeypatch.setenv("LD_LIBRARY_PATH", "/elsewhere")
     monkeypatch.setattr(
-        export.runtime.runner, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=str(library))
+        export.runtime.plan_runner, "load_nvidia_dynamic_lib", lambda name: SimpleNamespace(abs_path=str(library))
     )
     for _ in range(2):
         load_cuda_runtime()
@@ -238,7 +240,7 @@ def test_without_cuda_s_runtime_no_plan_runs(monkeypatch: pytest.MonkeyPatch) ->
     def fail() -> None:
         raise OSError("libcudart.so: cannot open shared object file")
 
-    monkeypatch.setattr(export.runtime.runner, "load_nvidia_dynamic_lib", refuse)
+    monkeypatch.setattr(export.runtime.plan_runner, "load_nvidia_dynamic_lib", refuse)
     monkeypatch.setattr(polygraphy.cuda, "wrapper", fail)
     with pytest.raises(BackendError, match=r"cuda-toolkit\[cudart\]"):
         load_cuda_runtime()
@@ -314,7 +316,7 @@ def open_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[Runn
         monkeypatch.setenv("POLYGRAPHY_USE_TENSORRT_RTX", "1")
         monkeypatch.setattr(polygraphy.backend.trt, "get_trt_logger", lambda: None)
         monkeypatch.setattr(polygraphy.backend.trt, "TrtRunner", FakeTrtRunner)
-        monkeypatch.setattr(export.runtime.runner, "load_cuda_runtime", lambda: None)
+        monkeypatch.setattr(export.runtime.plan_runner, "load_cuda_runtime", lambda: None)
         backend = Backend("tensorrt-rtx", "1.7", "", can_run=True)
         runner = PlanRunner(plan, backend, allow_host_code=allow_host_code, options=options)
         assert runtime.engine_host_code_allowed is allow_host_code

@@ -275,7 +275,7 @@ def test_a_temperature_has_to_be_a_number(temperature: float, sessions: dict[str
         ("retrieval", lambda s: s.judge([], []), r"Use session.rank\(...\)"),
         ("clip", lambda s: s.caption(IMAGES), r"Use session.rank\(...\)"),
         ("vqa", lambda s: s.answer(IMAGES[:2], TEXTS[:1]), "2 requests by their images and 1 by their texts"),
-        ("vqa", lambda s: s.answer(IMAGES[:1], "what"), "no list of texts"),
+        ("vqa", lambda s: s.answer(IMAGES[:1], "what"), "not a list of texts"),
         ("vqa", lambda s: s.answer([], []), "there are no questions"),
         ("vqa", lambda s: s.answer(IMAGES[:1], ["a"], candidates=[]), "there are no candidates"),
         (
@@ -392,14 +392,14 @@ def test_importing_the_package_stays_cheap() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"batch": "4"}, r"batch is '4'\nIt has to be a whole number"),
+        ({"batch": "4"}, r"batch is '4'\nIt must be a whole number"),
         ({"batch": 2.5}, r"batch is 2\.5"),
         ({"beams": 2.0}, r"beams is 2\.0"),
         ({"max_length": "9"}, "max_length is '9'"),
         ({"min_length": 1.0}, r"min_length is 1\.0"),
         ({"candidates": ["a", "one"], "k": 1.5}, r"k is 1\.5"),
         ({"k": 2}, "k does not apply without candidates"),
-        ({"temperature": "1"}, "the temperature is 1\nIt has to be a finite number"),
+        ({"temperature": "1"}, "the temperature is 1\nIt must be a finite number"),
     ],
 )
 def test_what_is_no_number_is_refused(given: dict[str, Any], message: str, sessions: dict[str, Session]) -> None:
@@ -420,10 +420,10 @@ def test_images_are_a_list(images: Any, sessions: dict[str, Session], nlvr: Sess
         lambda: sessions["caption"].caption(images),
         lambda: sessions["clip"].rank(images, ["one"]),
     ):
-        with pytest.raises(InputError, match="the images are no list"):
+        with pytest.raises(InputError, match="the images are not a list"):
             ask()
 
 
 def test_a_prompt_is_a_text(sessions: dict[str, Session]) -> None:
-    with pytest.raises(InputError, match=r"prompts are no list of texts\n.*number 0 is 3"):
+    with pytest.raises(InputError, match=r"prompts are not a list of texts\n.*number 0 is 3"):
         sessions["caption"].caption(IMAGES[:1], prompt=3)  # type: ignore[arg-type]

@@ -17,7 +17,7 @@ from PIL import Image
 
 from export import Session
 from export.errors import BackendError
-from export.runtime.runner import PlanRunner
+from export.runtime.plan_runner import PlanRunner
 from madtp.data.images import check_image
 from madtp.data.preprocess import image_tensor
 from madtp.errors import InputError

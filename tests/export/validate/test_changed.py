@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -14,6 +15,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import export.engine.backends
 from export.artifact.files import check_files
+from export.artifact.manifest import ExternalData
 from export.artifact.reader import manifest_path, read_manifest
 from export.errors import ManifestError
 from export.samples.choice import DataOptions
@@ -145,9 +147,9 @@ def test_a_plugin_library_is_never_taken(exported: tuple[Path, Path], gone: bool
 
 def test_weights_that_a_tool_moved_into_the_graph_are_noted(exported: tuple[Path, Path]) -> None:
     artifact, _ = exported
-    external = {"file": "out.onnx.data", "sha256": "0" * 64}
-    edit(artifact, lambda manifest: manifest["parts"][0].update(external_data=external))
     manifest = read_manifest(manifest_path(artifact))
+    part = replace(manifest.parts[0], external_data=ExternalData("out.onnx.data", "0" * 64))
+    manifest = replace(manifest, parts=(part,))
     assert check_files(manifest, artifact.parent, changed=True) == ["out.onnx.data"]
     with pytest.raises(ManifestError, match=r"out\.onnx\.data"):
         check_files(manifest, artifact.parent)

@@ -15,7 +15,7 @@ import madtp
 from export.artifact.reader import manifest_path
 from export.engine.builder import BuildResult
 from export.engine.range import Range
-from export.runtime.runner import OnnxRunner
+from export.runtime.onnx_runner import OnnxRunner
 from export.samples.synthetic import synthetic_samples
 from export.validate.comparator import Comparator, compare_samples
 from export.validate.model_runner import TorchModelRunner

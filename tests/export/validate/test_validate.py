@@ -196,7 +196,7 @@ def test_a_single_sample_is_enough_and_none_is_not(validate: Run, tmp_path: Path
     folder = write_samples(tmp_path / "one", modes=("RGB",))
     ran = validate("--samples", folder)
     assert ran.status == 0, ran
-    assert "1 samples of" in ran.out
+    assert "1 sample of" in ran.out
     assert "hashed" not in ran.out
     (folder / "samples.json").write_text("[]")
     validate("--samples", folder).refused("lists 0 samples")

@@ -8,9 +8,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from export.console import ConsoleProgress
 from madtp.console.heartbeat import Heartbeat, draws
-from madtp.demo.__main__ import Reporter
+from madtp.console.progress import ConsoleProgress
 
 SOON = 0.01
 LONG = 60.0  # seconds until a test that waits in vain gives up
@@ -129,9 +128,21 @@ def test_stages_and_what_happens_in_them() -> None:
     assert "      checking: encoder" not in log.getvalue()
 
 
-def test_steps_of_the_demo() -> None:
+def test_counted_steps_are_named_after_silence() -> None:
     log = Log()
-    with Reporter(console(log), 100, SOON) as reporter:
-        reporter.advance("training")
-        while "training: step 1 of 100" not in log.wait():
+    with ConsoleProgress(console(log), silence=SOON) as progress:
+        progress.count("training", 1, 100)
+        while "training: 1 of 100" not in log.wait():
             pass
+
+
+def test_a_line_for_every_tenth_of_counted_steps() -> None:
+    log = Log()
+    with ConsoleProgress(console(log), silence=LONG) as progress:
+        for done in range(15, 31):  # a run that goes on begins in the middle
+            progress.count("answering", done, 100)
+        for done in range(101):
+            progress.count("matching", done, 100)
+    lines = log.getvalue().splitlines()
+    assert lines[:2] == [" 20 %  answering: 20 of 100", " 30 %  answering: 30 of 100"]
+    assert lines[2:] == [f"{share:3d} %  matching: {share} of 100" for share in range(10, 101, 10)]

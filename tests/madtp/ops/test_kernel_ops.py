@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from madtp.errors import InputError
-from madtp.ops import register_kernels
-from madtp.ops.kernels import KernelOps
+from madtp.ops.kernels import KernelOps, register_kernels
 from madtp.ops.library import VARIABLE, KernelError, library_path, load_library
 from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
 from tests import golden

@@ -1,4 +1,4 @@
-"""What a page measures: tokens of every sample, latency side by side, GFLOPs."""
+"""Measurements for a page: tokens of every sample, latencies side by side, GFLOPs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from export.bench.latency import time_rounds
 from export.build.gflops import mean_gflops
-from export.runtime.runner import finite_runners
+from export.runtime.checked import finite_runners
 from madtp.data.samples import Config, Request, SampleSet, collate
 from madtp.models.parts import Part
 from madtp.tasks.requests import Outputs, Runners, count_tokens, run_request

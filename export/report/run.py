@@ -1,4 +1,4 @@
-"""Making a page: what is measured for it, and what is shown without running the artifact."""
+"""One report from options to page: measure, follow the tokens of examples, write."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ from export.errors import BackendError, OptionError
 from export.report.answers import answers_to
 from export.report.bench_file import BenchFile, read_bench
 from export.report.examples import Example, choose, picture, text_view
-from export.report.measure import (
+from export.report.measurements import (
     EVERY_IMAGE,
     Counts,
     alone,
@@ -26,12 +26,13 @@ from export.report.measure import (
     tokens_of,
     total_tokens,
 )
-from export.report.page import PAGE, Measured, render
-from export.report.watch import Watched, watch_artifact, watch_torch
-from export.report.words import token_names
+from export.report.page import PAGE, Measurements, render
+from export.report.source_ids import SourceIdRecorder, record_artifact, record_torch
+from export.report.token_names import token_names
 from export.runtime.artifact import CANNOT_RUN, Artifact
-from export.samples.artifact import ArtifactSamples, artifact_samples
+from export.samples.choice import DataOptions, choose_samples
 from export.validate.intermediates import IntermediatesPlanBuilder, open_onnx_intermediates, trace_parts
+from madtp.data.samples import SampleSet
 from madtp.files.outputs import check_outputs, write_output
 from madtp.files.scratch import scratch_folder
 from madtp.models.config import MAX_TEMPERATURE
@@ -39,23 +40,22 @@ from madtp.models.parts import Part, parts_of
 from madtp.tasks.requests import Runner, torch_runners
 
 STAGES = 5
-DEMO_SAMPLES = 16
 MAX_SAMPLES = 32  # each runs at every temperature
 
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What was asked for.
+    """Options of one report.
 
     Attributes:
-        artifact: the manifest, or the artifact that it lies beside.
-        output: the page.
-        checkpoint: that the artifact was made from; GFLOPs need it, and what a plan prunes where.
-        samples: a folder of samples; None is the demo's.
-        synthetic: random pixels and ids instead.
+        artifact: the manifest, or the artifact beside it.
+        output: the page to write.
+        checkpoint: the artifact's checkpoint; needed for GFLOPs, and to show what a plan prunes.
+        samples: folder of samples; None takes the demo's.
+        synthetic: use random pixels and ids instead.
         bench: result of `python -m export bench`; None measures here.
-        temperatures: to compare; none is the default ones.
-        allow_outside: also take samples' images whose names lead out of their folder.
+        temperatures: temperatures to compare; empty takes some around the default.
+        allow_outside: whether images of samples may lie outside their folder.
     """
 
     artifact: Path
@@ -78,7 +78,7 @@ class _Opened:
     least: int
 
 
-Show = Callable[[Manifest, Measured], None]
+Show = Callable[[Manifest, Measurements], None]
 
 
 def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
@@ -95,16 +95,14 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
     """
     progress.stage("reading manifest, files and samples")
     _check_options(options)
+    data = DataOptions(
+        options.samples, synthetic=options.synthetic, limit=MAX_SAMPLES, allow_outside=options.allow_outside
+    )
     check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
     with Artifact.open(options.artifact, checkpoint=options.checkpoint) as artifact:
-        manifest = artifact.manifest
+        manifest, config = artifact.manifest, artifact.config
         bench = None if options.bench is None else read_bench(options.bench, manifest)
-        samples = artifact_samples(
-            *(manifest, artifact.folder, artifact.config, options.samples, options.synthetic),
-            demos=DEMO_SAMPLES,
-            limit=MAX_SAMPLES,
-            allow_outside=options.allow_outside,
-        )
+        samples = choose_samples(data, options.checkpoint, artifact.vocabulary, config, *batch_and_text(manifest))
         measured = _measure(options, _opened(options, artifact), samples, bench, progress)
     try:
         show(manifest, measured)
@@ -114,8 +112,6 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
 
 
 def _check_options(options: ReportOptions) -> None:
-    if options.samples is not None and options.synthetic:
-        raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
     if options.bench is not None and options.temperatures:
         raise OptionError(
             "--bench and --temperature exclude each other", "The temperatures are those of the bench result."
@@ -139,8 +135,8 @@ def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
 
 
 def _measure(
-    options: ReportOptions, opened: _Opened, samples: ArtifactSamples, bench: BenchFile | None, progress: Progress
-) -> Measured:
+    options: ReportOptions, opened: _Opened, samples: SampleSet, bench: BenchFile | None, progress: Progress
+) -> Measurements:
     config, backend, runners = opened.artifact.config, opened.artifact.backend, opened.runners
     default = float(opened.artifact.manifest.temperature)
     temperatures = temperatures_of(default, options.temperatures)
@@ -150,17 +146,17 @@ def _measure(
     counts: dict[float, Counts] = {}
     for temperature in temperatures:
         progress.detail(f"temperature {temperature:g}")
-        counts[temperature] = tokens_of(config, runners, samples.prepared, temperature, opened.least)
+        counts[temperature] = tokens_of(config, runners, samples, temperature, opened.least)
     gflops = None
     if opened.parts is not None:
         progress.detail("counting GFLOPs")
-        gflops = gflops_of(config, opened.parts, samples.prepared, temperatures)
+        gflops = gflops_of(config, opened.parts, samples, temperatures)
     progress.stage("timing" if bench is None else "taking latencies from the bench result")
     if bench is None:
         here, before, neighbours = machine(None), activity(), Neighbours()
-        times = latencies(config, runners, samples.prepared, temperatures, opened.least)
+        times = latencies(config, runners, samples, temperatures, opened.least)
         caveats = warnings(here, before, activity(), neighbours.share())
-        caveats += [ONE_SAMPLE] if len(samples.prepared) == 1 else []
+        caveats += [ONE_SAMPLE] if len(samples) == 1 else []
     else:
         times, caveats = bench.milliseconds, bench.caveats
     progress.stage("following tokens through the layers")
@@ -171,10 +167,10 @@ def _measure(
             watched = _watched(opened, scratch, progress)
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not backend.can_run else f"{backend.name} {backend.version}"
-    return Measured(
-        samples=samples.prepared.origin,
-        images=len(samples.prepared.requests[0].images),
-        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples.prepared)),
+    return Measurements(
+        samples=samples.origin,
+        images=len(samples.requests[0].images),
+        alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples)),
         ran=ran,
         backend=backend,
         least=opened.least,
@@ -185,18 +181,18 @@ def _measure(
         shown=shown,
         watched=None if watched is None else watched.how,
         examples=examples,
-        words_fit=samples.prepared.fits,
+        words_fit=samples.fits,
         caveats=caveats,
     )
 
 
-def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | None:
+def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdRecorder | None:
     """The artifact, made to give out source ids; else the torch model; without a checkpoint nothing."""
     artifact, manifest, runners = opened.artifact, opened.artifact.manifest, opened.runners
     if not manifest.is_plan:
         files = artifact.part_files
         how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
-        return watch_artifact(manifest, files, open_onnx_intermediates(files), runners, how)
+        return record_artifact(manifest, files, open_onnx_intermediates(files), runners, how)
     if opened.parts is None:
         return None
     why = CANNOT_RUN
@@ -206,22 +202,22 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | No
         builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
         how = "the plan, built anew so that it gives out its source ids"
         try:
-            return watch_artifact(manifest, files, builder, runners, how)
+            return record_artifact(manifest, files, builder, runners, how)
         except BackendError as error:
             why = f"a plan that gives out source ids failed: {error.what}"
-    return watch_torch(opened.parts, f"the torch model of the checkpoint ({why})")
+    return record_torch(opened.parts, f"the torch model of the checkpoint ({why})")
 
 
 def _examples(
     opened: _Opened,
-    samples: ArtifactSamples,
+    samples: SampleSet,
     counts: Mapping[float, Counts],
-    watched: Watched | None,
+    watched: SourceIdRecorder | None,
     temperature: float,
     progress: Progress,
 ) -> list[Example]:
     config, settings = opened.artifact.config, opened.artifact.manifest.preprocessing.image
-    images = len(samples.prepared.requests[0].images)
+    images = len(samples.requests[0].images)
     totals, dense_totals = total_tokens(counts[temperature], images), total_tokens(counts[0.0], images)
     grid = config.image_size // config.patch_size
     chosen = choose(totals.tolist())
@@ -229,7 +225,7 @@ def _examples(
     answers = answers_to(config, opened.runners, samples, list(chosen.values()), temperature, opened.least)
     examples = []
     for (title, index), answered in zip(chosen.items(), answers, strict=True):
-        request = samples.prepared.requests[index]
+        request = samples.requests[index]
         inputs = alone(request, config, opened.least)
         names = ("left image", "right image") if len(request.images) == 2 else ("image",)
         pictures, texts = [], []
