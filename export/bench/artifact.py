@@ -1,6 +1,6 @@
 """An artifact, opened to be timed."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,7 @@ from madtp.tasks.requests import Runner, Runners
 
 @dataclass(frozen=True)
 class Described:
-    """An artifact whose files are those of its manifest.
-
-    Attributes:
-        path: of the manifest.
-        manifest: read from there.
-        config: sizes of the model.
-    """
+    """An artifact whose files are those of its manifest; `path` is the manifest's."""
 
     path: Path
     manifest: Mapping[str, Any]
@@ -30,22 +24,22 @@ class Described:
 
     @property
     def folder(self) -> Path:
-        """Where the files lie."""
+        """The folder of the files."""
         return self.path.parent
 
 
 def describe(path: Path) -> Described:
-    """Read the manifest and check the files.
-
-    Args:
-        path: the manifest, or the artifact that it lies beside.
+    """Read a manifest, or that of an artifact, and check the files.
 
     Raises:
-        ManifestError: artifact and manifest are not of each other, or damaged.
+        ManifestError: artifact and manifest do not belong together, or are damaged.
     """
     source, manifest = open_manifest(path)
     check_files(manifest, source.parent)
     return Described(source, manifest, model_config(manifest, source))
+
+
+Opener = Callable[[Described, RunnerOptions], dict[str, Runner]]
 
 
 def open_described(described: Described, options: RunnerOptions) -> dict[str, Runner]:
@@ -70,12 +64,12 @@ def runs_on_gpu(described: Described) -> bool:
 
 
 def uncaptured(runners: Runners) -> list[str]:
-    """Parts of a plan that TensorRT cannot replay as CUDA graphs, after each has run."""
+    """Parts of a plan that TensorRT cannot replay as CUDA graphs; known after each has run."""
     return [name for name, runner in runners.items() if isinstance(runner, CheckedRunner) and not runner.capturable]
 
 
 def identity(described: Described) -> dict[str, Any]:
-    """What a saved measurement says of its artifact; the version is that of the runtime that is installed here."""
+    """What a saved measurement says of its artifact; the version is that of the installed runtime."""
     manifest = described.manifest
     backend = runtime(manifest)
     return {
@@ -93,8 +87,8 @@ def identity(described: Described) -> dict[str, Any]:
 def synchronisations(manifest: Mapping[str, Any]) -> dict[str, int]:
     """How often the host waits for the device in one run of each part; from the manifest, not measured.
 
-    In TensorRT's dynamic layout every TokenCompact layer copies one size, how many tokens it kept, to the host, and the
-    outputs are copied at the end. ONNX Runtime on a CPU has no device to wait for.
+    In TensorRT's dynamic layout every TokenCompact layer copies its token count to the host, and the outputs are copied
+    at the end. ONNX Runtime on a CPU has no device to wait for.
     """
     if manifest["backend"]["name"] == "onnxruntime":  # on a CPU
         return {part["name"]: 0 for part in manifest["parts"]}

@@ -1,12 +1,11 @@
-"""What people and CI systems see of a run: tables, Markdown for a pull request, JUnit XML."""
+"""The output of a run: tables, Markdown for a pull request, JUnit XML."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from rich.table import Table
 
-from export.bench.baseline import RECORDED
-from export.bench.environment import BUSY, clocks
+from export.bench.environment import clocks
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE
 from export.bench.summary import (
@@ -20,22 +19,22 @@ from export.bench.summary import (
     speed_ups,
     verdict_sign,
 )
-from export.bench.verdict import Outcome, Verdict
-from export.bench.words import SIGNS, bounds, floor, known, milliseconds, percent, sentence, sign
+from export.bench.verdict import CaseVerdict, Verdict
+from export.bench.words import SIGNS, bounds, floor, half_width, milliseconds, percent, sentence, sign
 from madtp.console.junit import JUnitCase, JUnitSuite, junit_kind, junit_xml
 from madtp.errors import printable
 from madtp.files.outputs import marked_kind
 
 TOP_OPERATORS = 12
-SAID = {Outcome.PASS: "passed", Outcome.FAIL: "failed", Outcome.UNDECIDED: "undecided"}
-NOT_COMPARED = "nothing was compared: --against or --against-engine names what with"
+COUNTED = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.UNDECIDED: "undecided"}
+NOT_COMPARED = "nothing was compared: give --against or --against-engine"
 MARK = "<!-- madtp-deploy bench -->"
 MARKDOWN = marked_kind("a table of bench", MARK)
 JUNIT = junit_kind("bench")
 
 
 def tables(result: BenchResult) -> list[Table]:
-    """All tables that there is something to show in."""
+    """All tables that have rows."""
     shown = [latency_table(result), group_table(result), speed_up_table(result), operator_table(result)]
     if result.verdicts:
         shown.append(verdict_table(result))
@@ -43,12 +42,12 @@ def tables(result: BenchResult) -> list[Table]:
 
 
 def latency_table(result: BenchResult) -> Table:
-    """A row a case."""
-    table = Table(title=f"{result.described.path}: milliseconds a call", caption=_caption(result))
+    """A row for every case."""
+    table = Table(title=f"{result.described.path}: milliseconds per call", caption=_caption(result))
     summaries = case_summaries(result)
     on_gpu = any(summary.device is not None for summary in summaries)
     busy = ["GPU p50"] if on_gpu else []
-    columns = ("", "p50", "p90", "p99", "mean", "deviation", "known to", *busy, "requests/s", "tokens kept", "GFLOPs")
+    columns = ("", "p50", "p90", "p99", "mean", "stdev", "p50 CI ±", *busy, "requests/s", "tokens kept", "GFLOPs")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for summary in summaries:
@@ -56,7 +55,7 @@ def latency_table(result: BenchResult) -> Table:
         table.add_row(
             str(summary.case),
             *map(milliseconds, (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
-            known(latency.relative_half_width),
+            half_width(latency.relative_half_width),
             *([milliseconds(summary.device.p50)] if summary.device is not None else []),
             f"{summary.requests_per_second:.1f}",
             ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
@@ -73,8 +72,8 @@ def _caption(result: BenchResult) -> str:
 
 
 def group_table(result: BenchResult) -> Table:
-    """Latency by the tokens that requests keep; only of cases with more than one group."""
-    table = Table(title="Latency by tokens kept (of a request, all sequences and layers), milliseconds a call")
+    """Latency by the tokens that requests keep, for cases with more than one group."""
+    table = Table(title="Latency by tokens kept (of a request, all sequences and layers), milliseconds per call")
     for column in ("", "tokens", "calls", "p50", "p90", "p99"):
         table.add_column(column, justify="left" if not column else "right")
     for summary in case_summaries(result):
@@ -90,8 +89,8 @@ def group_table(result: BenchResult) -> Table:
 
 
 def speed_up_table(result: BenchResult) -> Table:
-    """Dense over pruned: what was achieved of what the saved arithmetic promises."""
-    table = Table(title=f"Dense over pruned ({100 * CONFIDENCE:g} % interval); undecided where 1 lies within")
+    """Dense over pruned: the speed-up beside what the saved arithmetic promises."""
+    table = Table(title=f"Dense over pruned ({100 * CONFIDENCE:g} % interval); undecided if it includes 1")
     for column in ("", "latency", "GFLOPs", "efficiency"):
         table.add_column(column, justify="left" if not column else "right")
     for speed_up in speed_ups(result):
@@ -105,26 +104,26 @@ def speed_up_table(result: BenchResult) -> Table:
 
 
 def _efficiency(speed_up: SpeedUp) -> str:
-    """Empty where GFLOPs are not known, or whether it is faster at all."""
-    if speed_up.efficiency is None or speed_up.said.startswith(SIGNS[Outcome.UNDECIDED]):
+    """Empty if GFLOPs are unknown, or whether it is faster at all."""
+    if speed_up.efficiency is None or speed_up.said.startswith(SIGNS[Verdict.UNDECIDED]):
         return ""
     return f"{100 * speed_up.efficiency:.0f} %"
 
 
 def operator_table(result: BenchResult) -> Table:
-    """Where the time went: the dense case beside the most pruned one of the smallest batch, under the profiler."""
+    """Time by operator under the profiler: dense beside the most pruned case of the smallest batch."""
     cases = smallest_batch(result.operators)
     if len(cases) < 2:
         return Table()
     lost, left = losses(result), arithmetic_left(result)
-    table = Table(title=f"Where the time goes, milliseconds a request under {result.operators[cases[0]].profiler}")
+    table = Table(title=f"Time by operator, milliseconds per request under {result.operators[cases[0]].profiler}")
     dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
     columns = ["operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"]
     calls = [result.operators[case].calls for case in (cases[0], cases[-1])]  # of the same inputs
-    table.caption = f"medians of {len(calls[0])} calls; undecided where these disagree"
+    table.caption = f"medians of {len(calls[0])} calls; undecided if these disagree"
     if lost:
         columns.append("lost")
-        table.caption += "; lost: by how much an operator takes longer than if its time had shrunk as the GFLOPs did"
+        table.caption += "; lost: how much longer an operator takes than if its time had shrunk as the GFLOPs did"
     for column in columns:
         table.add_column(column, justify="left" if column == "operator" else "right")
     names = sorted({*dense, *pruned}, key=lambda name: -max(dense.get(name, 0.0), pruned.get(name, 0.0)))
@@ -147,17 +146,18 @@ def operator_table(result: BenchResult) -> Table:
     return table
 
 
-def _agreed(said: str, left: float, calls: Sequence[Sequence[Mapping[str, float]]], operators: Sequence[str]) -> str:
-    """A number, if most of the calls agree that `operators` take more, or less, than so much of the dense time."""
+def _agreed(number: str, left: float, calls: Sequence[Sequence[Mapping[str, float]]], operators: Sequence[str]) -> str:
+    """A number, if most of the calls agree that `operators` take more, or less, than that share of the dense time."""
     slow, fast = ([sum(call.get(name, 0.0) for name in operators) for call in each] for each in calls)
     low, high = np.percentile(np.subtract(fast, np.multiply(slow, left)), [10, 90])
-    return "undecided" if low <= 0 <= high else said
+    return "undecided" if low <= 0 <= high else number
 
 
 def verdict_table(result: BenchResult) -> Table:
-    """Slower than before? Medians are those of the other tables; a slow-down that means nothing is left out."""
+    """The verdicts; p50s are those of the other tables, and a slow-down that means nothing is not shown."""
     table = Table(title=f"Slower? Compared {result.method}")
-    columns = ("", "p50 then", "now", "slow-down", f"{100 * CONFIDENCE:g} % interval", "allowed", "noise floor", "")
+    interval = f"{100 * CONFIDENCE:g} % interval"
+    columns = ("", "baseline p50", "current p50", "slow-down", interval, "allowed", "noise floor", "verdict")
     for column in columns:
         table.add_column(column, justify="left" if not column else "right")
     for verdict in result.verdicts:
@@ -174,20 +174,20 @@ def verdict_table(result: BenchResult) -> Table:
 
 
 def verdict_line(result: BenchResult) -> str:
-    """What the exit status says, in words."""
+    """The exit status in words."""
     if result.measurement.partial:
         return "verdict: none, measuring was interrupted"
     if not result.verdicts:
         return f"verdict: none, {NOT_COMPARED}"
     outcomes = [verdict.outcome for verdict in result.verdicts]
-    counted = [f"{outcomes.count(each)} {SAID[each]}" for each in SAID if each in outcomes]
+    counted = [f"{outcomes.count(each)} {name}" for each, name in COUNTED.items() if each in outcomes]
     allowed = f"{100 * result.verdicts[0].allowed:g} % slower"
     cases = f"{len(outcomes)} case{'s' if len(outcomes) > 1 else ''}"
     return f"verdict: {verdict_sign(result)} (of {cases} {', '.join(counted)}; allowed {allowed}; {result.method})"
 
 
 def lines(result: BenchResult) -> list[str]:
-    """One line each: where it was measured, what the host waits for, what to know about the numbers."""
+    """Machine, host synchronisations, notes and the verdict, a line each."""
     machine, measurement = result.measurement.machine, result.measurement
     device = f"{', '.join(machine.gpus)}, driver {machine.driver}" if machine.gpus else "no GPU"
     backend = measurement.artifact["backend"]
@@ -198,37 +198,33 @@ def lines(result: BenchResult) -> list[str]:
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
         f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
         "times are wall-clock, results on the host",
-        f"host synchronisations a call, by the manifest: {_waits(result)}",
+        f"host synchronisations per call, by the manifest: {_waits(result)}",
     ]
     if any(summary.gflops for summary in case_summaries(result)) and not gflops_are_profiled(result):
         counted = result.described.manifest["validation"]["samples"]
         found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
     found += [f"note: {text}" for text in (*result.notes, *measurement.caveats)]
     found += [f"note: {text}" for text in map(_contradiction, result.verdicts) if text]
-    if measurement.neighbours > BUSY and result.method.startswith(RECORDED):
-        found.append("note: nothing can fail: against recorded latencies, other processes may be why it is slower")
-    if Outcome.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
+    if Verdict.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
         found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
     return [*found, verdict_line(result)]
 
 
-def _contradiction(verdict: Verdict) -> str:
-    """Why a verdict and the medians beside it say different things; empty where they do not."""
+def _contradiction(verdict: CaseVerdict) -> str:
+    """Why a verdict and the p50s beside it disagree; empty if they do not."""
     if verdict.p50 is None:
         return ""
-    then, now = verdict.p50
-    failed = verdict.outcome == Outcome.FAIL and now <= then
-    passed = verdict.outcome == Outcome.PASS and now > then * (1 + verdict.allowed)
+    baseline, current = verdict.p50
+    failed = verdict.outcome == Verdict.FAIL and current <= baseline
+    passed = verdict.outcome == Verdict.PASS and current > baseline * (1 + verdict.allowed)
     if not failed and not passed:
         return ""
-    return (
-        f"{verdict.case}: the p50s say otherwise than the slow-down, which leaves out what calls waited for a CPU and "
-        "how fast the machine was, and compares calls of the same inputs"
-    )
+    reason = "which excludes waiting for a CPU, and side by side compares calls of the same input"
+    return f"{verdict.case}: the p50s disagree with the slow-down, {reason}"
 
 
 def _waits(result: BenchResult) -> str:
-    """In words, of every case where they differ: a decoder runs as often as it writes ids."""
+    """In words; for every case if they differ: a decoder runs as often as it generates ids."""
     texts = {}
     for summary in case_summaries(result):
         parts = summary.synchronisations.items()
@@ -246,13 +242,14 @@ def _runs(runs: float) -> str:
 def markdown(result: BenchResult) -> str:
     """A short table for a pull request."""
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
-    head = ["case", "p50 ms", "known to", "p99 ms", "requests/s", "dense / pruned", "slow-down", ""]
+    head = ["case", "p50 ms", "p50 CI ±", "p90 ms", "p99 ms", "requests/s", "dense / pruned", "slow-down", "verdict"]
     gains = {speed_up.case: speed_up.said for speed_up in speed_ups(result)}
     rows = [
         [
             str(summary.case),
             milliseconds(summary.latency.p50),
-            known(summary.latency.relative_half_width),
+            half_width(summary.latency.relative_half_width),
+            milliseconds(summary.latency.p90),
             milliseconds(summary.latency.p99),
             f"{summary.requests_per_second:.1f}",
             gains.get(summary.case, ""),
@@ -262,14 +259,14 @@ def markdown(result: BenchResult) -> str:
     ]
     title = f"**Latency of `{result.described.manifest['artifact']}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
-    *about, verdict = lines(result)
-    under = "\n".join(f"- {line}" for line in about)
+    *notes, verdict = lines(result)
+    under = "\n".join(f"- {line}" for line in notes)
     return printable(
         f"{title}{state}\n{MARK}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
     )
 
 
-def _verdict_cells(verdict: Verdict | None) -> list[str]:
+def _verdict_cells(verdict: CaseVerdict | None) -> list[str]:
     if verdict is None:
         return ["", "not compared"]
     slowdown = "" if verdict.too_noisy else f"{percent(verdict.slowdown.ratio)} ({bounds(verdict.slowdown)})"
@@ -281,11 +278,11 @@ def _rows(rows: Iterable[list[str]]) -> str:
 
 
 def junit(result: BenchResult) -> str:
-    """JUnit XML: a test case each, failed where it is slower, skipped where that could not be decided or was not asked.
+    """JUnit XML with a test case for every case: failed if it is slower, skipped if that is undecided or was not asked.
 
-    The numbers and what to know about them are the output of each, and properties of all.
+    Numbers and notes are the output of each, and verdict and caveats properties of all.
     """
-    *about, verdict_said = lines(result)
+    *notes, verdict_said = lines(result)
     properties = [("verdict", verdict_said.removeprefix("verdict: "))]
     properties += [("caveat", caveat) for caveat in (*result.notes, *result.measurement.caveats)]
     summaries = {summary.case: summary for summary in case_summaries(result)}
@@ -294,24 +291,24 @@ def junit(result: BenchResult) -> str:
     for case, measured in result.measurement.cases.items():
         verdict = verdicts.get(case)
         said = "" if verdict is None else sentence(verdict)
-        skipped = NOT_COMPARED if verdict is None else said if verdict.outcome == Outcome.UNDECIDED else ""
+        skipped = NOT_COMPARED if verdict is None else said if verdict.outcome == Verdict.UNDECIDED else ""
         cases.append(
             JUnitCase(
                 str(case),
                 f"bench.{result.measurement.artifact['task']}",
-                failed=said if verdict is not None and verdict.outcome == Outcome.FAIL else "",
+                failed=said if verdict is not None and verdict.outcome == Verdict.FAIL else "",
                 skipped="interrupted" if result.measurement.partial else skipped,
                 seconds=sum(measured.milliseconds) / 1e3,
-                output="\n".join(filter(None, [_latency(summaries[case]), said, *about])),
+                output="\n".join(filter(None, [_latency(summaries[case]), said, *notes])),
             )
         )
     return junit_xml("bench", [JUnitSuite("madtp bench", cases, properties)])
 
 
 def _latency(summary: CaseSummary) -> str:
-    """A case in a line."""
+    """The latency of a case in a line."""
     latency = summary.latency
     return (
-        f"p50 {milliseconds(latency.p50)} ms ({known(latency.relative_half_width)}), "
-        f"p99 {milliseconds(latency.p99)} ms, {latency.calls} calls"
+        f"p50 {milliseconds(latency.p50)} ms ({half_width(latency.relative_half_width)}), "
+        f"p90 {milliseconds(latency.p90)} ms, p99 {milliseconds(latency.p99)} ms, {latency.calls} calls"
     )

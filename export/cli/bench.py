@@ -68,7 +68,7 @@ def command(
     from export.bench.measurement import MEASUREMENT, Measurement
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
-    from export.bench.verdict import Outcome, overall, parse_regression
+    from export.bench.verdict import Verdict, overall, parse_regression
     from export.console import ConsoleProgress
     from madtp.files.outputs import Kind, check_outputs, write_output
 
@@ -125,4 +125,4 @@ def command(
         kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
         say(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
-    context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])
+    context.exit({Verdict.PASS: 0, Verdict.FAIL: FAILED, Verdict.UNDECIDED: UNDECIDED}[overall(result.verdicts)])

@@ -84,7 +84,7 @@ def costs_table(manifest: Mapping[str, Any], measured: "Measured") -> Table:
         table.add_column(column, justify="right")
     for temperature, times in measured.times.items():
         tokens = fmean(total_tokens(measured.counts[temperature], measured.images).tolist())
-        p50 = milliseconds(summarize(times).median_ms)
+        p50 = milliseconds(summarize(times).p50)
         cells = [f"{temperature:g}", str(len(times)), p50, said.get(temperature, ""), f"{tokens:.1f}"]
         table.add_row(*cells, *([f"{gflops[temperature]:.3f}"] if gflops is not None else []))
     return table
