@@ -96,7 +96,7 @@ def tool_versions() -> dict[str, str]:
 @cache
 def _validator() -> jsonschema.Draft202012Validator:
     """Of the schema; that the schema itself is one, a test checks once."""
-    text = resources.files("export").joinpath("manifest.schema.json").read_text(encoding="utf-8")
+    text = resources.files("export.artifact").joinpath("manifest.schema.json").read_text(encoding="utf-8")
     return jsonschema.Draft202012Validator(json.loads(text))
 
 
