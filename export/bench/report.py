@@ -26,8 +26,8 @@ from madtp.errors import printable
 from madtp.files.outputs import marked_kind
 
 TOP_OPERATORS = 12
-COUNTED = {Verdict.PASS: "passed", Verdict.FAIL: "failed", Verdict.UNDECIDED: "undecided"}
 NOT_COMPARED = "nothing was compared: give --against or --against-engine"
+INTERVAL = f"{100 * CONFIDENCE:g} % interval"
 MARK = "<!-- madtp-deploy bench -->"
 MARKDOWN = marked_kind("a table of bench", MARK)
 JUNIT = junit_kind("bench")
@@ -35,72 +35,75 @@ JUNIT = junit_kind("bench")
 
 def tables(result: BenchResult) -> list[Table]:
     """All tables that have rows."""
-    shown = [latency_table(result), group_table(result), speed_up_table(result), operator_table(result)]
-    if result.verdicts:
-        shown.append(verdict_table(result))
-    return [table for table in shown if table.row_count]
+    makers = (latency_table, group_table, speed_up_table, operator_table, verdict_table)
+    return [table for table in (make(result) for make in makers) if table.row_count]
+
+
+def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], caption: str | None = None) -> Table:
+    """Names in the first column, numbers in the others."""
+    table = Table(title=title, caption=caption)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place else "left")
+    for row in rows:
+        table.add_row(*row)
+    return table
 
 
 def latency_table(result: BenchResult) -> Table:
     """A row for every case."""
-    table = Table(title=f"{result.described.path}: milliseconds per call", caption=_caption(result))
-    summaries = case_summaries(result)
-    on_gpu = any(summary.device is not None for summary in summaries)
-    busy = ["GPU p50"] if on_gpu else []
-    columns = ("", "p50", "p90", "p99", "mean", "stdev", "p50 CI ±", *busy, "requests/s", "tokens kept", "GFLOPs")
-    for column in columns:
-        table.add_column(column, justify="left" if not column else "right")
+    measurement, summaries = result.measurement, case_summaries(result)
+    rounds = min(summary.latency.calls for summary in summaries)
+    warmed = f"warm-up {measurement.warm_up.rounds}" + ("" if measurement.warm_up.stable else ", not stable")
+    caption = f"{measurement.samples['origin']}; {rounds} rounds ({warmed}), ended by: {measurement.ended}"
+    gpu = ["GPU p50"] if any(summary.device is not None for summary in summaries) else []
+    columns = ("", "p50", "p90", "p99", "mean", "stdev", "p50 CI ±", *gpu, "requests/s", "tokens kept", "GFLOPs")
+    rows = []
     for summary in summaries:
         latency = summary.latency
-        table.add_row(
-            str(summary.case),
-            *map(milliseconds, (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)),
-            half_width(latency.relative_half_width),
-            *([milliseconds(summary.device.p50)] if summary.device is not None else []),
-            f"{summary.requests_per_second:.1f}",
-            ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
-            "" if summary.gflops is None else f"{summary.gflops:.3f}",
+        numbers = (latency.p50, latency.p90, latency.p99, latency.mean, latency.deviation)
+        rows.append(
+            [
+                str(summary.case),
+                *map(milliseconds, numbers),
+                half_width(latency.relative_half_width),
+                *([] if summary.device is None else [milliseconds(summary.device.p50)]),
+                f"{summary.requests_per_second:.1f}",
+                ", ".join(f"{encoder} {tokens:.1f}" for encoder, tokens in summary.tokens.items()),
+                "" if summary.gflops is None else f"{summary.gflops:.3f}",
+            ]
         )
-    return table
-
-
-def _caption(result: BenchResult) -> str:
-    measurement = result.measurement
-    rounds = min(len(measured.milliseconds) for measured in measurement.cases.values())
-    warmed = f"warm-up {measurement.warm_up.rounds}" + ("" if measurement.warm_up.stable else ", not stable")
-    return f"{measurement.samples['origin']}; {rounds} rounds ({warmed}), ended by: {measurement.ended}"
+    return _table(f"{result.described.path}: milliseconds per call", columns, rows, caption)
 
 
 def group_table(result: BenchResult) -> Table:
     """Latency by the tokens that requests keep, for cases with more than one group."""
-    table = Table(title="Latency by tokens kept (of a request, all sequences and layers), milliseconds per call")
-    for column in ("", "tokens", "calls", "p50", "p90", "p99"):
-        table.add_column(column, justify="left" if not column else "right")
-    for summary in case_summaries(result):
-        for group in summary.groups if len(summary.groups) > 1 else []:
-            latency = group.latency
-            table.add_row(
-                str(summary.case),
-                f"{group.fewest:.0f} to {group.most:.0f}",
-                str(latency.calls),
-                *map(milliseconds, (latency.p50, latency.p90, latency.p99)),
-            )
-    return table
+    rows = [
+        [
+            str(summary.case),
+            f"{group.fewest:.0f} to {group.most:.0f}",
+            str(group.latency.calls),
+            *map(milliseconds, (group.latency.p50, group.latency.p90, group.latency.p99)),
+        ]
+        for summary in case_summaries(result)
+        for group in (summary.groups if len(summary.groups) > 1 else [])
+    ]
+    title = "Latency by tokens kept (of a request, all sequences and layers), milliseconds per call"
+    return _table(title, ("", "tokens", "calls", "p50", "p90", "p99"), rows)
 
 
 def speed_up_table(result: BenchResult) -> Table:
     """Dense over pruned: the speed-up beside what the saved arithmetic promises."""
-    table = Table(title=f"Dense over pruned ({100 * CONFIDENCE:g} % interval); undecided if it includes 1")
-    for column in ("", "latency", "GFLOPs", "efficiency"):
-        table.add_column(column, justify="left" if not column else "right")
-    for speed_up in speed_ups(result):
-        table.add_row(
+    rows = [
+        [
             str(speed_up.case),
             speed_up.said,
             "" if speed_up.gflops is None else f"{speed_up.gflops:.2f}x",
             _efficiency(speed_up),
-        )
-    return table
+        ]
+        for speed_up in speed_ups(result)
+    ]
+    title = f"Dense over pruned ({INTERVAL}); undecided if it includes 1"
+    return _table(title, ("", "latency", "GFLOPs", "efficiency"), rows)
 
 
 def _efficiency(speed_up: SpeedUp) -> str:
@@ -116,34 +119,42 @@ def operator_table(result: BenchResult) -> Table:
     if len(cases) < 2:
         return Table()
     lost, left = losses(result), arithmetic_left(result)
-    table = Table(title=f"Time by operator, milliseconds per request under {result.operators[cases[0]].profiler}")
-    dense, pruned = result.operators[cases[0]].milliseconds, result.operators[cases[-1]].milliseconds
-    columns = ["operator", str(cases[0]), "share", str(cases[-1]), "share", "dense / pruned"]
-    calls = [result.operators[case].calls for case in (cases[0], cases[-1])]  # of the same inputs
-    table.caption = f"medians of {len(calls[0])} calls; undecided if these disagree"
-    if lost:
-        columns.append("lost")
-        table.caption += "; lost: how much longer an operator takes than if its time had shrunk as the GFLOPs did"
-    for column in columns:
-        table.add_column(column, justify="left" if column == "operator" else "right")
+    profiles = [result.operators[case] for case in (cases[0], cases[-1])]
+    dense, pruned = (each.milliseconds for each in profiles)
+    calls = [each.calls for each in profiles]  # of the same inputs
+    totals = sum(dense.values()), sum(pruned.values())
     names = sorted({*dense, *pruned}, key=lambda name: -max(dense.get(name, 0.0), pruned.get(name, 0.0)))
     shown, others = names[:TOP_OPERATORS], names[TOP_OPERATORS:]
-    rows = [(name, [name]) for name in sorted(shown, key=lambda name: -(lost or pruned).get(name, 0.0))]
-    if others:
-        rows.append((f"{len(others)} others", others))
-    totals = sum(dense.values()), sum(pruned.values())
-    for name, members in [*rows, ("all", names)]:
+    groups = [(name, [name]) for name in sorted(shown, key=lambda name: -(lost or pruned).get(name, 0.0))]
+    groups += [(f"{len(others)} others", others)] if others else []
+    rows = []
+    for name, members in [*groups, ("all", names)]:
         slow, fast, more = (sum(series.get(member, 0.0) for member in members) for series in (dense, pruned, lost))
-        table.add_row(
-            name,
-            f"{slow:.3f}",
-            f"{100 * slow / totals[0]:.0f} %",
-            f"{fast:.3f}",
-            f"{100 * fast / totals[1]:.0f} %",
-            _agreed(f"{slow / fast:.2f}x", 1.0, calls, members) if fast > 0 else "",
-            *([] if left is None else [_agreed(f"{more:+.3f}", left, calls, members)]),
+        rows.append(
+            [
+                name,
+                f"{slow:.3f}",
+                f"{100 * slow / totals[0]:.0f} %",
+                f"{fast:.3f}",
+                f"{100 * fast / totals[1]:.0f} %",
+                _agreed(f"{slow / fast:.2f}x", 1.0, calls, members) if fast > 0 else "",
+                *([] if left is None else [_agreed(f"{more:+.3f}", left, calls, members)]),
+            ]
         )
-    return table
+    caption = f"medians of {len(calls[0])} calls; undecided if these disagree"
+    if lost:
+        caption += "; lost: how much longer an operator takes than if its time had shrunk as the GFLOPs did"
+    columns = (
+        "operator",
+        str(cases[0]),
+        "share",
+        str(cases[-1]),
+        "share",
+        "dense / pruned",
+        *(["lost"] if lost else []),
+    )
+    title = f"Time by operator, milliseconds per request under {profiles[0].profiler}"
+    return _table(title, columns, rows, caption)
 
 
 def _agreed(number: str, left: float, calls: Sequence[Sequence[Mapping[str, float]]], operators: Sequence[str]) -> str:
@@ -155,22 +166,19 @@ def _agreed(number: str, left: float, calls: Sequence[Sequence[Mapping[str, floa
 
 def verdict_table(result: BenchResult) -> Table:
     """The verdicts; p50s are those of the other tables, and a slow-down that means nothing is not shown."""
-    table = Table(title=f"Slower? Compared {result.method}")
-    interval = f"{100 * CONFIDENCE:g} % interval"
-    columns = ("", "baseline p50", "current p50", "slow-down", interval, "allowed", "noise floor", "verdict")
-    for column in columns:
-        table.add_column(column, justify="left" if not column else "right")
-    for verdict in result.verdicts:
-        slowdown = ("", "") if verdict.too_noisy else (percent(verdict.slowdown.ratio), bounds(verdict.slowdown))
-        table.add_row(
+    rows = [
+        [
             str(verdict.case),
-            *(map(milliseconds, verdict.p50) if verdict.p50 is not None else ("", "")),
-            *slowdown,
+            *(("", "") if verdict.p50 is None else map(milliseconds, verdict.p50)),
+            *(("", "") if verdict.too_noisy else (percent(verdict.slowdown.ratio), bounds(verdict.slowdown))),
             f"{100 * verdict.allowed:g} %",
             floor(verdict.noise_floor),
             sign(verdict),
-        )
-    return table
+        ]
+        for verdict in result.verdicts
+    ]
+    columns = ("", "baseline p50", "current p50", "slow-down", INTERVAL, "allowed", "noise floor", "verdict")
+    return _table(f"Slower? Compared {result.method}", columns, rows)
 
 
 def verdict_line(result: BenchResult) -> str:
@@ -180,7 +188,7 @@ def verdict_line(result: BenchResult) -> str:
     if not result.verdicts:
         return f"verdict: none, {NOT_COMPARED}"
     outcomes = [verdict.outcome for verdict in result.verdicts]
-    counted = [f"{outcomes.count(each)} {name}" for each, name in COUNTED.items() if each in outcomes]
+    counted = [f"{outcomes.count(each)} {SIGNS[each].lower()}" for each in Verdict if each in outcomes]
     allowed = f"{100 * result.verdicts[0].allowed:g} % slower"
     cases = f"{len(outcomes)} case{'s' if len(outcomes) > 1 else ''}"
     return f"verdict: {verdict_sign(result)} (of {cases} {', '.join(counted)}; allowed {allowed}; {result.method})"
@@ -188,9 +196,13 @@ def verdict_line(result: BenchResult) -> str:
 
 def lines(result: BenchResult) -> list[str]:
     """Machine, host synchronisations, notes and the verdict, a line each."""
-    machine, measurement = result.measurement.machine, result.measurement
+    machine, measurement, summaries = result.measurement.machine, result.measurement, case_summaries(result)
     device = f"{', '.join(machine.gpus)}, driver {machine.driver}" if machine.gpus else "no GPU"
     backend = measurement.artifact["backend"]
+    notes = [*result.notes, *measurement.caveats, *filter(None, map(_contradiction, result.verdicts))]
+    if any(summary.gflops for summary in summaries) and not gflops_are_profiled(result):
+        counted = result.described.manifest["validation"]["samples"]
+        notes.insert(0, f"GFLOPs are the manifest's, of the export's samples: {counted}")
     found = [
         f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
         f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
@@ -198,13 +210,9 @@ def lines(result: BenchResult) -> list[str]:
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
         f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
         "times are wall-clock, results on the host",
-        f"host synchronisations per call, by the manifest: {_waits(result)}",
+        f"host synchronisations per call, by the manifest: {_waits(summaries)}",
+        *(f"note: {note}" for note in notes),
     ]
-    if any(summary.gflops for summary in case_summaries(result)) and not gflops_are_profiled(result):
-        counted = result.described.manifest["validation"]["samples"]
-        found.append(f"note: GFLOPs are the manifest's, of the export's samples: {counted}")
-    found += [f"note: {text}" for text in (*result.notes, *measurement.caveats)]
-    found += [f"note: {text}" for text in map(_contradiction, result.verdicts) if text]
     if Verdict.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
         found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
     return [*found, verdict_line(result)]
@@ -223,58 +231,50 @@ def _contradiction(verdict: CaseVerdict) -> str:
     return f"{verdict.case}: the p50s disagree with the slow-down, {reason}"
 
 
-def _waits(result: BenchResult) -> str:
+def _waits(summaries: Iterable[CaseSummary]) -> str:
     """In words; for every case if they differ: a decoder runs as often as it generates ids."""
     texts = {}
-    for summary in case_summaries(result):
-        parts = summary.synchronisations.items()
-        shown = [f"{part} {waits:.4g}" + (_runs(summary.runs[part]) if waits else "") for part, waits in parts]
+    for summary in summaries:
+        shown = []
+        for part, waits in summary.synchronisations.items():
+            runs = summary.runs[part]
+            shown.append(f"{part} {waits:.4g}" + (f" ({runs:.3g} runs)" if waits and runs != 1 else ""))
         texts[str(summary.case)] = ", ".join(shown)
     if len(set(texts.values())) == 1:
         return next(iter(texts.values()))
     return "; ".join(f"{case}: {text}" for case, text in texts.items())
 
 
-def _runs(runs: float) -> str:
-    return "" if runs == 1 else f" ({runs:.3g} runs)"
-
-
 def markdown(result: BenchResult) -> str:
     """A short table for a pull request."""
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
-    head = ["case", "p50 ms", "p50 CI ±", "p90 ms", "p99 ms", "requests/s", "dense / pruned", "slow-down", "verdict"]
     gains = {speed_up.case: speed_up.said for speed_up in speed_ups(result)}
-    rows = [
-        [
-            str(summary.case),
-            milliseconds(summary.latency.p50),
-            half_width(summary.latency.relative_half_width),
-            milliseconds(summary.latency.p90),
-            milliseconds(summary.latency.p99),
-            f"{summary.requests_per_second:.1f}",
-            gains.get(summary.case, ""),
-            *_verdict_cells(verdicts.get(summary.case)),
-        ]
-        for summary in case_summaries(result)
-    ]
+    head = ["case", "p50 ms", "p50 CI ±", "p90 ms", "p99 ms", "requests/s", "dense / pruned", "slow-down", "verdict"]
+    rows = [head, ["---"] * len(head)]
+    for summary in case_summaries(result):
+        latency, verdict = summary.latency, verdicts.get(summary.case)
+        slowdown = ""
+        if verdict is not None and not verdict.too_noisy:
+            slowdown = f"{percent(verdict.slowdown.ratio)} ({bounds(verdict.slowdown)})"
+        rows.append(
+            [
+                str(summary.case),
+                milliseconds(latency.p50),
+                half_width(latency.relative_half_width),
+                milliseconds(latency.p90),
+                milliseconds(latency.p99),
+                f"{summary.requests_per_second:.1f}",
+                gains.get(summary.case, ""),
+                slowdown,
+                "not compared" if verdict is None else sign(verdict),
+            ]
+        )
+    *notes, verdict_said = lines(result)
+    table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     title = f"**Latency of `{result.described.manifest['artifact']}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
-    *notes, verdict = lines(result)
     under = "\n".join(f"- {line}" for line in notes)
-    return printable(
-        f"{title}{state}\n{MARK}\n\n**{verdict}**\n\n{_rows([head, ['---'] * len(head), *rows])}\n\n{under}\n"
-    )
-
-
-def _verdict_cells(verdict: CaseVerdict | None) -> list[str]:
-    if verdict is None:
-        return ["", "not compared"]
-    slowdown = "" if verdict.too_noisy else f"{percent(verdict.slowdown.ratio)} ({bounds(verdict.slowdown)})"
-    return [slowdown, sign(verdict)]
-
-
-def _rows(rows: Iterable[list[str]]) -> str:
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+    return printable(f"{title}{state}\n{MARK}\n\n**{verdict_said}**\n\n{table}\n\n{under}\n")
 
 
 def junit(result: BenchResult) -> str:
@@ -285,11 +285,10 @@ def junit(result: BenchResult) -> str:
     *notes, verdict_said = lines(result)
     properties = [("verdict", verdict_said.removeprefix("verdict: "))]
     properties += [("caveat", caveat) for caveat in (*result.notes, *result.measurement.caveats)]
-    summaries = {summary.case: summary for summary in case_summaries(result)}
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
     cases = []
-    for case, measured in result.measurement.cases.items():
-        verdict = verdicts.get(case)
+    for summary in case_summaries(result):
+        case, verdict = summary.case, verdicts.get(summary.case)
         said = "" if verdict is None else sentence(verdict)
         skipped = NOT_COMPARED if verdict is None else said if verdict.outcome == Verdict.UNDECIDED else ""
         cases.append(
@@ -298,8 +297,8 @@ def junit(result: BenchResult) -> str:
                 f"bench.{result.measurement.artifact['task']}",
                 failed=said if verdict is not None and verdict.outcome == Verdict.FAIL else "",
                 skipped="interrupted" if result.measurement.partial else skipped,
-                seconds=sum(measured.milliseconds) / 1e3,
-                output="\n".join(filter(None, [_latency(summaries[case]), said, *notes])),
+                seconds=sum(result.measurement.cases[case].milliseconds) / 1e3,
+                output="\n".join(filter(None, [_latency(summary), said, *notes])),
             )
         )
     return junit_xml("bench", [JUnitSuite("madtp bench", cases, properties)])
@@ -308,7 +307,6 @@ def junit(result: BenchResult) -> str:
 def _latency(summary: CaseSummary) -> str:
     """The latency of a case in a line."""
     latency = summary.latency
-    return (
-        f"p50 {milliseconds(latency.p50)} ms ({half_width(latency.relative_half_width)}), "
-        f"p90 {milliseconds(latency.p90)} ms, p99 {milliseconds(latency.p99)} ms, {latency.calls} calls"
-    )
+    percentiles = ", ".join(f"{name} {milliseconds(getattr(latency, name))} ms" for name in ("p90", "p99"))
+    known = half_width(latency.relative_half_width)
+    return f"p50 {milliseconds(latency.p50)} ms ({known}), {percentiles}, {latency.calls} calls"

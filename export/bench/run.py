@@ -35,37 +35,21 @@ Key = tuple[str, Case]
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """The options of one run.
+    """The options of one run."""
 
-    Attributes:
-        artifact: the manifest or the artifact.
-        samples: folder of samples; None for the default samples.
-        synthetic: generated samples instead.
-        temperatures: besides dense; empty for the manifest's default.
-        batches: requests of a call; empty for the profile's opt.
-        seconds: time for warm-up and measuring, more where the fewest rounds take longer; profiling comes on top.
-        threads: of ONNX Runtime and torch, and CPUs that the process stays on; None leaves that to them.
-        against: saved measurement to compare with.
-        against_engine: artifact to compare with, side by side.
-        allowed: slow-down that passes, 0.05 for 5 %.
-        profile: whether to profile operators or layers.
-        cuda_graphs: replay plans as CUDA graphs, where TensorRT can.
-        allow_outside: whether images of samples may lie outside their folder.
-    """
-
-    artifact: Path
-    samples: Path | None = None
-    synthetic: bool = False
-    temperatures: Sequence[float] = ()
-    batches: Sequence[int] = ()
-    seconds: float = 30.0
-    threads: int | None = None
-    against: Path | None = None
-    against_engine: Path | None = None
-    allowed: float = 0.05
+    artifact: Path  # or its manifest
+    samples: Path | None = None  # folder; None for the default samples
+    synthetic: bool = False  # generated samples instead
+    temperatures: Sequence[float] = ()  # besides dense; empty for the manifest's default
+    batches: Sequence[int] = ()  # requests per call; empty for the profile's opt
+    seconds: float = 30.0  # for warm-up and measuring; the fewest rounds may take longer, and profiling comes on top
+    threads: int | None = None  # of ONNX Runtime and torch, and CPUs of this process; None leaves that to them
+    against: Path | None = None  # saved measurement to compare with
+    against_engine: Path | None = None  # artifact to compare with, side by side
+    allowed: float = 0.05  # slow-down that passes, 0.05 for 5 %
     profile: bool = True
-    cuda_graphs: bool = False
-    allow_outside: bool = False
+    cuda_graphs: bool = False  # replay plans as CUDA graphs, where TensorRT can
+    allow_outside: bool = False  # images of samples may lie outside their folder
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.synthetic:
@@ -78,28 +62,17 @@ class BenchOptions:
 
 @dataclass(frozen=True)
 class BenchResult:
-    """Everything that a run found.
-
-    Attributes:
-        measurement: what `--save` writes.
-        runs: of each part in a call, by case.
-        verdicts: of every case; empty if nothing was compared.
-        method: how it was compared, in words.
-        earlier: latencies of the baseline, by case.
-        operators: by case; empty if nothing was profiled.
-        notes: what a reader has to know of the comparison, a sentence each; `measurement.caveats` has the rest.
-        interrupted: by Ctrl-C or SIGTERM; a measurement that had ended by then is complete.
-    """
+    """Everything that a run found."""
 
     described: Described
-    measurement: Measurement
-    runs: dict[Case, dict[str, float]]
-    verdicts: list[CaseVerdict] = field(default_factory=list)
-    method: str = ""
-    earlier: dict[Case, Series] = field(default_factory=dict)
-    operators: dict[Case, Operators] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-    interrupted: bool = False
+    measurement: Measurement  # what --save writes
+    runs: dict[Case, dict[str, float]]  # of each part in a call
+    verdicts: list[CaseVerdict] = field(default_factory=list)  # of every case; empty if nothing was compared
+    method: str = ""  # how it was compared, in words
+    earlier: dict[Case, Series] = field(default_factory=dict)  # latencies of the baseline
+    operators: dict[Case, Operators] = field(default_factory=dict)  # empty if nothing was profiled
+    notes: list[str] = field(default_factory=list)  # on the comparison, a sentence each; see also measurement.caveats
+    interrupted: bool = False  # by Ctrl-C or SIGTERM; a measurement that had ended by then is complete
 
 
 def bench(
@@ -155,9 +128,10 @@ def bench(
         kept = {case: tokens for case, (tokens, _) in probed.items()}
         runs = {case: counts for case, (_, counts) in probed.items()}
         notes = [] if baseline is None else differences(baseline, described, conditions.machine)
-        run = _Run(options, described, conditions, baseline, tools, kept, keep, progress)
+        caveats = list(tools.notes)
         if options.cuda_graphs and (parts := uncaptured(opened.runners[NEW])):
-            run.notes.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(parts)}")
+            caveats.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(parts)}")
+        run = _Run(options, conditions, baseline, tools, kept, caveats, keep, progress)
         timings = run.measure(opened)
         measurement = run.measurement(timings)
         if measurement.partial:
@@ -178,68 +152,53 @@ def bench(
     return BenchResult(described, measurement, runs, verdicts, method, earlier, operators, notes, interrupted)
 
 
+@dataclass
 class _Opened:
-    """The artifacts that are timed, open.
+    """The artifacts that are timed, opened in the order of `compared`."""
 
-    Args:
-        compared: by NEW and OLD, opened in that order.
-        calls: of every case.
-        opener: makes the runners.
-    """
+    compared: dict[str, Described]
+    calls: Mapping[Case, Sequence[Inputs]]
+    opener: Callable[[Described], dict[str, Runner]]
+    runners: dict[str, dict[str, Runner]] = field(default_factory=dict)
 
-    def __init__(
-        self,
-        compared: Mapping[str, Described],
-        calls: Mapping[Case, Sequence[Inputs]],
-        opener: Callable[[Described], dict[str, Runner]],
-    ) -> None:
-        self._order, self._compared, self._calls, self._opener = list(compared), compared, calls, opener
-        self.runners: dict[str, dict[str, Runner]] = {}
-        self._open()
+    def __post_init__(self) -> None:
+        for name, described in self.compared.items():
+            self.runners[name] = self.opener(described)
+            for case, inputs in self.calls.items():  # allocates memory, which later calls use again
+                probe(described.config, self.runners[name], inputs[:1], case)
 
-    def _open(self) -> None:
-        for name in self._order:
-            self.runners[name] = self._opener(self._compared[name])
-            for case, inputs in self._calls.items():  # allocates memory, which later calls use again
-                probe(self._compared[name].config, self.runners[name], inputs[:1], case)
-
-    def swap(self) -> None:
+    def swapped(self) -> "_Opened":
         """Close all, and open them in the other order."""
         for runners in self.runners.values():
             close_runners(runners)
         self.runners.clear()
-        self._order.reverse()
-        self._open()
+        return _Opened(dict(reversed(self.compared.items())), self.calls, self.opener)
 
     def candidates(self) -> dict[Key, Call]:
         """What is timed."""
         return {
-            (name, case): request_call(self._compared[name].config, runners, inputs, case)
+            (name, case): request_call(self.compared[name].config, runners, inputs, case)
             for name, runners in self.runners.items()
-            for case, inputs in self._calls.items()
+            for case, inputs in self.calls.items()
         }
 
 
+@dataclass
 class _Run:
-    """A run from when everything is open: it watches the machine from now on."""
+    """A run from when everything is open: it watches the machine from then on."""
 
-    def __init__(
-        self,
-        options: BenchOptions,
-        described: Described,
-        conditions: Conditions,
-        baseline: Baseline | None,
-        tools: Instruments,
-        kept: dict[Case, Kept],
-        keep: Callable[[Measurement], None],
-        progress: Progress,
-    ) -> None:
-        self._options, self._described, self._conditions, self._baseline = options, described, conditions, baseline
-        self._tools, self._tokens, self._keep, self._progress = tools, kept, keep, progress
-        self.notes = list(tools.notes)
-        self._before, self._neighbours, self._began = activity(), tools.watch_neighbours(), tools.timer.now()
-        self._warmed = WarmUp(0, False)
-        self._kept_at = -math.inf
+    options: BenchOptions
+    conditions: Conditions
+    baseline: Baseline | None
+    tools: Instruments
+    kept: dict[Case, Kept]
+    notes: list[str]
+    keep: Callable[[Measurement], None]
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        self.before, self.neighbours, self.began = activity(), self.tools.watch_neighbours(), self.tools.timer.now()
+        self.warmed, self.kept_at = WarmUp(0, False), -math.inf
 
     def measure(self, opened: _Opened) -> Timings[Key]:
         """Warm up and time whatever is open; side by side in both orders of opening, for half of the time each.
@@ -247,29 +206,28 @@ class _Run:
         Raises:
             KeyboardInterrupt: before the first round was complete.
         """
-        seconds, timer = self._options.seconds, self._tools.timer
-        swaps = len(opened.runners) > 1  # what is opened last is some percent faster or slower than the others
-        least = 2 * SWAPPED_LOOK if swaps else FIRST_LOOK
-        rounds = f"{least} rounds at least"
-        self._progress.stage(f"measuring {len(self._tokens)} cases for up to {seconds:g} s, {rounds}")
-        self._warmed = warm_up(opened.candidates(), timer, seconds)
+        timer, seconds = self.tools.timer, self.options.seconds
+        orders = len(opened.runners)  # what is opened last is some percent faster or slower than the others
+        least = FIRST_LOOK if orders == 1 else SWAPPED_LOOK
+        text = f"measuring {len(self.kept)} cases for up to {seconds:g} s, {orders * least} rounds at least"
+        self.progress.stage(text)
         timed = partial(
             measure,
             timer=timer,
             settled=self._settled,
             on_round=self._on_round,
             group=lambda key: key[1],
-            meter=self._tools.meter,
-            least=SWAPPED_LOOK if swaps else FIRST_LOOK,
+            meter=self.tools.meter,
+            least=least,
         )
-        left = self._left()
-        timings: Timings[Key] = timed(opened.candidates(), seconds=left / 2 if swaps else left)
-        if swaps and timings.ended != Ended.INTERRUPTED:
+        self.warmed = warm_up(opened.candidates(), timer, seconds)
+        timings: Timings[Key] = timed(opened.candidates(), seconds=self._left() / orders)
+        if orders > 1 and timings.ended != Ended.INTERRUPTED:
             try:
-                opened.swap()
-                warm_up(opened.candidates(), timer, self._left())
+                candidates = opened.swapped().candidates()
+                warm_up(candidates, timer, self._left())
                 timings.swapped = len(timings.rounds)
-                timings = timed(opened.candidates(), seconds=self._left(), earlier=timings)
+                timings = timed(candidates, seconds=self._left(), earlier=timings)
             except KeyboardInterrupt:
                 timings.ended = Ended.INTERRUPTED
         if not timings.rounds:
@@ -279,51 +237,47 @@ class _Run:
     def measurement(self, timings: Timings[Key]) -> Measurement:
         """What was measured so far; partial while it goes on."""
         return Measurement(
-            artifact=self._conditions.artifact,
-            samples=self._conditions.samples,
-            machine=self._conditions.machine,
-            cuda_graphs=self._conditions.cuda_graphs,
-            before=self._before,
+            **vars(self.conditions),
+            before=self.before,
             after=activity(),
-            warm_up=self._warmed,
+            warm_up=self.warmed,
             ended=timings.ended,
-            neighbours=self._neighbours(),
-            cases={case: timings.series((NEW, case)) for case in self._tokens},
-            kept=self._tokens,
+            neighbours=self.neighbours(),
+            cases=self._current(timings),
+            kept=self.kept,
             notes=self.notes,
         )
 
     def verdicts(self, timings: Timings[Key]) -> list[CaseVerdict]:
         """Of every case; none if nothing is compared."""
-        if self._baseline is None:
+        if self.baseline is None:
             return []
-        now = {case: timings.series((NEW, case)) for case in self._tokens}
-        old, allowed = self.earlier(timings), self._options.allowed
-        return self._baseline.verdicts(now, old, allowed, self._neighbours(), timings.swapped)
+        series = self._current(timings), self.earlier(timings)
+        return self.baseline.verdicts(*series, self.options.allowed, self.neighbours(), timings.swapped)
 
     def earlier(self, timings: Timings[Key]) -> dict[Case, Series]:
         """Latencies of the baseline; empty if nothing is compared."""
-        if self._baseline is None:
+        if self.baseline is None:
             return {}
-        recorded = self._baseline.recorded
-        return {
-            case: timings.series((OLD, case)) if recorded is None else recorded.cases[case] for case in self._tokens
-        }
+        recorded = self.baseline.recorded
+        return {case: timings.series((OLD, case)) if recorded is None else recorded.cases[case] for case in self.kept}
+
+    def _current(self, timings: Timings[Key]) -> dict[Case, Series]:
+        return {case: timings.series((NEW, case)) for case in self.kept}
 
     def _settled(self, timings: Timings[Key]) -> bool:
         """Every verdict is in, or without a baseline every median is known to PRECISION."""
-        if self._baseline is not None:
+        if self.baseline is not None:
             return all(verdict.outcome != Verdict.UNDECIDED for verdict in self.verdicts(timings))
-        series = (timings.series((NEW, case)) for case in self._tokens)
-        return all(relative_half_width(each.milliseconds) <= PRECISION for each in series)
+        return all(relative_half_width(series.milliseconds) <= PRECISION for series in self._current(timings).values())
 
     def _on_round(self, timings: Timings[Key]) -> None:
         """Show the number of rounds; keep what was measured, at once and then every KEEP_SECONDS."""
-        self._progress.detail(f"{len(timings.rounds)} rounds")
-        now = self._tools.timer.now()
-        if now - self._kept_at >= KEEP_SECONDS:
-            self._keep(self.measurement(timings))
-            self._kept_at = now
+        self.progress.detail(f"{len(timings.rounds)} rounds")
+        now = self.tools.timer.now()
+        if now - self.kept_at >= KEEP_SECONDS:
+            self.keep(self.measurement(timings))
+            self.kept_at = now
 
     def _left(self) -> float:
-        return self._options.seconds - (self._tools.timer.now() - self._began)
+        return self.options.seconds - (self.tools.timer.now() - self.began)

@@ -27,45 +27,27 @@ class TokenGroup:
 
 @dataclass(frozen=True)
 class CaseSummary:
-    """One case in numbers.
-
-    Attributes:
-        latency: of a call, wall-clock.
-        device: GPU time of a call, if it was measured.
-        requests_per_second: at the mean latency.
-        tokens: by encoder, mean tokens of a sequence after the last layer.
-        gflops: multiply-adds (1e9) of a request; None if unknown for this batch.
-        groups: fewest tokens first.
-        runs: of each part in a call, on average.
-        synchronisations: by part, how often the host waits for the device in a call.
-    """
+    """One case in numbers."""
 
     case: Case
-    latency: Latency
-    device: Latency | None
-    requests_per_second: float
-    tokens: dict[str, float]
-    gflops: float | None
-    groups: list[TokenGroup]
-    runs: dict[str, float]
-    synchronisations: dict[str, float]
+    latency: Latency  # of a call, wall-clock
+    device: Latency | None  # GPU time of a call, if it was measured
+    requests_per_second: float  # at the mean latency
+    tokens: dict[str, float]  # by encoder, mean tokens of a sequence after the last layer
+    gflops: float | None  # multiply-adds (1e9) of a request; None if unknown for this batch
+    groups: list[TokenGroup]  # fewest tokens first
+    runs: dict[str, float]  # of each part in a call, on average
+    synchronisations: dict[str, float]  # by part, how often the host waits for the device in a call
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """What pruning brings.
+    """What pruning brings."""
 
-    Attributes:
-        case: the pruned one.
-        achieved: dense over pruned latency, from paired rounds, without waiting for a CPU.
-        p50: of dense and of pruned calls, wall-clock milliseconds.
-        gflops: dense over pruned multiply-adds, the most to expect; None if they are unknown.
-    """
-
-    case: Case
-    achieved: Ratio
-    p50: tuple[float, float]
-    gflops: float | None
+    case: Case  # the pruned one
+    achieved: Ratio  # dense over pruned latency, from paired rounds, without waiting for a CPU
+    p50: tuple[float, float]  # of dense and of pruned calls, wall-clock milliseconds
+    gflops: float | None  # dense over pruned multiply-adds, the most to expect; None if unknown
 
     @property
     def said(self) -> str:

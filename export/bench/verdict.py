@@ -20,21 +20,14 @@ class Verdict(StrEnum):
 
 @dataclass(frozen=True)
 class CaseVerdict:
-    """The verdict on one case.
-
-    Attributes:
-        slowdown: how many times longer a call takes than in the baseline, with the bounds that the verdict rests on.
-        allowed: slow-down that passes, 0.05 for 5 %.
-        noise_floor: by how much the bounds were widened; 0 where both artifacts ran side by side.
-        p50: wall-clock milliseconds of a call in the baseline and now, if they are known.
-    """
+    """The verdict on one case."""
 
     case: Case
     outcome: Verdict
-    slowdown: Ratio
-    allowed: float
-    noise_floor: float
-    p50: tuple[float, float] | None = None
+    slowdown: Ratio  # how many times longer a call takes, with the bounds that the verdict rests on
+    allowed: float  # slow-down that passes, 0.05 for 5 %
+    noise_floor: float  # by how much the bounds were widened; 0 where both artifacts ran side by side
+    p50: tuple[float, float] | None = None  # wall-clock milliseconds of a call in the baseline and now
 
     @property
     def too_noisy(self) -> bool:
