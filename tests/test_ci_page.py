@@ -11,7 +11,7 @@ import junitparser
 import pytest
 import yaml
 
-from tests.conftest import Ran
+from tests.helpers.command_line import Ran
 from tests.helpers.paths import ROOT
 
 SNIPPETS = [yaml.safe_load(text) for text in re.findall(r"```yaml\n(.*?)```", (ROOT / "docs/ci.md").read_text(), re.S)]

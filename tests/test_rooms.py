@@ -1,6 +1,7 @@
 """The rooms of the house: imports point down, nothing runs in a circle, and every room has its line in the docs."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -109,13 +110,19 @@ def test_nothing_but_the_demo_knows_the_demo() -> None:
     assert all(module.startswith("madtp.demo") for module in knowing), knowing
 
 
-def test_no_test_imports_another() -> None:
-    for path in (ROOT / "tests").rglob("test_*.py"):
+@pytest.mark.parametrize("folder", ["tests", "benchmarks"])
+def test_no_test_module_is_imported(folder: str) -> None:
+    """What tests share is in tests/helpers; a conftest holds fixtures."""
+    for path in (ROOT / folder).rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ImportFrom):
-                names = [node.module or "", *(f"{node.module}.{alias.name}" for alias in node.names)]
-                ours = [name for name in names if name.startswith("tests.") and ".test_" in name]
-                assert ours == [], f"{path} imports {ours}"
+                names = [f"{node.module}.{alias.name}" for alias in node.names]
+            elif isinstance(node, ast.Import):
+                names = [alias.name for alias in node.names]
+            else:
+                continue
+            wrong = [name for name in names if re.match(r"tests\.(.*\.)?(test_|conftest)", name)]
+            assert wrong == [], f"{path} imports {wrong}"
 
 
 @pytest.mark.parametrize("room", [name for name in ORDER if name != "madtp" and name != "export"])

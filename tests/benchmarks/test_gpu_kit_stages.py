@@ -23,8 +23,8 @@ from madtp.ops import register_kernels
 from madtp.ops.kernels import without_kernels
 from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
 from tests.helpers import native_build, stand_in_cuda
+from tests.helpers.kernel_calls import attention_inputs, compact_call
 from tests.helpers.paths import CARRIED, ROOT
-from tests.plugins.test_kernels import attention_inputs, compact_call
 
 SMALL = Sizes(length=40, width=32, heads=1, alignments=8)
 

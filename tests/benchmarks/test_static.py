@@ -31,6 +31,7 @@ from benchmarks.gpu.static_markdown import render
 from benchmarks.static_report import to_json
 from export.engine.plugin_library import find_nvcc
 from export.errors import PluginError
+from tests.helpers.paths import ROOT
 
 RECOMPILED = ((TENSOR_CORE, 80), (TENSOR_CORE, 90), (COMPACT, 80), (COMPACT, 90))  # about 30 s of one core
 TENSOR_KERNELS = ("context_kernel", "statistics_kernel")
@@ -146,7 +147,7 @@ def test_shared_memory_is_what_the_structs_take(report: dict[str, Any], tmp_path
         space = "compact" if "compact" in file else "attention"
         source = tmp_path / "sizes.cpp"
         source.write_text(f'#include "{file}"\nnamespace madtp::{space} {{\n{"".join(sorted(lines))}}}\n')
-        folders = [f"-I{PLUGINS / folder}" for folder in ("simt", "", "include")]
+        folders = [f"-I{folder}" for folder in (ROOT / "tests" / "native" / "simt", PLUGINS, PLUGINS / "include")]
         command = [compiler, "-std=c++17", "-fsyntax-only", "-w", "-DMADTP_SIMT", *folders, str(source)]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

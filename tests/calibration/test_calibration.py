@@ -21,7 +21,8 @@ from madtp.data.samples import collate, load_samples
 from madtp.errors import TokensError
 from madtp.files.inputs import sha256
 from madtp.models.parts import parts_of
-from tests.conftest import TAU, Ran
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
 
 Write = Callable[..., Path]
 SOURCE = Source("a" * 64, "nlvr", 0.5, "some samples", None)

@@ -8,7 +8,7 @@ import sys
 import torch
 
 from madtp.ops.library import load_library
-from tests.gpu.cases import call_of, chosen
+from tests.helpers.gpu_cases import call_of, chosen
 
 
 def main() -> int:

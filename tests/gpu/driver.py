@@ -8,7 +8,7 @@ import sys
 from benchmarks.gpu.calls import require_device
 from madtp.errors import MadtpError
 from madtp.ops.library import load_library
-from tests.gpu.cases import ATTENTION, COMPACT, chosen, run_all
+from tests.helpers.gpu_cases import ATTENTION, COMPACT, chosen, run_all
 
 
 def main(names: list[str]) -> int:

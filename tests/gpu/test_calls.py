@@ -13,9 +13,8 @@ from benchmarks.gpu.calls import (
 )
 from madtp.ops.library import KernelError, load_library
 from madtp.ops.reference import aligned_attention, token_compact
-from tests.gpu.cases import chosen
-from tests.gpu.test_sanitizer import CASES
 from tests.helpers import native_build
+from tests.helpers.gpu_cases import SANITIZED, chosen
 from tests.helpers.paths import ROOT
 
 
@@ -65,6 +64,6 @@ def test_missing_library_is_named() -> None:
 
 
 def test_cases_are_chosen_by_name() -> None:
-    assert [case.name for case in chosen(CASES)] == list(CASES)
+    assert [case.name for case in chosen(SANITIZED)] == list(SANITIZED)
     with pytest.raises(ValueError, match="no case is named fp8; there are fp32-tiles-of-64, "):
         chosen(["fp16-pruned", "fp8"])

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from benchmarks.gpu.calls import Call
-from tests.gpu.cases import ATTENTION, COMPACT, AttentionCase, CompactCase, attention_of, compact_of, supported
-from tests.gpu.conftest import gpu_only
+from tests.helpers.gpu import gpu_only
+from tests.helpers.gpu_cases import ATTENTION, COMPACT, AttentionCase, CompactCase, attention_of, compact_of, supported
 from tests.helpers.paths import ROOT
 
 pytestmark = gpu_only

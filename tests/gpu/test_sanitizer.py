@@ -12,14 +12,14 @@ import pytest
 from benchmarks.gpu.compile import ROOT
 from export.engine.plugin_library import find_nvcc
 from export.errors import PluginError
-from tests.gpu.conftest import gpu_only
+from tests.helpers.gpu import gpu_only
+from tests.helpers.gpu_cases import SANITIZED
 
 pytestmark = gpu_only
 
 FOUND = 86  # exit status that compute-sanitizer is told to give where it finds something
 REFUSAL = "Device not supported"  # e.g. on a virtual machine that hides what the tool needs
 SECONDS = 60  # a tool
-CASES = ("fp16-tiles-of-128", "fp32-causal", "fp16-pruned")  # tensor cores, the plain path, TokenCompact
 # Our kernels alone are looked at, and what the driver asks of it in vain (torch probes a lot) is no finding.
 OPTIONS = ("--kernel-name", "kns=madtp", "--report-api-errors", "no", "--error-exitcode", str(FOUND))
 
@@ -46,7 +46,7 @@ def test_sanitizer_finds_nothing(tool: str) -> None:
         pytest.skip("there is no compute-sanitizer on PATH or in the CUDA toolkit")
     # Each tensor is an allocation of its own, so that a step beyond its end is seen.
     environment = {**os.environ, "PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
-    command = [sanitizer, "--tool", tool, *OPTIONS, sys.executable, "-m", "tests.gpu.driver", *CASES]
+    command = [sanitizer, "--tool", tool, *OPTIONS, sys.executable, "-m", "tests.gpu.driver", *SANITIZED]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=SECONDS)
     output = done.stdout + done.stderr
     if REFUSAL in output:
@@ -54,4 +54,4 @@ def test_sanitizer_finds_nothing(tool: str) -> None:
     assert done.returncode == 0, output[-5000:]
     # It has to have seen the kernels run: nothing is found in a program that stops early, too.
     assert "calls ran:" in output, output[-5000:]
-    assert int(output.split("calls ran:")[1].split()[0]) == len(CASES)
+    assert int(output.split("calls ran:")[1].split()[0]) == len(SANITIZED)

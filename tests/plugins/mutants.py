@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from tests.helpers.kernel_calls import compact_inputs
 from tests.helpers.kernels import Kernels
 from tests.helpers.native_build import build
 from tests.helpers.paths import ROOT
-from tests.madtp.ops.test_ops import compact_inputs
 
 SEEDS = 6
 Run = Callable[[Kernels], tuple[Tensor, ...]]

@@ -13,11 +13,18 @@ from torch import Tensor
 
 from madtp.ops import reference as ops
 from tests.helpers import recorded
-from tests.helpers.kernels import Compacted, Kernels, check_accuracy, libraries, load
+from tests.helpers.kernel_calls import (
+    NEAR,
+    attention_inputs,
+    bits,
+    check_attention,
+    check_compact,
+    compact_call,
+    is_decided,
+)
+from tests.helpers.kernels import Kernels, libraries, load
 from tests.helpers.paths import golden_folders
-from tests.madtp.ops.test_ops import compact_inputs
 
-NEAR = 1e-5  # scores relatively closer than this may be ordered either way by two orders of addition
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 PATHS = [(torch.float32, 16), (torch.float16, 24), (torch.float16, 32), (torch.bfloat16, 64), (torch.float16, 128)]
 INFINITY = float("inf")
@@ -26,60 +33,6 @@ INFINITY = float("inf")
 @pytest.fixture(scope="module", params=libraries())
 def kernels(request: pytest.FixtureRequest) -> Kernels:
     return load(request.param)
-
-
-def check_attention(kernels: Kernels, qkv: Tensor, mask: Tensor, causal: int, heads: int) -> tuple[Tensor, ...]:
-    """Run AlignedAttention and hold it to the reference."""
-    results = kernels.aligned_attention(qkv, mask, causal, heads)
-    same = ops.aligned_attention(qkv, mask, causal, heads)
-    exact = ops.aligned_attention(qkv.double(), mask, causal, heads)
-    query, key, _ = qkv.double().abs().nan_to_num(0.0, 0.0, 0.0).unflatten(-1, (3, heads, -1)).unbind(2)
-    condition = torch.einsum("bihd,bjhd->bhij", query, key).max().item() / query.shape[-1] ** 0.5
-    condition += least_mask(mask, causal)
-    for got, reference, truth in zip(results, same, exact, strict=True):
-        assert got.dtype == reference.dtype
-        check_accuracy(got, reference, truth, qkv.dtype, condition)
-    return results
-
-
-def least_mask(mask: Tensor, causal: int) -> float:
-    """What the mask adds to the scores of a row whose keys are all masked: its scores are that large, and round so."""
-    sizes = mask.double().abs().nan_to_num(0.0, 0.0, 0.0)
-    rows = sizes.cummin(dim=1).values if causal else sizes.min(dim=1).values
-    return rows.max().item()
-
-
-def is_decided(inputs: tuple[Any, ...]) -> bool:
-    """False where scores or threshold are so close that rounding may decide: tokens that are equal are not."""
-    column, cls, alignment = (tensor.double() for tensor in inputs[3:6])
-    importance = ops.token_importance(column, cls, alignment)
-    temperature = inputs[6].double()
-    if not temperature > 0 or not importance.isfinite().all():
-        return True
-    near = NEAR * importance.abs().amax()
-    margin = (importance - ops.learned_threshold(importance, alignment, temperature)[:, None]).abs()
-    gaps = importance.sort(dim=1).values.diff(dim=1)
-    return bool((margin > near).all() and ((gaps == 0) | (gaps > near)).all())
-
-
-def check_compact(kernels: Kernels, inputs: tuple[Any, ...]) -> Compacted:
-    """Run TokenCompact and hold it to the reference: the choice exactly, the merged token as accurate as torch's."""
-    got = kernels.token_compact(*inputs)
-    tokens, mask, ids, count = ops.token_compact(*inputs)
-    assert got.count == int(count)
-    assert torch.equal(got.ids.cpu(), ids)
-    assert torch.equal(_bits(got.mask.cpu()), _bits(mask))
-    assert torch.equal(_bits(got.tokens[:, :-1].cpu()), _bits(tokens[:, :-1]))
-    if got.count < inputs[0].shape[1] or (ids[:, -1] < 0).any():
-        exact = ops.token_compact(inputs[0].double(), *inputs[1:3], *(x.double() for x in inputs[3:6]), *inputs[6:])
-        check_accuracy(got.tokens[:, -1], tokens[:, -1], exact[0][:, -1], tokens.dtype)
-    else:
-        assert torch.equal(_bits(got.tokens.cpu()), _bits(tokens))
-    return got
-
-
-def _bits(tensor: Tensor) -> Tensor:
-    return tensor.contiguous().view(torch.uint8)
 
 
 def _replays() -> Iterator[Any]:
@@ -105,13 +58,6 @@ def test_kernels_agree_in_every_layer_of_recorded_cases(kernels: Kernels, folder
                 result = check_compact(kernels, (inputs[0].to(dtype), *inputs[1:]))
                 pruned += result.count < inputs[0].shape[1]
     assert pruned > 0
-
-
-def attention_inputs(batch: int, length: int, heads: int, size: int, dtype: torch.dtype, seed: int) -> tuple[Any, ...]:
-    """Random inputs of AlignedAttention with some keys masked."""
-    generator = torch.Generator().manual_seed(seed)
-    qkv = 2 * torch.randn(batch, length, 3 * heads * size, generator=generator)
-    return qkv.to(dtype), -10000.0 * (torch.rand(batch, length, generator=generator) < 0.2), 0, heads
 
 
 @settings(max_examples=60, deadline=None)
@@ -182,8 +128,8 @@ def test_a_sample_does_not_depend_on_its_batch_mates(kernels: Kernels, dtype: to
     for slot in range(5):
         alone = kernels.aligned_attention(qkv[slot : slot + 1], mask[slot : slot + 1], causal, heads)
         for one, all_of_them, others in zip(alone, together, moved, strict=True):
-            assert torch.equal(_bits(one[0]), _bits(all_of_them[slot]))
-            assert torch.equal(_bits(one[0]), _bits(others[order.index(slot)]))
+            assert torch.equal(bits(one[0]), bits(all_of_them[slot]))
+            assert torch.equal(bits(one[0]), bits(others[order.index(slot)]))
 
 
 @pytest.mark.parametrize(("dtype", "length", "batch"), [(torch.float16, 70, 16), (torch.bfloat16, 130, 8)])
@@ -199,7 +145,7 @@ def test_large_batches_take_larger_tiles_and_give_the_same_bits(
         many = kernels.aligned_attention(qkv.repeat(batch, 1, 1), keys.repeat(batch, 1), causal, heads)
         for one, all_of_them in zip(alone, many, strict=True):
             for sample in all_of_them:
-                assert torch.equal(_bits(one[0]), _bits(sample))
+                assert torch.equal(bits(one[0]), bits(sample))
 
 
 @pytest.mark.parametrize(("dtype", "length"), [(torch.float16, 140), (torch.bfloat16, 197)])
@@ -213,14 +159,7 @@ def test_heads_of_64_are_right_in_both_tiles(kernels: Kernels, dtype: torch.dtyp
     for slot in range(batch):
         alone = kernels.aligned_attention(qkv[slot : slot + 1], mask[slot : slot + 1], causal, heads)
         for one, all_of_them in zip(alone, together, strict=True):
-            assert torch.equal(_bits(one[0]), _bits(all_of_them[slot]))
-
-
-def compact_call(batch: int, tokens: int, seed: int, dtype: torch.dtype, tau: float = 0.7, **sizes: int) -> list[Any]:
-    """Arguments of TokenCompact, random."""
-    inputs = list(compact_inputs(batch, tokens, seed, **sizes).values())
-    inputs[5] = inputs[5].abs()  # else the alignment may add up to nearly nothing, and rounding decides
-    return [inputs[0].to(dtype), *inputs[1:], torch.tensor(tau), torch.tensor(1), seed % 12]
+            assert torch.equal(bits(one[0]), bits(all_of_them[slot]))
 
 
 @settings(max_examples=60, deadline=None)
@@ -253,7 +192,7 @@ def test_compaction_of_anything_is_the_references(
         result = check_compact(kernels, tuple(inputs))
     if not tau > 0:
         assert result.count == tokens + 1
-        assert torch.equal(_bits(result.tokens.cpu()), _bits(inputs[0]))
+        assert torch.equal(bits(result.tokens.cpu()), bits(inputs[0]))
 
 
 def test_random_compactions_are_mostly_decided_and_pruned(kernels: Kernels) -> None:
@@ -321,7 +260,7 @@ def test_a_bound_leaves_the_best_tokens_that_fit(
     bounded = kernels.token_compact(*inputs, room)
     assert bounded.count == min(free.count, room)
     if free.count <= room:
-        assert torch.equal(_bits(bounded.tokens), _bits(free.tokens))
+        assert torch.equal(bits(bounded.tokens), bits(free.tokens))
         return
     importance = ops.token_importance(*inputs[3:6])
     gaps = importance.sort(dim=1).values.diff(dim=1)
@@ -357,4 +296,4 @@ def _repeat(kernels: Kernels, run: Callable[[], tuple[Tensor, ...]], times: int 
     for seed in range(times):
         kernels.seed(seed)
         for got, expected in zip(run(), first, strict=True):
-            assert torch.equal(_bits(got), _bits(expected)), seed
+            assert torch.equal(bits(got), bits(expected)), seed

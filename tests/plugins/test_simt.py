@@ -1,4 +1,4 @@
-"""The stand-in for CUDA (`plugins/simt`): what it computes is right, and it notices what it is there to notice."""
+"""The stand-in for CUDA (`tests/native/simt`): what it computes is right, and it notices what it is there to notice."""
 
 import ctypes
 import os

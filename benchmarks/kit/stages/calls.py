@@ -7,8 +7,8 @@ def run(stage: StageRun) -> bool:
     """Each call on its own, so that one that fails does not hide the others."""
     import torch
 
+    from tests.helpers.kernel_calls import attention_inputs, check_attention, check_compact, compact_call
     from tests.helpers.kernels import Kernels
-    from tests.plugins.test_kernels import attention_inputs, check_attention, check_compact, compact_call
 
     kernels = Kernels(stage.library, stage.device)
     found: dict[str, str] = {}

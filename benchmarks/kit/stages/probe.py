@@ -15,7 +15,7 @@ from benchmarks.kit.stage import ROOT, StageRun, WrongMachineError
 
 _MACHINES = ("torch", "numpy", "PIL", "tokenizers", "onnx", "onnxruntime", "pytest", "pynvml")
 _BROUGHT = ("click", "hypothesis", "onnxscript", "safetensors")
-_OURS = ("madtp", "tests.golden", "tests.plugins.test_kernels", "tests.gpu.cases", "export.validate.selection")
+_OURS = ("madtp", "tests.golden", "tests.helpers.kernel_calls", "tests.helpers.gpu_cases", "export.validate.selection")
 PACKAGES = ("torch", "numpy", "triton", "onnxruntime", "pytest", "nvidia-ml-py", "nvidia-cudnn-cu13")
 LEAST_DISK = 200_000_000  # bytes: FlashAttention-3 unpacked, and the results
 SYMBOLS = tuple(f"madtp_{op}{end}" for op in ("aligned_attention", "token_compact") for end in ("", "_workspace"))

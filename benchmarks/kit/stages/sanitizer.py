@@ -8,9 +8,8 @@ def run(stage: StageRun) -> bool | str:
     """The test of tests/gpu; skipped where the tool is missing or refuses the machine."""
     if stage.rehearse:
         from madtp.ops.library import load_library
-        from tests.gpu.cases import chosen, run_all
-        from tests.gpu.test_sanitizer import CASES
+        from tests.helpers.gpu_cases import SANITIZED, chosen, run_all
 
-        stage.save(calls=run_all(load_library(stage.library), chosen(CASES), stage.device))
+        stage.save(calls=run_all(load_library(stage.library), chosen(SANITIZED), stage.device))
         return True
     return run_tests(stage, ["tests/gpu/test_sanitizer.py"], "memcheck or racecheck", may_skip=True)

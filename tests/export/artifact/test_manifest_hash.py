@@ -17,8 +17,9 @@ from export.errors import ManifestError, OptionError
 from export.inspect.inspection import MOST_PARTS
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
-from tests.conftest import Ran, write_vocabulary
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest, write_manifest
+from tests.helpers.samples import write_vocabulary
 
 NO_NAMES = ["/etc/passwd", "../out.onnx", "x/out.onnx", "..", ".", "", "x\\out.onnx", "a\0b"]
 NAMES: dict[str, Callable[[dict[str, Any], Any], object]] = {

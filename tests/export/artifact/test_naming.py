@@ -11,7 +11,8 @@ from export.artifact.manifest import open_manifest
 from export.bench.artifact import describe
 from export.errors import ManifestError
 from export.session.session import Session
-from tests.conftest import Ran, TaskArtifacts, run_export
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.command_line import Ran, run_export
 
 Run = Callable[..., Ran]
 

@@ -20,8 +20,11 @@ from madtp.demo import vocab_path
 from madtp.demo.output import check_folder
 from madtp.errors import OutputError
 from madtp.files.outputs import Kind, check_outputs, json_kind, marked_kind, write_output
-from tests.conftest import Ran, TaskArtifacts, largest_file, write_samples, write_vocabulary
-from tests.export.evaluate.test_evaluate import nlvr_data
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.command_line import Ran
+from tests.helpers.datasets import nlvr_data
+from tests.helpers.outputs import largest_file
+from tests.helpers.samples import write_samples, write_vocabulary
 
 Run = Callable[..., Ran]
 NOTES = {"learning_rate": 1e-05, "notes": "mine, not an export's"}

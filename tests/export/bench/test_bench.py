@@ -7,7 +7,7 @@ import re
 import shutil
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -39,96 +39,15 @@ from export.samples.artifact import artifact_samples
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs, Runner
-from tests.conftest import TAU, Ran, TaskArtifacts
-from tests.export.bench.test_bench_statistics import FakeTimer
-from tests.export.validate.test_validate import change_weight, edit, rehash
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.bench import FakeRunner, FakeTimer, Quiet, fake_bench, save
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import change_weight, edit, rehash
 from tests.helpers.manifests import edit_manifest
 
 Cli = Callable[..., Ran]
 QUICK = ("--seconds", 0.05, "--no-profile")
-LAYERS = 2
-
-
-class Quiet:
-    """Progress that is not shown."""
-
-    def stage(self, description: str) -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-
-@dataclass
-class FakeRunner:
-    """Takes time on the fake clock only: the dense model 20 ms, pruned by its tokens; noise of a few percent.
-
-    With `waits`, neighbours take the CPU for longer than a call takes.
-    """
-
-    timer: FakeTimer
-    seed: int = 0
-    factor: float = 1.0
-    broken_at: float = math.nan
-    interrupt_at: float = math.inf
-    slowness: Callable[[float], float] = lambda seconds: 1.0
-    waits: bool = False
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(self.seed)
-        self.calls = 0
-
-    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        self.calls += 1
-        if self.calls >= self.interrupt_at:
-            raise KeyboardInterrupt
-        batch = len(inputs["input_ids"])
-        tokens = 5 if temperature == 0 else 2 + int(inputs["attention_mask"].sum()) % 3
-        slowness = self.factor * self.slowness(self.timer.seconds)
-        self.timer.seconds += 0.004 * tokens * batch * slowness * self.rng.lognormal(0, 0.05)
-        if self.waits:  # neighbours take the CPU, for several times as long as the call
-            lost = self.rng.exponential(0.05)
-            self.timer.seconds += lost
-            if self.timer.lost is not None:
-                self.timer.lost += lost
-        logits = torch.full((batch, 2), math.nan if temperature == self.broken_at else 0.0)
-        counts = torch.full((batch, LAYERS), tokens, dtype=torch.int32)
-        return {"logits": logits, "vision_token_counts": counts, "text_token_counts": counts}
-
-
-def fake_bench(
-    options: BenchOptions,
-    timer: FakeTimer,
-    *runners: FakeRunner,
-    neighbours: float = 0.0,
-    meter: Any = None,
-    keep: Callable[[Measurement], None] = lambda _: None,
-) -> Any:
-    """Measure with fake runners: of the artifact, then of the one that it is compared with; that one first later on."""
-    waiting = iter([*runners, *reversed(runners)])
-    instruments = Instruments(timer, lambda: lambda: neighbours, meter)
-
-    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
-        return {"model": next(waiting)}
-
-    return bench(replace(options, profile=False), Quiet(), keep, opener, lambda _: instruments)
-
-
-@pytest.fixture
-def options(tiny_artifact: Path) -> BenchOptions:
-    return BenchOptions(tiny_artifact / "out.json", seconds=10)
-
-
-@pytest.fixture
-def saved(options: BenchOptions, tmp_path: Path) -> Path:
-    """A baseline whose artifact is not at hand."""
-    timer = FakeTimer()
-    measurement = fake_bench(options, timer, FakeRunner(timer)).measurement
-    return save(measurement, tmp_path / "base.json", path="/gone/out.json")
-
-
-def save(measurement: Measurement, target: Path, **artifact: Any) -> Path:
-    changed = replace(measurement, artifact={**measurement.artifact, **artifact})
-    target.write_text(json.dumps(changed.to_json()))
-    return target
 
 
 def test_all_that_is_measured_and_written(

@@ -3,8 +3,6 @@
 import math
 import random
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -24,9 +22,10 @@ from export.bench.statistics import (
     relative_half_width,
     token_groups,
 )
-from export.bench.timer import Time, WallTimer
+from export.bench.timer import WallTimer
 from export.bench.verdict import Verdict, judge, overall, parse_regression
 from export.errors import OptionError
+from tests.helpers.bench import FakeTimer
 from tests.helpers.paths import ROOT
 
 RECORDED = ROOT / "tests" / "data" / "bench"
@@ -178,35 +177,6 @@ def test_values_that_stand_for_all() -> None:
     assert [values[index] for index in evenly_spaced(values, 8)] == [1, 4, 7, 10, 13, 16, 19, 22]
     assert sorted(evenly_spaced(values, 99)) == list(range(24))
     assert evenly_spaced([1.0, 1.0], 1) == [1]
-
-
-@dataclass
-class FakeTimer:
-    """A clock that only the calls move.
-
-    Attributes:
-        lost: seconds for which calls waited for a CPU; None: it does not tell.
-    """
-
-    seconds: float = 0.0
-    lost: float | None = None
-
-    def now(self) -> float:
-        return self.seconds
-
-    def time(self, call: Callable[[], object]) -> Time:
-        begin, lost = self.seconds, self.lost
-        call()
-        waited = None if lost is None or self.lost is None else 1e3 * (self.lost - lost)
-        return Time(1e3 * (self.seconds - begin), waited)
-
-    def takes(self, milliseconds: Callable[[int], float]) -> Callable[[int], None]:
-        """A call that takes so long, by round."""
-
-        def call(number: int) -> None:
-            self.seconds += milliseconds(number) / 1e3
-
-        return call
 
 
 def never(_: object) -> bool:

@@ -30,11 +30,10 @@ from export.bench.statistics import Ratio
 from export.bench.summary import to_json
 from export.bench.verdict import Verdict, judge
 from export.bench.words import TOO_FEW, TOO_NOISY, floor, half_width, sentence, sign, times
-from tests.conftest import TAU, Ran
-from tests.export.bench.test_bench import FakeRunner, fake_bench, options, save
-from tests.export.bench.test_bench_statistics import FakeTimer
+from tests.helpers.bench import FakeRunner, FakeTimer, fake_bench, save
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
 
-__all__ = ["options"]  # a fixture
 CASE = Case(TAU, 1)
 HALF = "other processes took 50 % of the CPUs while this was measured"
 

@@ -14,9 +14,11 @@ from madtp.data.samples import Config
 from madtp.errors import InputError
 from madtp.models.config import CaptionConfig, VqaConfig
 from madtp.models.parts import parts_of
-from tests.conftest import Ran, TaskArtifacts, run_export, write_task_checkpoint, write_vocabulary
-from tests.export.session.test_session import IMAGES
 from tests.helpers import sizes
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import write_task_checkpoint
+from tests.helpers.command_line import Ran, run_export
+from tests.helpers.samples import IMAGES, write_vocabulary
 
 FIVE = ["one", "two", "left", "right", "same"]
 

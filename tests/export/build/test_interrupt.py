@@ -12,25 +12,13 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
-from export.graph.trace import save_onnx
 from madtp.files.staging import Staging
-from tests.conftest import Outputs, Ran
+from tests.helpers.command_line import WITHOUT_TRACE, Ran
+from tests.helpers.outputs import Outputs
 from tests.helpers.paths import ROOT
 
 PATIENCE = 120  # seconds; far more than anything here takes
-
-# An export that is given its ONNX file instead of tracing, to be in a later phase soon, and never ends the last one.
-WITHOUT_TRACE = """
-import functools, runpy, shutil, sys
-import export.build.check, export.build.pipeline
-export.build.check.time_rounds = functools.partial(export.build.check.time_rounds, min_rounds=10**9)
-source = sys.argv.pop(1)
-export.build.pipeline.trace_part = lambda part: None
-export.build.pipeline.save_onnx = lambda program, path, external_data: shutil.copy(source, path)
-runpy.run_module("export", run_name="__main__")
-"""
 
 
 class Process:
@@ -102,13 +90,6 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Process]]:
     yield begin
     for process in started:
         process.close()
-
-
-@pytest.fixture(scope="module")
-def traced(tiny_program: torch.onnx.ONNXProgram, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("traced") / "tiny.onnx"
-    save_onnx(tiny_program, path)
-    return path
 
 
 Start = Callable[..., Process]

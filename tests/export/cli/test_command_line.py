@@ -21,7 +21,8 @@ from export.cli.main import COMMANDS, cli
 from export.errors import OptionError
 from export.graph.functions import OLDEST_ONNXRUNTIME
 from madtp.demo.__main__ import cli as demo
-from tests.conftest import Ran, TaskArtifacts
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.command_line import Ran
 from tests.helpers.paths import ROOT
 
 Run = Callable[..., Ran]

@@ -10,7 +10,7 @@ import pytest
 
 from madtp.errors import OutputError
 from madtp.files.staging import Staging
-from tests.conftest import Ran
+from tests.helpers.command_line import Ran
 
 Run = Callable[..., Ran]
 

@@ -10,7 +10,9 @@ import pytest
 from PIL import ExifTags, Image
 
 from export import Session
-from tests.conftest import TAU, Ran, write_vocabulary
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
+from tests.helpers.samples import write_vocabulary
 
 PIXELS = np.random.default_rng(5).integers(0, 256, (20, 24, 3), dtype=np.uint8)
 

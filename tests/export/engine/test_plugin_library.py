@@ -27,7 +27,7 @@ from export.errors import BackendError, PluginError
 from export.graph.trace import save_onnx
 from export.runtime.runner import register_plugins
 from madtp.ops.spec import OPS, TOKEN_COMPACT
-from tests.conftest import TINY
+from tests.helpers.checkpoints import TINY
 
 PROFILE = {
     "image0": [[1, 3, 32, 32]] * 3,

@@ -5,35 +5,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from export.evaluate.items import _image_id
 from madtp.data.datasets import CaptionItem, NlvrItem, VqaItem, read_dataset
 from madtp.errors import InputError
-from tests.conftest import Ran, TaskArtifacts
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.command_line import Ran
+from tests.helpers.datasets import VAL, question, write
 
 IDS: list[Any] = ["01827492", "1827492", "3.5", "a-7", 42, -3, 10**30, "é 犬", " 7 ", "1e3", "None"]
 NO_IDS: list[Any] = [None, True, False, 3.5, 42.0, [], ["7"], {}, "", "  \t"]
-VAL = "val2014/COCO_val2014_000000000042.jpg"
-
-
-def write(folder: Path, name: str, content: Any) -> Path:
-    """An annotation file, and a small picture for every image that it names."""
-    folder.mkdir(parents=True, exist_ok=True)
-    entries = content if isinstance(content, list) else content.get("images", [])
-    for entry in entries:
-        place = entry.get("image") or entry.get("images") or f"{entry['filepath']}/{entry['filename']}"
-        for image in [place] if isinstance(place, str) else place:
-            (folder / image).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(np.full((20, 24, 3), len(image), dtype=np.uint8)).save(folder / image)
-    (folder / name).write_text(json.dumps(content))
-    return folder
-
-
-def question(key: Any, **more: Any) -> dict[str, Any]:
-    return {"question_id": key, "question": "the left image", "image": VAL, "answer": ["one"] * 10} | more
 
 
 def sentence(key: Any) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import torch
 from export.evaluate.evaluation import scored
 from export.evaluate.metrics import caption_scores, recall, vqa_score
 from madtp.errors import InputError
-from tests.conftest import Ran, TaskArtifacts
-from tests.export.evaluate.test_ids import VAL, question, write
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.command_line import Ran
+from tests.helpers.datasets import VAL, question, write
 
 LONG = ["a man rides a big wave", "two dogs run in the grass", "a red bus on a street"]
 

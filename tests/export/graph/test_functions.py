@@ -15,7 +15,7 @@ from torch import Tensor
 
 from export.graph.functions import OPSET, functions, op_schema
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
-from tests.madtp.ops.test_ops import compact_inputs
+from tests.helpers.kernel_calls import compact_inputs
 
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
 

@@ -14,8 +14,10 @@ import pytest
 import export.build.pipeline
 from export.artifact.manifest import read_manifest
 from madtp.files.inputs import sha256
-from tests.conftest import TAU, TINY, Ran, TaskArtifacts
-from tests.export.validate.test_validate import change_weight, rehash
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU, TINY
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import change_weight, rehash
 
 Run = Callable[..., Ran]
 STANDARD = ("--plugins", "none")

@@ -22,9 +22,11 @@ from export.samples.artifact import ArtifactSamples, artifact_samples
 from madtp.data.samples import read_sample
 from madtp.errors import InputError
 from madtp.tasks.requests import run_request
-from tests.conftest import TAU, Ran, TaskArtifacts
-from tests.export.report.test_report_page import bench_result, parsed, text_of
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
+from tests.helpers.pages import bench_result, parsed, text_of
 
 Command = Callable[..., Ran]
 TIMES = {0.0: [10.0, 11.0, 12.0], 0.5: [5.0, 6.0, 30.0], 1.0: [4.0, 5.0, 6.0]}

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import html5lib
 import numpy as np
 import pytest
 import torch
@@ -31,9 +30,13 @@ from export.samples.artifact import artifact_samples
 from export.validate.intermediates import show_onnx
 from madtp.data.samples import hashed_ids, load_samples
 from madtp.models.parts import parts_of
-from tests.conftest import TAU, Outputs, Ran, TaskArtifacts, write_samples
-from tests.export.validate.test_validation_plan import pass_for_plan
-from tests.helpers.paths import ROOT
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
+from tests.helpers.outputs import Outputs
+from tests.helpers.pages import bench_result, parsed, text_of
+from tests.helpers.plans import pass_for_plan
+from tests.helpers.samples import write_samples
 
 HOSTILE = "</p><script>alert(1)</script>"
 # Six patches: layer 0 merges 2 and 5; layer 1 nothing; layer 2 merges 1, 6 and the merged token of layer 0.
@@ -72,16 +75,6 @@ class Silent:
     def stage(self, description: str) -> None: ...
 
     def detail(self, text: str) -> None: ...
-
-
-def parsed(html: str) -> ElementTree.Element:
-    """The page as a browser's parser sees it; an error of its markup fails."""
-    root: ElementTree.Element = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(html)
-    return root
-
-
-def text_of(html: str) -> str:
-    return " ".join("".join(parsed(html).itertext()).split())
 
 
 def test_page_refers_to_nothing_outside(page: tuple[str, dict[str, Any]]) -> None:
@@ -330,15 +323,6 @@ def test_plan_that_runs_shows_what_it_pruned_itself(
 
 def pruned(element: ElementTree.Element) -> bool:
     return element.get("class") in (FRESH, GONE)
-
-
-def bench_result(manifest: dict[str, Any], **changes: Any) -> dict[str, Any]:
-    files = {part["artifact"]: part["sha256"] for part in manifest["parts"]}
-    measured = json.loads((ROOT / "tests" / "data" / "bench" / "original.json").read_text())  # a real one
-    case = measured["cases"][0] | {"batch": 1, "milliseconds": [1234.5, 1234.5]}
-    measured["machine"]["cores"] = 77
-    measured |= {"created": "2031-05-06", "cases": [case | {"temperature": tau} for tau in (0.0, TAU)]}
-    return {"measurement": measured | {"artifact": measured["artifact"] | {"files": files}} | changes}
 
 
 def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from export.samples.artifact import artifact_samples
 from madtp.errors import InputError
-from tests.conftest import write_samples
+from tests.helpers.samples import write_samples
 from tests.helpers.sizes import CLIP
 
 OTHER_WORDS = replace(CLIP, image_size=28, vocab_size=512, sot_token_id=510, eot_token_id=511)

@@ -20,7 +20,10 @@ from madtp.data.preprocess import image_tensor
 from madtp.errors import InputError
 from madtp.tasks.ranking import image_tokens, pair_tokens
 from madtp.tasks.requests import Outputs
-from tests.conftest import TAU, Ran, TaskArtifacts, write_vocabulary
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
+from tests.helpers.samples import write_vocabulary
 
 RNG = np.random.default_rng(11)
 IMAGES = [Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(6)]

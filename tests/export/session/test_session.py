@@ -26,13 +26,13 @@ from madtp.data.tokenize import text_processor
 from madtp.errors import InputError, MadtpError
 from madtp.models.retrieval import RetrievalModel
 from madtp.tasks.ranking import rank
-from tests.conftest import TAU, Ran, TaskArtifacts, write_vocabulary
 from tests.helpers import decoding
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.checkpoints import TAU
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
+from tests.helpers.samples import IMAGES, TEXTS, write_vocabulary
 
-RNG = np.random.default_rng(3)
-IMAGES = [Image.fromarray(RNG.integers(0, 256, (20, 24, 3), dtype=np.uint8)) for _ in range(10)]
-TEXTS = ["the left image", "a digit", "both images show the same digit", "one"]
 OTHERS = ("vqa", "caption", "retrieval", "clip")
 
 

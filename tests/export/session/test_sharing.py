@@ -21,7 +21,7 @@ from export.runtime.runner import PlanRunner
 from madtp.data.images import check_image
 from madtp.data.preprocess import image_tensor
 from madtp.errors import InputError
-from tests.conftest import TaskArtifacts
+from tests.helpers.artifacts import TaskArtifacts
 
 THREADS = 4
 SECONDS = 60  # until a child that hangs is killed

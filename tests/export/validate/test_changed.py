@@ -17,8 +17,8 @@ from export.artifact.manifest import check_files, manifest_path, read_manifest
 from export.errors import ManifestError
 from export.samples.choice import DataOptions
 from export.validate.run import ValidateOptions, validate_artifact
-from tests.conftest import Ran
-from tests.export.validate.test_validate import change_weight, edit
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import change_weight, edit
 
 Run = Callable[..., Ran]
 

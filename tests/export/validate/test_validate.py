@@ -22,8 +22,9 @@ from export.artifact.manifest import OWN_HASH, manifest_path, read_manifest
 from export.validate.contestants import RuntimeContestant
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs
-from tests.conftest import Ran, write_samples
-from tests.helpers.manifests import edit_manifest
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import change_weight, edit, rehash
+from tests.helpers.samples import write_samples
 
 Run = Callable[..., Ran]
 FEW = ("--limit", 2)
@@ -34,24 +35,6 @@ def validate(exported: tuple[Path, Path], run_cli: Run, quick: pytest.MonkeyPatc
     """Validate the tiny artifact on a few samples."""
     artifact, checkpoint = exported
     return lambda *arguments: run_cli("validate", "--engine", artifact, "--ckpt", checkpoint, *arguments)
-
-
-def rehash(artifact: Path, change: Callable[[onnx.ModelProto], None]) -> None:
-    """Change the artifact and let the manifest say so, as a defective export would."""
-    model = onnx.load(str(artifact))
-    change(model)
-    onnx.save(model, str(artifact))
-    edit(artifact, lambda manifest: manifest["parts"][0].update(sha256=sha256(artifact)))
-
-
-def edit(artifact: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    edit_manifest(manifest_path(artifact), change)
-
-
-def change_weight(model: onnx.ModelProto, name: str = "cls_head.2.bias", by: float = 0.01) -> None:
-    (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == name)
-    values = onnx.numpy_helper.to_array(tensor) + np.float32(by)
-    tensor.CopyFrom(onnx.numpy_helper.from_array(values, name))
 
 
 def test_a_verdict_goes_into_the_manifest_and_both_reports(

@@ -3,7 +3,7 @@
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from subprocess import run
 from typing import Any
@@ -11,37 +11,34 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from torch import Tensor
 
-import export.engine.backends
-import export.runtime.artifact
 import export.validate.intermediates
 import export.validate.plan
 import export.validate.run
 import madtp
 from export.artifact.manifest import manifest_path, read_manifest
-from export.engine.backends import Gpu, choose_backend
-from export.engine.builder import BuildResult
+from export.engine.backends import choose_backend
 from export.engine.plugin_library import build_library
 from export.engine.profile import Range, input_profile, part_sizes
 from export.errors import BackendError
-from export.graph.onnx_graph import OnnxGraph, kept_ids, with_outputs
+from export.graph.onnx_graph import OnnxGraph, kept_ids
 from export.graph.trace import save_onnx
-from export.runtime.runner import OnnxRunner
 from export.validate.bisect import calls_of, save_repro
 from export.validate.contestants import TorchContestant
 from export.validate.intermediates import PlanBuilder, ShowingRunner
 from export.validate.plan import Look, look_into_plan
+from export.validate.tolerances import TOLERANCES
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import collate, load_samples
 from madtp.files.inputs import sha256
-from madtp.tasks.requests import Outputs, Runner
-from tests.conftest import Ran
-from tests.export.validate.test_validate import FEW, change_weight, edit
-from tests.export.validate.test_validation import FP32, MUTATIONS, node_of
+from madtp.tasks.requests import Runner
+from tests.helpers.command_line import Ran
+from tests.helpers.defects import MUTATIONS, change_weight, edit, node_of
+from tests.helpers.plans import pass_for_plan
 
 Run = Callable[..., Ran]
-ADA = Gpu("a GPU of the tests", (8, 9), "580.0")
+FEW = ("--limit", 2)
+FP32 = TOLERANCES["fp32"]
 
 
 @pytest.fixture(scope="module")
@@ -127,48 +124,6 @@ def test_what_is_wrong_only_when_fused_is_said_to_be(model: Model, reference: On
     assert culprit is not None
     assert culprit.nodes > 1
     assert "on their own, unfused, each of these nodes is right" in str(culprit)
-
-
-class StandIn(OnnxRunner):
-    """A "plan" that is an ONNX file, in place of a runner of TensorRT."""
-
-    def __init__(self, path: Path, *others: Any) -> None:
-        copy = path.with_suffix(".stand-in.onnx")
-        shutil.copyfile(path, copy)
-        super().__init__(copy)
-
-    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        return {name: value.clone() for name, value in super().run(inputs, temperature).items()}
-
-    def close(self) -> None: ...
-
-
-def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Make an ONNX artifact pass for a plan where a GPU seems to be; what is built anew has its defects."""
-
-    def as_plan(manifest: dict[str, Any]) -> None:
-        for part in manifest["parts"]:
-            made = (artifact.parent / part["artifact"]).rename(
-                artifact.with_name(part["artifact"]).with_suffix(".plan")
-            )
-            part["artifact"] = made.name
-        manifest["artifact"] = artifact.with_suffix(".plan").name
-        manifest["backend"]["name"] = "tensorrt-rtx"
-
-    def build(backend: Any, source: Path, target: Path, *others: Any, shown: set[str]) -> BuildResult:
-        part = artifact.with_name(f"{artifact.stem}.{target.stem}.plan")
-        model = onnx.load(str(part if part.is_file() else artifact.with_suffix(".plan")))
-        made = {name for node in model.graph.node for name in node.output}
-        onnx.save(with_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
-        return BuildResult(0, {}, False, sorted(shown & made))
-
-    edit(artifact, as_plan)
-    patch.setattr(export.engine.backends, "find_gpus", lambda: [ADA])
-    patch.setattr(export.runtime.artifact, "PlanRunner", StandIn)
-    patch.setattr(export.validate.intermediates, "PlanRunner", StandIn)
-    patch.setattr(export.validate.plan, "PlanRunner", StandIn)
-    patch.setattr(export.validate.intermediates, "build_plan", build)
-    return artifact.with_suffix(".plan")
 
 
 def break_plan(plan: Path) -> None:

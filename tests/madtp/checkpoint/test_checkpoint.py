@@ -18,7 +18,9 @@ import torch
 
 import madtp
 from madtp import CheckpointError, ConfigError, MadtpError
-from tests.conftest import TAU, TINY, Outputs, Ran, state_of
+from tests.helpers.checkpoints import TAU, TINY, state_of
+from tests.helpers.command_line import Ran
+from tests.helpers.outputs import Outputs
 from tests.helpers.paths import ROOT
 
 Write = Callable[..., Path]

@@ -21,7 +21,7 @@ import torch
 
 import madtp
 from madtp import CheckpointError
-from tests.conftest import Ran
+from tests.helpers.command_line import Ran
 from tests.helpers.paths import ROOT
 
 Write = Callable[[Path], Path | None]

@@ -13,7 +13,8 @@ import madtp
 from export.artifact.manifest import read_manifest
 from madtp import CheckpointError, ConfigError, MadtpError
 from madtp.checkpoint.loading import read_model
-from tests.conftest import TASK_SIZES, TAU, TINY, Ran, state_of, write_task_checkpoint
+from tests.helpers.checkpoints import TASK_SIZES, TAU, TINY, state_of, write_task_checkpoint
+from tests.helpers.command_line import Ran
 
 Content = Callable[[dict[str, Any]], Any]
 LONGEST = 1500  # characters of any message

@@ -19,9 +19,11 @@ from madtp.console.plain import PlainConsole
 from madtp.console.printing import error_text
 from madtp.errors import InputError, printable
 from madtp.files.outputs import marked_kind, write_output
-from tests.conftest import Ran, save_checkpoint, write_samples, write_vocabulary
+from tests.helpers.checkpoints import save_checkpoint
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import write_samples, write_vocabulary
 
 Run = Callable[..., Ran]
 ESCAPES = ["\x1b[2J", "\x9b2J", "\x07", "\b", "\r", "\x7f", "\u202e", "\u2066", "\u200f", "\u2028"]

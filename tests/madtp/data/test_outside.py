@@ -18,8 +18,9 @@ from madtp.data.datasets import read_dataset
 from madtp.data.images import MOST_BYTES, image_path, read_image
 from madtp.data.samples import read_samples
 from madtp.errors import InputError
-from tests.conftest import Ran, write_samples, write_vocabulary
+from tests.helpers.command_line import Ran
 from tests.helpers.paths import ROOT
+from tests.helpers.samples import write_samples, write_vocabulary
 
 Run = Callable[..., Ran]
 

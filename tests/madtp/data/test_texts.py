@@ -13,9 +13,10 @@ from madtp.data.datasets import read_dataset
 from madtp.data.samples import read_sample
 from madtp.data.texts import check_answers, read_answers, shown, text_fault
 from madtp.errors import InputError
-from tests.conftest import Ran, TaskArtifacts
-from tests.export.evaluate.test_ids import VAL, question, write
-from tests.export.session.test_session import IMAGES
+from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.command_line import Ran
+from tests.helpers.datasets import VAL, question, write
+from tests.helpers.samples import IMAGES
 
 PRINTED = [
     "['blue']",

@@ -15,7 +15,7 @@ from export.evaluate.journal import Journal
 from export.samples.synthetic import synthetic_samples
 from export.session.session import Session
 from madtp.errors import InputError, MadtpError
-from tests.conftest import Ran
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
 from tests.helpers.paths import ROOT
 from tests.helpers.sizes import BASE

@@ -14,8 +14,8 @@ import pytest
 from madtp.files.outputs import Kind, write_output
 from madtp.files.scratch import MARK, PREFIX, remove_leftovers, scratch_folder
 from madtp.files.staging import Staging
-from tests.conftest import TINY, run_export, save_checkpoint, state_of
-from tests.export.build.test_interrupt import WITHOUT_TRACE, traced  # noqa: F401 - a fixture
+from tests.helpers.checkpoints import TINY, save_checkpoint, state_of
+from tests.helpers.command_line import WITHOUT_TRACE, run_export
 from tests.helpers.paths import ROOT
 
 PATIENCE = 120  # seconds; far more than anything here takes
@@ -171,7 +171,7 @@ def killed_export(folder: Path, scratch: Path, until: Callable[[], object], *com
 
 
 def test_a_killed_export_leaves_nothing_once_the_next_has_run(
-    traced: Path,  # noqa: F811
+    traced: Path,
     quick: pytest.MonkeyPatch,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

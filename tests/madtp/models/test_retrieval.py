@@ -17,7 +17,7 @@ from madtp.ops.recorder import PruningRecorder
 from madtp.tasks.ranking import NOT_MATCHED, image_tokens, rank
 from madtp.tasks.requests import run_request, torch_runners
 from tests import golden
-from tests.conftest import TINY
+from tests.helpers.checkpoints import TINY
 from tests.helpers.generate import generated_images, generated_state
 from tests.helpers.golden_runtimes import LayerTrace
 from tests.helpers.paths import RECORDINGS

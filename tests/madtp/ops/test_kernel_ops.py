@@ -16,9 +16,9 @@ from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
 from tests import golden
 from tests.helpers import native_build
 from tests.helpers.golden_runtimes import TorchRuntime
+from tests.helpers.kernel_calls import attention_inputs, compact_call
 from tests.helpers.kernels import check_accuracy
 from tests.helpers.paths import golden_folders
-from tests.plugins.test_kernels import attention_inputs, compact_call
 
 ATTEND, COMPACT = torch.ops.madtp.aligned_attention, torch.ops.madtp.token_compact
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]

@@ -10,23 +10,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from madtp.ops.reference import learned_threshold, token_counts, token_importance
+from tests.helpers.kernel_calls import compact_inputs
 
 ATTEND = torch.ops.madtp.aligned_attention
 COMPACT = torch.ops.madtp.token_compact
 ONE = torch.tensor(1)
-
-
-def compact_inputs(batch: int, tokens: int, seed: int, width: int = 8, entries: int = 4) -> dict[str, Tensor]:
-    """Random inputs of token_compact for `tokens` non-class tokens, in the order of its arguments."""
-    g = torch.Generator().manual_seed(seed)
-    return {
-        "tokens": torch.randn(batch, tokens + 1, width, generator=g),
-        "key_mask": -10000.0 * (torch.rand(batch, tokens + 1, generator=g) < 0.3),
-        "source_ids": torch.arange(tokens + 1, dtype=torch.int32).repeat(batch, 1),
-        "column_score": torch.rand(batch, tokens, generator=g),
-        "class_score": torch.rand(batch, tokens, generator=g) / tokens,
-        "alignment": torch.randn(batch, tokens, entries, generator=g),
-    }
 
 
 def compact(inputs: dict[str, Tensor], tau: float = 0.7, layer: int = 0, min_keep: int = 1) -> tuple[Tensor, ...]:

@@ -17,7 +17,7 @@ from madtp.data.samples import collate, load_samples
 from madtp.ops.products import PRODUCTS, is_narrow, product
 from madtp.ops.reference import aligned_attention
 from tests import golden
-from tests.conftest import TASK_SIZES, TINY, save_checkpoint, state_of, write_task_checkpoint
+from tests.helpers.checkpoints import TASK_SIZES, TINY, save_checkpoint, state_of, write_task_checkpoint
 from tests.helpers.paths import CARRIED, ROOT
 
 NARROW = [torch.float16, torch.bfloat16]

@@ -15,7 +15,7 @@ from export.engine.backends import choose_backend
 from export.validate.contestants import TorchContestant
 from madtp.ops.tf32 import forbid_tf32
 from tests import golden
-from tests.conftest import TINY
+from tests.helpers.checkpoints import TINY
 from tests.helpers.paths import CARRIED, ROOT
 
 BACKENDS: Any = torch.backends

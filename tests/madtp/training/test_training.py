@@ -9,7 +9,7 @@ from torch import Tensor
 
 from madtp import NlvrConfig, NlvrModel
 from madtp.training.objective import NlvrBatch, initialize, nlvr_loss, similarity_loss
-from tests.conftest import TINY
+from tests.helpers.checkpoints import TINY
 
 ATTEND = torch.ops.madtp.aligned_attention
 COMPACT = torch.ops.madtp.token_compact

@@ -59,6 +59,7 @@ COMPACT = tuple(
         CompactCase(f"{dtype}-unpruned", dtype, 2, 70, 64, 8, temperature=0.0),
     )
 )
+SANITIZED = ("fp16-tiles-of-128", "fp32-causal", "fp16-pruned")  # tensor cores, the plain path, TokenCompact
 
 
 def attention_of(library: ctypes.CDLL, case: AttentionCase, seed: int = 0, device: str = "cuda") -> Call:
