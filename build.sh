@@ -36,7 +36,7 @@ make_env() {
 }
 
 plugins() {
-    "$VENV/bin/python" -m export.engine.plugin_library
+    "$VENV/bin/python" -m export.engine.plugin_build
 }
 
 demo() {

@@ -26,10 +26,10 @@ from rich.table import Table
 from torch import Tensor
 
 from export.artifact.outputs import files_of
-from export.bench.artifact import Described, open_described
 from export.bench.measurement import MEASUREMENT
 from export.bench.run import BenchOptions, bench
 from export.bench.verdict import overall
+from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from madtp.console import command
 from madtp.files.outputs import check_outputs, json_kind, write_output
@@ -75,8 +75,8 @@ class Opener:
     def __init__(self) -> None:
         self.opened = 0
 
-    def __call__(self, described: Described, options: RunnerOptions) -> dict[str, Runner]:
-        runners = open_described(described, options)
+    def __call__(self, artifact: Artifact, options: RunnerOptions) -> dict[str, Runner]:
+        runners = artifact.open_runners(options)
         self.opened += 1
         return {name: SlowRunner(runner) for name, runner in runners.items()} if self.opened in (1, 4) else runners
 

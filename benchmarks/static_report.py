@@ -21,7 +21,7 @@ from benchmarks.gpu.compile import FILES, SMS, Kernel, compile_kernels, find_nvd
 from benchmarks.gpu.launches import dynamic_shared, launched, threads
 from benchmarks.gpu.results import FOLDER, REPORT, STATIC_COMMAND, rounded
 from benchmarks.gpu.static_markdown import render
-from export.engine.plugin_library import find_nvcc
+from export.engine.plugin_build import find_nvcc
 from export.errors import PluginError
 from madtp.errors import MadtpError
 from madtp.files.outputs import json_kind, marked_kind, write_output

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import madtp
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
-from madtp.checkpoint.loading import MAX_TEMPERATURE, Model
+from madtp.checkpoint.loading import Model
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.console.heartbeat import Heartbeat, draws
 from madtp.console.printing import say
@@ -30,6 +30,7 @@ from madtp.data.samples import (
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.files.outputs import check_outputs
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.parts import parts_of
 
 

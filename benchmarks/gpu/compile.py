@@ -160,7 +160,7 @@ def compile_kernels(file: str, sm: int, *, install: bool = True) -> list[Kernel]
     Raises:
         PluginError: there is no nvcc, or it refuses the file.
     """
-    from export.engine.plugin_library import find_nvcc  # here, for those who read results without what it needs
+    from export.engine.plugin_build import find_nvcc  # here, for those who read results without what it needs
 
     nvcc, disassembler = find_nvcc(), find_nvdisasm(install=install)
     key = f"{FORMAT} {source_hash([file])} {toolkit_version(nvcc)} {disassembler is not None}"

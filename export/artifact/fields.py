@@ -1,9 +1,30 @@
-"""Fields of a manifest that may not be well formed."""
+"""Fields of a manifest that may not be well formed: for those who show it, or replace it. `reader` is strict."""
 
+import json
+import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+from export.artifact.reader import LONGEST
+from madtp.files.inputs import read_text
+
 VOCABULARY = ("preprocessing", "text", "vocabulary")
+
+
+def read_fields(path: Path) -> Any:
+    """What a JSON file holds; numbers that JSON lacks become text, halves of surrogate pairs "?".
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError, RecursionError: it is not JSON.
+    """
+
+    def finite(text: str) -> float | str:
+        return float(text) if math.isfinite(float(text)) else text
+
+    content = json.loads(read_text(path, LONGEST), parse_float=finite, parse_constant=str)
+    return json.loads(json.dumps(content, ensure_ascii=False).encode(errors="replace"))
 
 
 def named_files(content: Any) -> set[str]:

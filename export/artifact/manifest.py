@@ -1,33 +1,20 @@
-"""The manifest `out.json` that goes with every artifact: what it is, how it was made, what was proved of it.
+"""The manifest `out.json` beside every artifact: what it is, how it was built, and what was validated.
 
-The fields are described in `manifest.schema.json` (and in `docs/manifest.md`); reading checks a file against it.
+The classes are the schema: `manifest.schema.json`, which documents it, is generated from them
+(`python -m export.artifact.manifest` writes it anew). Fields stand in the order in which a manifest lists them.
 """
 
-import hashlib
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cache
-from importlib import metadata, resources
-from itertools import islice
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
-import jsonschema
-
-from export.artifact.onnx_file import external_locations
-from export.artifact.tensors import TensorInfo
-from export.errors import ManifestError
-from madtp.files.inputs import read_json, sha256
-from madtp.files.outputs import json_kind
+from export.artifact.schema import Limits, Row, decode, encode, json_schema
 
 SCHEMA_VERSION = 4
-OWN_HASH = "manifest_sha256"
-LONGEST = 2**20  # bytes; real ones have some 10 kB
-MOST_ERRORS = 1000  # of the schema, of which the one to be shown is chosen
-MOST_BYTES = 2**38  # of a file of an artifact
-LONGEST_REASON = 500  # characters of what the schema says of a value, which may be all of the file
+SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
 PART_NAMES = {  # see madtp/models/parts.py
     "nlvr": ("model",),
     "vqa": ("encoder", "decoder"),
@@ -37,55 +24,387 @@ PART_NAMES = {  # see madtp/models/parts.py
 }
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
 KEPT_FAILURES = 20  # of a validation, in a manifest
-ARTIFACTS = (".onnx", ".plan")
-_TOGETHER = "Keep artifact and manifest together under the names that the export gave them."
-_IN_PLACE = "Put what a tool made of a file in that file's place, under its name, and name that one."
-MANIFEST = json_kind("the manifest of an artifact", "schema", "artifact", "parts")
+MAX_PARTS = 8
+NAME_PATTERN = r"^(?!\.\.?$)[^/\\\u0000]{1,255}(?![\s\S])"  # of a file beside the manifest: no path leads elsewhere
+
+FileName = Annotated[str, Limits(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+Created = Annotated[str, "UTC time, ISO 8601"]
+Dimension = Annotated[int, Limits(minimum=0, maximum=2**31 - 1)]
+Shape = tuple[Dimension, ...]
+Mean = Annotated[float, Limits(minimum=-1000, maximum=1000)]
+Deviation = Annotated[float, Limits(minimum=0.001, maximum=1000)]
+Giga = Annotated[float, Limits(exclusive_minimum=0, maximum=1e9), "mean per request"]
+Difference = float | None  # null where it is not finite
+Status = Literal["passed", "failed"]
+ArtifactStatus = Literal["passed", "failed", "not run"]
 
 
-def manifest_path(artifact: Path) -> Path:
-    """`out.json` beside `out.plan`."""
-    return artifact.with_suffix(".json")
+@dataclass(frozen=True)
+class Checkpoint:
+    """What was exported; `notes`: what was read in another way than from an official checkpoint, a sentence each."""
+
+    file: str
+    sha256: Sha256
+    bytes: int
+    epoch: Annotated[int | None, "as recorded in the checkpoint"]
+    notes: Annotated[tuple[str, ...] | None, "deviations from an official checkpoint, a sentence each"] = None
 
 
-def find_manifest(path: Path) -> Path:
-    """The manifest that is meant: itself, or the one beside an artifact."""
-    return manifest_path(path) if path.suffix in ARTIFACTS else path
+@dataclass(frozen=True)
+class BackendEntry:
+    """The backend that built the artifact."""
+
+    name: Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
+    version: Annotated[str, "of its package"]
+    reason: Annotated[str, "why it was chosen"]
+    oldest: Annotated[str | None, "onnxruntime: the oldest version that runs the files"] = None
 
 
-def open_manifest(path: Path, *, changed: bool = False) -> tuple[Path, dict[str, Any]]:
-    """Where the manifest lies that is meant by a path, and what it holds: what is named is what is opened.
+@dataclass(frozen=True)
+class LibraryEntry:
+    """A plugin library."""
 
-    Args:
-        path: the manifest, or the artifact that it describes. A symbolic link is what it leads to, unless the files of
-            the artifact lie, or are linked, beside it under their own names.
-        changed: see `read_manifest`.
-
-    Raises:
-        ManifestError: see `read_manifest`; also where the manifest beside an artifact is of another one.
-    """
-    if path.is_symlink() and not _is_complete(path):
-        path = Path(os.path.realpath(path))
-    found = find_manifest(path)
-    manifest = read_manifest(found, changed=changed)
-    if found != path and path.name != manifest["artifact"]:
-        raise ManifestError(
-            f"'{found}' is the manifest of '{manifest['artifact']}', not of '{path.name}'",
-            "The artifact was renamed, or is another.",
-            _IN_PLACE if changed else _TOGETHER,
-        )
-    return found, manifest
+    file: Annotated[FileName | None, "beside the artifact; null where embedded"]
+    embedded: Annotated[
+        bool, "the plan carries the library, and its loader has to allow host code (IRuntime::setEngineHostCodeAllowed)"
+    ]
+    version: Annotated[str, "of the project that it was built from"]
+    sha256: Sha256
+    source_sha256: Annotated[str, "of the sources that it was built from"]
+    sm: Annotated[tuple[int, ...], "compute capabilities that it has code for, 90 for 9.0"]
 
 
-def _is_complete(path: Path) -> bool:
-    """Whether a manifest and its artifact lie where `path` names one of them."""
-    found = find_manifest(path)
-    with suppress(ManifestError):
-        manifest = read_manifest(found)
-        if found == path:
-            return (path.parent / manifest["parts"][0]["artifact"]).exists()
-        return bool(path.name == manifest["artifact"])
-    return False
+@dataclass(frozen=True)
+class Plugins:
+    """Whether a plugin library is needed, and which."""
+
+    mode: Literal["none", "library"]
+    library: LibraryEntry | None
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """An input or output: dtype by its numpy name, dimensions as numbers or symbols ("batch", "text")."""
+
+    name: Annotated[str, "as in the goldens"]
+    dtype: Annotated[str, "numpy name"]
+    shape: Annotated[tuple[int | str, ...], "numbers, or the symbols of dynamic dimensions"]
+
+
+@dataclass(frozen=True)
+class Profile(Row):
+    """Min, opt and max shape of one input."""
+
+    min: Shape
+    opt: Shape
+    max: Shape
+
+
+@dataclass(frozen=True)
+class TimingCache:
+    """TensorRT's timing cache."""
+
+    file: FileName
+    reused: bool
+
+
+@dataclass(frozen=True)
+class TokenSizes(Row):
+    """Tokens that leave a layer: the usual number, and the largest possible one."""
+
+    opt: int
+    max: int
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The token counts that TensorRT tuned for."""
+
+    source: Annotated[
+        Literal["file", "measured", "guessed"], "guessed: counted on samples that are not typical of this model"
+    ]
+    origin: Annotated[str, "the samples, in words"]
+    samples: Annotated[int, "requests counted"]
+    opt_max: Annotated[dict[str, tuple[TokenSizes, ...]], "encoder -> [opt, max] tokens after each layer"]
+
+
+@dataclass(frozen=True)
+class ExternalData:
+    """Weights of an ONNX file beside it."""
+
+    file: FileName
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class Part:
+    """One engine of the artifact."""
+
+    name: Annotated[
+        Literal["model", "encoder", "decoder", "image", "text", "match"], "docs/manifest.md says which task has which"
+    ]
+    checkpoint_sha256: Annotated[Sha256, "of the checkpoint that the part was made from"]
+    onnx_sha256: Annotated[Sha256, "of the ONNX graph that the artifact was made from"]
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+    profile: Annotated[dict[str, Profile], "input -> min, opt, max shape"]
+    timing_cache: Annotated[TimingCache | None, "null: this backend has none"]
+    custom_nodes: Annotated[dict[str, int], "op -> nodes in the ONNX graph"]
+    layers: Annotated[int | None, "layers of the TensorRT network"]
+    plugin_layers: Annotated[
+        dict[str, int], "plugin -> layers of the TensorRT network; as many as custom nodes, or none"
+    ]
+    tokens: Annotated[Tokens | None, "null: no plugins, so nothing to tell"]
+    artifact: Annotated[FileName, "file beside the manifest"]
+    sha256: Sha256
+    bytes: int
+    external_data: Annotated[ExternalData | None, "null: weights are in the artifact"]
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether it is a TensorRT plan, and not an ONNX file."""
+        return self.artifact.endswith(".plan")
+
+    def named_files(self) -> Iterator[tuple[str, str]]:
+        """Name and sha256 of the graph or plan, and of the weights beside it."""
+        yield self.artifact, self.sha256
+        if self.external_data is not None:
+            yield self.external_data.file, self.external_data.sha256
+
+
+@dataclass(frozen=True)
+class ImagePreprocessing:
+    """What to do with images."""
+
+    size: Annotated[int, Limits(minimum=1, maximum=16384), "side, pixels"]
+    mode: Annotated[str, "colour mode"]
+    resize: Annotated[str, "method"]
+    scale: Annotated[float, "pixel factor before normalisation"]
+    mean: tuple[Mean, Mean, Mean]
+    std: tuple[Deviation, Deviation, Deviation]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The vocabulary of the tokenizer."""
+
+    file: Annotated[FileName | None, "beside the manifest; null: the tokenizer's package carries it"]
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class TextPreprocessing:
+    """What to do with texts."""
+
+    tokenizer: Literal["bert-wordpiece", "clip-bpe"]
+    lowercase: bool
+    dropped: Annotated[str, "punctuation that is dropped, a regular expression"]
+    dropped_as: Annotated[str, "what takes its place"]
+    max_words: Annotated[int | None, "words that are read; null: the task reads no text"]
+    first_id: Annotated[int, "[ENC], [CLS] (retrieval), [DEC] (caption) or start of text (clip)"]
+    last_id: Annotated[int | None, "[SEP] or end of text; null: a prompt has none"]
+    pad_id: int
+    max_tokens: Annotated[int, "special tokens included"]
+    padded: Annotated[bool, "every text is padded to max_tokens, whatever its batch"]
+    prompt: Annotated[str | None, "what every caption continues; null: not a captioning model"]
+    vocabulary: Annotated[Vocabulary | None, "null: none that fits was found"]
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """What to do with images and texts."""
+
+    image: ImagePreprocessing
+    text: TextPreprocessing
+
+
+@dataclass(frozen=True)
+class Parity:
+    """What the export's own check found at one temperature."""
+
+    temperature: float
+    requests: Annotated[int, "compared requests"]
+    worst: Annotated[float, "largest |difference|"]
+    worst_output: Annotated[str, "the output that it was found in"]
+    tolerance: Annotated[float, "largest |difference| allowed"]
+    decisions_equal: Annotated[int, "requests with the same answer"]
+    layers_equal: Annotated[int, "layers with equal token counts in every comparison"]
+    layers: Annotated[int, "all layers"]
+    explained: Annotated[int, "excluded requests: a score lies within rounding of the threshold"]
+    failures: tuple[str, ...]
+    mean_tokens: Annotated[dict[str, tuple[float, ...]], "encoder -> mean tokens after each layer"]
+
+
+@dataclass(frozen=True)
+class Gflops:
+    """Multiply-adds in 1e9."""
+
+    dense: Giga
+    pruned: Giga
+
+
+@dataclass(frozen=True)
+class LatencyEntry:
+    """Latency of one call, in milliseconds."""
+
+    median_ms: float
+    p10_ms: Annotated[float, "10th percentile"]
+    p90_ms: Annotated[float, "90th percentile"]
+    calls: Annotated[int, "timed calls"]
+
+
+@dataclass(frozen=True)
+class SamplesEntry:
+    """What a validation compared on."""
+
+    kind: Literal["samples", "data set", "demo", "synthetic"]
+    origin: Annotated[str, "in words"]
+    count: int
+    words: Annotated[Literal["read", "hashed", "random"], "hashed: to ids that mean nothing to the model"]
+
+
+@dataclass(frozen=True)
+class OutputEntry:
+    """How far one output of a pair differs."""
+
+    output: str
+    worst: Annotated[Difference, "largest |difference|; null: not finite"]
+    mean: Annotated[Difference, "mean |difference|"]
+    cosine: Annotated[Difference, "least over requests; null for integers"]
+    error: Annotated[Difference, "largest error against the fp64 reference"]
+    allowed: Annotated[Difference, "largest error allowed"]
+    decided: Annotated[int, "requests with the same answer"]
+    decisions: Annotated[int, "requests with an answer"]
+
+
+@dataclass(frozen=True)
+class PairEntry:
+    """A comparison of two runners at one temperature."""
+
+    pair: Annotated[str, "torch/onnx, torch/plan or onnx/plan"]
+    temperature: float
+    status: Status
+    requests: Annotated[int, "compared requests"]
+    explained: Annotated[int, "excluded requests: a score lies within rounding of the threshold"]
+    outputs: tuple[OutputEntry, ...]
+    layers: int
+    layers_equal: Annotated[int, "layers that kept the same tokens in every comparison"]
+
+
+@dataclass(frozen=True)
+class InvarianceEntry:
+    """Batch invariance of one sample in one runner."""
+
+    contestant: Annotated[str, "runner: torch, onnx or plan"]
+    mates: Annotated[Literal["ordinary", "hostile"], "the rest of the batch"]
+    probe: Annotated[int, "index of the sample"]
+    slots: Annotated[int, "batches that it was put in"]
+    tokens: Annotated[int, "batches with other token counts than alone"]
+    answers: Annotated[int, "batches with another answer or other values than alone"]
+    spread: Annotated[int, "slots that differ from the first one in the same batch"]
+
+
+@dataclass(frozen=True)
+class VerdictEntry:
+    """What the latest `python -m export validate` found."""
+
+    created: Created
+    status: Annotated[ArtifactStatus, "not run: the plan could not be run, its ONNX passed"]
+    samples: SamplesEntry
+    pairs: tuple[PairEntry, ...]
+    batch_mates: Annotated[tuple[InvarianceEntry, ...], "batch invariance"]
+    failures: tuple[str, ...]
+    bisected: Annotated[str, "the first divergent node, in words; empty: nothing failed"]
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What was compared with torch, and how fast it ran."""
+
+    artifact: Annotated[
+        ArtifactStatus,
+        "not run: no GPU of the building machine can run the plan; failed: a later validate found a difference",
+    ]
+    validated: Annotated[Literal["artifact", "onnx"], "what was compared with torch"]
+    samples: Annotated[str, "their origin"]
+    parity: Annotated[tuple[Parity, ...], "at the default temperature, then dense where that differs"]
+    gflops: Gflops
+    latency: Annotated[dict[str, LatencyEntry], "of one request on the building machine"]
+    machine: Annotated[str, "where latency was measured"]
+    verdict: VerdictEntry | None = None
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """All that a manifest says."""
+
+    schema: Annotated[Literal[4], "version of this schema"]
+    created: Created
+    task: Literal["nlvr", "vqa", "caption", "retrieval", "clip"]
+    artifact: Annotated[FileName, "what --engine named; with several parts their files are <stem>.<part><suffix>"]
+    config: Annotated[dict[str, Any], "sizes of the model"]
+    checkpoint: Checkpoint
+    temperature: Annotated[
+        float,
+        Limits(minimum=0, maximum=3.4028234663852886e38),
+        "default of the temperature input; the checkpoint's unless --temperature was given",
+    ]
+    layout: Literal["dynamic"]
+    batching: Annotated[
+        Literal["reference"], "reference: one K for the whole batch, so an answer depends on the rest of the batch"
+    ]
+    precision: Literal["fp32"]
+    backend: BackendEntry
+    tools: Annotated[dict[str, str], "package versions"]
+    plugins: Annotated[Plugins, "none: function bodies inlined, no library needed"]
+    parts: Annotated[tuple[Part, ...], Limits(min_items=1, max_items=MAX_PARTS)]
+    preprocessing: Preprocessing
+    seconds: Annotated[dict[str, float], "duration of each stage"]
+    validation: Validation
+    manifest_sha256: Annotated[Sha256, "of everything else in here, as compact JSON with sorted keys"] = ""
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> "Manifest":
+        """A manifest of what its schema accepts."""
+        return decode(cls, content)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same as JSON; `from_json` of it is equal."""
+        content: dict[str, Any] = encode(self)
+        return content
+
+    @property
+    def is_plan(self) -> bool:
+        """Whether the parts are TensorRT plans, and not ONNX files."""
+        return self.artifact.endswith(".plan")
+
+    @property
+    def part_hashes(self) -> dict[str, str]:
+        """File name -> sha256 of every part."""
+        return {part.artifact: part.sha256 for part in self.parts}
+
+    @property
+    def vocabulary_file(self) -> str | None:
+        """The vocabulary beside the manifest; None without one."""
+        vocabulary = self.preprocessing.text.vocabulary
+        return None if vocabulary is None else vocabulary.file
+
+    def named_files(self) -> Iterator[tuple[str, str]]:
+        """Name and sha256 of every file that the artifact needs beside its manifest."""
+        for part in self.parts:
+            yield from part.named_files()
+        library = self.plugins.library
+        if library is not None and library.file is not None and not library.embedded:
+            yield library.file, library.sha256
+        vocabulary = self.preprocessing.text.vocabulary
+        if vocabulary is not None and vocabulary.file is not None:
+            yield vocabulary.file, vocabulary.sha256
+
+
+def manifest_schema() -> dict[str, Any]:
+    """The JSON Schema of a manifest."""
+    return json_schema(Manifest, "Manifest of an exported MADTP artifact")
 
 
 def tool_versions() -> dict[str, str]:
@@ -93,255 +412,5 @@ def tool_versions() -> dict[str, str]:
     return {name: metadata.version(name) for name in PACKAGES}
 
 
-@cache
-def _validator() -> jsonschema.Draft202012Validator:
-    """Of the schema; that the schema itself is one, a test checks once."""
-    text = resources.files("export.artifact").joinpath("manifest.schema.json").read_text(encoding="utf-8")
-    return jsonschema.Draft202012Validator(json.loads(text))
-
-
-def dump_manifest(manifest: Mapping[str, Any]) -> str:
-    """The manifest's text, with its own hash, checked against the schema first."""
-    sealed = seal(manifest)
-    _validator().validate(sealed)
-    return json.dumps(sealed, indent=2) + "\n"
-
-
-def seal(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """The manifest with the hash of itself, in place of the one that it may have: what `dump_manifest` writes."""
-    return dict(manifest) | {OWN_HASH: manifest_sha256(manifest)}
-
-
-def is_sealed(manifest: Mapping[str, Any]) -> bool:
-    """Whether it is what the hash in it was made of."""
-    return bool(manifest[OWN_HASH] == manifest_sha256(manifest))
-
-
-def manifest_sha256(manifest: Mapping[str, Any]) -> str:
-    """Hex digest of all fields but the hash itself, as compact JSON in UTF-8 with sorted keys."""
-    content = {key: value for key, value in manifest.items() if key != OWN_HASH}
-    text = json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def read_manifest(path: Path, *, changed: bool = False) -> dict[str, Any]:
-    """A manifest from disk.
-
-    Args:
-        path: of the file.
-        changed: also one that was changed after it was written, which its own hash tells.
-
-    Raises:
-        ManifestError: missing, not JSON, with a name twice, of another schema version, malformed, naming a file that
-            does not lie beside it, or changed.
-    """
-    try:
-        manifest = read_json(path, LONGEST, unique=True)
-    except (OSError, ValueError, RecursionError) as error:
-        whole = _whole(path) if isinstance(error, FileNotFoundError) else None
-        if whole is not None:
-            raise ManifestError(
-                f"'{path.stem}' is one part of '{whole}'",
-                "An artifact is used whole.",
-                f"Name '{path.with_name(whole)}'.",
-            ) from error
-        raise ManifestError(
-            f"cannot read the manifest '{path}'", str(error), _IN_PLACE if changed else _TOGETHER
-        ) from error
-    version = manifest.get("schema") if isinstance(manifest, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ManifestError(
-            f"the manifest '{path}' is of schema {version!r:.80}",
-            f"This version reads schema {SCHEMA_VERSION}.",
-            "Export again, or use the version that wrote it.",
-        )
-    errors = islice(_validator().iter_errors(manifest), MOST_ERRORS)
-    wrong = jsonschema.exceptions.best_match(errors)
-    if wrong is not None:
-        raise ManifestError(f"the manifest '{path}' is malformed", f"At {_reason(wrong)}.", "Export again.") from wrong
-    for part in manifest["parts"]:
-        _check_profile(part, path)
-    if not changed and not is_sealed(manifest):
-        raise ManifestError(
-            f"the manifest '{path}' was changed after it was written",
-            "It is not what the hash in it was made of, so that answers may be others than those that were validated.",
-            "Use the file that the export wrote, or export again.",
-        )
-    return dict(manifest)
-
-
-def _reason(error: jsonschema.ValidationError) -> str:
-    """What is wrong with a manifest, in words."""
-    if error.validator_value == _validator().schema["$defs"]["name"]["pattern"]:
-        return f"{error.json_path}: {error.instance!r:.80} is no bare file name, and files lie beside their manifest"
-    return f"{error.json_path}: {error.message[:LONGEST_REASON]}"
-
-
-def _whole(path: Path) -> str | None:
-    """The artifact of `out.json`, if it lists the part that `out.encoder.json`, which does not exist, is asked of."""
-    stem = path.stem.rpartition(".")[0]
-    with suppress(ManifestError):
-        manifest = read_manifest(path.with_name(f"{stem}.json")) if stem else None
-        if manifest and any(Path(part["artifact"]).stem == path.stem for part in manifest["parts"]):
-            return str(manifest["artifact"])
-    return None
-
-
-def _check_profile(part: Mapping[str, Any], path: Path) -> None:
-    """What the schema cannot say: every input but the temperature has shapes of its rank."""
-    varying = {
-        entry["name"]: len(entry["shape"])
-        for entry in part["inputs"]
-        if any(isinstance(dim, str) for dim in entry["shape"])
-    }
-    profile = part["profile"]
-    fits = profile.keys() == varying.keys() and bool(varying)
-    if not fits or any(len(shape) != varying[name] for name in varying for shape in profile[name]):
-        raise ManifestError(
-            f"the manifest '{path}' is malformed", f"Part '{part['name']}': profile and inputs differ.", "Export again."
-        )
-
-
-def check_files(manifest: Mapping[str, Any], folder: Path, *, changed: bool = False) -> list[str]:
-    """Refuse an artifact of which any file is missing or another than the manifest describes.
-
-    Args:
-        manifest: read from `folder`.
-        folder: where its files lie.
-        changed: take graphs, plans and weights that are another. A plugin library, which is code, is never taken.
-
-    Returns:
-        The names of files that are another; without `changed` there are none. Weights beside a graph may be missing.
-
-    Raises:
-        ManifestError: naming the file; also for parts that are not those of the task, or of several checkpoints.
-    """
-    names = [part["name"] for part in manifest["parts"]]
-    if sorted(names) != sorted(PART_NAMES[manifest["task"]]):
-        raise ManifestError(
-            f"the manifest lists the parts {', '.join(names)}",
-            f"A {manifest['task']} model has {', '.join(PART_NAMES[manifest['task']])}.",
-            "Export again.",
-        )
-    checkpoint = manifest["checkpoint"]["sha256"]
-    foreign = [part["name"] for part in manifest["parts"] if part["checkpoint_sha256"] != checkpoint]
-    if foreign:
-        raise ManifestError(
-            f"the part '{foreign[0]}' was made from another checkpoint than the manifest's",
-            "Parts of different models give answers, but wrong ones.",
-            "Export again, all parts at once.",
-        )
-    found = []
-    taken = set(_part_files(manifest)) if changed else set()
-    for name, digest in dict.fromkeys(_named_files(manifest)):  # a file of two hashes fails one of them
-        path = folder / name
-        if name not in taken:
-            _check_file(path, digest, manifest["artifact"])
-            continue
-        moved = name.endswith(".data") and not path.exists()  # a tool may have put weights into the graph
-        if moved or _sha256_of(path, manifest["artifact"]) != digest:
-            found.append(name)
-    for part in manifest["parts"]:
-        if Path(part["artifact"]).suffix == ".onnx":
-            _check_locations(part, folder)
-    return found
-
-
-def _part_files(manifest: Mapping[str, Any]) -> list[str]:
-    """Graphs or plans, and weights beside them."""
-    files = []
-    for part in manifest["parts"]:
-        files.append(part["artifact"])
-        if part["external_data"] is not None:
-            files.append(part["external_data"]["file"])
-    return files
-
-
-def file_hashes(manifest: Mapping[str, Any]) -> dict[str, str]:
-    """sha256 of the files that an artifact consists of beside its manifest, by name."""
-    return dict(_named_files(manifest))
-
-
-def _named_files(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Name and sha256 of every file that an artifact consists of beside its manifest."""
-    for part in manifest["parts"]:
-        yield part["artifact"], part["sha256"]
-        if part["external_data"] is not None:
-            yield part["external_data"]["file"], part["external_data"]["sha256"]
-    library = manifest["plugins"]["library"]
-    if library is not None and not library["embedded"]:
-        yield library["file"], library["sha256"]
-    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
-    if vocabulary is not None and vocabulary["file"] is not None:
-        yield vocabulary["file"], vocabulary["sha256"]
-
-
-def _check_locations(part: Mapping[str, Any], folder: Path) -> None:
-    """Refuse a graph whose weights lie in another file than the one whose hash was checked."""
-    known = set() if part["external_data"] is None else {part["external_data"]["file"]}
-    path = folder / part["artifact"]
-    foreign = sorted(external_locations(path) - known)
-    if foreign:
-        raise ManifestError(
-            f"'{path}' takes weights from '{foreign[0]:.80}'",
-            "Its manifest names no such file, so that nothing vouches for what is in it.",
-            "Use the files of one export, or export again.",
-        )
-
-
-def check_artifact(
-    manifest: Mapping[str, Any], artifact: Path, checkpoint: Path, *, changed: bool = False
-) -> list[str]:
-    """Refuse an artifact or checkpoint that the manifest does not describe.
-
-    Args:
-        manifest: the one beside `artifact`.
-        artifact: what --engine named at the export; with several parts there is no file of that name.
-        checkpoint: the .pt or .pth file.
-        changed: see `check_files`.
-
-    Returns:
-        See `check_files`.
-
-    Raises:
-        ManifestError: a file is missing or its hash, or the checkpoint's, is another.
-    """
-    if artifact.name != manifest["artifact"] or (len(manifest["parts"]) == 1 and not artifact.is_file()):
-        raise ManifestError(
-            f"there is no artifact '{artifact}' of this manifest",
-            "The file is missing or was renamed.",
-            _TOGETHER,
-        )
-    found = check_files(manifest, artifact.parent, changed=changed)
-    _check_file(checkpoint, manifest["checkpoint"]["sha256"], str(artifact))
-    return found
-
-
-def _check_file(path: Path, digest: str, artifact: str) -> None:
-    if _sha256_of(path, artifact) != digest:
-        raise _foreign(path, artifact, "Its sha256 is another.")
-
-
-def _sha256_of(path: Path, artifact: str) -> str:
-    try:
-        size = path.stat().st_size
-        if size > MOST_BYTES:  # to hash it would take hours
-            raise _foreign(path, artifact, f"It has {size:,} bytes.")
-        return sha256(path)
-    except OSError as error:
-        raise _foreign(path, artifact, f"It cannot be read: {error.strerror}.") from error
-
-
-def _foreign(path: Path, artifact: str, why: str) -> ManifestError:
-    judged = path.suffix in (".onnx", ".plan", ".data")
-    return ManifestError(
-        f"'{path}' is not the file that the manifest of '{artifact}' describes",
-        why,
-        "Use the files of one export, or export again."
-        + (" What a tool made of it is judged by python -m export validate --changed." if judged else ""),
-    )
-
-
-def tensor_infos(entries: list[dict[str, Any]]) -> list[TensorInfo]:
-    """The inputs or outputs that a manifest part lists."""
-    return [TensorInfo(entry["name"], entry["dtype"], tuple(entry["shape"])) for entry in entries]
+if __name__ == "__main__":
+    SCHEMA_FILE.write_text(json.dumps(manifest_schema(), indent=1) + "\n", encoding="utf-8")

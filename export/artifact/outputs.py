@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from export.artifact.fields import named_files
-from export.artifact.manifest import file_hashes, manifest_path, open_manifest
+from export.artifact.reader import manifest_path, open_manifest
 from export.errors import ManifestError
 from madtp.errors import OutputError
 from madtp.files.inputs import read_json
@@ -22,7 +22,7 @@ def files_of(artifact: Path | None) -> list[Path]:
     files = [artifact]
     with suppress(ManifestError):  # said where the manifest is needed
         path, manifest = open_manifest(artifact)
-        files += [path, *(path.parent / name for name in (manifest["artifact"], *file_hashes(manifest)))]
+        files += [path, *(path.parent / name for name in (manifest.artifact, *dict(manifest.named_files())))]
     return files
 
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.bench.artifact import Described, describe, identity
+from export.bench.artifact import identity
 from export.bench.calls import Case, cases_of
 from export.bench.environment import Machine
 from export.bench.measure import Series
@@ -12,6 +12,7 @@ from export.bench.measurement import Conditions, Measurement, artifact_at_hand, 
 from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
 from export.bench.verdict import CaseVerdict, judge
 from export.errors import OptionError
+from export.runtime.artifact import Artifact
 
 UNTRUSTED = (
     "recorded latencies cannot tell a slower machine from a slower artifact: trust them only on a machine that nobody "
@@ -29,7 +30,7 @@ class Baseline:
 
     method: str
     recorded: Measurement | None = None
-    described: Described | None = None
+    described: Artifact | None = None
 
     def verdicts(
         self,
@@ -62,14 +63,14 @@ class Baseline:
         return found
 
 
-def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> Baseline:
+def side_by_side(engine: Path, described: Artifact, cases: Sequence[Case]) -> Baseline:
     """Another artifact.
 
     Raises:
         ManifestError: its files are not those of its manifest.
         OptionError: it cannot answer the same calls.
     """
-    other = describe(engine)
+    other = Artifact.open(engine)
     for key in ("task", "image_size", "vocab_size"):
         theirs, ours = getattr(other.config, key), getattr(described.config, key)
         if theirs != ours:
@@ -82,7 +83,7 @@ def side_by_side(engine: Path, described: Described, cases: Sequence[Case]) -> B
     return Baseline(f"side by side with '{other.path}'", described=other)
 
 
-def saved_baseline(path: Path, described: Described, now: Conditions, cases: Sequence[Case]) -> Baseline:
+def saved_baseline(path: Path, described: Artifact, now: Conditions, cases: Sequence[Case]) -> Baseline:
     """A saved measurement; if its artifact is another one and still exists, that artifact side by side.
 
     Raises:
@@ -94,15 +95,16 @@ def saved_baseline(path: Path, described: Described, now: Conditions, cases: Seq
     at_hand = None if same else artifact_at_hand(measurement)
     if at_hand is None:
         return Baseline(f"with the latencies in '{path}'", recorded=measurement)
-    return Baseline(f"side by side with the baseline's artifact '{at_hand}'", described=describe(at_hand))
+    return Baseline(f"side by side with the baseline's artifact '{at_hand}'", described=Artifact.open(at_hand))
 
 
-def differences(baseline: Baseline, described: Described, here: Machine) -> list[str]:
+def differences(baseline: Baseline, described: Artifact, here: Machine) -> list[str]:
     """What a reader has to know of a comparison, a sentence each."""
     if baseline.described is not None:
         old, new = baseline.described.manifest, described.manifest
         keys = ("precision", "layout", "batching", "temperature")
-        return [f"{key} is {new[key]}, in the baseline {old[key]}" for key in keys if new[key] != old[key]]
+        values = [(key, getattr(old, key), getattr(new, key)) for key in keys]
+        return [f"{key} is {now}, in the baseline {before}" for key, before, now in values if before != now]
     then = baseline.recorded
     assert then is not None
     backend = then.artifact["backend"]

@@ -1,13 +1,13 @@
 """What is timed: cases, the calls of each, and the tokens that these keep."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from export.artifact.manifest import Manifest
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.runner import finite_runners
@@ -45,7 +45,7 @@ class Kept:
     total: list[float]
 
 
-def cases_of(manifest: Mapping[str, Any], temperatures: Sequence[float], batches: Sequence[int]) -> list[Case]:
+def cases_of(manifest: Manifest, temperatures: Sequence[float], batches: Sequence[int]) -> list[Case]:
     """Dense and pruned, for every batch.
 
     Args:
@@ -55,7 +55,7 @@ def cases_of(manifest: Mapping[str, Any], temperatures: Sequence[float], batches
     Raises:
         OptionError: a temperature below zero or not finite, or a batch outside the profile.
     """
-    built, _ = batch_and_text(manifest["parts"])
+    built, _ = batch_and_text(manifest)
     for batch in batches:
         if not built.min <= batch <= built.max:
             raise OptionError(
@@ -68,7 +68,7 @@ def cases_of(manifest: Mapping[str, Any], temperatures: Sequence[float], batches
             raise OptionError(
                 f"--temperature is {temperature}", "It has to be a finite number of zero or more.", "E.g. 0.5."
             )
-    wanted = {0.0, *(temperatures or [manifest["temperature"]])}
+    wanted = {0.0, *(temperatures or [manifest.temperature])}
     return [Case(tau, batch) for batch in sorted(set(batches or [built.opt])) for tau in sorted(wanted)]
 
 

@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from export.bench.artifact import Described, runs_on_gpu
 from export.bench.environment import Neighbours
 from export.bench.timer import Timer, WallTimer
 from export.errors import BackendError
+from export.runtime.artifact import Artifact
 from export.runtime.gpu import DeviceMeter
 
 
@@ -30,9 +30,9 @@ class Instruments:
     notes: tuple[str, ...] = ()
 
 
-def instruments_for(described: Described) -> Instruments:
+def instruments_for(described: Artifact) -> Instruments:
     """A clock, and on a GPU CUDA events."""
-    if not runs_on_gpu(described):
+    if not described.manifest.is_plan:
         return Instruments()
     meter = DeviceMeter()
     try:

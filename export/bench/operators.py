@@ -10,7 +10,7 @@ import re
 import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.bench.artifact import Described, Opener, runs_on_gpu
 from export.bench.calls import Case, Inputs, Kept, request_call
 from export.bench.statistics import evenly_spaced
 from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions, feed
 from madtp.files.scratch import scratch_folder
 from madtp.ops.spec import OPS
-from madtp.tasks.requests import Outputs
+from madtp.tasks.requests import Outputs, Runner
 
 PROFILED_CALLS = 8  # of the smallest batch
 FEWEST_PROFILED_CALLS = 2  # of larger ones
@@ -36,6 +36,9 @@ NUMBERS = re.compile(r"\d+")
 KERNEL = "_kernel_time"
 RUN = "model_run"
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
+
+
+Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ class Operators:
 
 
 def profile(
-    described: Described,
+    described: Artifact,
     calls: Mapping[Case, Sequence[Inputs]],
     kept: Mapping[Case, Kept],
     opener: Opener,
@@ -74,7 +77,7 @@ def profile(
     with scratch_folder() as scratch:
         found = (
             _layers(described, chosen, opener)
-            if runs_on_gpu(described)
+            if described.manifest.is_plan
             else _nodes(described, chosen, scratch, threads)
         )
     return {case: typical(operators) for case, operators in found.items()}
@@ -91,9 +94,7 @@ def _representative(calls: Mapping[Case, Sequence[Inputs]], kept: Mapping[Case, 
     return chosen
 
 
-def _layers(
-    described: Described, calls: Mapping[Case, Sequence[Inputs]], opener: Opener
-) -> dict[Case, list[Operators]]:
+def _layers(described: Artifact, calls: Mapping[Case, Sequence[Inputs]], opener: Opener) -> dict[Case, list[Operators]]:
     milliseconds: defaultdict[str, float] = defaultdict(float)
     runners = opener(described, RunnerOptions(layer_milliseconds=milliseconds))
     made = {case: request_call(described.config, runners, inputs, case) for case, inputs in calls.items()}
@@ -108,12 +109,9 @@ def _layers(
 
 
 def _nodes(
-    described: Described, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
+    described: Artifact, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
 ) -> dict[Case, list[Operators]]:
-    runners = {
-        part["name"]: ProfiledRunner(described.folder / part["artifact"], scratch, threads)
-        for part in described.manifest["parts"]
-    }
+    runners = {part: ProfiledRunner(path, scratch, threads) for part, path in described.part_files.items()}
     made = {case: request_call(described.config, runners, inputs, case) for case, inputs in calls.items()}
     for call in made.values():
         call(0)  # allocates memory, which later runs use again

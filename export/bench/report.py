@@ -201,7 +201,7 @@ def lines(result: BenchResult) -> list[str]:
     backend = measurement.artifact["backend"]
     notes = [*result.notes, *measurement.caveats, *filter(None, map(_contradiction, result.verdicts))]
     if any(summary.gflops for summary in summaries) and not gflops_are_profiled(result):
-        counted = result.described.manifest["validation"]["samples"]
+        counted = result.described.manifest.validation.samples
         notes.insert(0, f"GFLOPs are the manifest's, of the export's samples: {counted}")
     found = [
         f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
@@ -271,7 +271,7 @@ def markdown(result: BenchResult) -> str:
         )
     *notes, verdict_said = lines(result)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
-    title = f"**Latency of `{result.described.manifest['artifact']}`**"
+    title = f"**Latency of `{result.described.manifest.artifact}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
     under = "\n".join(f"- {line}" for line in notes)
     return printable(f"{title}{state}\n{MARK}\n\n**{verdict_said}**\n\n{table}\n\n{under}\n")

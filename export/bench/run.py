@@ -6,19 +6,19 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from export.bench.artifact import Described, Opener, describe, identity, open_described, runs_on_gpu, uncaptured
+from export.bench.artifact import identity, uncaptured
 from export.bench.baseline import Baseline, differences, saved_baseline, side_by_side
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, request_call, samples_sha256
 from export.bench.environment import activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
 from export.bench.measure import FIRST_LOOK, Call, Ended, Series, Timings, WarmUp, measure, warm_up
 from export.bench.measurement import Conditions, Measurement
-from export.bench.operators import Operators, profile
+from export.bench.operators import Opener, Operators, profile
 from export.bench.statistics import relative_half_width
 from export.bench.verdict import CaseVerdict, Verdict
 from export.console import Progress
 from export.errors import OptionError
-from export.runtime.artifact import close_runners
+from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from export.samples.artifact import artifact_samples
 from madtp.errors import MadtpError
@@ -64,7 +64,7 @@ class BenchOptions:
 class BenchResult:
     """Everything that a run found."""
 
-    described: Described
+    described: Artifact
     measurement: Measurement  # what --save writes
     runs: dict[Case, dict[str, float]]  # of each part in a call
     verdicts: list[CaseVerdict] = field(default_factory=list)  # of every case; empty if nothing was compared
@@ -79,8 +79,8 @@ def bench(
     options: BenchOptions,
     progress: Progress,
     keep: Callable[[Measurement], None] = lambda _: None,
-    opener: Opener = open_described,
-    instruments: Callable[[Described], Instruments] = instruments_for,
+    opener: Opener = Artifact.open_runners,
+    instruments: Callable[[Artifact], Instruments] = instruments_for,
 ) -> BenchResult:
     """Measure, compare and profile.
 
@@ -99,8 +99,8 @@ def bench(
         KeyboardInterrupt: before there was anything to return.
     """
     progress.stage("reading")
-    described = describe(options.artifact)
-    if options.cuda_graphs and not runs_on_gpu(described):
+    described = Artifact.open(options.artifact)
+    if options.cuda_graphs and not described.manifest.is_plan:
         raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
     cases = cases_of(described.manifest, options.temperatures, options.batches)
     samples = artifact_samples(
@@ -140,7 +140,7 @@ def bench(
         interrupted = False
         try:
             if options.profile:
-                progress.stage("profiling layers" if runs_on_gpu(described) else "profiling operators")
+                progress.stage("profiling layers" if described.manifest.is_plan else "profiling operators")
                 operators = profile(described, calls, kept, opener, options.threads)
         except KeyboardInterrupt:
             interrupted = True
@@ -156,9 +156,9 @@ def bench(
 class _Opened:
     """The artifacts that are timed, opened in the order of `compared`."""
 
-    compared: dict[str, Described]
+    compared: dict[str, Artifact]
     calls: Mapping[Case, Sequence[Inputs]]
-    opener: Callable[[Described], dict[str, Runner]]
+    opener: Callable[[Artifact], dict[str, Runner]]
     runners: dict[str, dict[str, Runner]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -169,8 +169,8 @@ class _Opened:
 
     def swapped(self) -> "_Opened":
         """Close all, and open them in the other order."""
-        for runners in self.runners.values():
-            close_runners(runners)
+        for artifact in self.compared.values():
+            artifact.close()
         self.runners.clear()
         return _Opened(dict(reversed(self.compared.items())), self.calls, self.opener)
 

@@ -101,10 +101,11 @@ def request_gflops(result: BenchResult, case: Case) -> float | None:
     """Multiply-adds (1e9) of a request: profiled, else the manifest's, which are of single requests."""
     if gflops_are_profiled(result):
         return result.operators[case].gflops
-    counted = result.described.manifest["validation"]["gflops"]
-    kinds = {result.described.manifest["temperature"]: "pruned", 0.0: "dense"}
-    value: float | None = counted[kinds[case.temperature]] if case.batch == 1 and case.temperature in kinds else None
-    return value
+    counted = result.described.manifest.validation.gflops
+    kinds = {result.described.manifest.temperature: "pruned", 0.0: "dense"}
+    if case.batch != 1 or case.temperature not in kinds:
+        return None
+    return counted.dense if kinds[case.temperature] == "dense" else counted.pruned
 
 
 def speed_ups(result: BenchResult) -> list[SpeedUp]:

@@ -11,7 +11,7 @@ import torch
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import Latency, ratio_of, summarize, time_rounds
 from export.bench.statistics import Ratio
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.validate.parity import ParityResult, compare
 from madtp.data.samples import SampleSet, collate
 from madtp.models.config import BlipConfig, ClipConfig

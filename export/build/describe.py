@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 import onnx
 
 from export.artifact.manifest import SCHEMA_VERSION, tool_versions
-from export.engine.builder import custom_nodes
-from export.engine.profile import Range
+from export.engine.range import Range
+from export.graph.custom_nodes import custom_nodes
 from export.graph.functions import OLDEST_ONNXRUNTIME
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import CAPTION_PROMPT, Config, SampleSet, edge_ids

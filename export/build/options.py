@@ -4,9 +4,9 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import OptionError
-from madtp.checkpoint.loading import MAX_TEMPERATURE
+from madtp.models.config import MAX_TEMPERATURE
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")

@@ -11,17 +11,24 @@ from typing import Any
 from torch import nn
 
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
-from export.artifact.manifest import dump_manifest, manifest_path, tensor_infos
+from export.artifact.manifest import Manifest, TensorInfo
 from export.artifact.outputs import check_export, stale_files
+from export.artifact.reader import manifest_path
+from export.artifact.schema import decode, encode
+from export.artifact.seal import dump_manifest, seal
 from export.build.check import Validation, validate_runners
 from export.build.describe import artifact_name, describe_export, describe_files, describe_part
 from export.build.options import ExportOptions
 from export.console import Progress
 from export.engine.backends import Backend, choose_backend
-from export.engine.builder import build_plan, inline_functions, set_token_sizes
-from export.engine.plugin_library import PluginLibrary, check_tools, library_entry, loadable_library, plugin_library
-from export.engine.profile import DEFAULT_BATCH, Range, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.builder import build_plan
+from export.engine.plugin_build import check_tools, plugin_library
+from export.engine.plugin_library import PluginLibrary, loadable_library
+from export.engine.profile import DEFAULT_BATCH, Written, input_profile, part_sizes, text_range, written_sizes
+from export.engine.range import Range
 from export.engine.token_sizes import TokenPlan, check_encoders, depths, token_plan
+from export.graph.inline import inline_functions
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import EXTERNAL_DATA_LIMIT, save_onnx, trace_part
 from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner
 from export.samples.profile import check_samples
@@ -64,7 +71,7 @@ class ExportResult:
     validation: Validation
     backend: Backend
     artifact: Path
-    manifest: dict[str, Any] | None = None
+    manifest: Manifest | None = None
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -201,7 +208,10 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
                 else OnnxRunner(part.source)
             )
             runners[name] = CheckedRunner(
-                runner, tensor_infos(part.entry["inputs"]), tensor_infos(part.entry["outputs"]), part.entry["profile"]
+                runner,
+                [decode(TensorInfo, entry) for entry in part.entry["inputs"]],
+                [decode(TensorInfo, entry) for entry in part.entry["outputs"]],
+                part.entry["profile"],
             )
         validation = validate_runners(
             prepared.config,
@@ -218,7 +228,8 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
             with write_errors(target):
                 vocabulary = _ship_vocabulary(prepared.samples, target, staging.folder)
                 entries = [part.entry | describe_files(staging.folder, files[name]) for name, part in traced.items()]
-                result.manifest = describe_export(prepared, entries, library, vocabulary, result)
+                described = describe_export(prepared, entries, library, vocabulary, result)
+                result.manifest = Manifest.from_json(seal(described))
                 (staging.folder / manifest_path(target).name).write_text(dump_manifest(result.manifest))
             shipped = [name for names in files.values() for name in reversed(names)]
             beside_it = [name for name in (vocabulary, beside and beside.name) if name is not None]
@@ -321,7 +332,7 @@ def _build(
     for name, part in traced.items():
         part.files = [artifact_name(target, name, len(traced))]
         _build_part(prepared, part, library, tokens, staging.folder / cache, progress)
-    return None if library is None else library_entry(library, None if options.embed_plugins else shipped.name)
+    return None if library is None else encode(library.entry(None if options.embed_plugins else shipped.name))
 
 
 def _read_cache(path: Path) -> bytes:

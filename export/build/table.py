@@ -1,12 +1,12 @@
 """What a person sees: stages while an export runs, the table at its end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 from rich.table import Table
 
-from export.artifact.manifest import manifest_path
+from export.artifact.manifest import Manifest
+from export.artifact.reader import manifest_path
 from export.bench.latency import Latency
 from export.bench.words import milliseconds, times
 from export.build.check import Validation
@@ -105,29 +105,29 @@ def closing_lines(result: ExportResult) -> list[str]:
         lines.append(
             "the plan was built, not run: no GPU here can execute it; the ONNX it was built from was validated"
         )
-    lines.extend(f"checkpoint: {note}" for note in result.manifest["checkpoint"].get("notes", ()))
+    lines.extend(f"checkpoint: {note}" for note in result.manifest.checkpoint.notes or ())
     lines.extend(plugin_lines(result.manifest))
-    if "oldest" in result.manifest["backend"]:
-        custom = any(part["custom_nodes"] for part in result.manifest["parts"])
+    if result.manifest.backend.oldest is not None:
+        custom = any(part.custom_nodes for part in result.manifest.parts)
         kind = "custom ops with function bodies (--plugins none inlines them)" if custom else "standard ONNX alone"
-        lines.append(f"file: {kind}; runs in ONNX Runtime {result.manifest['backend']['oldest']} and newer")
+        lines.append(f"file: {kind}; runs in ONNX Runtime {result.manifest.backend.oldest} and newer")
     folder = result.artifact.parent
-    artifacts = ", ".join(str(folder / part["artifact"]) for part in result.manifest["parts"])
+    artifacts = ", ".join(str(folder / part.artifact) for part in result.manifest.parts)
     lines.append(f"wrote {artifacts} and {manifest_path(result.artifact)}")
     return lines
 
 
-def plugin_lines(manifest: Mapping[str, Any]) -> list[str]:
+def plugin_lines(manifest: Manifest) -> list[str]:
     """One line each on the plugin library and on what the token sizes rest on; none for a plan without plugins."""
-    library, parts = manifest["plugins"]["library"], manifest["parts"]
-    if library is None:
+    library, parts = manifest.plugins.library, manifest.parts
+    tokens = parts[0].tokens
+    if library is None or tokens is None:
         return []
-    count = sum(layers for part in parts for layers in part["plugin_layers"].values())
-    place = "in the plan; its loader has to allow host code" if library["embedded"] else f"{library['file']} beside it"
-    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library["sm"])
-    tokens = parts[0]["tokens"]
-    basis = {"file": "from the file of", "measured": "measured on", "guessed": "GUESSED from"}[tokens["source"]]
+    count = sum(layers for part in parts for layers in part.plugin_layers.values())
+    place = "in the plan; its loader has to allow host code" if library.embedded else f"{library.file} beside it"
+    architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
+    basis = {"file": "from the file of", "measured": "measured on", "guessed": "GUESSED from"}[tokens.source]
     return [
         f"plugins: {count} layers; library {place} (for compute capability {architectures})",
-        f"token sizes tuned for: {basis} {tokens['origin']}",
+        f"token sizes tuned for: {basis} {tokens.origin}",
     ]

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from export.build.options import BACKENDS, ExportOptions
-from export.engine.profile import Range
+from export.engine.range import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
 from madtp.errors import OutputError
 

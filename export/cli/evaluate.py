@@ -56,8 +56,8 @@ def command(
     \b
     Exit status: 0 done, 2 the input or the machine is at fault, or it was interrupted.
     """
-    from export.artifact.manifest import open_manifest
     from export.artifact.outputs import files_of
+    from export.artifact.reader import open_manifest
     from export.evaluate.evaluation import EvaluateOptions
     from export.evaluate.run import RESULTS, evaluate, part_path
     from export.session.session import Session
@@ -68,16 +68,16 @@ def command(
     options = EvaluateOptions(**chosen)
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}", "", "Use 1 or more.")
-    path, content = open_manifest(artifact)
+    path, manifest = open_manifest(artifact)
     check_outputs([(output, RESULTS)], [vocab, *files_of(artifact)])
-    if task not in (None, content["task"]):
+    if task not in (None, manifest.task):
         raise OptionError(
-            f"--task is {task}, and the artifact is of {content['task']}", "", "Leave --task out, or name another."
+            f"--task is {task}, and the artifact is of {manifest.task}", "", "Leave --task out, or name another."
         )
     try:
         console = errors_console()
         with Heartbeat(console, "reading the data set") as heartbeat:
-            dataset = read_dataset(content["task"], data, split, skip_missing=skip_missing, allow_outside=allow_outside)
+            dataset = read_dataset(manifest.task, data, split, skip_missing=skip_missing, allow_outside=allow_outside)
             heartbeat.doing("opening the artifact")
             with Session(path, vocabulary=vocab, threads=threads) as session, _Progress(console, heartbeat) as progress:
 

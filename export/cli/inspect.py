@@ -1,5 +1,6 @@
 """`python -m export inspect`: what a file is, whether it is whole, and whether it runs here."""
 
+import json
 from pathlib import Path
 
 import click
@@ -21,14 +22,14 @@ def command(context: click.Context, file: Path, as_json: bool) -> None:
     Exit status: 0 shown, 1 shown and damaged, 2 it cannot be read at all.
     """
     from export.inspect.compatibility import this_machine
-    from export.inspect.inspection import inspect_file
-    from export.inspect.table import inspection_json, inspection_table
+    from export.inspect.reader import inspect_file
+    from export.inspect.table import inspection_table
 
     raise_interrupts()
     with Heartbeat(errors_console(), "reading the files and comparing their sha256"):
         found = inspect_file(file, this_machine())
     if as_json:
-        click.echo(inspection_json(found))
+        click.echo(json.dumps(found.to_json(), indent=2))
     else:
         output_console().print(inspection_table(found))
     context.exit(FAILED if found.damage else 0)

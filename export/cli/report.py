@@ -1,10 +1,9 @@
 """`python -m export report`: one page that shows what an artifact is and does."""
 
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from statistics import fmean
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 from rich.table import Table
@@ -13,6 +12,7 @@ from export.cli.common import PATH, errors_console, output_console, raise_interr
 from madtp.console.command import allow_outside
 
 if TYPE_CHECKING:
+    from export.artifact.manifest import Manifest
     from export.report.page import Measured
 
 
@@ -51,7 +51,7 @@ def command(
     options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside)
     with ConsoleProgress(errors_console(), STAGES) as progress:
 
-        def show(manifest: Mapping[str, Any], measured: "Measured") -> None:
+        def show(manifest: "Manifest", measured: "Measured") -> None:
             progress.stop()
             with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
                 output = output_console()
@@ -63,14 +63,14 @@ def command(
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
-def costs_table(manifest: Mapping[str, Any], measured: "Measured") -> Table:
+def costs_table(manifest: "Manifest", measured: "Measured") -> Table:
     """What the page's figures are of, in numbers: a row a temperature."""
     from export.bench.latency import summarize
     from export.bench.words import milliseconds
     from export.report.measure import total_tokens
     from export.report.page import speed_ups
 
-    table = Table(title=f"{manifest['artifact']}: a request, by temperature", caption=measured.samples)
+    table = Table(title=f"{manifest.artifact}: a request, by temperature", caption=measured.samples)
     gflops = measured.gflops
     said = speed_ups(measured)
     for column in (

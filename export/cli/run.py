@@ -80,12 +80,12 @@ def command(
     \b
     Exit status: 0 answered, 2 the request or the machine is at fault.
     """
-    from export.artifact.manifest import open_manifest
+    from export.artifact.reader import open_manifest
     from export.session.session import Session
     from madtp.data.texts import read_answers
 
     raise_interrupts()
-    check_form(open_manifest(artifact)[1]["task"], len(images), len(texts), given)
+    check_form(open_manifest(artifact)[1].task, len(images), len(texts), given)
     pictures = read_images(images, rotate)
     candidates = None if given["candidates"] is None else read_answers(given["candidates"])
     with (
@@ -193,7 +193,7 @@ def as_object(
         **answer,
         "temperature": temperature,
         "backend": {"name": session.backend.name, "version": session.backend.version},
-        "files": [part["artifact"] for part in session.manifest["parts"]],
+        "files": [part.artifact for part in session.manifest.parts],
     }
 
 

@@ -9,21 +9,18 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx.inliner
-
 from export.engine.backends import Backend
 from export.errors import BackendError
+from export.graph.custom_nodes import custom_nodes
 from madtp.files.scratch import scratch_folder
 from madtp.files.staging import write_errors
-from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT
+from madtp.ops.spec import OPS
 
 WORKER = "export.engine.worker"
 LOG_LINES = 12  # of the builder, shown when it fails
@@ -69,54 +66,6 @@ class BuildResult:
     plugin_layers: dict[str, int]
     timing_cache_reused: bool
     shown: list[str]
-
-
-def inline_functions(source: Path, target: Path) -> None:
-    """Write `source` as standard ONNX: custom nodes replaced by their bodies, their domain gone; weights stay put.
-
-    Both files have to lie in one folder (and may be one), because the external weights are named relative to it.
-    """
-    model = onnx.inliner.inline_local_functions(onnx.load(str(source), load_external_data=False))
-    left = [node.op_type for node in model.graph.node if node.domain == DOMAIN]
-    assert not left, f"not inlined: {left}"
-    opsets = [opset for opset in model.opset_import if opset.domain != DOMAIN]
-    used = {name for node in model.graph.node for name in node.input} | {value.name for value in model.graph.output}
-    nodes = [node for node in model.graph.node if node.op_type != "Constant" or used.intersection(node.output)]
-    del model.opset_import[:], model.graph.node[:]
-    model.opset_import.extend(opsets)
-    model.graph.node.extend(nodes)  # without the constants that a body has and does not use: runtimes warn of them
-    onnx.save(model, str(target))
-
-
-def custom_nodes(source: Path) -> dict[str, int]:
-    """Nodes of each custom op in an ONNX file."""
-    graph = onnx.load(str(source), load_external_data=False).graph
-    return dict(Counter(node.op_type for node in graph.node if node.domain == DOMAIN))
-
-
-@dataclass(frozen=True)
-class TokenSizes:
-    """What TensorRT is told of the tokens that leave a layer: the usual number, and the largest possible one."""
-
-    opt: int
-    max: int
-
-
-def set_token_sizes(source: Path, target: Path, sizes: Mapping[str, Sequence[TokenSizes]]) -> None:
-    """Write `source` with the attributes `opt_tokens` and `max_tokens` on every TokenCompact node.
-
-    Args:
-        source, target: ONNX files in one folder, because external weights are named relative to it.
-        sizes: of each encoder's layers, encoders in the order in which they run.
-    """
-    model = onnx.load(str(source), load_external_data=False)
-    nodes = [node for node in model.graph.node if node.op_type == TOKEN_COMPACT.onnx_name]
-    wanted = [(layer, size) for layers in sizes.values() for layer, size in enumerate(layers)]
-    for node, (layer, size) in zip(nodes, wanted, strict=True):
-        assert {entry.name: entry.i for entry in node.attribute}["layer"] == layer, "encoders run in another order"
-        node.attribute.append(onnx.helper.make_attribute("opt_tokens", size.opt))
-        node.attribute.append(onnx.helper.make_attribute("max_tokens", size.max))
-    onnx.save(model, str(target))
 
 
 def build_plan(

@@ -2,55 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from export.artifact.manifest import Manifest
+from export.engine.range import MAX_SIZE, Range
 from export.errors import OptionError
 from madtp.models.config import BlipConfig, ClipConfig
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
-
-MAX_SIZE = 2**31 - 1  # of a dimension, in TensorRT
-
-
-@dataclass(frozen=True)
-class Range:
-    """Sizes that one dimension may take: the engine accepts min to max and is tuned for opt."""
-
-    min: int
-    opt: int
-    max: int
-
-    def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max <= MAX_SIZE:
-            raise OptionError(
-                f"{self} is no range of sizes", f"It has to be 1 <= MIN <= OPT <= MAX <= {MAX_SIZE}.", "E.g. 1:4:16."
-            )
-
-    def __str__(self) -> str:
-        return f"{self.min}:{self.opt}:{self.max}"
-
-    @classmethod
-    def parse(cls, text: str, option: str) -> "Range":
-        """From "MIN:OPT:MAX", or one number for all three.
-
-        Raises:
-            OptionError: not numbers, or not ascending.
-        """
-        parts = text.split(":")
-        try:
-            numbers = [int(part) for part in parts]
-        except ValueError:
-            numbers = []
-        if len(numbers) == 1:
-            numbers *= 3
-        if len(numbers) != 3:
-            raise OptionError(
-                f"{option} is '{text}'", "It has to be MIN:OPT:MAX or one number.", f"E.g. {option} 1:4:16."
-            )
-        try:
-            return cls(*numbers)
-        except OptionError as error:
-            raise OptionError(f"{option}: {error.what}", error.why, f"E.g. {option} 1:4:16.") from error
-
 
 DEFAULT_BATCH = Range(1, 1, 8)
 # Tokens of a text. NLVR2: 40 words at most in the published reader; retrieval pads every text to 35.
@@ -169,9 +126,9 @@ def input_profile(part: Part, sizes: Mapping[str, Sizes]) -> dict[str, list[list
     }
 
 
-def batch_and_text(parts: list[dict[str, Any]]) -> tuple[Range, Range]:
-    """The ranges of requests and of a text's tokens that a manifest's parts were built for."""
-    encoders = [part["profile"] for part in parts if part["name"] != "decoder"]
+def batch_and_text(manifest: Manifest) -> tuple[Range, Range]:
+    """The ranges of requests and of a text's tokens that an artifact was built for."""
+    encoders = [part.profile for part in manifest.parts if part.name != "decoder"]
     batch = Range(*(shape[0] for shape in next(iter(encoders[0].values()))))
     # Without a mask (CLIP's) all texts have one length, and a request's is not it.
     words = next((profile["input_ids"] for profile in encoders if "attention_mask" in profile), None)

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.tokens import Source, TokenStatistics, collect
-from export.engine.builder import TokenSizes
+from export.artifact.manifest import TokenSizes
 from madtp.data.samples import Config, SampleSet, collate
 from madtp.errors import TokensError
 from madtp.models.config import BlipConfig, ClipConfig

@@ -7,9 +7,9 @@ from typing import Any, Protocol
 from export.errors import OptionError
 from export.evaluate.journal import Entry
 from export.session.session import Session
-from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.texts import shown
 from madtp.errors import InputError
+from madtp.models.config import MAX_TEMPERATURE
 
 Report = Callable[[str, int, int], None]  # stage, done, total
 Tokens = Mapping[str, Sequence[int]]  # by encoder, after each layer

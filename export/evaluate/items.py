@@ -138,7 +138,7 @@ class _CaptionWork(_ItemWork):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        prompt = self.session.manifest["preprocessing"]["text"]["prompt"]
+        prompt = self.session.manifest.preprocessing.text.prompt
         self.settings |= {"prompt": prompt, **CAPTION_LIMITS}
         first = dict[str, Path]()
         for item in self.items:  # one image may have the id that another one's name gives

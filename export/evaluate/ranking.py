@@ -98,8 +98,8 @@ class _Ranking:
         return _Embedded(sim, tokens, input_ids, mask, add_tokens(counts), cut)
 
     def _pixels(self, path: Path) -> Tensor:
-        settings = self.session.manifest["preprocessing"]["image"]
-        return image_tensor(read_image(path), settings["size"], settings["mean"], settings["std"])
+        settings = self.session.manifest.preprocessing.image
+        return image_tensor(read_image(path), settings.size, settings.mean, settings.std)
 
     def _run(self, part: str, inputs: dict[str, Tensor]) -> Outputs:
         return self.runners[part].run(inputs, self.temperature)

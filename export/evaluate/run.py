@@ -60,8 +60,8 @@ def evaluate(
     temperature = session.temperature if options.temperature is None else options.temperature
     work = _work(session, dataset, options, temperature)
     identity = {
-        "artifacts": {part["artifact"]: part["sha256"] for part in session.manifest["parts"]},
-        "checkpoint_sha256": session.manifest["checkpoint"]["sha256"],
+        "artifacts": session.manifest.part_hashes,
+        "checkpoint_sha256": session.manifest.checkpoint.sha256,
         "vocabulary_sha256": session.processor.sha256,
         "task": dataset.task,
         "split": dataset.split,

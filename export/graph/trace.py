@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.export import Dim
 
 from export.graph.functions import OPSET, functions, op_schema
-from export.graph.onnx_graph import IDS_OUTPUT, SOURCE_IDS
+from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part, TensorSpec
 from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 

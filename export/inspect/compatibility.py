@@ -2,13 +2,13 @@
 
 Nothing is loaded or run for it. What NVIDIA and ONNX Runtime document:
 
-- TensorRT for RTX: an engine runs with the release that built it alone, and on the compute capabilities that were named
+- TensorRT for RTX: an engine runs only with the release that built it, and on the compute capabilities that were named
   at the build; where none were, on 8.0, 8.6, 8.9 and 12.0 (docs.nvidia.com/deeplearning/tensorrt-rtx, "Engine
   Compatibility" and "CPU-Only AOT").
-- TensorRT: unless it was built version- or hardware-compatible, an engine runs with the version that built it alone,
-  and on GPUs of the architecture that it was built on (docs.nvidia.com/deeplearning/tensorrt, "Engine Compatibility").
+- TensorRT: unless it was built version- or hardware-compatible, an engine runs only with the version that built it, and
+  on GPUs of the architecture that it was built on (docs.nvidia.com/deeplearning/tensorrt, "Engine Compatibility").
 - CUDA 13, of whatever minor version: a driver of 580 or later (docs.nvidia.com/cuda/cuda-toolkit-release-notes).
-- ONNX Runtime: newer versions run what older ones ran; opsets from 7 to the newest that it implements
+- ONNX Runtime: newer versions run what older ones ran; opsets from 7 to that of the ONNX release of its day
   (onnxruntime.ai/docs/reference/compatibility.html).
 """
 
@@ -18,23 +18,25 @@ from importlib import metadata
 
 import pynvml
 
-from export.artifact.onnx_file import OnnxFile
 from export.engine.backends import RTX_CAPABILITIES, Gpu, find_gpus
+from export.inspect.onnx_file import OnnxFile
 
 PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 CUDA13_DRIVER = 580
 OLDEST_OPSET = 7  # of ONNX Runtime
+USUAL_OPSET = 20  # that ONNX Runtime 1.17 implements, the oldest version that artifacts run in
 STANDARD = ("", "ai.onnx")  # both names of ONNX's own domain
+EXTENSIONS = ("ai.onnx.ml", "com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc")  # of ONNX Runtime
 
 
 @dataclass(frozen=True)
 class Machine:
-    """What an artifact meets here.
+    """The GPUs and runtimes of this machine.
 
     Attributes:
         gpus: CUDA devices.
-        packages: name -> version of each runtime, None where it is not installed.
-        cuda13: the runtimes among them that are installed as their CUDA 13 variant.
+        packages: runtime -> installed version, None if it is not installed.
+        cuda13: runtimes that are installed as their CUDA 13 variant.
     """
 
     gpus: tuple[Gpu, ...]
@@ -43,12 +45,12 @@ class Machine:
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """Whether an artifact runs here.
+class Compatibility:
+    """Whether an artifact runs on a machine.
 
     Attributes:
-        runs: None where it cannot be told.
-        because: what speaks against it; where `runs` is not False, what could not be told.
+        runs: None if that cannot be told.
+        because: reasons why it does not run; if `runs` is not False, what could not be told.
     """
 
     runs: bool | None
@@ -80,39 +82,40 @@ def _installed(package: str) -> str | None:
         return None
 
 
-def plan_verdict(
+def plan_compatibility(
     backend: str, version: str, plugin_sm: Collection[int] | None, damage: Sequence[str], machine: Machine
-) -> Verdict:
-    """Whether a plan of `backend` runs here.
+) -> Compatibility:
+    """Whether a plan runs on a machine.
 
     Args:
         backend: "tensorrt" or "tensorrt-rtx".
-        version: that built it.
-        plugin_sm: compute capabilities of the plugin library that it needs, 90 for 9.0; None: it needs none.
+        version: the version of it that built the plan.
+        plugin_sm: compute capabilities of the plugin library that it needs, 90 for 9.0; None if it needs none.
         damage: what is wrong with its files.
-        machine: this one.
+        machine: GPUs and installed runtimes.
     """
-    against = list(damage)
-    here = machine.packages[backend]
-    if here is None:
-        against.append(f"{backend} is not installed (it was built with {version})")
-    elif here != version:
-        against.append(f"it was built with {backend} {version} and {here} is installed; it needs the same version")
+    reasons = list(damage)
+    installed = machine.packages[backend]
+    if installed is None:
+        reasons.append(f"{backend} is not installed (the plan was built with {version})")
+    elif installed != version:
+        reasons.append(f"it was built with {backend} {version} and {installed} is installed; it needs the same version")
     obstacles = [_gpu_obstacles(gpu, backend, plugin_sm, machine) for gpu in machine.gpus]
-    usable = [gpu for gpu, lacking in zip(machine.gpus, obstacles, strict=True) if not lacking]
     if not machine.gpus:
-        against.append("there is no GPU")
-    elif not usable:
-        against.extend(dict.fromkeys(reason for lacking in obstacles for reason in lacking))
-    if against:
-        return Verdict(False, tuple(against))
+        reasons.append("there is no GPU")
+    elif all(obstacles):
+        reasons.extend(dict.fromkeys(reason for lacking in obstacles for reason in lacking))
+    if reasons:
+        return Compatibility(False, tuple(reasons))
     if backend == "tensorrt":
-        return Verdict(True, ("it was built on a GPU of the same architecture, which the manifest does not record",))
-    return Verdict(True)
+        return Compatibility(
+            True, ("it was built on a GPU of the same architecture, which the manifest does not record",)
+        )
+    return Compatibility(True)
 
 
 def has_code(sm: Collection[int], capability: tuple[int, int]) -> bool:
-    """Whether code for the capabilities `sm` (90 for 9.0) runs on a GPU: one of its generation, and none newer."""
+    """Whether code for the capabilities `sm` (90 for 9.0) runs on a GPU: same generation, and none newer."""
     major, minor = capability
     return any(number // 10 == major and number % 10 <= minor for number in sm)
 
@@ -131,61 +134,57 @@ def _gpu_obstacles(gpu: Gpu, backend: str, plugin_sm: Collection[int] | None, ma
     return lacking
 
 
-def onnx_verdict(
+def onnx_compatibility(
     files: Sequence[OnnxFile], built: str | None, damage: Sequence[str], machine: Machine, oldest: str | None = None
-) -> Verdict:
-    """Whether ONNX files run in the installed ONNX Runtime.
+) -> Compatibility:
+    """Whether ONNX files run in the installed ONNX Runtime. It is not imported: ONNX's own list of operators is asked.
 
     Args:
-        files: all parts.
-        built: version of ONNX Runtime that they were checked with; None: not known.
+        files: the ONNX files of all parts.
+        built: version of ONNX Runtime that they were checked with; None if it is not known.
         damage: what is wrong with them.
-        machine: this one.
-        oldest: version of ONNX Runtime that runs them; None: not known.
+        machine: GPUs and installed runtimes.
+        oldest: the oldest version of ONNX Runtime that runs them; None if it is not known.
     """
-    against = list(damage)
-    here = machine.packages["onnxruntime"]
-    if here is None:
-        return Verdict(False, (*against, "onnxruntime is not installed"))
-    known = _operators()
-    if oldest is not None and _numbers(here) < _numbers(oldest):
-        against.append(f"onnxruntime {here} is installed, and it needs {oldest} or newer")
-    for file in files if known else ():
-        against.extend(_unknown_operators(file, known))
-    against = list(dict.fromkeys(against))
-    if against:
-        return Verdict(False, tuple(against))
-    if not known:
-        return Verdict(None, (f"onnxruntime {here} does not say which operators it has",))
-    if oldest is None and built is not None and _numbers(here) < _numbers(built):
-        return Verdict(None, (f"it was checked with onnxruntime {built}, and {here} is older",))
-    return Verdict(True)
+    installed = machine.packages["onnxruntime"]
+    if installed is None:
+        return Compatibility(False, (*damage, "onnxruntime is not installed"))
+    reasons, conditions = list(damage), list[str]()
+    if oldest is not None and _numbers(installed) < _numbers(oldest):
+        reasons.append(f"onnxruntime {installed} is installed, and it needs {oldest} or newer")
+    for file in files:
+        obstacles, doubts = _operator_obstacles(file, installed)
+        reasons += obstacles
+        conditions += doubts
+    if reasons:
+        return Compatibility(False, tuple(dict.fromkeys(reasons)))
+    if built is not None and _numbers(installed) >= _numbers(built):
+        return Compatibility(True)
+    if oldest is None and built is not None:
+        return Compatibility(None, (f"it was checked with onnxruntime {built}, and {installed} is older",))
+    return Compatibility(True, tuple(dict.fromkeys(conditions)))
 
 
-def _operators() -> dict[str, dict[str, int]]:
-    """The operators of the installed ONNX Runtime: domain -> name -> newest opset that changed it."""
-    try:
-        from onnxruntime.capi.onnxruntime_pybind11_state import get_all_operator_schema
-    except ImportError:  # it is no documented part of the package
-        return {}
-    known: dict[str, dict[str, int]] = {}
-    for schema in get_all_operator_schema():
-        domain = known.setdefault(schema.domain, {})
-        domain[schema.name] = max(domain.get(schema.name, 0), schema.since_version)
-    return known
+def _operator_obstacles(file: OnnxFile, installed: str) -> tuple[list[str], list[str]]:
+    """Why no ONNX Runtime runs a file, and what only the installed version itself could tell."""
+    from onnx import defs
 
-
-def _unknown_operators(file: OnnxFile, known: dict[str, dict[str, int]]) -> list[str]:
-    against = []
-    newest = max(known[""].values())
-    opset = next((version for domain, version in file.opsets.items() if domain in STANDARD), None)
-    if opset is not None and not OLDEST_OPSET <= opset <= newest:
-        against.append(f"it is of opset {opset}, and the installed onnxruntime takes {OLDEST_OPSET} to {newest}")
+    obstacles, doubts = [], []
+    newest = defs.onnx_opset_version()
+    opset = next((version for domain, version in file.opsets.items() if domain in STANDARD), OLDEST_OPSET)
+    if not OLDEST_OPSET <= opset <= newest:
+        obstacles.append(f"it is of opset {opset}, and known opsets are {OLDEST_OPSET} to {newest}")
+    elif opset > USUAL_OPSET:
+        doubts.append(f"onnxruntime {installed} implements opset {opset}")
     for name in file.operators:
         domain, _, operator = name.rpartition("::")
-        if name not in file.functions and operator not in known.get("" if domain in STANDARD else domain, {}):
-            against.append(f"the installed onnxruntime has no operator {name}, and the file holds no function for it")
-    return against
+        if name in file.functions or (domain in STANDARD and defs.has(operator)):
+            continue
+        if domain in STANDARD or domain in EXTENSIONS:  # the optimizer of ONNX Runtime adds some to ONNX's own
+            doubts.append(f"onnxruntime {installed} has the operator {name}")
+        else:
+            obstacles.append(f"onnxruntime has no operator {name}, and the file holds no function for it")
+    return obstacles, doubts
 
 
 def _numbers(version: str) -> tuple[int, ...]:

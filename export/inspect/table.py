@@ -1,8 +1,6 @@
-"""What `python -m export inspect` shows: one table, or one JSON object."""
+"""What `python -m export inspect` shows."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
 from typing import Any
 
 from rich import box
@@ -10,9 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from export.artifact.manifest import KEPT_FAILURES
-from export.artifact.onnx_file import OnnxFile
 from export.inspect.compatibility import STANDARD
-from export.inspect.inspection import Inspection, capabilities
+from export.inspect.inspection import Inspection
+from export.inspect.library import capabilities
+from export.inspect.onnx_file import OnnxFile
 
 LISTED = 24  # tensors, operators or files before it says "and N more"
 FAILURES = 6  # of a validation, before it says how many more
@@ -20,13 +19,6 @@ LONGEST = 400  # characters of one value
 VERIFIED_MEANS = "verified: the file is the one that the manifest describes; who made either is not known"
 
 Row = tuple[str, str]
-
-
-def inspection_json(found: Inspection) -> str:
-    """The inspection as a JSON object; its fields are those of `export.inspect.inspection.Inspection`."""
-    content = asdict(found)
-    content["machine"]["cuda13"] = sorted(found.machine.cuda13)
-    return json.dumps(content, indent=2)
 
 
 def inspection_table(found: Inspection) -> Table:

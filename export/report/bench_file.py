@@ -7,6 +7,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from export.artifact.manifest import Manifest
 from export.bench.measurement import measurement_of, parse_measurement, read_content
 from export.errors import ReportError
 
@@ -42,7 +43,7 @@ class BenchFile:
     caveats: list[str]
 
 
-def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
+def read_bench(path: Path, manifest: Manifest) -> BenchFile:
     """The latencies in a result of `python -m export bench`.
 
     Raises:
@@ -51,7 +52,7 @@ def read_bench(path: Path, manifest: Mapping[str, Any]) -> BenchFile:
     name = f"the bench result '{path}'"
     content = read_content(path, name, ReportError)
     measured = measurement_of(content)
-    if measured["artifact"]["files"] != {part["artifact"]: part["sha256"] for part in manifest["parts"]}:
+    if measured["artifact"]["files"] != manifest.part_hashes:
         again = "Measure again with python -m export bench ... --json FILE."
         raise ReportError(f"{name} is of another artifact", "The hashes of its files differ.", again)
     parsed = parse_measurement(content)

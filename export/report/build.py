@@ -1,19 +1,16 @@
 """Making a page: what is measured for it, and what is shown without running the artifact."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import madtp
-from export.artifact.manifest import check_artifact, check_files, open_manifest
+from export.artifact.manifest import Manifest
 from export.artifact.outputs import files_of
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.measurement import ONE_SAMPLE
 from export.console import Progress
-from export.engine.backends import Backend
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, OptionError
 from export.report.answers import answers_to
@@ -32,14 +29,12 @@ from export.report.measure import (
 from export.report.page import PAGE, Measured, render
 from export.report.watch import Watched, watch_artifact, watch_torch
 from export.report.words import token_names
-from export.runtime.artifact import model_config, open_parts, runtime
-from export.runtime.runner import CheckedRunner
+from export.runtime.artifact import CANNOT_RUN, Artifact
 from export.samples.artifact import ArtifactSamples, artifact_samples
 from export.validate.intermediates import PlanBuilder, show_onnx, trace_parts
-from madtp.checkpoint.loading import MAX_TEMPERATURE
-from madtp.data.samples import Config
 from madtp.files.outputs import check_outputs, write_output
 from madtp.files.scratch import scratch_folder
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.parts import Part, parts_of
 from madtp.tasks.requests import Runner, torch_runners
 
@@ -77,16 +72,13 @@ class ReportOptions:
 class _Opened:
     """The artifact, and what runs in its place where it cannot run."""
 
-    manifest: Mapping[str, Any]
-    folder: Path
-    config: Config
-    backend: Backend
+    artifact: Artifact
     parts: Mapping[str, Part] | None
     runners: Mapping[str, Runner]
     least: int
 
 
-Show = Callable[[Mapping[str, Any], Measured], None]
+Show = Callable[[Manifest, Measured], None]
 
 
 def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
@@ -104,18 +96,16 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
     progress.stage("reading manifest, files and samples")
     _check_options(options)
     check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
-    path, manifest = open_manifest(options.artifact)
-    check_files(manifest, path.parent)
-    config = model_config(manifest, path)
-    bench = None if options.bench is None else read_bench(options.bench, manifest)
-    samples = artifact_samples(
-        *(manifest, path.parent, config, options.samples, options.synthetic),
-        demos=DEMO_SAMPLES,
-        limit=MAX_SAMPLES,
-        allow_outside=options.allow_outside,
-    )
-    with _opened(options, manifest, path.parent, config) as opened:
-        measured = _measure(options, opened, samples, bench, progress)
+    with Artifact.open(options.artifact, checkpoint=options.checkpoint) as artifact:
+        manifest = artifact.manifest
+        bench = None if options.bench is None else read_bench(options.bench, manifest)
+        samples = artifact_samples(
+            *(manifest, artifact.folder, artifact.config, options.samples, options.synthetic),
+            demos=DEMO_SAMPLES,
+            limit=MAX_SAMPLES,
+            allow_outside=options.allow_outside,
+        )
+        measured = _measure(options, _opened(options, artifact), samples, bench, progress)
     try:
         show(manifest, measured)
     finally:  # a closed pipe is no reason not to write
@@ -135,37 +125,24 @@ def _check_options(options: ReportOptions) -> None:
             raise OptionError(f"--temperature is {temperature}", "It has to be a finite number, zero or more.")
 
 
-@contextmanager
-def _opened(options: ReportOptions, manifest: Mapping[str, Any], folder: Path, config: Config) -> Iterator[_Opened]:
-    backend = runtime(manifest)
-    if not backend.can_run and options.checkpoint is None:
-        raise BackendError(
-            f"no GPU of this machine can run the plan '{folder / manifest['artifact']}'",
-            f"It was built with {backend.name}: {backend.reason}.",
-            "Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.",
-        )
+def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
+    if options.checkpoint is None:
+        artifact.check_runs("Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.")
     parts = None
     if options.checkpoint is not None:
-        check_artifact(manifest, folder / manifest["artifact"], options.checkpoint)
-        parts = parts_of(madtp.load(options.checkpoint, manifest["config"]))
-    least = batch_and_text(manifest["parts"])[0].min
-    if not backend.can_run:
-        assert parts is not None
-        yield _Opened(manifest, folder, config, backend, parts, torch_runners(parts), least)
-        return
-    runners = open_parts(manifest, folder, backend)
-    try:
-        yield _Opened(manifest, folder, config, backend, parts, runners, least)
-    finally:
-        for runner in runners.values():
-            if isinstance(runner, CheckedRunner):
-                runner.close()
+        parts = parts_of(madtp.load(options.checkpoint, artifact.manifest.config))
+    least = batch_and_text(artifact.manifest)[0].min
+    if artifact.backend.can_run:
+        return _Opened(artifact, parts, artifact.open_runners(), least)
+    assert parts is not None
+    return _Opened(artifact, parts, torch_runners(parts), least)
 
 
 def _measure(
     options: ReportOptions, opened: _Opened, samples: ArtifactSamples, bench: BenchFile | None, progress: Progress
 ) -> Measured:
-    config, runners, default = opened.config, opened.runners, float(opened.manifest["temperature"])
+    config, backend, runners = opened.artifact.config, opened.artifact.backend, opened.runners
+    default = float(opened.artifact.manifest.temperature)
     temperatures = temperatures_of(default, options.temperatures)
     if bench is not None:
         temperatures = sorted({0.0, default, *bench.milliseconds})
@@ -193,13 +170,13 @@ def _measure(
         if shown is not None:
             watched = _watched(opened, scratch, progress)
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
-    ran = "torch" if not opened.backend.can_run else f"{opened.backend.name} {opened.backend.version}"
+    ran = "torch" if not backend.can_run else f"{backend.name} {backend.version}"
     return Measured(
         samples=samples.prepared.origin,
         images=len(samples.prepared.requests[0].images),
         alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples.prepared)),
         ran=ran,
-        backend=opened.backend,
+        backend=backend,
         least=opened.least,
         counts=counts,
         gflops=gflops,
@@ -215,18 +192,18 @@ def _measure(
 
 def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | None:
     """The artifact, made to give out source ids; else the torch model; without a checkpoint nothing."""
-    manifest, runners = opened.manifest, opened.runners
-    if manifest["artifact"].endswith(".onnx"):
-        files = {entry["name"]: opened.folder / entry["artifact"] for entry in manifest["parts"]}
+    artifact, manifest, runners = opened.artifact, opened.artifact.manifest, opened.runners
+    if not manifest.is_plan:
+        files = artifact.part_files
         how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
         return watch_artifact(manifest, files, show_onnx(files), runners, how)
     if opened.parts is None:
         return None
-    why = "no GPU of this machine can run the plan"
-    if opened.backend.can_run:
+    why = CANNOT_RUN
+    if artifact.backend.can_run:
         progress.detail("building a plan that shows the tokens it keeps")
         files = trace_parts(opened.parts, scratch, progress.detail)
-        builder = PlanBuilder.of_artifact(manifest, opened.folder, opened.backend, files, progress.detail)
+        builder = PlanBuilder.of_artifact(artifact, files, progress.detail)
         how = "the plan, built anew so that it gives out its source ids"
         try:
             return watch_artifact(manifest, files, builder, runners, how)
@@ -243,7 +220,7 @@ def _examples(
     temperature: float,
     progress: Progress,
 ) -> list[Example]:
-    config, settings = opened.config, opened.manifest["preprocessing"]["image"]
+    config, settings = opened.artifact.config, opened.artifact.manifest.preprocessing.image
     images = len(samples.prepared.requests[0].images)
     totals, dense_totals = total_tokens(counts[temperature], images), total_tokens(counts[0.0], images)
     grid = config.image_size // config.patch_size

@@ -2,14 +2,14 @@
 
 import base64
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 
+from export.artifact.manifest import ImagePreprocessing
 from export.report.answers import Answer
 from export.report.fates import LayerFate, follow, patch_runs
 
@@ -85,7 +85,7 @@ def choose(totals: Sequence[int]) -> dict[str, int]:
     return chosen
 
 
-def picture(name: str, image: Tensor, ids: Sequence[Sequence[int]], grid: int, settings: Mapping[str, Any]) -> Picture:
+def picture(name: str, image: Tensor, ids: Sequence[Sequence[int]], grid: int, settings: ImagePreprocessing) -> Picture:
     """An image through the vision encoder.
 
     Args:
@@ -163,9 +163,9 @@ def patch_path(patches: frozenset[int], grid: int) -> str:
     return "".join(f"M{column} {row}h{length}v1h-{length}z" for column, row, length in patch_runs(patches, grid))
 
 
-def image_uri(image: Tensor, settings: Mapping[str, Any]) -> str:
+def image_uri(image: Tensor, settings: ImagePreprocessing) -> str:
     """A data URI of a normalised image [3, S, S] as the model saw it, at most MAX_SIDE pixels wide."""
-    mean, deviation = (np.asarray(settings[name], np.float32) for name in ("mean", "std"))
+    mean, deviation = (np.asarray(values, np.float32) for values in (settings.mean, settings.std))
     pixels = image.numpy().transpose(1, 2, 0) * deviation + mean
     shown = Image.fromarray((pixels * 255).round().clip(0, 255).astype(np.uint8))
     shown.thumbnail((MAX_SIDE, MAX_SIDE))

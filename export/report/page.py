@@ -12,7 +12,7 @@ import jinja2
 import numpy as np
 import torch
 
-from export.artifact.manifest import KEPT_FAILURES
+from export.artifact.manifest import KEPT_FAILURES, Manifest, OutputEntry, Validation, VerdictEntry
 from export.bench.latency import summarize
 from export.bench.statistics import CONFIDENCE, paired_ratio
 from export.bench.words import milliseconds, times
@@ -80,9 +80,9 @@ class Table:
     rows: Sequence[Row]
 
 
-def render(manifest: Mapping[str, Any], measured: Measured) -> str:
+def render(manifest: Manifest, measured: Measured) -> str:
     """The page as HTML that refers to nothing outside of itself. Text from outside is escaped."""
-    default = float(manifest["temperature"])
+    default = float(manifest.temperature)
     costs, cost_name = _costs(measured)
     shown = default if measured.shown is None else measured.shown
     call = _call_name(measured)
@@ -96,12 +96,12 @@ def render(manifest: Mapping[str, Any], measured: Measured) -> str:
         files=_files(manifest),
         verdicts=verdicts(manifest, measured),
         summary=_summary(measured, default, said),
-        parity=parity_table(manifest["validation"]),
-        later=manifest["validation"].get("verdict"),
-        validated=validated_table(manifest["validation"].get("verdict")),
-        failures=[failure for entry in manifest["validation"]["parity"] for failure in entry["failures"]],
+        parity=parity_table(manifest.validation),
+        later=manifest.validation.verdict,
+        validated=validated_table(manifest.validation.verdict),
+        failures=[failure for entry in manifest.validation.parity for failure in entry.failures],
         kept_failures=KEPT_FAILURES,
-        recorded=_recorded(manifest["validation"]),
+        recorded=_recorded(manifest.validation),
         latency=_latency(measured, said),
         latency_plot=latency_plot(measured.times, default, call, said),
         tokens_at=shown,
@@ -132,18 +132,14 @@ def this_machine() -> str:
     )
 
 
-def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool, str]]:
+def verdicts(manifest: Manifest, measured: Measured) -> list[tuple[bool, str]]:
     """What was proved and what was not, each with whether it was: by the latest validation, at the export, and here."""
-    validation = manifest["validation"]
-    passed = [f"at the export parity passed at temperature {entry['temperature']:g}" for entry in validation["parity"]]
-    if "verdict" in validation:  # it took the place of what the manifest said of the artifact
-        either = (
-            ", of the plan or of the ONNX file that it was built from"
-            if not manifest["artifact"].endswith(".onnx")
-            else ""
-        )
-        recorded = [_validated(validation["verdict"]), *((True, f"{text}{either}") for text in passed)]
-    elif validation["artifact"] == "not run":
+    validation = manifest.validation
+    passed = [f"at the export parity passed at temperature {entry.temperature:g}" for entry in validation.parity]
+    if validation.verdict is not None:  # it took the place of what the manifest said of the artifact
+        either = ", of the plan or of the ONNX file that it was built from" if manifest.is_plan else ""
+        recorded = [_validated(validation.verdict), *((True, f"{text}{either}") for text in passed)]
+    elif validation.artifact == "not run":
         recorded = [
             (False, "at the export the plan was NOT RUN: no GPU of that machine could execute it"),
             *((True, f"{text}, of the ONNX file that it was built from") for text in passed),
@@ -164,102 +160,103 @@ def verdicts(manifest: Mapping[str, Any], measured: Measured) -> list[tuple[bool
     return [*recorded, here]
 
 
-def _validated(verdict: Mapping[str, Any]) -> tuple[bool, str]:
-    when, samples = f"on {verdict['created'][:10]}", verdict["samples"]["origin"]
-    if verdict["status"] == "failed":
-        said = [verdict["bisected"], *verdict["failures"][:1]]
+def _validated(verdict: VerdictEntry) -> tuple[bool, str]:
+    when, samples = f"on {verdict.created[:10]}", verdict.samples.origin
+    if verdict.status == "failed":
+        said = [verdict.bisected, *verdict.failures[:1]]
         return False, "; ".join([f"VALIDATION FAILED {when}", *filter(None, said)])
-    if verdict["status"] == "not run":
+    if verdict.status == "not run":
         return False, f"when it was validated {when}, the plan was NOT RUN: its ONNX agrees with torch on {samples}"
     return True, f"validated {when}: it agrees with torch on {samples}"
 
 
-def validated_table(verdict: Mapping[str, Any] | None) -> Table | None:
+def validated_table(verdict: VerdictEntry | None) -> Table | None:
     """What the latest validation found, a column for each pair and temperature; None without one."""
     if verdict is None:
         return None
-    pairs = verdict["pairs"]
-    names = dict.fromkeys(output["output"] for pair in pairs for output in pair["outputs"])
-    found = [{output["output"]: output for output in pair["outputs"]} for pair in pairs]
+    pairs = verdict.pairs
+    names = dict.fromkeys(output.output for pair in pairs for output in pair.outputs)
+    found = [{output.output: output for output in pair.outputs} for pair in pairs]
     rows = [
-        ("requests compared", [str(pair["requests"] - pair["explained"]) for pair in pairs]),
-        ("left out: rounding decides a token", [str(pair["explained"]) for pair in pairs]),
+        ("requests compared", [str(pair.requests - pair.explained) for pair in pairs]),
+        ("left out: rounding decides a token", [str(pair.explained) for pair in pairs]),
     ]
     for name in names:
         outputs = [entry.get(name) for entry in found]
-        if any(output and (output["worst"] != 0 or output["allowed"]) for output in outputs):  # ids differ or do not
+        if any(output and (output.worst != 0 or output.allowed) for output in outputs):  # ids differ or do not
             rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
             errors = [f"{_number(found, 'error')} ({_number(found, 'allowed')})" if found else "" for found in outputs]
             rows.append((f"{name}: error against float64 (allowed)", errors))
-        cosines = [f"{output['cosine']:.7f}" if output and output["cosine"] is not None else "" for output in outputs]
+        cosines = [f"{output.cosine:.7f}" if output and output.cosine is not None else "" for output in outputs]
         if any(cosines):
             rows.append((f"{name}: least cosine", cosines))
-        if any(output and output["decisions"] for output in outputs):
-            decided = [f"{output['decided']} of {output['decisions']}" if output else "" for output in outputs]
+        if any(output and output.decisions for output in outputs):
+            decided = [f"{output.decided} of {output.decisions}" if output else "" for output in outputs]
             rows.append((f"{name}: answers equal", decided))
-    rows.append(("layers that kept the same tokens", [f"{pair['layers_equal']} of {pair['layers']}" for pair in pairs]))
-    rows.append(("verdict", ["FAILED" if pair["status"] == "failed" else "passed" for pair in pairs]))
-    head = ["", *(f"{pair['pair']}, temperature {pair['temperature']:g}" for pair in pairs)]
+    rows.append(("layers that kept the same tokens", [f"{pair.layers_equal} of {pair.layers}" for pair in pairs]))
+    rows.append(("verdict", ["FAILED" if pair.status == "failed" else "passed" for pair in pairs]))
+    head = ["", *(f"{pair.pair}, temperature {pair.temperature:g}" for pair in pairs)]
     return Table(head, [[label, *cells] for label, cells in rows])
 
 
-def _number(output: Mapping[str, Any] | None, key: str) -> str:
+def _number(output: OutputEntry | None, key: str) -> str:
     if output is None:
         return ""
-    return "not finite" if output[key] is None else f"{output[key]:.1e}"
+    number = getattr(output, key)
+    return "not finite" if number is None else f"{number:.1e}"
 
 
-def parity_table(validation: Mapping[str, Any]) -> Table:
+def parity_table(validation: Validation) -> Table:
     """What the manifest says of parity, a column for each temperature."""
-    entries = validation["parity"]
-    encoders = entries[0]["mean_tokens"] if entries else {}
+    entries = validation.parity
+    encoders = entries[0].mean_tokens if entries else {}
     rows = [
-        ("requests compared", [str(entry["requests"] - entry["explained"]) for entry in entries]),
-        ("left out: rounding decides a token", [str(entry["explained"]) for entry in entries]),
+        ("requests compared", [str(entry.requests - entry.explained) for entry in entries]),
+        ("left out: rounding decides a token", [str(entry.explained) for entry in entries]),
         (
             "worst |difference| (allowed)",
-            [f"{entry['worst']:.1e} of {entry['worst_output']} ({entry['tolerance']:.0e})" for entry in entries],
+            [f"{entry.worst:.1e} of {entry.worst_output} ({entry.tolerance:.0e})" for entry in entries],
         ),
         (
             "answers equal",
-            [f"{entry['decisions_equal']} of {entry['requests'] - entry['explained']}" for entry in entries],
+            [f"{entry.decisions_equal} of {entry.requests - entry.explained}" for entry in entries],
         ),
-        ("token counts equal, layers", [f"{entry['layers_equal']} of {entry['layers']}" for entry in entries]),
+        ("token counts equal, layers", [f"{entry.layers_equal} of {entry.layers}" for entry in entries]),
         *(
             (
                 f"{name} tokens after the last layer, mean",
-                [f"{entry['mean_tokens'][name][-1]:.1f}" for entry in entries],
+                [f"{entry.mean_tokens[name][-1]:.1f}" for entry in entries],
             )
             for name in encoders
         ),
-        ("verdict", ["FAILED" if entry["failures"] else "passed" for entry in entries]),
+        ("verdict", ["FAILED" if entry.failures else "passed" for entry in entries]),
     ]
-    head = ["", *(f"temperature {entry['temperature']:g}" for entry in entries)]
+    head = ["", *(f"temperature {entry.temperature:g}" for entry in entries)]
     return Table(head, [[label, *cells] for label, cells in rows])
 
 
-def _recorded(validation: Mapping[str, Any]) -> Table:
+def _recorded(validation: Validation) -> Table:
     """Latency and GFLOPs that the manifest records."""
     rows = [
-        [name, f"{entry['median_ms']:.2f}", f"{entry['p10_ms']:.2f} to {entry['p90_ms']:.2f}", str(entry["calls"])]
-        for name, entry in validation["latency"].items()
+        [name, f"{entry.median_ms:.2f}", f"{entry.p10_ms:.2f} to {entry.p90_ms:.2f}", str(entry.calls)]
+        for name, entry in validation.latency.items()
     ]
     return Table(["of calls", "p50 ms", "p10 to p90", "calls"], rows)
 
 
-def _files(manifest: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _files(manifest: Manifest) -> list[tuple[str, str, str]]:
     """(what, name, sha256) of every file that the artifact consists of."""
     files = []
-    for part in manifest["parts"]:
-        files.append((f"part {part['name']}", part["artifact"], part["sha256"]))
-        if part["external_data"] is not None:
-            files.append((f"weights of {part['name']}", part["external_data"]["file"], part["external_data"]["sha256"]))
-    library = manifest["plugins"]["library"]
+    for part in manifest.parts:
+        files.append((f"part {part.name}", part.artifact, part.sha256))
+        if part.external_data is not None:
+            files.append((f"weights of {part.name}", part.external_data.file, part.external_data.sha256))
+    library = manifest.plugins.library
     if library is not None:
-        files.append(("plugin library", library["file"] or "within the plan", library["sha256"]))
-    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
+        files.append(("plugin library", library.file or "within the plan", library.sha256))
+    vocabulary = manifest.preprocessing.text.vocabulary
     if vocabulary is not None:
-        files.append(("vocabulary", vocabulary["file"] or "of a package", vocabulary["sha256"]))
+        files.append(("vocabulary", vocabulary.file or "of a package", vocabulary.sha256))
     return files
 
 

@@ -3,10 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
+from export.artifact.manifest import Manifest
+from export.artifact.manifest import Part as PartEntry
 from export.validate.intermediates import Shows, WatchedRunner, watched_parts
 from madtp.data.samples import Config
 from madtp.models.parts import Part
@@ -52,7 +53,7 @@ def watch_torch(parts: Mapping[str, Part], how: str) -> Watched:
 
 
 def watch_artifact(
-    manifest: Mapping[str, Any], files: Mapping[str, Path], shows: Shows, runners: Mapping[str, Runner], how: str
+    manifest: Manifest, files: Mapping[str, Path], shows: Shows, runners: Mapping[str, Runner], how: str
 ) -> Watched:
     """The artifact, made to give out its source ids.
 
@@ -67,18 +68,19 @@ def watch_artifact(
         BackendError: a plan cannot be built anew.
         OutputError: there is no room for that.
     """
-    watched, entries = Watched(how, dict(runners)), {entry["name"]: entry for entry in manifest["parts"]}
+    watched = Watched(how, dict(runners))
+    entries: dict[str, PartEntry] = {entry.name: entry for entry in manifest.parts}
     for part, runner in watched_parts(files, shows).items():
         watched.runners[part] = _RuntimePart(runner, part_encoders(entries[part]), watched.seen)
     return watched
 
 
-def part_encoders(entry: Mapping[str, Any]) -> dict[str, int]:
+def part_encoders(entry: PartEntry) -> dict[str, int]:
     """The encoders of a manifest's part, in the order in which they run, and their layers
     (`madtp.models.parts.Part`)."""
-    counts = {output["name"]: output["shape"] for output in entry["outputs"] if output["name"].endswith(COUNTS_SUFFIX)}
-    matches = entry["name"] == "match"  # a part of its own, whose output is named as that of any text
-    return {"match" if matches else name.removesuffix(COUNTS_SUFFIX): shape[1] for name, shape in counts.items()}
+    counts = {output.name: output.shape for output in entry.outputs if output.name.endswith(COUNTS_SUFFIX)}
+    matches = entry.name == "match"  # a part of its own, whose output is named as that of any text
+    return {"match" if matches else name.removesuffix(COUNTS_SUFFIX): int(shape[1]) for name, shape in counts.items()}
 
 
 @dataclass(frozen=True)

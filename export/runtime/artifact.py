@@ -1,103 +1,185 @@
-"""Opening what an export wrote: every part of an artifact behind a runner."""
+"""An artifact as everybody opens it: manifest and files checked, a backend picked, every part behind a runner."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+import os
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from types import TracebackType
 
-from export.artifact.manifest import tensor_infos
+from export.artifact.files import check_file, check_files
+from export.artifact.manifest import Manifest, Part
+from export.artifact.reader import open_manifest
+from export.artifact.seal import is_sealed
 from export.engine.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.engine.plugin_library import check_embedded, loadable_library
 from export.errors import BackendError, ManifestError
-from export.runtime.runner import CheckedRunner, FiniteRunner, OnnxRunner, PlanRunner, RunnerOptions
+from export.runtime.runner import CheckedRunner, OnnxRunner, PlanRunner, RunnerOptions
 from madtp.data.samples import Config
 from madtp.errors import ConfigError, MadtpError
 from madtp.models.config import CONFIGS
 from madtp.tasks.requests import Runner
 
+CANNOT_RUN = "no GPU of this machine can run the plan"
 
-def runtime(manifest: Mapping[str, Any]) -> Backend:
-    """The backend that the artifact was made with; where it is not installed or has no GPU, one that cannot run.
 
-    The reason of one that cannot run says why.
+@dataclass(frozen=True, eq=False)
+class Artifact:
+    """An artifact whose files are those of its manifest; a context that closes the runners that it opened.
+
+    Attributes:
+        path: of the manifest.
+        manifest: read from there.
+        backend: that it was built with. Where that is not installed or has no GPU here it cannot run, and its reason
+            says why.
+        changed: names of files that are not as the export wrote them, the manifest's too; see `open`.
     """
-    made = manifest["backend"]
-    suffix = Path(manifest["artifact"]).suffix
-    try:
-        backend = choose_backend(made["name"] if suffix == ".plan" else "auto", suffix)
-    except BackendError as error:  # of tensorrt, also where there is no GPU
-        reason = error.what if find_gpus() else no_gpu(made["name"])
-        return Backend(made["name"], made["version"], reason, can_run=False)
-    return backend if backend.can_run else replace(backend, reason=no_gpu(backend.name))
 
+    path: Path
+    manifest: Manifest
+    backend: Backend
+    changed: tuple[str, ...] = ()
+    _process: int = field(default_factory=os.getpid)
+    _opened: list[CheckedRunner] = field(default_factory=list)
 
-def model_config(manifest: Mapping[str, Any], path: Path) -> Config:
-    """Sizes of the model; `path` is the manifest's, for the message.
+    @classmethod
+    def open(cls, path: Path, *, checkpoint: Path | None = None, changed: bool = False) -> "Artifact":
+        """Read the manifest, check the files and pick the backend; nothing is run.
 
-    Raises:
-        ManifestError: they are not those of a model.
-    """
-    try:
-        config = CONFIGS[manifest["task"]](**manifest["config"])
-        if config.image_size != manifest["preprocessing"]["image"]["size"]:
-            raise ConfigError(f"image_size is {config.image_size}, and images are prepared in another size")
-        return config
-    except (TypeError, ConfigError) as error:
-        raise ManifestError(f"the manifest '{path}' is malformed", f"config: {error}", "Export again.") from error
+        Args:
+            path: the manifest, or the artifact that it lies beside.
+            checkpoint: has to be the one that the artifact was made from.
+            changed: take a manifest, graphs, plans and weights that were changed since the export.
 
+        Raises:
+            ManifestError: artifact, manifest and checkpoint are not of each other, or damaged.
+        """
+        source, manifest = open_manifest(path, changed=changed)
+        names = check_files(manifest, source.parent, changed=changed)
+        if checkpoint is not None:
+            check_file(checkpoint, manifest.checkpoint.sha256, str(source.parent / manifest.artifact))
+        if not is_sealed(manifest):
+            names.append(source.name)
+        return cls(source, manifest, backend_of(manifest), tuple(names))
 
-def close_runners(runners: Mapping[str, Runner]) -> None:
-    """Free what runners of `open_parts` hold on the GPU."""
-    for runner in runners.values():
-        if isinstance(runner, CheckedRunner | FiniteRunner):
-            runner.close()
+    @property
+    def folder(self) -> Path:
+        """Where the files lie."""
+        return self.path.parent
 
+    @property
+    def engine(self) -> Path:
+        """What --engine of the export named; with several parts there is no file of that name."""
+        return self.folder / self.manifest.artifact
 
-def open_parts(
-    manifest: Mapping[str, Any], folder: Path, backend: Backend, options: RunnerOptions | None = None
-) -> dict[str, Runner]:
-    """A runner for every part, by name; each refuses inputs that its part was not built for.
+    @property
+    def part_files(self) -> dict[str, Path]:
+        """Part -> its graph or plan."""
+        return {part.name: self.folder / part.artifact for part in self.manifest.parts}
 
-    Args:
-        manifest: its files were checked (`export.artifact.manifest.check_files`).
-        folder: where they lie.
-        backend: from `runtime`; it can run.
-        options: how to run them; None is as usual.
+    @property
+    def vocabulary(self) -> Path | None:
+        """The vocabulary that was exported with it; None without one."""
+        name = self.manifest.vocabulary_file
+        return None if name is None else self.folder / name
 
-    Raises:
-        PluginError: the plugin library may not be loaded (`export.engine.plugin_library.loadable_library`), or cannot
-            be.
-        BackendError: the runtime refuses a file.
-    """
-    options = options or RunnerOptions()
-    library = manifest["plugins"]["library"]
-    embedded = library is not None and library["embedded"]
-    beside = None if library is None or embedded else folder / library["file"]
-    if beside is not None:
-        loadable_library(beside, library)
-    runners: dict[str, Runner] = {}
-    for part in manifest["parts"]:
-        path = folder / part["artifact"]
-        carries = embedded and bool(part["plugin_layers"])  # the only reason to let a plan bring code
-        if carries:
-            check_embedded(path, library)
+    @cached_property
+    def config(self) -> Config:
+        """Sizes of the model.
+
+        Raises:
+            ManifestError: they are not those of a model.
+        """
+        manifest = self.manifest
         try:
-            runner: Runner = (
-                PlanRunner(path, backend, beside, carries, options)
-                if path.suffix == ".plan"
-                else OnnxRunner(path, options.threads)
-            )
+            config = CONFIGS[manifest.task](**manifest.config)
+            if config.image_size != manifest.preprocessing.image.size:
+                raise ConfigError(f"image_size is {config.image_size}, and images are prepared in another size")
+            return config
+        except (TypeError, ConfigError) as error:
+            raise ManifestError(
+                f"the manifest '{self.path}' is malformed", f"config: {error}", "Export again."
+            ) from error
+
+    def check_runs(
+        self, fix: str = "Run it on a machine with such a GPU, or export to .onnx, which needs none."
+    ) -> None:
+        """Refuse a plan that cannot run here.
+
+        Raises:
+            BackendError: it is one; with `fix`.
+        """
+        if not self.backend.can_run:
+            why = f"It was built with {self.backend.name}: {self.backend.reason}."
+            raise BackendError(f"{CANNOT_RUN} '{self.engine}'", why, fix)
+
+    def open_runners(self, options: RunnerOptions | None = None) -> dict[str, Runner]:
+        """A runner for every part, by name; each refuses inputs that its part was not built for.
+
+        Raises:
+            BackendError: no GPU here can run the plan, or the runtime refuses a file.
+            PluginError: the plugin library may not be loaded (`export.engine.plugin_library.loadable_library`), or
+                cannot be.
+        """
+        self.check_runs()
+        library = self.manifest.plugins.library
+        beside = None
+        if library is not None and library.file is not None and not library.embedded:
+            beside = self.folder / library.file
+            loadable_library(beside, library)
+        runners: dict[str, Runner] = {}
+        for part in self.manifest.parts:
+            runner = self._open_part(part, beside, options or RunnerOptions())
+            checked = CheckedRunner(runner, part.inputs, part.outputs, part.profile)
+            self._opened.append(checked)
+            runners[part.name] = checked
+        return runners
+
+    def _open_part(self, part: Part, library: Path | None, options: RunnerOptions) -> Runner:
+        path, entry = self.folder / part.artifact, self.manifest.plugins.library
+        carries = entry is not None and entry.embedded and bool(part.plugin_layers)
+        if entry is not None and carries:  # the only reason to let a plan bring code
+            check_embedded(path, entry)
+        try:
+            if part.is_plan:
+                return PlanRunner(path, self.backend, library, carries, options)
+            return OnnxRunner(path, options.threads)
         except MadtpError:
             raise
         except Exception as error:  # the runtimes have no common type for a file that they refuse
             raise BackendError(
-                f"{backend.name} {backend.version} cannot load '{path}'",
+                f"{self.backend.name} {self.backend.version} cannot load '{path}'",
                 (str(error).strip().splitlines() or [type(error).__name__])[0],
                 "It was made with another version or for another GPU; export again on this machine."
-                if path.suffix == ".plan"
+                if part.is_plan
                 else "It was made for another version, or a tool changed it so; export again.",
             ) from error
-        runners[part["name"]] = CheckedRunner(
-            runner, tensor_infos(part["inputs"]), tensor_infos(part["outputs"]), part["profile"]
-        )
-    return runners
+
+    def close(self) -> None:
+        """Free what its runners hold on the GPU: they cannot be run any more, but others may be opened.
+
+        In a forked child they stay, for they are its parent's.
+        """
+        if self._process == os.getpid():
+            for runner in self._opened:
+                runner.close()
+            self._opened.clear()
+
+    def __enter__(self) -> "Artifact":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def backend_of(manifest: Manifest) -> Backend:
+    """The backend that the artifact was built with, or one that says why it cannot run here."""
+    built = manifest.backend
+    suffix = Path(manifest.artifact).suffix
+    try:
+        backend = choose_backend(built.name if manifest.is_plan else "auto", suffix)
+    except BackendError as error:  # of tensorrt, also where there is no GPU
+        reason = error.what if find_gpus() else no_gpu(built.name)
+        return Backend(built.name, built.version, reason, can_run=False)
+    return backend if backend.can_run else replace(backend, reason=no_gpu(backend.name))

@@ -5,7 +5,7 @@ import importlib
 import os
 import threading
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
 from numpy.typing import NDArray
 from torch import Tensor
 
-from export.artifact.tensors import TensorInfo
+from export.artifact.manifest import TensorInfo
 from export.engine.backends import Backend
 from export.engine.plugin_library import loadable_library
 from export.errors import BackendError, PluginError
@@ -228,9 +228,9 @@ class CheckedRunner:
     def __init__(
         self,
         runner: Runner,
-        inputs: list[TensorInfo],
-        outputs: list[TensorInfo],
-        profile: Mapping[str, list[list[int]]],
+        inputs: Sequence[TensorInfo],
+        outputs: Sequence[TensorInfo],
+        profile: Mapping[str, Iterable[Sequence[int]]],
     ) -> None:
         self._runner, self._inputs, self._outputs, self._profile = runner, inputs, outputs, profile
 
@@ -298,7 +298,7 @@ def feed(inputs: Mapping[str, Tensor], temperature: float, names: Set[str]) -> d
 
 
 def check_inputs(
-    inputs: Mapping[str, Tensor], expected: list[TensorInfo], profile: Mapping[str, list[list[int]]]
+    inputs: Mapping[str, Tensor], expected: Sequence[TensorInfo], profile: Mapping[str, Iterable[Sequence[int]]]
 ) -> None:
     """Refuse inputs that the artifact was not built for.
 
@@ -319,7 +319,7 @@ def check_inputs(
         dtype = str(tensor.dtype).removeprefix("torch.")
         if dtype != wanted[name].dtype:
             raise InputError(f"input '{name}' is {dtype}", f"The artifact takes {wanted[name].dtype}.")
-        smallest, _, largest = profile[name]
+        smallest, _, largest = map(list, profile[name])
         shape = list(tensor.shape)
         fits = len(shape) == len(smallest)
         if not fits or any(not low <= size <= high for low, size, high in zip(smallest, shape, largest, strict=True)):

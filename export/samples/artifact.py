@@ -1,10 +1,9 @@
 """The samples that an artifact is shown: of a folder, generated, or the demo's. No checkpoint is needed."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from export.artifact.manifest import Manifest
 from export.engine.profile import batch_and_text
 from export.samples.profile import check_samples
 from export.samples.synthetic import synthetic_samples
@@ -25,7 +24,7 @@ class ArtifactSamples:
 
 
 def artifact_samples(
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     folder: Path,
     config: Config,
     samples: Path | None,
@@ -51,7 +50,7 @@ def artifact_samples(
         InputError: a folder that cannot be used, or no vocabulary for its texts.
         OptionError: the artifact was not built for texts of this length.
     """
-    batch, text = batch_and_text(manifest["parts"])
+    batch, text = batch_and_text(manifest)
     if synthetic:
         made = synthetic_samples(config, batch, text)
         return ArtifactSamples(made, [""] * len(made), None, [()] * len(made))
@@ -75,10 +74,9 @@ def artifact_samples(
     return ArtifactSamples(prepared, texts, processor, answers)
 
 
-def _processor(manifest: Mapping[str, Any], folder: Path, config: Config, samples: Path | None) -> Processor | None:
+def _processor(manifest: Manifest, folder: Path, config: Config, samples: Path | None) -> Processor | None:
     """None only for the demo's samples: any ids do for them, as long as the origin says so."""
-    entry = manifest["preprocessing"]["text"]["vocabulary"]
-    path = folder / entry["file"] if entry is not None and entry["file"] is not None else None
+    path = None if manifest.vocabulary_file is None else folder / manifest.vocabulary_file
     if path is None and samples is not None and (samples / VOCABULARY).is_file():
         path = samples / VOCABULARY
     if samples is not None and path is None and config.task != "clip":

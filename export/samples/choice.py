@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import OptionError
 from export.samples.synthetic import synthetic_samples
 from madtp.data.datasets import Item, NlvrItem, VqaItem, read_dataset

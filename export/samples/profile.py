@@ -1,6 +1,6 @@
 """Samples that an optimisation profile takes."""
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import OptionError
 from madtp.data.samples import Config, SampleSet
 from madtp.errors import InputError

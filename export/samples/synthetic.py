@@ -2,7 +2,7 @@
 
 import torch
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from madtp.data.samples import MIN_SAMPLES, Config, Request, SampleSet, edge_ids
 from madtp.errors import InputError
 

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from export.artifact.manifest import check_files, open_manifest
+from export.artifact.manifest import Profile
 from export.engine.profile import batch_and_text
-from export.errors import BackendError
-from export.runtime.artifact import close_runners, model_config, open_parts, runtime
+from export.runtime.artifact import Artifact
 from export.runtime.forks import forked
 from export.runtime.runner import RunnerOptions, finite_runners
 from export.session.products import Answer, Caption, Judgement, Ranking, RankingBatch
@@ -26,14 +25,13 @@ from export.session.requests import (
     judge,
     rank_pairs,
 )
-from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.images import check_image
 from madtp.data.preprocess import image_tensor
-from madtp.data.samples import Config, Processor, Request, collate
+from madtp.data.samples import Processor, Request, collate
 from madtp.data.texts import check_answers, shown
 from madtp.data.tokenize import TextProcessor, text_processor
 from madtp.errors import InputError
-from madtp.models.config import CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
+from madtp.models.config import MAX_TEMPERATURE, CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
 from madtp.tasks.requests import Runner
 
 METHODS = {"nlvr": "judge", "vqa": "answer", "caption": "caption", "retrieval": "rank", "clip": "rank"}
@@ -60,7 +58,7 @@ class Session:
     Attributes:
         task: "nlvr", "vqa", "caption", "retrieval" or "clip".
         config: sizes of the model.
-        manifest: as read.
+        manifest: of the artifact (`export.artifact.manifest.Manifest`).
         temperature: default of every request: the manifest's.
         backend: that runs the parts.
         processor: of texts.
@@ -74,23 +72,17 @@ class Session:
     """
 
     def __init__(self, manifest: Path | str, *, vocabulary: Path | None = None, threads: int | None = None) -> None:
-        path, self.manifest = open_manifest(Path(manifest))
-        check_files(self.manifest, path.parent)
-        self.task: str = self.manifest["task"]
-        self.config = model_config(self.manifest, path)
-        self.temperature = float(self.manifest["temperature"])
-        self.processor = _processor(self.manifest, path.parent, vocabulary, self.config)
-        self.batch, self.text = batch_and_text(self.manifest["parts"])
-        self.backend = runtime(self.manifest)
-        if not self.backend.can_run:
-            raise BackendError(
-                f"no GPU of this machine can run the plan '{path.parent / self.manifest['artifact']}'",
-                f"It was built with {self.backend.name}: {self.backend.reason}.",
-                "Run it on a machine with such a GPU, or export to .onnx, which needs none.",
-            )
+        self._artifact = Artifact.open(Path(manifest))
+        self.manifest, self.config = self._artifact.manifest, self._artifact.config
+        self.task: str = self.manifest.task
+        self.temperature = float(self.manifest.temperature)
+        self.processor = _processor(self._artifact, vocabulary)
+        self.batch, self.text = batch_and_text(self.manifest)
+        self.backend = self._artifact.backend
+        self._artifact.check_runs()
         if forked():
             torch.set_num_threads(1)  # its pool stayed with the parent; a call would wait for it for ever
-        opened = open_parts(self.manifest, path.parent, self.backend, RunnerOptions(threads))
+        opened = self._artifact.open_runners(RunnerOptions(threads))
         self.runners: dict[str, Runner] = {**finite_runners(opened, "asked by a session")}
         self._process = os.getpid()
 
@@ -104,9 +96,8 @@ class Session:
 
     def close(self) -> None:
         """Let go of the parts; nothing can be asked any more. In a forked child they stay: they are its parent's."""
-        runners, self.runners = self.runners, {}
-        if self._process == os.getpid():
-            close_runners(runners)
+        self.runners = {}
+        self._artifact.close()
 
     def __reduce__(self) -> Never:
         """Refuse to be pickled, as `multiprocessing` would to hand it to another process."""
@@ -253,7 +244,7 @@ class Session:
         assert isinstance(self.config, CaptionConfig)
         assert isinstance(self.processor, TextProcessor)
         if prompt is None:
-            prompt = self.manifest["preprocessing"]["text"]["prompt"]
+            prompt = self.manifest.preprocessing.text.prompt
         (prompt,) = _texts([prompt], "prompts")
         first = self.processor.prompt_ids(prompt)
         self._check_decoder(beams, "beams", len(first), max_length)
@@ -399,14 +390,14 @@ class Session:
             yield torch.stack([self._pixels(images[number], f"image {number}") for number in range(begin, end)])
 
     def _pixels(self, image: object, name: str) -> Tensor:
-        settings = self.manifest["preprocessing"]["image"]
-        return image_tensor(check_image(image, name), settings["size"], settings["mean"], settings["std"])
+        settings = self.manifest.preprocessing.image
+        return image_tensor(check_image(image, name), settings.size, settings.mean, settings.std)
 
     def _check_decoder(self, texts: int, name: str, prompt: int, ids: int, by: str = "") -> None:
         """Refuse what the decoder was not built for: texts at once, ids of a prompt, ids of a text (asked for `by`)."""
         profile = self._decoder_profile()
-        _, _, (_, most_texts, most_new) = profile["input_ids"]
-        most_ids = profile["past"][2][5] + 2  # the last id is written, not read, and the one before it is new
+        _, most_texts, most_new = profile["input_ids"].max
+        most_ids = profile["past"].max[5] + 2  # the last id is written, not read, and the one before it is new
         for what, asked, most, fix in (
             (name, texts, most_texts, f"--beams {texts}"),
             ("ids of a prompt", prompt, most_new, f"--max-length {3 * prompt + 1}"),
@@ -421,14 +412,10 @@ class Session:
 
     def _most_texts(self, wanted: int) -> int:
         """`wanted`, or as many texts at once as the decoder was built for."""
-        most: int = self._decoder_profile()["input_ids"][2][1]
-        return min(wanted, most)
+        return min(wanted, self._decoder_profile()["input_ids"].max[1])
 
-    def _decoder_profile(self) -> Mapping[str, Any]:
-        profile: Mapping[str, Any] = next(
-            part["profile"] for part in self.manifest["parts"] if part["name"] == "decoder"
-        )
-        return profile
+    def _decoder_profile(self) -> Mapping[str, Profile]:
+        return next(part.profile for part in self.manifest.parts if part.name == "decoder")
 
     def _check_candidates(self, candidates: Sequence[str], ids: Sequence[Sequence[int]]) -> None:
         """Refuse a candidate that has no tokens, or more than the decoder was built for."""
@@ -451,28 +438,26 @@ def spans(count: int, size: int, what: str) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
-def _processor(manifest: Mapping[str, Any], folder: Path, given: Path | None, config: Config) -> Processor:
+def _processor(artifact: Artifact, given: Path | None) -> Processor:
     """What turns texts into ids; its vocabulary is the one that the artifact was exported with, where it was with one.
 
     Raises:
         InputError: there is none, or another model's.
     """
-    entry = manifest["preprocessing"]["text"]["vocabulary"]
+    config, entry = artifact.config, artifact.manifest.preprocessing.text.vocabulary
     if given is not None and isinstance(config, ClipConfig):
         raise InputError(
             f"the vocabulary '{given}' does not apply to clip", "Its table comes with a package.", "Leave it out."
         )
-    path = given
-    if path is None and entry is not None and entry["file"] is not None:
-        path = folder / entry["file"]
+    path = given or artifact.vocabulary
     if path is None and not isinstance(config, ClipConfig):
         raise InputError(
-            f"there is no vocabulary beside '{manifest['artifact']}'",
+            f"there is no vocabulary beside '{artifact.manifest.artifact}'",
             "No vocab.txt lay beside the checkpoint when it was exported, so texts cannot be turned into ids.",
             "Name the checkpoint's vocab.txt (vocabulary=..., or --vocab).",
         )
     processor = text_processor(config, path)
-    if entry is not None and processor.sha256 != entry["sha256"]:
+    if entry is not None and processor.sha256 != entry.sha256:
         raise InputError(
             f"the vocabulary '{path or 'of clip'}' is not the one that the artifact was exported with",
             "Its sha256 is another.",

@@ -15,7 +15,9 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.graph.onnx_graph import Arrays, OnnxGraph, cut, producers, run_graph, with_outputs
+from export.graph.expose_outputs import expose_outputs
+from export.graph.onnx_graph import Arrays, OnnxGraph, producers, run_graph
+from export.graph.subgraph import subgraph_of
 from export.runtime.runner import feed
 from export.validate.contestants import Inputs
 from madtp.data.samples import Config
@@ -126,14 +128,14 @@ def _culprits(call: Call, reference: OnnxGraph, artifact: OnnxGraph, tolerance: 
     names = {value.name for value in reference.model.graph.input}
     known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, names)
     values = list(producers(reference))
-    known |= run_graph(with_outputs(reference, values), known, values)
+    known |= run_graph(expose_outputs(reference, values), known, values)
     originals = producers(reference)
     for node in artifact.model.graph.node:
         outputs = [name for name in node.output if name in originals]
         if not outputs:
             continue  # a node of its own; what it feeds is cut out together with it
         why = differences(artifact, node, reference, originals[outputs[0]])
-        piece = cut(artifact, node, known)
+        piece = subgraph_of(artifact, node, known)
         if not why and len(piece.model.graph.node) == 1:
             continue  # the same node with the same weights, in the same runtime: nothing to run
         inputs = {value.name: known[value.name] for value in piece.model.graph.input}

@@ -6,16 +6,21 @@ A plan shows nothing but its outputs. One built from the same graph with more ou
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from export.engine.backends import Backend
-from export.engine.builder import BuildResult, TokenSizes, build_plan, inline_functions, set_token_sizes
-from export.engine.plugin_library import plugin_library
-from export.graph.onnx_graph import OnnxGraph, kept_ids, open_graph, with_outputs
+from export.artifact.schema import encode
+from export.engine.builder import BuildResult, build_plan
+from export.engine.plugin_build import plugin_library
+from export.graph.expose_outputs import expose_outputs
+from export.graph.inline import inline_functions
+from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.graph.source_ids import kept_ids
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import save_onnx, trace_part
+from export.runtime.artifact import Artifact
 from export.runtime.runner import PlanRunner, feed, running
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
@@ -39,7 +44,7 @@ class ShowingRunner:
     """
 
     def __init__(self, graph: OnnxGraph, shown: Iterable[str]) -> None:
-        self._session = open_graph(with_outputs(graph, shown))
+        self._session = open_graph(expose_outputs(graph, shown))
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
 
@@ -60,37 +65,30 @@ class PlanBuilder:
     """Builds the parts of a plan anew, as it was built, but for what they show. A `Shows`.
 
     Attributes:
-        manifest: of the artifact.
-        backend: that it was built with; it can run.
+        artifact: the plan; it can run.
         files: every part, traced from the checkpoint, weights beside it.
         library: of the plan's plugins; None: it has none.
         on_phase: told what the builder is doing.
     """
 
-    manifest: Mapping[str, Any]
-    backend: Backend
+    artifact: Artifact
     files: Mapping[str, Path]
     library: Path | None
     on_phase: Callable[[str], None]
 
     @classmethod
     def of_artifact(
-        cls,
-        manifest: Mapping[str, Any],
-        folder: Path,
-        backend: Backend,
-        files: Mapping[str, Path],
-        on_phase: Callable[[str], None],
+        cls, artifact: Artifact, files: Mapping[str, Path], on_phase: Callable[[str], None]
     ) -> "PlanBuilder":
-        """For the plan in `folder`, with the plugin library that it needs."""
-        entry = manifest["plugins"]["library"]
+        """For a plan, with the plugin library that it needs."""
+        entry = artifact.manifest.plugins.library
         library = None
-        if entry is not None and not entry["embedded"]:
-            library = folder / str(entry["file"])
+        if entry is not None and entry.file is not None and not entry.embedded:
+            library = artifact.folder / entry.file
         elif entry is not None:  # a builder cannot read the one inside the plan
             built = plugin_library("auto", on_phase)
             library = None if built is None else built.path
-        return cls(manifest, backend, files, library, on_phase)
+        return cls(artifact, files, library, on_phase)
 
     def __call__(self, part: str, shown: set[str]) -> Runner:
         """Build and open.
@@ -100,22 +98,23 @@ class PlanBuilder:
             OutputError: there is no room for it.
         """
         self.build(part, shown)
-        return PlanRunner(self.files[part].with_suffix(".plan"), self.backend, self.library)
+        return PlanRunner(self.files[part].with_suffix(".plan"), self.artifact.backend, self.library)
 
     def build(self, part: str, shown: set[str]) -> BuildResult:
         """Build the plan, beside the part's ONNX file."""
-        entry = next(entry for entry in self.manifest["parts"] if entry["name"] == part)
+        entry = next(entry for entry in self.artifact.manifest.parts if entry.name == part)
         source = self.files[part]
         network, plan = source.with_name(f"network-{source.name}"), source.with_suffix(".plan")
-        library = self.library if entry["plugin_layers"] else None
+        library = self.library if entry.plugin_layers else None
         with write_errors(plan):
-            if library is None:
+            if library is None or entry.tokens is None:
                 inline_functions(source, network)
             else:
-                sizes = entry["tokens"]["opt_max"]
-                set_token_sizes(source, network, {name: [TokenSizes(*size) for size in sizes[name]] for name in sizes})
+                set_token_sizes(source, network, entry.tokens.opt_max)
             cache = plan.with_suffix(".timing")
-            return build_plan(self.backend, network, plan, cache, entry["profile"], self.on_phase, library, shown=shown)
+            return build_plan(
+                self.artifact.backend, network, plan, cache, encode(entry.profile), self.on_phase, library, shown=shown
+            )
 
 
 def trace_parts(parts: Mapping[str, Part], folder: Path, on_part: Callable[[str], None]) -> dict[str, Path]:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.validate.contestants import Answer
 from export.validate.pairs import Comparison
 from export.validate.parity import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import BackendError
 from export.validate.contestants import Answer, Contestant, Inputs, TorchContestant
 from export.validate.outputs import OutputAgreement, compare_outputs, outputs_of

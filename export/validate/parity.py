@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.validate.teacher_forcing import TEXT_LOGITS, noted_runners, read_text, written_text
 from madtp.data.samples import SampleSet, collate
 from madtp.models.config import BlipConfig, ClipConfig

@@ -3,7 +3,8 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from export.graph.onnx_graph import Arrays, OnnxGraph, cut, run_graph
+from export.graph.onnx_graph import Arrays, OnnxGraph, run_graph
+from export.graph.subgraph import subgraph_of
 from export.runtime.runner import PlanRunner, feed
 from export.validate.bisect import Call, Culprit, relative_difference
 from export.validate.intermediates import Shows
@@ -89,7 +90,7 @@ def _first_wrong(
         names = [name for name in node.output if name in outputs]
         if not names:
             continue
-        piece = cut(file, node, known)
+        piece = subgraph_of(file, node, known)
         given = {value.name: known[value.name] for value in piece.model.graph.input}
         made = {name: known[name] for name in names}
         count = len(piece.model.graph.node)

@@ -4,19 +4,19 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 
 import madtp
-from export.artifact.manifest import ARTIFACTS, check_artifact, is_sealed, open_manifest, tensor_infos, tool_versions
+from export.artifact.manifest import Manifest, tool_versions
+from export.artifact.reader import ARTIFACTS
 from export.console import Progress
-from export.engine.backends import Backend
-from export.engine.builder import custom_nodes, inline_functions
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, ManifestError, OptionError
+from export.graph.custom_nodes import custom_nodes
+from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
-from export.runtime.artifact import open_parts, runtime
+from export.runtime.artifact import Artifact
 from export.runtime.runner import CheckedRunner, OnnxRunner
 from export.samples.choice import DataOptions, choose_samples
 from export.samples.profile import check_samples
@@ -28,11 +28,11 @@ from export.validate.pairs import Comparison, Failure, compare_samples
 from export.validate.plan import look_into_plan
 from export.validate.tolerances import Bounds, tolerance_of
 from export.validate.verdict import Verdict, update_manifest
-from madtp.checkpoint.loading import MAX_TEMPERATURE
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import Config
 from madtp.errors import OutputError, listing
 from madtp.files.scratch import scratch_folder
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.tasks.requests import Runner
 
 STAGES = 5
@@ -94,36 +94,29 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
     if options.repro is not None:
         check_repro(options.repro)
     progress.stage("reading manifest, checkpoint and samples")
-    source, manifest = open_manifest(options.engine, changed=options.changed)
-    artifact = source.parent / manifest["artifact"]
-    suffix = artifact.suffix
-    changed = check_artifact(manifest, artifact, options.checkpoint, changed=options.changed)
-    if not is_sealed(manifest):
-        changed.append(source.name)
-    bounds = Bounds(tolerance_of(manifest["precision"]), options.tolerances)
+    with Artifact.open(options.engine, checkpoint=options.checkpoint, changed=options.changed) as artifact:
+        return _validate(options, artifact, progress)
+
+
+def _validate(options: ValidateOptions, artifact: Artifact, progress: Progress) -> tuple[Verdict, str]:
+    manifest, backend = artifact.manifest, artifact.backend
+    bounds = Bounds(tolerance_of(manifest.precision), options.tolerances)
     model = madtp.load(options.checkpoint, options.config)
     config = model.config
-    if source.name not in changed:
-        _check_described(manifest, config, source)
-    batch, text = batch_and_text(manifest["parts"])
-    vocabulary = manifest["preprocessing"]["text"]["vocabulary"]
-    beside = artifact.parent / vocabulary["file"] if vocabulary and vocabulary["file"] else None
-    chosen = choose_samples(options.data, options.checkpoint, beside, config, batch, text)
+    if artifact.path.name not in artifact.changed:
+        _check_described(manifest, config, artifact.path)
+    batch, text = batch_and_text(manifest)
+    chosen = choose_samples(options.data, options.checkpoint, artifact.vocabulary, config, batch, text)
     check_samples(chosen.samples, config, batch, text)
-    backend = runtime(manifest)
-    if changed and suffix == ".plan" and not backend.can_run:
-        raise BackendError(
-            f"the changed plan '{artifact}' cannot be judged here",
-            f"It has to run for that, and {backend.reason}.",
-            "Validate it on a machine whose GPU runs it.",
-        )
+    if artifact.changed:
+        artifact.check_runs("A changed plan has to run: validate it on a machine whose GPU runs it.")
     reference = TorchContestant("torch", model, bounds.tolerance.dtype)
     yardstick = TorchContestant("torch in float64", model, torch.float64)
     with scratch_folder() as scratch:
-        compared = _contestants(artifact, manifest, reference, backend, scratch, bool(changed), progress)
+        compared = _contestants(artifact, reference, scratch, progress)
         comparison = Comparison(reference, yardstick, compared.others, bounds)
         progress.stage("checking answers and tokens")
-        temperatures = options.compared_at(manifest["temperature"])
+        temperatures = options.compared_at(manifest.temperature)
         if temperatures[0] <= 0:
             compared.notes.append(NOTHING_PRUNED)
         counts = compare_samples(comparison, config, chosen.samples, temperatures, batch, progress.detail)
@@ -135,23 +128,23 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Ver
         if any(result.selection.layers and not result.selection.shows_ids for result in seen):
             compared.notes.append(NO_IDS)
         verdict = Verdict(
-            artifact=artifact.name,
+            artifact=manifest.artifact,
             task=config.task,
-            precision=manifest["precision"],
-            layout=manifest["layout"],
+            precision=manifest.precision,
+            layout=manifest.layout,
             samples=chosen.to_json(),
             bounds=bounds,
             results=list(comparison.results.values()),
             token_counts=counts,
             dependences=dependences,
-            runs_plan=backend.can_run if suffix == ".plan" else None,
+            runs_plan=backend.can_run if manifest.is_plan else None,
             notes=compared.notes,
-            changed=changed,
+            changed=list(artifact.changed),
         )
         if not verdict.passed:
             progress.stage("looking for the node at fault")
             _bisect(verdict, options, manifest, reference, compared, scratch, progress)
-    return verdict, update_manifest(verdict, source, manifest)
+    return verdict, update_manifest(verdict, artifact.path, manifest)
 
 
 def _check_name(engine: Path) -> None:
@@ -164,12 +157,12 @@ def _check_name(engine: Path) -> None:
         )
 
 
-def _check_described(manifest: Mapping[str, Any], config: Config, path: Path) -> None:
+def _check_described(manifest: Manifest, config: Config, path: Path) -> None:
     """Refuse a manifest that has images or ids prepared in another way than those that are compared here."""
     sizes = json.loads(json.dumps(asdict(config)))
-    names = [name for name in sizes | manifest["config"] if manifest["config"].get(name) != sizes.get(name)]
-    image = manifest["preprocessing"]["image"]
-    names += [name for name, value in (("mean", IMAGE_MEAN), ("std", IMAGE_STD)) if tuple(image[name]) != value]
+    names = [name for name in sizes | manifest.config if manifest.config.get(name) != sizes.get(name)]
+    image = manifest.preprocessing.image
+    names += [name for name, other in (("mean", image.mean != IMAGE_MEAN), ("std", image.std != IMAGE_STD)) if other]
     if names:
         raise ManifestError(
             f"the manifest '{path}' does not describe the model of this checkpoint",
@@ -195,34 +188,26 @@ class _Compared:
     notes: list[str] = field(default_factory=list)
 
 
-def _contestants(
-    artifact: Path,
-    manifest: Mapping[str, Any],
-    reference: TorchContestant,
-    backend: Backend,
-    scratch: Path,
-    changed: bool,
-    progress: Progress,
-) -> _Compared:
-    folder, config, parts = artifact.parent, reference.config, reference.parts
-    if artifact.suffix == ".onnx":
+def _contestants(artifact: Artifact, reference: TorchContestant, scratch: Path, progress: Progress) -> _Compared:
+    manifest, config, parts = artifact.manifest, reference.config, reference.parts
+    if not manifest.is_plan:
         progress.stage("opening the artifact")
-        compared = _Compared({part["name"]: folder / part["artifact"] for part in manifest["parts"]})
-        runners = open_parts(manifest, folder, backend)
+        compared = _Compared(artifact.part_files)
+        runners = artifact.open_runners()
     else:
         progress.stage("tracing the checkpoint to ONNX")
         compared = _Compared(trace_parts(parts, scratch, progress.detail))
         runners = _open(manifest, compared.files)
     watched = watched_parts(compared.files, show_onnx(compared.files))
     compared.others.append(RuntimeContestant("onnx", config, parts, runners, watched))
-    if artifact.suffix == ".onnx" or not backend.can_run:
+    if not manifest.is_plan or not artifact.backend.can_run:
         return compared
-    plan = open_parts(manifest, folder, backend)
-    if changed:  # a plan built anew would show what that one keeps, and where that one is wrong
+    plan = artifact.open_runners()
+    if artifact.changed:  # a plan built anew would show what that one keeps, and where that one is wrong
         compared.others.append(RuntimeContestant("plan", config, parts, plan, {}))
         compared.notes.append("of the changed plan tokens were only counted: it does not show which it keeps")
         return compared
-    compared.shows = PlanBuilder.of_artifact(manifest, folder, backend, compared.files, progress.detail)
+    compared.shows = PlanBuilder.of_artifact(artifact, compared.files, progress.detail)
     progress.detail("building a plan that shows the tokens it keeps")
     try:
         watched = watched_parts(compared.files, compared.shows)
@@ -234,23 +219,18 @@ def _contestants(
     return compared
 
 
-def _open(manifest: Mapping[str, Any], files: Mapping[str, Path]) -> dict[str, Runner]:
+def _open(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Runner]:
     """ONNX files in ONNX Runtime, held to the profile of the artifact."""
     return {
-        entry["name"]: CheckedRunner(
-            OnnxRunner(files[entry["name"]]),
-            tensor_infos(entry["inputs"]),
-            tensor_infos(entry["outputs"]),
-            entry["profile"],
-        )
-        for entry in manifest["parts"]
+        part.name: CheckedRunner(OnnxRunner(files[part.name]), part.inputs, part.outputs, part.profile)
+        for part in manifest.parts
     }
 
 
 def _bisect(
     verdict: Verdict,
     options: ValidateOptions,
-    manifest: Mapping[str, Any],
+    manifest: Manifest,
     reference: TorchContestant,
     compared: _Compared,
     scratch: Path,
@@ -283,7 +263,7 @@ def _bisect(
     culprit = find_culprit(calls, references, artifacts, tolerance, progress.detail)
     verdict.culprit = culprit
     verdict.bisected = str(culprit or "no single node differs from the checkpoint's given identical inputs")
-    versions = {name: (manifest["tools"].get(name), here) for name, here in tool_versions().items()}
+    versions = {name: (manifest.tools.get(name), here) for name, here in tool_versions().items()}
     others = [f"{name} {made}, not {here}" for name, (made, here) in versions.items() if made != here]
     if culprit is not None and others:
         verdict.bisected += f" (the artifact was made with {', '.join(others)}: nodes may have other names)"

@@ -7,7 +7,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from export.artifact.manifest import KEPT_FAILURES, MANIFEST, dump_manifest, read_manifest, tool_versions
+from export.artifact.manifest import KEPT_FAILURES, Manifest, Validation, tool_versions
+from export.artifact.reader import read_manifest
+from export.artifact.schema import decode, encode
+from export.artifact.seal import MANIFEST, dump_manifest
 from export.validate.bisect import Culprit
 from export.validate.invariance import Dependence
 from export.validate.pairs import PairResult
@@ -212,7 +215,7 @@ def write_junit(verdict: Verdict, path: Path) -> None:
     write_output(path, junit_xml("validate", suites), JUNIT)
 
 
-def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> str:
+def update_manifest(verdict: Verdict, path: Path, validated: Manifest) -> str:
     """Put the verdict into the artifact's manifest; everything else in it stays.
 
     Args:
@@ -227,15 +230,15 @@ def update_manifest(verdict: Verdict, path: Path, validated: dict[str, Any]) -> 
         return f"the verdict was not written into '{path}', which describes the files as they were exported"
     try:
         manifest = read_manifest(path)
-        if manifest["parts"] != validated["parts"]:
+        if manifest.parts != validated.parts:
             return f"the verdict was not written into '{path}': it was replaced meanwhile"
-        seen = manifest["validation"]
-        if verdict.runs_plan is False and (seen["validated"], seen["artifact"]) == ("artifact", FAILED):
+        seen = manifest.validation
+        if verdict.runs_plan is False and (seen.validated, seen.artifact) == ("artifact", FAILED):
             return f"'{path}' keeps that the plan failed elsewhere: here its ONNX alone could be compared"
-        entry = manifest["validation"] | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
+        entry = encode(seen) | {"artifact": verdict.artifact_status, "verdict": verdict.to_manifest()}
         if verdict.runs_plan is not None:
             entry["validated"] = "artifact" if verdict.runs_plan else "onnx"
-        write_output(path, dump_manifest(manifest | {"validation": entry}), MANIFEST)
+        write_output(path, dump_manifest(replace(manifest, validation=decode(Validation, entry))), MANIFEST)
     except MadtpError as error:
         return f"the verdict was not written into '{path}': {error.what}"
     return ""

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from madtp.checkpoint.archive import SAVE
+from madtp.checkpoint.format import SAVE
 from madtp.errors import CheckpointError, listing, shorten
 
 DEEPEST = 3  # dictionaries within dictionaries that are looked through

@@ -17,7 +17,16 @@ from madtp.checkpoint.sizes import SOURCES, infer_sizes, infer_task, is_plain
 from madtp.errors import LISTED, CheckpointError, ConfigError, listing, one_line, shorten
 from madtp.models.caption import CaptionModel
 from madtp.models.clip import ClipModel, round_like_official_loader
-from madtp.models.config import CONFIGS, HEAD_SIZE, BlipConfig, ClipConfig, check_fields, read_config, recorded_fields
+from madtp.models.config import (
+    CONFIGS,
+    HEAD_SIZE,
+    MAX_TEMPERATURE,
+    BlipConfig,
+    ClipConfig,
+    check_fields,
+    read_config,
+    recorded_fields,
+)
 from madtp.models.nlvr import NlvrModel
 from madtp.models.retrieval import RetrievalModel
 from madtp.models.vqa import VqaModel
@@ -36,7 +45,6 @@ NOT_DEPLOYED = re.compile(
     r"|^(image_queue|text_queue|idx_queue|ptr_queue|temp|logit_scale)$"
     r"|\.position_ids$"
 )
-MAX_TEMPERATURE = torch.finfo(torch.float32).max
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 

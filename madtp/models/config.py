@@ -13,6 +13,7 @@ CORRECT = "Correct it in --config, which wins over the checkpoint's own config e
 HEAD_SIZE = 64  # of every published BLIP and CLIP model; no tensor records it
 MAX_SIZE = 1_000_000  # of anything; more is a mistake, and building the model would only fail later
 MAX_LAYERS = 1000
+MAX_TEMPERATURE = 3.4028234663852886e38  # the largest float32
 # Say where a model came from, or how it was trained or asked; size nothing.
 PROVENANCE = frozenset({"tiny_vocab", "weight_seed", "source_commit", "queue_size", "prompt", "num_beams"})
 

@@ -29,7 +29,7 @@ from benchmarks.gpu.results import FOLDER, REPORT, STATIC_COMMAND
 from benchmarks.gpu.sass import parse, summarize
 from benchmarks.gpu.static_markdown import render
 from benchmarks.static_report import to_json
-from export.engine.plugin_library import find_nvcc
+from export.engine.plugin_build import find_nvcc
 from export.errors import PluginError
 from tests.helpers.paths import ROOT
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu.compile import ROOT
-from export.engine.plugin_library import find_nvcc
+from export.engine.plugin_build import find_nvcc
 from export.errors import PluginError
 from tests.helpers.gpu import gpu_only
 from tests.helpers.gpu_cases import SANITIZED

@@ -7,8 +7,8 @@ from typing import Any
 
 import onnx
 
-from export.artifact.manifest import dump_manifest
 from madtp.files.inputs import sha256
+from tests.helpers.manifests import write_manifest
 
 CHECKPOINT = "ab" * 32
 VERSION = metadata.version("madtp-deploy")
@@ -113,7 +113,7 @@ def manifest_of(folder: Path, task: str, artifact: str, parts: dict[str, str], b
 
 def save_manifest(folder: Path, manifest: dict[str, Any]) -> Path:
     path = folder / "out.json"
-    path.write_text(dump_manifest(manifest))
+    write_manifest(path, manifest)
     return path
 
 

@@ -11,11 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.bench.artifact import Described
 from export.bench.instruments import Instruments
 from export.bench.measurement import Measurement
 from export.bench.run import BenchOptions, bench
 from export.bench.timer import Time
+from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from madtp.tasks.requests import Outputs, Runner
 
@@ -108,7 +108,7 @@ def fake_bench(
     waiting = iter([*runners, *reversed(runners)])
     instruments = Instruments(timer, lambda: lambda: neighbours, meter)
 
-    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
+    def opener(described: Artifact, how: RunnerOptions) -> dict[str, Runner]:
         return {"model": next(waiting)}
 
     return bench(replace(options, profile=False), Quiet(), keep, opener, lambda _: instruments)

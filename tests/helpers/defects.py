@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from export.artifact.manifest import manifest_path
+from export.artifact.reader import manifest_path
 from madtp.files.inputs import sha256
 from tests.helpers.manifests import edit_manifest
 

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from export import Session
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.evaluate.evaluation import EvaluateOptions
 from export.evaluate.run import evaluate
 from export.session.products import Caption, Judgement
@@ -24,11 +24,11 @@ class FakeSession:
             sha256="cd", is_cut=lambda text: len(text) > 100, ids=lambda text, cut: [*text.split(), "ENC", "SEP"]
         )
         self.text = Range(2, 12, 64)
-        self.manifest = {
-            "parts": [{"artifact": "out.onnx", "sha256": artifact}],
-            "checkpoint": {"sha256": "ef"},
-            "preprocessing": {"text": {"prompt": "a picture of "}},
-        }
+        self.manifest = SimpleNamespace(
+            part_hashes={"out.onnx": artifact},
+            checkpoint=SimpleNamespace(sha256="ef"),
+            preprocessing=SimpleNamespace(text=SimpleNamespace(prompt="a picture of ")),
+        )
         self.asked: list[list[str]] = []
         self.stop_at: int | None = None
         self.probability = 0.75

@@ -126,7 +126,8 @@ class OnnxRuntime:
     name = "onnx"
 
     def __init__(self, model: Any, folder: Path) -> None:
-        from export.graph.onnx_graph import OnnxGraph, kept_ids
+        from export.graph.onnx_graph import OnnxGraph
+        from export.graph.source_ids import kept_ids
         from export.validate.intermediates import ShowingRunner, trace_parts
 
         parts = parts_of(model)

@@ -15,7 +15,8 @@ import export.validate.intermediates
 import export.validate.plan
 from export.engine.backends import Gpu
 from export.engine.builder import BuildResult
-from export.graph.onnx_graph import OnnxGraph, with_outputs
+from export.graph.expose_outputs import expose_outputs
+from export.graph.onnx_graph import OnnxGraph
 from export.runtime.runner import OnnxRunner
 from madtp.tasks.requests import Outputs
 from tests.helpers.defects import edit
@@ -53,7 +54,7 @@ def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
         part = artifact.with_name(f"{artifact.stem}.{target.stem}.plan")
         model = onnx.load(str(part if part.is_file() else artifact.with_suffix(".plan")))
         made = {name for node in model.graph.node for name in node.output}
-        onnx.save(with_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
+        onnx.save(expose_outputs(OnnxGraph(model, artifact.parent), shown & made).model, str(target))
         return BuildResult(0, {}, False, sorted(shown & made))
 
     edit(artifact, as_plan)

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from export.engine.plugin_library import INSTALL, build_library, find_nvcc
+from export.engine.plugin_build import INSTALL, build_library, find_nvcc
 from tests.helpers.kernels import AttentionShape, CompactInputs, CompactOutputs, CompactShape
 from tests.helpers.native_build import build, tool
 from tests.helpers.paths import ROOT

@@ -11,10 +11,11 @@ import pytest
 from PIL import Image
 
 from export import Session
-from export.artifact.manifest import LONGEST, OWN_HASH, dump_manifest, manifest_path, manifest_sha256, read_manifest
+from export.artifact.reader import LONGEST, manifest_path, read_manifest
+from export.artifact.seal import OWN_HASH, dump_manifest, manifest_sha256
 from export.build.options import ExportOptions
 from export.errors import ManifestError, OptionError
-from export.inspect.inspection import MOST_PARTS
+from export.inspect.artifact import MOST_PARTS
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from tests.helpers.command_line import Ran
@@ -73,7 +74,7 @@ def test_an_edited_manifest_is_refused(
     path.write_text(json.dumps(manifest))
     with pytest.raises(ManifestError, match="was changed after it was written"):
         Session(path)
-    assert read_manifest(path, changed=True) == manifest
+    assert read_manifest(path, changed=True).to_json() == manifest
     shown = run_cli("inspect", path, "--json")
     assert shown.status == 1
     found = json.loads(shown.out)
@@ -84,8 +85,9 @@ def test_an_edited_manifest_is_refused(
 def test_the_hash_is_of_the_content_however_it_is_laid_out(exported: tuple[Path, Path]) -> None:
     path = manifest_path(exported[0])
     manifest = read_manifest(path)
-    assert manifest[OWN_HASH] == manifest_sha256(manifest) == json.loads(dump_manifest(manifest))[OWN_HASH]
-    path.write_text(json.dumps(dict(reversed(manifest.items())), indent=7))
+    digest = manifest_sha256(manifest.to_json())
+    assert manifest.manifest_sha256 == digest == json.loads(dump_manifest(manifest))[OWN_HASH]
+    path.write_text(json.dumps(dict(reversed(manifest.to_json().items())), indent=7))
     assert read_manifest(path) == manifest
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from export.artifact.manifest import open_manifest
-from export.bench.artifact import describe
+from export.artifact.reader import open_manifest
 from export.errors import ManifestError
+from export.runtime.artifact import Artifact
 from export.session.session import Session
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.command_line import Ran, run_export
@@ -32,7 +32,7 @@ def test_an_artifact_beside_the_manifest_of_another_is_refused(
     }.get(command, (plan,))
     refusal = "out.json' is the manifest of 'out.onnx', not of 'out.plan'"
     run_cli(command, *given).refused(refusal, "renamed, or is another")
-    for function in (Session, describe, open_manifest):
+    for function in (Session, Artifact.open, open_manifest):
         with pytest.raises(ManifestError, match="is the manifest of"):
             function(plan)
 
@@ -63,7 +63,7 @@ def test_links_are_what_they_lead_to(exported: tuple[Path, Path], tmp_path: Path
     (place / "latest.json").symlink_to(manifest)
     for link in ("latest.onnx", "latest.json"):
         assert open_manifest(place / link)[0] == manifest
-        assert describe(place / link).folder == artifact.parent
+        assert Artifact.open(place / link).folder == artifact.parent
     (place / "broken.onnx").symlink_to("nowhere.onnx")
     (place / "loop.onnx").symlink_to("loop.onnx")
     for link in ("broken.onnx", "loop.onnx"):
@@ -83,7 +83,7 @@ def test_files_that_are_linked_under_their_own_names_are_taken_there(
         (snapshot / name).symlink_to(blobs / f"{number:064}")
     for name in ("out.json", "out.onnx"):
         assert open_manifest(snapshot / name)[0] == snapshot / "out.json"
-        assert describe(snapshot / name).folder == snapshot
+        assert Artifact.open(snapshot / name).folder == snapshot
 
 
 def test_an_artifact_of_several_parts_is_named_by_what_was_exported_to(task_artifacts: TaskArtifacts) -> None:

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 
 from calibration import __main__ as calibration
-from export.artifact.manifest import SCHEMA_VERSION, read_manifest
+from export.artifact.manifest import SCHEMA_VERSION
 from export.artifact.outputs import check_export, owned_files, stale_files
+from export.artifact.reader import read_manifest
 from export.build.options import ExportOptions
 from export.build.pipeline import prepare
 from madtp.demo import vocab_path
@@ -103,7 +104,7 @@ def test_an_earlier_export_is_replaced_whole(
         (folder / ("vocab.txt" if expected else "none")).touch()
         ran = run_cli("--ckpt", checkpoint, "--engine", artifact)
         assert ran.status == 0, ran
-        assert read_manifest(folder / "out.json")["artifact"] == "out.onnx"
+        assert read_manifest(folder / "out.json").artifact == "out.onnx"
         assert (folder / "out.vocab.txt").exists() == expected
         if expected:
             (folder / "vocab.txt").rename(folder / "kept.txt")

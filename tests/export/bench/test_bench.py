@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 import export.bench.run
-from export.bench.artifact import Described, describe, open_described, synchronisations
+from export.artifact.manifest import BackendEntry
+from export.bench.artifact import synchronisations
 from export.bench.baseline import UNTRUSTED
 from export.bench.calls import Case, Inputs
 from export.bench.environment import Activity, Machine, pinned, warnings
@@ -34,6 +35,7 @@ from export.bench.run import BenchOptions, BenchResult, bench
 from export.bench.summary import case_summaries, to_json
 from export.bench.verdict import Verdict, overall
 from export.errors import BackendError, BaselineError, ManifestError, OptionError
+from export.runtime.artifact import Artifact, backend_of
 from export.runtime.runner import RunnerOptions
 from export.samples.artifact import artifact_samples
 from madtp.errors import InputError
@@ -104,7 +106,7 @@ def test_profiled_gflops_are_those_of_the_manifest(external: bool, tiny_artifact
         edit(path, lambda manifest: manifest["parts"][0].update(entry))
     result = bench(BenchOptions(folder / "out.json", seconds=0.01), Quiet())
     assert {"AlignedAttention", "TokenCompact"} <= result.operators[Case(TAU, 1)].milliseconds.keys()
-    counted = result.described.manifest["validation"]["gflops"]["dense"]
+    counted = result.described.manifest.validation.gflops.dense
     # The manifest counts layer norms too, but no alignment products where nothing is pruned.
     assert result.operators[Case(0.0, 1)].gflops == pytest.approx(counted, rel=0.25)
 
@@ -154,7 +156,7 @@ def test_what_the_order_of_opening_does_is_no_slow_down(
         timer, opened = FakeTimer(), list[FakeRunner]()
 
         def opener(
-            described: Described,
+            described: Artifact,
             how: RunnerOptions,
             timer: FakeTimer = timer,
             opened: list[FakeRunner] = opened,
@@ -176,7 +178,7 @@ def test_an_interrupt_while_opening_again_keeps_what_was_measured(options: Bench
     beside = replace(options, against_engine=options.artifact)
     runners = [FakeRunner(timer, 1), FakeRunner(timer, 2)]
 
-    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
+    def opener(described: Artifact, how: RunnerOptions) -> dict[str, Runner]:
         if not runners:
             raise KeyboardInterrupt
         return {"model": runners.pop()}
@@ -241,9 +243,9 @@ def test_what_was_measured_is_kept_while_measuring(options: BenchOptions, tmp_pa
 
 
 def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(export.bench.run, "describe", lambda path: as_plan(describe(path)))
+    described = as_plan(Artifact.open(options.artifact))
+    monkeypatch.setattr(Artifact, "open", lambda path: described)
     monkeypatch.setattr(export.bench.run, "artifact_samples", lambda *given, **named: samples)
-    described = describe(options.artifact)
     where = (described.manifest, described.folder, described.config)
     samples = artifact_samples(*where, None, False, demos=3)
     timer, opened = FakeTimer(), list[RunnerOptions]()
@@ -256,7 +258,7 @@ def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatc
                     times[layer] += milliseconds * (2 if temperature == 0 else 1)
             return super().run(inputs, temperature)
 
-    def opener(described: Described, how: RunnerOptions) -> dict[str, Runner]:
+    def opener(described: Artifact, how: RunnerOptions) -> dict[str, Runner]:
         opened.append(how)
         return {"model": Profiled(timer)}
 
@@ -271,8 +273,8 @@ def test_layers_of_a_plan_are_profiled_by_kind(options: BenchOptions, monkeypatc
     waits = [summary.synchronisations for summary in case_summaries(result)]
     assert waits == 2 * [synchronisations(result.described.manifest)]
     assert any("GFLOPs are the manifest's, of the export's samples: " in line for line in lines(result))
-    counted = described.manifest["validation"]["gflops"]
-    assert [summary.gflops for summary in case_summaries(result)] == [counted["dense"], counted["pruned"]]
+    counted = described.manifest.validation.gflops
+    assert [summary.gflops for summary in case_summaries(result)] == [counted.dense, counted.pruned]
 
 
 def test_a_decoder_s_runs_are_counted(task_artifacts: TaskArtifacts) -> None:
@@ -526,27 +528,28 @@ def test_files_that_are_not_of_each_other_are_refused(exported: tuple[Path, Path
     artifact, _ = exported
     shutil.copy(artifact.with_suffix(".json"), artifact.with_name("other.json"))
     with pytest.raises(ManifestError, match=r"is the manifest of 'out\.onnx', not of 'other\.onnx'"):
-        describe(artifact.with_name("other.onnx"))
+        Artifact.open(artifact.with_name("other.onnx"))
     artifact.write_bytes(artifact.read_bytes() + b"0")
     with pytest.raises(ManifestError, match="sha256 is another"):
-        describe(artifact)
+        Artifact.open(artifact)
 
 
-def as_plan(described: Described) -> Described:
+def as_plan(described: Artifact) -> Artifact:
     """The same, as if it were a plan of TensorRT for RTX."""
-    backend = {"name": "tensorrt-rtx", "version": "1.7.1.116", "reason": "there is no GPU"}
-    return replace(described, manifest={**described.manifest, "artifact": "out.plan", "backend": backend})
+    backend = BackendEntry("tensorrt-rtx", "1.7.1.116", "there is no GPU")
+    manifest = replace(described.manifest, artifact="out.plan", backend=backend)
+    return replace(described, manifest=manifest, backend=backend_of(manifest))
 
 
 def test_a_plan_that_cannot_run_here_is_refused(tiny_artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("export.engine.backends.find_gpus", list)
-    with pytest.raises(BackendError, match=r"'out\.plan' cannot run here\n.*: this machine has no GPU"):
-        open_described(as_plan(describe(tiny_artifact / "out.json")), RunnerOptions())
+    with pytest.raises(BackendError, match=r"no GPU of this machine can run(.|\n)*: this machine has no GPU"):
+        as_plan(Artifact.open(tiny_artifact / "out.json")).open_runners()
 
 
 def test_a_plan_waits_once_for_every_size_that_depends_on_the_data(tiny_artifact: Path) -> None:
-    described = describe(tiny_artifact / "out.json")
-    compacting = described.manifest["parts"][0]["custom_nodes"]["TokenCompact"]
+    described = Artifact.open(tiny_artifact / "out.json")
+    compacting = described.manifest.parts[0].custom_nodes["TokenCompact"]
     assert compacting == 3
     assert synchronisations(described.manifest) == {"model": 0}
     assert synchronisations(as_plan(described).manifest) == {"model": compacting + 1}

@@ -12,12 +12,12 @@ import pytest
 import export.engine.builder
 import madtp
 import madtp.files.scratch
-from export.artifact.manifest import read_manifest
 from madtp.errors import OutputError
 from madtp.files.inputs import sha256
 from madtp.files.staging import Staging
 from tests.helpers.checkpoints import TINY
 from tests.helpers.command_line import Ran
+from tests.helpers.manifests import manifest_json
 from tests.helpers.outputs import Outputs, largest_file
 from tests.helpers.samples import WORDS, write_samples
 
@@ -154,7 +154,7 @@ def test_a_good_export_replaces_earlier_outputs(
         "trt.plan",
     ]
     assert (outputs / "trt.plan").read_bytes() == outputs.earlier["trt.plan"]
-    manifest = read_manifest(outputs / "out.json")
+    manifest = manifest_json(outputs / "out.json")
     assert manifest["parts"][0]["sha256"] == sha256(outputs / "out.onnx")
     assert manifest["preprocessing"]["text"]["vocabulary"]["sha256"] == sha256(samples_folder / "vocab.txt")
     assert set(WORDS) <= set((samples_folder / "vocab.txt").read_text().split())

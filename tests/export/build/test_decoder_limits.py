@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from export import Session
-from export.engine.profile import Range, Written, input_profile, part_sizes, written_sizes
+from export.engine.profile import Written, input_profile, part_sizes, written_sizes
+from export.engine.range import Range
 from export.errors import OptionError
 from madtp.checkpoint.loading import MODELS
 from madtp.data.samples import Config

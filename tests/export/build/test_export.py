@@ -11,12 +11,12 @@ import pytest
 import torch
 
 import export.build.pipeline
-from export.artifact.manifest import read_manifest
 from export.cli import main as cli
 from export.graph.trace import trace_part
 from madtp.files.inputs import sha256
 from madtp.models.parts import Part
 from tests import golden
+from tests.helpers.manifests import manifest_json
 from tests.helpers.paths import CARRIED
 
 TAU = 0.5
@@ -64,7 +64,7 @@ def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 
 
 def manifest_of(artifact: Path) -> dict[str, Any]:
-    return read_manifest(artifact.with_suffix(".json"))
+    return manifest_json(artifact.with_suffix(".json"))
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "plan"])

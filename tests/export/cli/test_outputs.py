@@ -85,5 +85,5 @@ def test_files_that_fail_are_named(monkeypatch: pytest.MonkeyPatch, run_cli: Run
     def fail(*_: object) -> None:
         raise OSError(5, "Input/output error", "/the/file")
 
-    monkeypatch.setattr("export.inspect.inspection.inspect_file", fail)
+    monkeypatch.setattr("export.inspect.reader.inspect_file", fail)
     run_cli("inspect", tiny_artifact / "out.json").refused("cannot use '/the/file': Input/output error")

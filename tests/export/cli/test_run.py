@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_files_that_cannot_be_read_are_refused(
 
 def pretend(monkeypatch: pytest.MonkeyPatch, task: str, session: Any) -> None:
     """An artifact of another task, without exporting one: `test_session.py` asks real ones."""
-    monkeypatch.setattr("export.artifact.manifest.read_manifest", lambda path, changed=False: {"task": task})
+    monkeypatch.setattr("export.artifact.reader.read_manifest", lambda path, changed=False: SimpleNamespace(task=task))
     monkeypatch.setattr("export.session.session.Session", lambda artifact, vocabulary=None: session)
 
 

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 import madtp
-from export.artifact.manifest import read_manifest
 from export.engine.backends import choose_backend
-from export.engine.builder import BuildResult, TokenSizes, build_plan, set_token_sizes
-from export.engine.plugin_library import build_library
-from export.engine.profile import Range, input_profile, part_sizes
+from export.engine.builder import BuildResult, build_plan
+from export.engine.plugin_build import build_library
+from export.engine.profile import input_profile, part_sizes
+from export.engine.range import Range
+from export.graph.token_sizes import TokenSizes, set_token_sizes
 from export.graph.trace import save_onnx, trace_part
 from madtp.models.nlvr import NlvrModel
 from madtp.models.parts import parts_of
 from madtp.ops.spec import OPS
+from tests.helpers.manifests import manifest_json
 from tests.helpers.precisions import TYPES, retype
 from tests.helpers.sizes import generated_model
 
@@ -87,7 +89,7 @@ def test_every_part_of_a_task_builds_with_its_plugins(
 ) -> None:
     artifact = task_artifacts[task]
     library, parts = build_library().path, parts_of(madtp.load(artifact / "tiny.pt"))
-    for part in read_manifest(artifact / "out.json")["parts"]:
+    for part in manifest_json(artifact / "out.json")["parts"]:
         network = tmp_path / part["artifact"]
         shutil.copyfile(artifact / part["artifact"], network)
         encoders = parts[part["name"]].encoders

@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,14 +10,16 @@ from typing import Any
 
 import pytest
 
+from export.artifact.manifest import LibraryEntry, Plugins
 from export.engine.backends import Backend
-from export.engine.plugin_library import check_embedded, library_entry, loadable_library, read_library
+from export.engine.plugin_library import check_embedded, loadable_library, read_library
 from export.engine.worker import PluginMismatchError, load_plugins
 from export.errors import PluginError
-from export.runtime.artifact import open_parts
+from export.runtime.artifact import Artifact
 from export.runtime.runner import register_plugins
 from madtp.ops import register_kernels
 from madtp.ops.library import KernelError
+from tests.helpers.manifests import recorded_manifest
 
 VERSION = metadata.version("madtp-deploy")
 ELF = b"\x7fELF..."
@@ -86,21 +89,23 @@ def test_the_library_of_this_version_is_loaded_by_its_whole_path(
 def test_library_and_manifest_have_to_agree(tmp_path: Path) -> None:
     path = tmp_path / "out.plugins.so"
     path.write_bytes(ELF + line())
-    entry = library_entry(read_library(path), path.name)
+    entry = read_library(path).entry(path.name)
     assert loadable_library(path, entry).sm == (80, 89)
-    for key, value in {"sha256": "0" * 64, "version": "9", "source_sha256": "d" * 64, "sm": [90]}.items():
+    for key, value in {"sha256": "0" * 64, "version": "9", "source_sha256": "d" * 64, "sm": (90,)}.items():
         with pytest.raises(PluginError, match=rf"Its {key} is .*, the manifest's"):
-            loadable_library(path, entry | {key: value})
+            loadable_library(path, replace(entry, **{key: value}))
 
 
-def artifact(folder: Path, library: bytes, embedded: bool, plan: bytes = b"plan") -> dict[str, Any]:
-    """A manifest of one plan, as far as opening reads it."""
+def artifact(folder: Path, library: bytes, embedded: bool, plan: bytes = b"plan", layers: int = 1) -> Artifact:
+    """One plan, as far as opening its parts reads it."""
     (folder / "out.plan").write_bytes(plan)
     (folder / "out.plugins.so").write_bytes(library)
-    entry = {"file": None if embedded else "out.plugins.so", "embedded": embedded, "version": VERSION}
-    entry |= {"sha256": "0" * 64, "source_sha256": "c" * 64, "sm": [80, 89]}
-    part = {"name": "model", "artifact": "out.plan", "plugin_layers": {"TokenCompact": 1}}
-    return {"plugins": {"library": entry}, "parts": [part | {"inputs": [], "outputs": [], "profile": {}}]}
+    file = None if embedded else "out.plugins.so"
+    entry = LibraryEntry(file, embedded, VERSION, sha256="0" * 64, source_sha256="c" * 64, sm=(80, 89))
+    manifest = recorded_manifest()
+    part = replace(manifest.parts[0], artifact="out.plan", plugin_layers={"TokenCompact": layers} if layers else {})
+    manifest = replace(manifest, artifact="out.plan", parts=(part,), plugins=Plugins("library", entry))
+    return Artifact(folder / "out.json", manifest, Backend("tensorrt", "10", "", can_run=True))
 
 
 @pytest.mark.parametrize("embedded", [False, True])
@@ -108,9 +113,8 @@ def test_an_artifact_is_opened_after_its_library_was_looked_at(
     embedded: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("export.runtime.artifact.PlanRunner", lambda *given: pytest.fail("the plan was opened"))
-    manifest = artifact(tmp_path, ELF + line(), embedded)
     with pytest.raises(PluginError, match="that the manifest describes"):
-        open_parts(manifest, tmp_path, Backend("tensorrt", "10", "", can_run=True))
+        artifact(tmp_path, ELF + line(), embedded).open_runners()
 
 
 def test_only_plans_that_carry_the_library_may_bring_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -118,11 +122,8 @@ def test_only_plans_that_carry_the_library_may_bring_code(tmp_path: Path, monkey
     monkeypatch.setattr(
         "export.runtime.artifact.PlanRunner", lambda path, backend, library, allow, options: allowed.append(allow)
     )
-    backend = Backend("tensorrt", "10", "", can_run=True)
-    manifest = artifact(tmp_path, b"", embedded=True, plan=b"plan" + line() + b"more")
-    open_parts(manifest, tmp_path, backend)
-    manifest["parts"][0]["plugin_layers"] = {}
-    open_parts(manifest, tmp_path, backend)
+    for layers in (1, 0):
+        artifact(tmp_path, b"", embedded=True, plan=b"plan" + line() + b"more", layers=layers).open_runners()
     assert allowed == [True, False]
 
 
@@ -136,7 +137,8 @@ def test_only_plans_that_carry_the_library_may_bring_code(tmp_path: Path, monkey
     ],
 )
 def test_an_embedded_library_is_the_one_of_the_manifest(plan: bytes, message: str, tmp_path: Path) -> None:
-    entry = artifact(tmp_path, b"", embedded=True, plan=plan)["plugins"]["library"]
+    entry = artifact(tmp_path, b"", embedded=True, plan=plan).manifest.plugins.library
+    assert entry is not None
     with pytest.raises(PluginError, match=message):
         check_embedded(tmp_path / "out.plan", entry)
 

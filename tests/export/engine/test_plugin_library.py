@@ -10,20 +10,23 @@ from typing import Any
 import onnx
 import pytest
 
-import export.engine.plugin_library as module
+import export.engine.plugin_build as module
 from export.engine.backends import choose_backend
-from export.engine.builder import TokenSizes, build_plan, custom_nodes, inline_functions, set_token_sizes
-from export.engine.plugin_library import (
+from export.engine.builder import build_plan
+from export.engine.plugin_build import (
     DEFAULT_SM,
     architectures,
     build_library,
     check_tools,
     find_headers,
     find_nvcc,
-    read_library,
     source_hash,
 )
+from export.engine.plugin_library import read_library
 from export.errors import BackendError, PluginError
+from export.graph.custom_nodes import custom_nodes
+from export.graph.inline import inline_functions
+from export.graph.token_sizes import TokenSizes, set_token_sizes
 from export.graph.trace import save_onnx
 from export.runtime.runner import register_plugins
 from madtp.ops.spec import OPS, TOKEN_COMPACT

@@ -12,12 +12,12 @@ import onnxruntime
 import pytest
 
 import export.build.pipeline
-from export.artifact.manifest import read_manifest
 from madtp.files.inputs import sha256
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU, TINY
 from tests.helpers.command_line import Ran
 from tests.helpers.defects import change_weight, rehash
+from tests.helpers.manifests import manifest_json
 
 Run = Callable[..., Ran]
 STANDARD = ("--plugins", "none")
@@ -53,7 +53,7 @@ def test_nothing_of_ours_is_in_the_file(standard: Path) -> None:
     assert not [node for node in model.graph.node if node.domain]
     assert b"madtp" not in standard.read_bytes()
     assert b"plugin" not in standard.read_bytes()
-    (part,) = (manifest := read_manifest(standard.with_suffix(".json")))["parts"]
+    (part,) = (manifest := manifest_json(standard.with_suffix(".json")))["parts"]
     assert part["custom_nodes"] == {}
     assert part["onnx_sha256"] == part["sha256"] == sha256(standard)
     assert manifest["plugins"] == {"mode": "none", "library": None}

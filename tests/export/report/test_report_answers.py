@@ -14,10 +14,10 @@ import pytest
 
 import export.report.measure as measure
 import madtp
-from export.artifact.manifest import read_manifest
+from export.artifact.reader import read_manifest
 from export.report.answers import Answer, _rank, answers_to
 from export.report.plots import DARK, LIGHT, latency_plot, pareto_plot, tokens_plot
-from export.runtime.artifact import open_parts, runtime
+from export.runtime.artifact import Artifact
 from export.samples.artifact import ArtifactSamples, artifact_samples
 from madtp.data.samples import read_sample
 from madtp.errors import InputError
@@ -25,7 +25,7 @@ from madtp.tasks.requests import run_request
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
-from tests.helpers.manifests import edit_manifest
+from tests.helpers.manifests import edit_manifest, manifest_json
 from tests.helpers.pages import bench_result, parsed, text_of
 
 Command = Callable[..., Ran]
@@ -42,7 +42,7 @@ def asked(folder: Path, chosen: list[int], change: Callable[[ArtifactSamples], A
     manifest = read_manifest(folder / "out.json")
     config = madtp.load(folder / "tiny.pt").config
     samples = change(artifact_samples(manifest, folder, config, None, synthetic=False, demos=6))
-    return answers_to(config, open_parts(manifest, folder, runtime(manifest)), samples, chosen, TAU, 1)
+    return answers_to(config, Artifact.open(folder / "out.json").open_runners(), samples, chosen, TAU, 1)
 
 
 def test_a_judgement_has_its_probability_and_is_right_or_wrong(tiny_artifact: Path) -> None:
@@ -55,7 +55,7 @@ def test_a_judgement_has_its_probability_and_is_right_or_wrong(tiny_artifact: Pa
     manifest = read_manifest(tiny_artifact / "out.json")
     config = madtp.load(tiny_artifact / "tiny.pt").config
     samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=False, demos=6)
-    runners = open_parts(manifest, tiny_artifact, runtime(manifest))
+    runners = Artifact.open(tiny_artifact / "out.json").open_runners()
     outputs = run_request(config, runners, measure.alone(samples.prepared.requests[0], config, 1), TAU)
     false, true = outputs["logits"][0].softmax(dim=0).tolist()
     assert of_true.text == of_false.text == ("true" if true > false else "false")
@@ -140,7 +140,7 @@ def test_answers_of_words_that_mean_nothing_are_said_to(tiny_artifact: Path, run
 
 
 def test_caveats_and_doubts_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> None:
-    manifest, result, page = read_manifest(tiny_artifact / "out.json"), tmp_path / "bench.json", tmp_path / "page.html"
+    manifest, result, page = manifest_json(tiny_artifact / "out.json"), tmp_path / "bench.json", tmp_path / "page.html"
 
     def page_of(**changes: Any) -> tuple[str, list[str]]:
         """Its text, and what its plots say."""

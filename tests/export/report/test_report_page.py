@@ -15,7 +15,7 @@ import export.report.build as build
 import export.report.measure as measure
 import export.validate.intermediates
 import madtp
-from export.artifact.manifest import dump_manifest, read_manifest
+from export.artifact.reader import read_manifest
 from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
 from export.errors import BackendError
@@ -25,7 +25,7 @@ from export.report.measure import alone, temperatures_of, total_tokens
 from export.report.page import validated_table
 from export.report.watch import watch_artifact, watch_torch
 from export.report.words import token_names
-from export.runtime.artifact import open_parts, runtime
+from export.runtime.artifact import Artifact
 from export.samples.artifact import artifact_samples
 from export.validate.intermediates import show_onnx
 from madtp.data.samples import hashed_ids, load_samples
@@ -33,6 +33,7 @@ from madtp.models.parts import parts_of
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
+from tests.helpers.manifests import manifest_json, write_manifest
 from tests.helpers.outputs import Outputs
 from tests.helpers.pages import bench_result, parsed, text_of
 from tests.helpers.plans import pass_for_plan
@@ -68,7 +69,7 @@ def page(tiny_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         )
         build.report(options, Silent())
     assert [path.name for path in folder.iterdir() if path.is_file()] == ["page.html"]
-    return (folder / "page.html").read_text(encoding="utf-8"), read_manifest(tiny_artifact / "out.json")
+    return (folder / "page.html").read_text(encoding="utf-8"), manifest_json(tiny_artifact / "out.json")
 
 
 class Silent:
@@ -219,11 +220,10 @@ def test_graph_and_torch_give_the_same_source_ids(
     task: str, tiny_artifact: Path, task_artifacts: TaskArtifacts
 ) -> None:
     folder = tiny_artifact if task == "nlvr" else task_artifacts[task]
-    manifest = read_manifest(folder / "out.json")
+    artifact = Artifact.open(folder / "out.json")
     model = madtp.load(folder / "tiny.pt")
-    runners = open_parts(manifest, folder, runtime(manifest))
-    files = {part["name"]: folder / part["artifact"] for part in manifest["parts"]}
-    graph = watch_artifact(manifest, files, show_onnx(files), runners, "graph")
+    files = artifact.part_files
+    graph = watch_artifact(artifact.manifest, files, show_onnx(files), artifact.open_runners(), "graph")
     torch_model = watch_torch(parts_of(model), "torch")
     request = load_samples(None, folder / "tiny.pt", model.config).requests[0]
     inputs = alone(request, model.config, 2)
@@ -250,13 +250,13 @@ Command = Callable[..., Ran]
 @pytest.fixture
 def plan(exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The manifest of a plan that nothing here can run."""
-    manifest = read_manifest(exported[0].with_suffix(".json"))
+    manifest = manifest_json(exported[0].with_suffix(".json"))
     (exported[0].parent / "out.plan").write_bytes(exported[0].read_bytes())
     manifest["artifact"] = manifest["parts"][0]["artifact"] = "out.plan"
     manifest["validation"] |= {"artifact": "not run", "validated": "onnx"}
-    exported[0].with_suffix(".json").write_text(dump_manifest(manifest))
+    write_manifest(exported[0].with_suffix(".json"), manifest)
     cannot = Backend("tensorrt-rtx", "1.7", "there is no GPU", can_run=False)
-    monkeypatch.setattr(build, "runtime", lambda manifest: cannot)
+    monkeypatch.setattr("export.runtime.artifact.backend_of", lambda manifest: cannot)
     return exported[0].with_suffix(".json")
 
 
@@ -274,12 +274,12 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
     assert "Latencies are of the torch model, not of the plan." in text
     assert "the torch model of the checkpoint (no GPU of this machine can run the plan)" in text
     assert "word 1" in text
-    manifest, bench = read_manifest(plan), tmp_path / "bench.json"
+    manifest, bench = manifest_json(plan), tmp_path / "bench.json"
     bench.write_text(json.dumps(bench_result(manifest)))
     samples = {"kind": "demo", "origin": "the demo's", "count": 16, "words": "read"}
     found = {"created": "2031-05-06T07:08:09+00:00", "status": "not run", "samples": samples, "pairs": []}
     manifest["validation"]["verdict"] = {**found, "batch_mates": [], "failures": [], "bisected": ""}
-    plan.write_text(dump_manifest(manifest))
+    write_manifest(plan, manifest)
     arguments = ("-o", page, "--ckpt", checkpoint, "--synthetic", "--bench", bench)
     assert run_cli("report", plan, *arguments).status == 0
     text = text_of(page.read_text())
@@ -327,7 +327,7 @@ def pruned(element: ElementTree.Element) -> bool:
 
 def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> None:
     manifest, page, result = read_manifest(tiny_artifact / "out.json"), tmp_path / "page.html", tmp_path / "bench.json"
-    content = bench_result(manifest)
+    content = bench_result(manifest.to_json())
 
     def text_with(content: dict[str, Any]) -> str:
         result.write_text(json.dumps(content))
@@ -358,7 +358,7 @@ def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_
 
 def test_refusals(tiny_artifact: Path, run_cli: Command, outputs: Outputs, tmp_path: Path) -> None:
     manifest, bench = tiny_artifact / "out.json", tmp_path / "bench.json"
-    content = read_manifest(manifest)
+    content = manifest_json(manifest)
     page = outputs / "page.html"
     outputs.earlier[page.name] = b'<meta name="generator" content="madtp-deploy report">'
     page.write_bytes(outputs.earlier[page.name])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from export.artifact.tensors import TensorInfo
+from export.artifact.manifest import TensorInfo
 from export.runtime.runner import CheckedRunner
 from madtp.errors import InputError
 

@@ -35,7 +35,7 @@ class Silent:
 def test_a_plan_gives_the_models_answers_and_tokens(tmp_path: Path) -> None:
     from export.build.options import ExportOptions  # needs more than some machines have: tests/helpers/bare_machine.py
     from export.build.pipeline import export, prepare
-    from export.engine.profile import Range
+    from export.engine.range import Range
 
     model = golden.load_model(CARRIED)
     config = json.loads((CARRIED / "config.json").read_text())

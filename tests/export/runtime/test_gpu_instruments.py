@@ -22,7 +22,7 @@ import torch
 from cuda.pathfinder import DynamicLibNotFoundError
 
 import export.runtime.runner
-from export.artifact.tensors import TensorInfo
+from export.artifact.manifest import TensorInfo
 from export.bench.environment import activity, clocks
 from export.bench.instruments import instruments_for
 from export.engine.backends import Backend, find_gpus

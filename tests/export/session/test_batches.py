@@ -13,7 +13,6 @@ from PIL import Image
 
 import madtp
 from export import Session
-from export.artifact.manifest import dump_manifest
 from export.session.products import RankingBatch
 from export.session.requests import FilledRunner
 from madtp.data.preprocess import image_tensor
@@ -23,6 +22,7 @@ from madtp.tasks.requests import Outputs
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.checkpoints import TAU
 from tests.helpers.command_line import Ran
+from tests.helpers.manifests import write_manifest
 from tests.helpers.samples import write_vocabulary
 
 RNG = np.random.default_rng(11)
@@ -138,7 +138,7 @@ def built_for(folder: Path, least: int) -> None:
                 for axis, size in enumerate(entry["shape"]):
                     if size == "batch":
                         shape[axis] = max(shape[axis], least)
-    path.write_text(dump_manifest(manifest))
+    write_manifest(path, manifest)
 
 
 @pytest.mark.parametrize("name", ["judge", "write", "caption"])

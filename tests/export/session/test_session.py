@@ -377,7 +377,7 @@ def test_a_vocabulary_has_to_belong_to_the_artifact(
 
 def test_a_plan_that_cannot_run_here_says_so(task_artifacts: TaskArtifacts, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = Backend("tensorrt-rtx", "1.7", "there is no GPU", can_run=False)
-    monkeypatch.setattr("export.session.session.runtime", lambda manifest: backend)
+    monkeypatch.setattr("export.runtime.artifact.backend_of", lambda manifest: backend)
     with pytest.raises(
         BackendError, match=r"no GPU of this machine can run(.|\n)*there is no GPU(.|\n)*export to \.onnx"
     ):

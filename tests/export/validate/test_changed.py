@@ -13,12 +13,14 @@ import pytest
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 import export.engine.backends
-from export.artifact.manifest import check_files, manifest_path, read_manifest
+from export.artifact.files import check_files
+from export.artifact.reader import manifest_path
 from export.errors import ManifestError
 from export.samples.choice import DataOptions
 from export.validate.run import ValidateOptions, validate_artifact
 from tests.helpers.command_line import Ran
 from tests.helpers.defects import change_weight, edit
+from tests.helpers.manifests import manifest_json
 
 Run = Callable[..., Ran]
 
@@ -75,7 +77,7 @@ def test_without_a_change_the_option_changes_nothing(
     assert ran.status == 0, ran
     assert "changed since" not in ran.out
     assert json.loads((tmp_path / "v.json").read_text())["changed"] == []
-    assert "verdict" in read_manifest(manifest_path(exported[0]))["validation"]
+    assert "verdict" in manifest_json(manifest_path(exported[0]))["validation"]
 
 
 def test_a_weight_that_a_tool_scaled_is_named(exported: tuple[Path, Path], validate: Run, tmp_path: Path) -> None:
@@ -143,7 +145,7 @@ def test_a_plugin_library_is_never_taken(exported: tuple[Path, Path], gone: bool
 
 def test_weights_that_a_tool_moved_into_the_graph_are_noted(exported: tuple[Path, Path]) -> None:
     artifact, _ = exported
-    manifest = read_manifest(manifest_path(artifact))
+    manifest = manifest_json(manifest_path(artifact))
     manifest["parts"][0]["external_data"] = {"file": "out.onnx.data", "sha256": "0" * 64}
     assert check_files(manifest, artifact.parent, changed=True) == ["out.onnx.data"]
     with pytest.raises(ManifestError, match=r"out\.onnx\.data"):

@@ -12,7 +12,7 @@ import torch
 import export.build.pipeline
 import export.engine.backends
 import madtp
-from export.artifact.manifest import manifest_path
+from export.artifact.reader import manifest_path
 from export.engine.builder import BuildResult
 from export.engine.profile import Range
 from export.runtime.runner import OnnxRunner

@@ -18,12 +18,14 @@ import torch
 from PIL import Image
 
 import export.engine.backends
-from export.artifact.manifest import OWN_HASH, manifest_path, read_manifest
+from export.artifact.reader import manifest_path
+from export.artifact.seal import OWN_HASH
 from export.validate.contestants import RuntimeContestant
 from madtp.files.inputs import sha256
 from madtp.tasks.requests import Outputs
 from tests.helpers.command_line import Ran
 from tests.helpers.defects import change_weight, edit, rehash
+from tests.helpers.manifests import manifest_json
 from tests.helpers.samples import write_samples
 
 Run = Callable[..., Ran]
@@ -41,7 +43,7 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     validate: Run, exported: tuple[Path, Path], tmp_path: Path
 ) -> None:
     artifact, _ = exported
-    before = read_manifest(manifest_path(artifact))
+    before = manifest_json(manifest_path(artifact))
     ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
     assert ran.status == 0, ran
     assert "validation passed" in ran.out
@@ -72,7 +74,7 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     assert [suite.get("failures") for suite in suites] == ["0", "0"]
     facts = {entry.get("name"): entry.get("value") for entry in suites[0].iter("property")}
     assert facts == {f"samples.{name}": verdict["samples"][name] for name in ("kind", "origin", "words")}
-    after = read_manifest(manifest_path(artifact))
+    after = manifest_json(manifest_path(artifact))
     assert after["validation"].pop("verdict")["pairs"][0]["layers_equal"] == 3
     assert after.pop(OWN_HASH) != before.pop(OWN_HASH)
     assert after == before
@@ -95,10 +97,10 @@ def test_a_changed_weight_fails_and_is_named(validate: Run, exported: tuple[Path
     failures = [case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if len(case)]
     assert len(failures) == 2  # both temperatures
     assert "logits differ" in failures[0][0].get("message", "")
-    entry = read_manifest(manifest_path(artifact))["validation"]
+    entry = manifest_json(manifest_path(artifact))["validation"]
     assert entry["artifact"] == entry["verdict"]["status"] == "failed"
     assert validate(*FEW, "--tolerance", "logits=0.02").status == 0
-    assert read_manifest(manifest_path(artifact))["validation"]["artifact"] == "passed"
+    assert manifest_json(manifest_path(artifact))["validation"]["artifact"] == "passed"
 
 
 def test_other_kept_tokens_are_found(validate: Run, exported: tuple[Path, Path], tmp_path: Path) -> None:
@@ -265,12 +267,12 @@ def test_a_plan_that_cannot_be_run_is_not_run_in_every_report(
         case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if case.find("skipped") is not None
     ]
     assert len(skipped) == 2
-    validation = read_manifest(manifest_path(plan))["validation"]
+    validation = manifest_json(manifest_path(plan))["validation"]
     assert (validation["artifact"], validation["validated"]) == ("not run", "onnx")
     edit(plan, lambda manifest: manifest["validation"].update(artifact="failed", validated="artifact"))
     ran = run_cli("validate", "--engine", plan, "--ckpt", checkpoint, *FEW)
     assert "keeps that the plan failed elsewhere" in ran.out
-    assert read_manifest(manifest_path(plan))["validation"]["artifact"] == "failed"
+    assert manifest_json(manifest_path(plan))["validation"]["artifact"] == "failed"
 
 
 def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
@@ -287,7 +289,7 @@ def test_a_manifest_that_is_replaced_meanwhile_is_left_alone(
     ran = validate(*FEW)
     assert ran.status == 0, ran
     assert "was replaced meanwhile" in ran.out
-    assert "verdict" not in read_manifest(manifest_path(artifact))["validation"]
+    assert "verdict" not in manifest_json(manifest_path(artifact))["validation"]
 
 
 @pytest.mark.parametrize("task", ["vqa", "caption", "retrieval", "clip"])
@@ -297,7 +299,7 @@ def test_artifacts_of_several_parts_are_validated(
     folder = shutil.copytree(task_artifacts[task], tmp_path / task)
     ran = run_cli("validate", "--engine", folder / "out.onnx", "--ckpt", folder / "tiny.pt", "--limit", 2)
     assert ran.status == 0, ran
-    assert read_manifest(folder / "out.json")["validation"]["artifact"] == "passed"
+    assert manifest_json(folder / "out.json")["validation"]["artifact"] == "passed"
 
 
 def test_validate_writes_over_nothing_that_it_reads(exported: tuple[Path, Path], run_cli: Run, tmp_path: Path) -> None:
@@ -331,7 +333,7 @@ def test_an_artifact_that_fails_while_it_runs_fails_and_the_node_is_named(
     assert [pair["passed"] for pair in verdict["pairs"]] == [False, False]
     assert {entry["contestant"] for entry in verdict["batch_mates"]} == {"torch"}
     assert len(list(ElementTree.parse(tmp_path / "v.xml").iter("failure"))) == 2
-    assert read_manifest(manifest_path(exported[0]))["validation"]["artifact"] == "failed"
+    assert manifest_json(manifest_path(exported[0]))["validation"]["artifact"] == "failed"
     run_cli("bench", exported[0], "--no-profile").refused("ONNX Runtime cannot run")
     run_cli("report", exported[0], "-o", tmp_path / "page.html").refused("ONNX Runtime cannot run")
 

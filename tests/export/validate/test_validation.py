@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 
 import madtp
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import OptionError
 from export.graph.onnx_graph import OnnxGraph
 from export.samples.choice import spread

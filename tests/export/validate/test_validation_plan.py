@@ -16,12 +16,14 @@ import export.validate.intermediates
 import export.validate.plan
 import export.validate.run
 import madtp
-from export.artifact.manifest import manifest_path, read_manifest
+from export.artifact.reader import manifest_path
 from export.engine.backends import choose_backend
-from export.engine.plugin_library import build_library
-from export.engine.profile import Range, input_profile, part_sizes
+from export.engine.plugin_build import build_library
+from export.engine.profile import input_profile, part_sizes
+from export.engine.range import Range
 from export.errors import BackendError
-from export.graph.onnx_graph import OnnxGraph, kept_ids
+from export.graph.onnx_graph import OnnxGraph
+from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
 from export.validate.bisect import calls_of, save_repro
 from export.validate.contestants import TorchContestant
@@ -34,6 +36,7 @@ from madtp.files.inputs import sha256
 from madtp.tasks.requests import Runner
 from tests.helpers.command_line import Ran
 from tests.helpers.defects import MUTATIONS, change_weight, edit, node_of
+from tests.helpers.manifests import manifest_json
 from tests.helpers.plans import pass_for_plan
 
 Run = Callable[..., Ran]
@@ -153,7 +156,7 @@ def test_a_plan_is_compared_with_both_others_token_by_token(
     assert pairs.keys() == {(pair, tau) for pair in ("torch/onnx", "torch/plan", "onnx/plan") for tau in (2, 0)}
     for (_, temperature), pair in pairs.items():
         assert {layer["jaccard_min"] for layer in pair["selection"]["layers"]} == {1.0 if temperature else None}
-    manifest = read_manifest(manifest_path(plan[0]))
+    manifest = manifest_json(manifest_path(plan[0]))
     assert (manifest["validation"]["artifact"], manifest["validation"]["validated"]) == ("passed", "artifact")
 
 
@@ -238,7 +241,7 @@ def test_real_plans_show_which_tokens_they_keep(
     names = kept_ids(OnnxGraph.read(source))
     layers = {"vision": 1, "text": 2}
     assert len(names) == sum(layers.values())
-    custom = read_manifest(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
+    custom = manifest_json(tiny_artifact / "out.json")["parts"][0]["custom_nodes"]
     entry = {
         "name": "model",
         "profile": input_profile(part, part_sizes("nlvr", part, Range(1, 1, 2), Range(2, 6, 8), None)),

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 import madtp
-from export.artifact.manifest import read_manifest
 from madtp import CheckpointError, ConfigError, MadtpError
 from madtp.checkpoint.loading import read_model
 from tests.helpers.checkpoints import TASK_SIZES, TAU, TINY, state_of, write_task_checkpoint
 from tests.helpers.command_line import Ran
+from tests.helpers.manifests import manifest_json
 
 Content = Callable[[dict[str, Any]], Any]
 LONGEST = 1500  # characters of any message
@@ -154,7 +154,7 @@ def test_notes_come_with_the_export(
     ran = run_cli("--ckpt", path, "--engine", tmp_path / "out.onnx")
     assert ran.status == 0, ran
     assert "checkpoint: its keys were read without 'module.'" in ran.out
-    notes = read_manifest(tmp_path / "out.json")["checkpoint"]["notes"]
+    notes = manifest_json(tmp_path / "out.json")["checkpoint"]["notes"]
     assert [note[:10] for note in notes] == ["its keys w", "the config"]
     assert "read without 'module.'" in run_cli("inspect", tmp_path / "out.onnx").out
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from export.artifact.manifest import MOST_BYTES
-from export.engine.profile import Range
+from export.artifact.files import MOST_BYTES
+from export.engine.range import Range
 from export.errors import ManifestError
 from export.evaluate.journal import Journal
 from export.samples.synthetic import synthetic_samples

@@ -1,0 +1,23 @@
+"""Which values of a graph are the source ids of the tokens that its layers keep."""
+
+import re
+
+from export.graph.onnx_graph import OnnxGraph, producers
+from madtp.ops.spec import DOMAIN, TOKEN_COMPACT
+
+IDS_OUTPUT = [output.name for output in TOKEN_COMPACT.outputs].index("compacted_ids")
+SOURCE_IDS = "source_ids_"  # and a number in the order of the graph: what the exporter calls these outputs
+
+
+def kept_ids(graph: OnnxGraph) -> list[str]:
+    """The values that are the source ids of the tokens kept, of every layer that prunes, in the order of the graph.
+
+    They are outputs of TokenCompact nodes; where function bodies stand in their place, the names tell them.
+    """
+    nodes = [
+        node for node in graph.model.graph.node if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name)
+    ]
+    if nodes:
+        return [node.output[IDS_OUTPUT] for node in nodes]
+    names = [name for name in producers(graph) if re.fullmatch(rf"{SOURCE_IDS}\d+", name)]
+    return sorted(names, key=lambda name: int(name.removeprefix(SOURCE_IDS)))

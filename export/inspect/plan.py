@@ -1,0 +1,39 @@
+"""Plans of TensorRT and TensorRT for RTX that lie without a manifest: what their first bytes say."""
+
+import struct
+
+from export.inspect.compatibility import Compatibility, plan_compatibility
+from export.inspect.inspection import Inspection, note_lone
+
+PLAN_SUFFIXES = {".plan", ".engine", ".trt"}
+# Not documented: what plans of TensorRT for RTX 1.7 begin with. Magic, layout, total bytes, version.
+_HEADER = struct.Struct("<8sQQ4B")
+RTX_MAGIC, _LAYOUT = b"vtrt\0\0\0\0", 2
+TENSORRT_MAGIC = b"ftrt\0\0\0\0"  # the version stands at the same place, where trtexec --getPlanVersionOnly reads it
+
+
+def inspect_plan(found: Inspection, start: bytes) -> None:
+    found.kind = "plan"
+    note_lone(found, "no manifest beside it: what it takes, gives and needs is not known")
+    unknown = ["no manifest beside it"]
+    against = [] if found.machine.gpus else ["there is no GPU"]
+    header = start[: _HEADER.size].ljust(_HEADER.size, b"\0")
+    magic, layout, size, *numbers = _HEADER.unpack(header)
+    version = ".".join(map(str, numbers))
+    if magic == RTX_MAGIC and layout == _LAYOUT:
+        found.details["header"] = f"as of TensorRT for RTX, version {version} (seen in its plans, not documented)"
+        if size != found.bytes:
+            found.damage.append(f"its header gives {size} bytes and the file has {found.bytes}")
+        damage = ["it is damaged"] if size != found.bytes else []
+        against = list(plan_compatibility("tensorrt-rtx", version, None, damage, found.machine).because)
+    elif magic == TENSORRT_MAGIC and any(numbers):
+        found.details["header"] = f"of TensorRT, version {version}"
+        here = found.machine.packages["tensorrt"]
+        if here is None:
+            against.append("tensorrt is not installed")
+        else:
+            unknown.append(f"tensorrt {here} is installed, and a plan needs its own version unless built compatible")
+    else:
+        found.details["header"] = f"not known; it begins with {start[:8].hex(' ')}"
+    # That nothing speaks against it is not enough: it may need plugins, and a GPU like the one it was built on.
+    found.verdict = Compatibility(False, tuple(against)) if against else Compatibility(None, tuple(unknown))
