@@ -1,8 +1,8 @@
-"""Dense GFLOPs of every part of every task at base size, and the published constants counted again.
+"""Dense GFLOPs of every part of every task at base size, and a recount of the published constants.
 
     python -m benchmarks.gflops [--json FILE]
 
-A part is counted as an inference forward of one request. The published code prints one constant a task: NLVR's is an
+A part is counted as an inference forward of one request. The published code prints one constant per task: NLVR's is an
 inference forward, the others are training forwards of one image, put together here from the parts. "(fitted)" marks
 those with a length or number that only the constant itself tells; README.md here says more. Models are on the meta
 device: dense counts need shapes alone.
@@ -47,10 +47,9 @@ class Row:
     """One count.
 
     Attributes:
-        task: the task.
         what: the part of the model, or the published constant.
         conditions: lengths in ids and image tokens, and passes.
-        gflops: what is counted here.
+        gflops: the count.
         published: the published code's constant, GFLOPs; None for a part.
     """
 
@@ -62,7 +61,7 @@ class Row:
 
     @property
     def deviation(self) -> float | None:
-        """Per cent by which the count is above the published constant."""
+        """Percentage by which the count exceeds the published constant."""
         return None if self.published is None else 100 * (self.gflops / self.published - 1)
 
 
@@ -173,7 +172,7 @@ def clip() -> list[Row]:
 
 
 def decoder_rows(task: str, model: VqaModel | CaptionModel, length: int, width: int) -> list[Row]:
-    """What a request and what an id costs in the decoder, one text on `length` states of `width`."""
+    """Cost of a request and of an id in the decoder, for one text on `length` states of `width`."""
     decoder, source, newest = model.text_decoder, states(length, width), ids(1, 1, 1)
     itself = torch.zeros(1, 1, dtype=torch.int64, device=source.device)  # the only row
     with torch.no_grad():
@@ -196,7 +195,7 @@ def decoder_rows(task: str, model: VqaModel | CaptionModel, length: int, width: 
 
 
 def queue_similarity(width: int) -> float:
-    """One embedding against the queue and itself. Image and text, each of model and momentum copy, make four."""
+    """Compare one embedding with the queue and itself. Image and text, of model and momentum copy, make four."""
     embedding, queue = torch.zeros(1, width, device="meta"), torch.zeros(width, QUEUE + 1, device="meta")
     return giga(lambda: embedding @ queue)
 
@@ -212,7 +211,7 @@ def image(config: ModelConfig) -> Tensor:
 
 
 def ids(*shape: int) -> Tensor:
-    """Ids of no padding; their own mask."""
+    """Ids without padding; they serve as their own mask."""
     return torch.ones(shape, dtype=torch.int64, device="meta")
 
 
@@ -225,12 +224,12 @@ TASKS = (nlvr, vqa, caption, retrieval, clip)
 
 
 def count_everything() -> list[Row]:
-    """All rows, each task's parts before its published constant."""
+    """Return all rows, each task's parts before its published constant."""
     return [row for task in TASKS for row in task()]
 
 
 def gflops_table(rows: list[Row]) -> Table:
-    """One row a count, a section a task."""
+    """A table with one row per count and one section per task."""
     table = Table(title="dense GFLOPs at base size, one request (lengths in ids)")
     for name in ("task", "what", "conditions"):
         table.add_column(name)
@@ -251,7 +250,7 @@ COUNTS = json_kind("a result of this count", "gflops", "deviation_percent")
 @click.command()
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the counts there too.")
 def main(target: Path | None) -> None:
-    """Count the dense GFLOPs of every part, and the published constants again."""
+    """Count the dense GFLOPs of every part, and recount the published constants."""
     check_outputs([(target, COUNTS)], ())
     rows = count_everything()
     command.output_console().print(gflops_table(rows))

@@ -4,9 +4,9 @@
 
 Base size, fp16, batches of 1, 8, 32 and 128. Each candidate is timed between two CUDA events, L2 flushed before, in
 interleaved rounds after a warm-up: median and 10th to 90th percentile. The GPU's clocks are read before and after,
-never within. What is seen is held against the prediction of benchmarks/gpu/static.json, and against the project's
-targets; a missed target is printed, not an error. Writes results-<gpu>-<date>.json and .md into DIR (benchmarks/gpu)
-after each batch: a run that is cut short leaves what it had.
+never within. Results are compared with the predictions of benchmarks/gpu/static.json and with the project's targets; a
+missed target is printed, not an error. Writes results-<gpu>-<date>.json and .md into DIR (benchmarks/gpu) after each
+batch, so that an interrupted run leaves its results so far.
 """
 
 import json
@@ -30,7 +30,7 @@ WRONG_MACHINE = 2  # exit status
 @click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
 @click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(min=5), help="Timed calls of each.")
 def main(out: Path, target: Path | None, rounds: int) -> None:
-    """Time the kernels on this machine's GPU, beside torch."""
+    """Time the kernels and torch on this machine's GPU."""
     console = Console(stderr=True)
 
     def on_results(results: dict[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
     python -m benchmarks.nlvr_base [--json FILE]
 
-1. `python -m export --engine base.plan` in a process of its own: seconds a stage, peak resident memory of each process
+1. `python -m export --engine base.plan` in a separate process: seconds per stage, peak resident memory of each process
    (sampled), as multiples of the checkpoint's size.
 2. ONNX Runtime against our own eager torch, dense and at two temperatures, one request, interleaved round by round;
    medians with their 10th and 90th percentile. ONNX Runtime and torch use all cores, one after the other.
@@ -49,7 +49,7 @@ SAMPLE_SECONDS = 0.05  # between looks at resident memory
 
 
 def peak_memory(process: "subprocess.Popen[str]") -> dict[str, float]:
-    """Follow a process and its children to their end; peak resident bytes of each kind of process and of all."""
+    """Follow a process and its children to their end; return peak resident bytes of each kind of process and of all."""
     peaks = {"export": 0.0, "engine worker": 0.0, "together": 0.0}
     root = psutil.Process(process.pid)
     while process.poll() is None:
@@ -68,7 +68,7 @@ def peak_memory(process: "subprocess.Popen[str]") -> dict[str, float]:
 
 
 def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
-    """Run the export command on `checkpoint`: wall seconds, seconds a stage, memory as multiples of the checkpoint."""
+    """Run the export on `checkpoint`: wall seconds, seconds per stage, memory as multiples of the checkpoint."""
     begin = time.perf_counter()
     command = [sys.executable, "-m", "export", "--ckpt", str(checkpoint), "--engine", str(folder / "base.plan")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
@@ -94,7 +94,7 @@ def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
 
 
 def measure_latency(model: NlvrModel, folder: Path, seconds: float) -> list[dict[str, Any]]:
-    """Latency and GFLOPs at temperature zero and TEMPERATURES, ONNX Runtime beside torch."""
+    """Measure latency and GFLOPs at temperature zero and TEMPERATURES, in ONNX Runtime and torch."""
     path = folder / "base.onnx"
     part = parts_of(model)["model"]
     save_onnx(trace_part(part), path, external_data=True)
@@ -126,7 +126,7 @@ def measure_latency(model: NlvrModel, folder: Path, seconds: float) -> list[dict
 
 
 def latency_table(rows: list[dict[str, Any]]) -> Table:
-    """Latency ratios beside the GFLOPs ratio."""
+    """Table of latency ratios and GFLOPs ratios."""
     table = Table(title="one request, milliseconds: median (p10-p90)")
     for column in (
         "temperature",

@@ -1,8 +1,8 @@
-"""What can be known of the kernels without a GPU: `python -m benchmarks.static_report`.
+"""What can be known about the kernels without a GPU: `python -m benchmarks.static_report`.
 
 Compiles every kernel for every architecture (about two minutes of one core; cached in build/static), and writes
 benchmarks/gpu/static.json and static.md: registers, shared memory, spills, occupancy, machine code, and the time that
-each kernel is predicted to take on some GPUs. `python -m benchmarks.kernels` holds its measurements against them.
+each kernel is predicted to take on some GPUs. `python -m benchmarks.kernels` compares its measurements with them.
 """
 
 import json
@@ -68,7 +68,7 @@ def predictions(gpu: Gpu, kernels: list[Kernel]) -> dict[str, Any]:
 
 
 def build_report(jobs: Iterable[tuple[str, int]]) -> dict[str, Any]:
-    """Everything of static.json.
+    """Build the content of static.json.
 
     Raises:
         PluginError: there is no nvcc or no nvdisasm.

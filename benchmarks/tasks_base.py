@@ -3,8 +3,8 @@
     python -m benchmarks.tasks_base [--task NAME ...] [--json FILE]
 
 1. Each part that prunes, one request: ONNX Runtime against our eager torch at temperature 0 and two others, interleaved
-   round by round; latency ratios beside the GFLOPs ratio.
-2. Captioning: ids a second of the decoder in ONNX Runtime, with its cache and without (the whole text again at every
+   round by round; latency ratios next to the GFLOPs ratio.
+2. Captioning: ids per second of the decoder in ONNX Runtime, with its cache and without (the whole text again at every
    step), greedily and with three beams, interleaved.
 
 Weights and images follow the rule of `tests/helpers/generate.py`; token counts of generated weights say nothing about
@@ -73,7 +73,7 @@ def generated_model(task: str) -> Any:
 
 
 def part_inputs(config: Any, part: Part, image_tokens: Tensor | None) -> dict[str, Tensor]:
-    """One request for a part; `image_tokens` are what the matching looks at."""
+    """Inputs of one request for a part; `image_tokens` are the image tokens for matching."""
     inputs: dict[str, Tensor] = {}
     names = {spec.name for spec in part.inputs}
     if "image" in names:
@@ -100,7 +100,7 @@ def part_inputs(config: Any, part: Part, image_tokens: Tensor | None) -> dict[st
 def measure_part(
     config: Any, part: Part, runner: Runner, inputs: Mapping[str, Tensor], seconds: float
 ) -> list[dict[str, Any]]:
-    """Latency and GFLOPs of a part at temperature zero and TEMPERATURES, ONNX Runtime beside torch."""
+    """Measure latency and GFLOPs of a part at temperature zero and TEMPERATURES, in ONNX Runtime and torch."""
     eager = TorchRunner(part)
     temperatures = (0.0, *TEMPERATURES)
     candidates: dict[str, Callable[[], object]] = {}
@@ -125,7 +125,7 @@ def measure_part(
 
 
 class WithoutCache:
-    """A step that keeps the ids and reads the whole text again, on a decoder with an empty cache."""
+    """A decoder step without cache: it keeps the ids and reads the whole text again."""
 
     def __init__(self, step: DecoderStep, source: Tensor, texts: int) -> None:
         self._step, self._source, self._texts = step, source, texts
@@ -144,7 +144,7 @@ class WithoutCache:
 
 
 def measure_writing(config: CaptionConfig, decoder: Runner, source: Tensor, seconds: float) -> list[dict[str, Any]]:
-    """Ids a second of writing WRITTEN_IDS ids for one image, with the cache and without."""
+    """Measure ids per second when generating WRITTEN_IDS ids for one image, with the cache and without."""
     limits = Limits(WRITTEN_IDS, WRITTEN_IDS, config.sep_token_id, config.pad_token_id)  # none ends early
     prompt = torch.randint(1000, 30000, (1, PROMPT_IDS), generator=torch.Generator().manual_seed(1))
     step = decoder_step(decoder)
@@ -181,7 +181,7 @@ def measure_writing(config: CaptionConfig, decoder: Runner, source: Tensor, seco
 
 
 def measure_task(task: str, folder: Path, seconds: float) -> dict[str, Any]:
-    """All parts of a task."""
+    """Measure all parts of a task."""
     model = generated_model(task)
     parts = parts_of(model)
     result: dict[str, Any] = {"parts": [], "writing": []}
@@ -204,7 +204,7 @@ def measure_task(task: str, folder: Path, seconds: float) -> dict[str, Any]:
 
 
 def parts_table(rows: list[dict[str, Any]]) -> Table:
-    """Latency ratios beside the GFLOPs ratio."""
+    """Table of latency ratios and GFLOPs ratios."""
     table = Table(title="one request, milliseconds: median (p10-p90)")
     columns = ("part", "temperature", "GFLOPs", "ratio", "torch eager", "ratio", "ONNX Runtime", "ratio", "torch / ORT")
     for column in columns:
@@ -227,7 +227,7 @@ def parts_table(rows: list[dict[str, Any]]) -> Table:
 
 
 def writing_table(rows: list[dict[str, Any]]) -> Table:
-    """Ids a second with the cache and without."""
+    """Table of ids per second with the cache and without."""
     table = Table(title=f"captioning: ids a second, {WRITTEN_IDS} ids with a prompt of {PROMPT_IDS}")
     for column in ("beams", "image tokens", "with the cache", "without", "ratio"):
         table.add_column(column, justify="right")

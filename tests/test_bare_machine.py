@@ -40,7 +40,7 @@ def test_plans_are_skipped_for_a_reason_where_there_is_no_tensorrt() -> None:
 
 @pytest.mark.parametrize("script", ["import ftfy", "import export.artifact.seal", "import rich.console"])
 def test_what_is_not_there_is_noticed(script: str) -> None:
-    prelude = "import sys; from tests import bare_machine; bare_machine.hide_the_rest(); import torch, pytest; "
+    prelude = "import sys; from tests.helpers import bare_machine; bare_machine.hide_the_rest(); import torch, pytest; "
     command = [sys.executable, "-c", prelude + script]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1

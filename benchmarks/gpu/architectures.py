@@ -24,7 +24,7 @@ EXP_PER_CLOCK = 16  # exponentials a clock and SM, all capabilities here [guide]
 
 @dataclass(frozen=True)
 class Limits:
-    """What an SM holds at a time. Sizes in bytes."""
+    """Resources of one SM. Sizes in bytes."""
 
     warps: int
     blocks: int
@@ -47,7 +47,7 @@ LIMITS = {
 
 @dataclass(frozen=True)
 class Occupancy:
-    """Blocks and warps that an SM can hold at a time; blocks is zero where the kernel cannot start at all."""
+    """Blocks and warps that are resident on an SM; zero blocks if the kernel cannot start at all."""
 
     blocks: int
     warps: int
@@ -60,7 +60,7 @@ class Occupancy:
 
 
 def round_up(value: int, unit: int) -> int:
-    """The least multiple of `unit` that is not below `value`."""
+    """Return the smallest multiple of `unit` that is not below `value`."""
     return -(-value // unit) * unit
 
 
@@ -69,9 +69,9 @@ def occupancy(sm: int, registers: int, shared: int, threads: int) -> Occupancy:
 
     Args:
         sm: compute capability without its dot.
-        registers: of a thread.
-        shared: static and dynamic shared memory of a block, bytes.
-        threads: of a block.
+        registers: per thread.
+        shared: static and dynamic shared memory per block, bytes.
+        threads: per block.
     """
     limits = LIMITS[sm]
     warps = -(-threads // WARP)
@@ -94,7 +94,7 @@ def occupancy(sm: int, registers: int, shared: int, threads: int) -> Occupancy:
 
 @dataclass(frozen=True)
 class Gpu:
-    """Published rates of a GPU, per second; assumptions are marked so."""
+    """Published rates of a GPU, per second; assumptions are marked as such."""
 
     name: str
     device: str  # what its name ends with, as the driver gives it
@@ -109,12 +109,12 @@ class Gpu:
 
     @property
     def exponentials(self) -> float:
-        """Exponentials a second."""
+        """Exponentials per second."""
         return self.multiprocessors * EXP_PER_CLOCK * self.clock
 
     @property
     def issue(self) -> float:
-        """Warp instructions a second."""
+        """Warp instructions per second."""
         return self.multiprocessors * SCHEDULERS * self.clock
 
 
@@ -126,5 +126,5 @@ GPUS = {
 
 
 def known_gpu(device_name: str) -> Gpu | None:
-    """The entry of GPUS that a device's name (as the driver gives it) belongs to."""
+    """Return the entry of GPUS for a device's name as the driver reports it."""
     return next((gpu for gpu in GPUS.values() if device_name.endswith(gpu.device)), None)

@@ -1,7 +1,7 @@
 """Calls through the kernels' C ABI with all buffers made beforehand.
 
 Nothing is allocated, filled or awaited in a call, so that it can be timed and captured into a CUDA graph.
-(`tests/helpers/kernels.py` is for correctness: it poisons its outputs.)
+(`tests/helpers/kernels.py` is for correctness tests: it poisons its outputs.)
 """
 
 import ctypes
@@ -47,8 +47,8 @@ class Call:
     """One call of an op: `run` enqueues it on the current stream, always with the same buffers.
 
     Attributes:
-        outputs: of the op, in the order of `madtp.ops.reference`; tokens, mask and ids of TokenCompact have room for
-            all L rows a sample, of which the first count * B are dense.
+        outputs: outputs of the op, in the order of `madtp.ops.reference`; tokens, mask and ids of TokenCompact have
+            room for all L rows per sample, of which the first count * B are dense.
         held: every buffer of the call, inputs first.
     """
 
@@ -67,7 +67,7 @@ def _pointer(tensor: Tensor) -> ctypes.c_void_p:
 
 
 def attention_call(library: ctypes.CDLL, qkv: Tensor, key_mask: Tensor, causal: int, heads: int) -> Call:
-    """AlignedAttention on these inputs.
+    """Prepare a call of AlignedAttention on these inputs.
 
     Raises:
         KernelError: (by `run`) the call returned an error.
@@ -91,12 +91,12 @@ def attention_call(library: ctypes.CDLL, qkv: Tensor, key_mask: Tensor, causal: 
 
 
 def compact_call(library: ctypes.CDLL, inputs: tuple[Tensor, ...], layer: int = 0) -> Call:
-    """TokenCompact on these inputs.
+    """Prepare a call of TokenCompact on these inputs.
 
     Args:
-        library: of kernels.
+        library: the kernels.
         inputs: tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep.
-        layer: names the merged token.
+        layer: index that the id of the merged token encodes.
 
     Raises:
         KernelError: (by `run`) the call returned an error.
@@ -129,7 +129,7 @@ def compact_call(library: ctypes.CDLL, inputs: tuple[Tensor, ...], layer: int = 
 def attention_inputs(
     batch: int, length: int, width: int, dtype: torch.dtype, *, seed: int = 0, device: str = "cuda"
 ) -> tuple[Tensor, Tensor]:
-    """qkv and key_mask of normal values, made on the CPU so that they are the same everywhere; no key is masked."""
+    """qkv and key_mask with normal values, made on the CPU so that they are the same everywhere; no key is masked."""
     generator = torch.Generator().manual_seed(seed)
     qkv = torch.randn(batch, length, 3 * width, generator=generator)
     return qkv.to(device, dtype), torch.zeros(batch, length, device=device)
@@ -146,7 +146,7 @@ def compact_inputs(
     seed: int = 0,
     device: str = "cuda",
 ) -> tuple[Tensor, ...]:
-    """The inputs of TokenCompact; random scores, so that about half of the tokens are above the threshold."""
+    """Inputs of TokenCompact with random scores, so that about half of the tokens are above the threshold."""
     generator = torch.Generator().manual_seed(seed)
     body = length - 1
     made = (

@@ -1,4 +1,4 @@
-"""What is timed side by side for each op, and how far the kernels' results are from eager torch."""
+"""Candidates that are timed side by side for each op, and the kernels' differences from eager torch."""
 
 import ctypes
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def _wait(device: str) -> None:
 
 
 def _usable(candidates: Candidates, device: str) -> tuple[Candidates, dict[str, str]]:
-    """Those that run, and why the others do not: torch refuses backends and compilations in many ways."""
+    """Candidates that run, and why the others do not: torch refuses backends and compilations in many ways."""
     usable: Candidates = {}
     refused: dict[str, str] = {}
     for name, call in candidates.items():
@@ -70,7 +70,7 @@ def _attend(query: Tensor, key: Tensor, value: Tensor, backend: SDPBackend | Non
 
 
 def _attend_flash_3(qkv: Tensor, heads: int) -> Callable[[], object]:
-    """FlashAttention-3 on the same numbers; imported where it is called, to be refused like the others."""
+    """FlashAttention-3 on the same inputs; imported at the call, so that a failure is refused like the others."""
     query, key, value = (
         part.unflatten(-1, (heads, -1)).to(torch.bfloat16).contiguous() for part in qkv.chunk(3, dim=-1)
     )
@@ -84,7 +84,7 @@ def _attend_flash_3(qkv: Tensor, heads: int) -> Callable[[], object]:
 
 
 def _compile(function: Callable[..., Any], device: str) -> Callable[..., Any]:
-    """torch.compile; on a CPU (a rehearsal) traced alone, and no compiler started."""
+    """Apply torch.compile; on a CPU (a rehearsal) it only traces and starts no compiler."""
     return torch.compile(function, dynamic=False, backend="eager" if device == "cpu" else "inductor")
 
 

@@ -1,4 +1,4 @@
-"""Compiles the kernels to cubins for one architecture at a time, and reads what ptxas and nvdisasm say of them.
+"""Compiles the kernels to cubins for one architecture at a time, and reads the output of ptxas and nvdisasm.
 
 Results are cached in build/static under a hash of the sources, flags and tools, so nothing is compiled twice.
 """
@@ -46,7 +46,7 @@ _TYPES = {"13__nv_bfloat16": "bf16", "6__half": "fp16", "f": "fp32", None: ""}
 
 @dataclass(frozen=True)
 class Kernel:
-    """One kernel as compiled for one architecture. Sizes in bytes; `code` is None where there was no nvdisasm."""
+    """One kernel as compiled for one architecture. Sizes in bytes; `code` is None without nvdisasm."""
 
     name: str  # e.g. context_kernel
     dtype: str  # fp16, bf16, fp32, or empty where it has none
@@ -144,18 +144,18 @@ def read_ptxas(log: str, codes: dict[str, list[sass.Instruction]] | None) -> lis
 
 
 def kernel_from_json(entry: dict[str, Any]) -> Kernel:
-    """A kernel from what `asdict` made of it."""
+    """Rebuild a kernel from its `asdict`."""
     code = sass.Code(**entry["code"]) if entry["code"] is not None else None
     return Kernel(**{**entry, "parameters": tuple(entry["parameters"]), "code": code})
 
 
 def compile_kernels(file: str, sm: int, *, install: bool = True) -> list[Kernel]:
-    """The kernels of one source file for one architecture.
+    """Compile the kernels of one source file for one architecture.
 
     Args:
         file: one of FILES.
         sm: compute capability without its dot.
-        install: get nvdisasm from PyPI where it is missing.
+        install: whether to get nvdisasm from PyPI if it is missing.
 
     Raises:
         PluginError: there is no nvcc, or it refuses the file.

@@ -1,17 +1,17 @@
-"""What each kernel must move and compute at base size, and the time that costs at a GPU's published rates.
+"""Bytes and operations of each kernel at base size, and the time that they take at a GPU's published rates.
 
 The model, per kernel, in seconds:
-    dram, l2    bytes over bandwidth. Every input is read from memory once; what the tiling reads again comes from L2,
-                except where it no longer fits there.
+    dram, l2    bytes over bandwidth. Every input is read from memory once; what the tiling rereads comes from L2,
+                unless it no longer fits there.
     tensor      FLOP of the padded tiles over the rate that mma.sync reaches.
-    exp         exponentials over 16 a clock and SM.
-    issue       warp instructions of the main loop and around it (counted in SASS) over 4 a clock and SM.
+    exp         exponentials over 16 per clock and SM.
+    issue       warp instructions of the main loop and around it (counted in SASS) over 4 per clock and SM.
     tail        factor for the last, partly filled wave of blocks.
 `floor` is the largest of the five times the tail: nothing overlaps better than that. `predicted` is what a measurement
-is held against: tensor + max(exp, issue), since within a warp the products and the softmax between them take turns,
+is compared with: tensor + max(exp, issue), since within a warp the products and the softmax between them take turns,
 but no less than dram and l2, and START for each kernel. A check on plausibility: for the context kernel, which is a
 FlashAttention-2, it comes to 29 % of an H200's published rate at B = 128; FlashAttention-2 itself was reported at 35 %
-on an H100 (arXiv 2407.08608, abstract). With one block of four warps an SM, as at B = 1, latencies stay visible that
+on an H100 (arXiv 2407.08608, abstract). With one block of four warps per SM, as at B = 1, latencies stay visible that
 the model does not have: there it is optimistic.
 """
 
@@ -213,7 +213,7 @@ def context_tiles(peeled: bool) -> int:
 
 
 def compact_bytes(batch: int, kept: int) -> float:
-    """Bytes that TokenCompact has to move at least: every input once, every output once; `kept` tokens stay of each."""
+    """Minimum bytes that TokenCompact moves: every input and output once; `kept` tokens stay of each sample."""
     rows, body = batch * LENGTH, batch * (LENGTH - 1)
     read = rows * (WIDTH * HALF + 2 * FLOAT) + body * (ALIGNMENTS + 2) * FLOAT
     return read + batch * (kept + 2) * (WIDTH * HALF + 2 * FLOAT)

@@ -1,4 +1,4 @@
-"""What the launchers ask for: threads and dynamic shared memory of each kernel, and which of them can be launched.
+"""Launch configurations: threads and dynamic shared memory of each kernel, and which kernels can be launched.
 
 Mirrors the shared structs of plugins/**; `tests/benchmarks/test_static.py` compiles a check of these numbers against
 the structs.
@@ -13,14 +13,14 @@ _SMALL = {"importance_kernel": 32, "threshold_kernel": 12288, "rank_kernel": 105
 
 
 def threads(kernel: Kernel) -> int:
-    """Threads of a block."""
+    """Threads per block."""
     if kernel.name == "threshold_kernel":
         return 1024
     return 128 if kernel.name in ("context_kernel", "statistics_kernel", "finish_kernel") else 256
 
 
 def dynamic_shared(kernel: Kernel) -> int:
-    """Bytes of dynamic shared memory of a block."""
+    """Bytes of dynamic shared memory per block."""
     size = _SIZE[kernel.dtype]
     if kernel.name == "context_kernel":  # ContextShared: two stages of keys and values, two masks
         return 2 * 2 * TILE * kernel.parameters[0] * size + 2 * TILE * FLOAT

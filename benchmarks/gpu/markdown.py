@@ -1,4 +1,4 @@
-"""Tables in Markdown. The standard library alone: the GPU kit writes its page where nothing else may be there."""
+"""Tables in Markdown. Standard library only: the GPU kit writes its page on machines without anything else."""
 
 from collections.abc import Iterable, Sequence
 

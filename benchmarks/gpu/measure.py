@@ -15,7 +15,7 @@ COPY_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class Timing:
-    """Microseconds a call: median, 10th and 90th percentile of `calls` timed calls."""
+    """Microseconds per call: median, 10th and 90th percentile of `calls` timed calls."""
 
     median_us: float
     p10_us: float
@@ -32,13 +32,13 @@ def summarize(microseconds: list[float]) -> Timing:
 def interleave(
     candidates: Mapping[str, Callable[[], object]], rounds: int, *, device: str = "cuda", seconds: float = float("inf")
 ) -> dict[str, Timing]:
-    """Time every candidate once a round, L2 flushed before each; the order turns each round.
+    """Time every candidate once per round, L2 flushed before each; the order rotates each round.
 
     Args:
         candidates: calls by name.
-        rounds: how often each is timed; half of it and more once `seconds` are over.
-        device: "cuda" times between two events; "cpu" by the clock (a rehearsal).
-        seconds: after which the rounds end early.
+        rounds: how often each is timed; at least half as often once `seconds` are over.
+        device: "cuda" times between two events, "cpu" (a rehearsal) by the clock.
+        seconds: time after which the rounds end early.
     """
     time_call = _time_on_cpu if device == "cpu" else _event_timer()
     times: dict[str, list[float]] = {name: [] for name in candidates}
@@ -61,7 +61,7 @@ def _time_on_cpu(call: Callable[[], object]) -> float:
 
 
 def flush_l2() -> None:
-    """Leave nothing of what was read or written before in the GPU's L2 cache."""
+    """Evict everything from the GPU's L2 cache."""
     torch.zeros(FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     torch.cuda.synchronize()
 
@@ -83,7 +83,7 @@ def _event_timer() -> Callable[[Callable[[], object]], float]:
 
 
 def copy_bandwidth(size: int = COPY_BYTES, rounds: int = 30, device: str = "cuda") -> float:
-    """Bytes a second, read and written, of a copy of `size` bytes on the device; the median."""
+    """Median bytes per second, read and written, of a copy of `size` bytes on the device."""
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     median = interleave({"copy": lambda: target.copy_(source)}, rounds, device=device)["copy"].median_us
@@ -91,7 +91,7 @@ def copy_bandwidth(size: int = COPY_BYTES, rounds: int = 30, device: str = "cuda
 
 
 def peak_bytes(call: Callable[[], object]) -> int:
-    """Most device memory that `call` holds beyond what is held before it: outputs, workspace and temporaries."""
+    """Peak device memory that `call` adds: outputs, workspace and temporaries."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -102,7 +102,7 @@ def peak_bytes(call: Callable[[], object]) -> int:
 
 
 def device_state(index: int = 0) -> dict[str, Any]:
-    """Name, driver, clocks, power, temperature and throttling of the GPU, as far as the driver tells."""
+    """Name, driver, clocks, power, temperature and throttling of the GPU, as far as the driver reports them."""
     import pynvml
 
     state: dict[str, Any] = {"name": torch.cuda.get_device_name(index), "cuda": torch.version.cuda}

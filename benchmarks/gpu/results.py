@@ -1,4 +1,4 @@
-"""Timings of the kernels on a CUDA GPU: measuring, judging and writing them, without what a command line needs.
+"""Timings of the kernels on a CUDA GPU: measuring, judging and writing them, without a command line.
 
 `python -m benchmarks.kernels` is the command line.
 """
@@ -64,17 +64,16 @@ def measure_op(
     seconds: float = float("inf"),
     also: Callable[[Candidates], dict[str, Any]] = lambda candidates: {},
 ) -> dict[str, Any]:
-    """One op at one batch: timings, what was refused, facts on the results.
+    """Measure one op at one batch: timings, refused candidates, facts about the results.
 
     Args:
-        library: of kernels.
+        library: the kernels.
         op: a key of OPS.
         batch: samples.
         rounds: timed calls of each candidate; fewer once `seconds` are over.
-        sizes: of the call, and where it runs.
+        sizes: sizes of the call, and its device.
         compiled: whether torch.compile takes part.
-        seconds: see rounds.
-        also: more to be found out from the candidates while they are there.
+        also: further measurements on the candidates.
     """
     candidates, refused, facts = OPS[op](library, batch, sizes, compiled=compiled)
     timings = interleave(candidates, rounds, device=sizes.device, seconds=seconds)
@@ -91,12 +90,12 @@ def measure_op(
 
 
 def measure_batch(library: Any, batch: int, rounds: int) -> dict[str, Any]:
-    """Both ops at one batch."""
+    """Measure both ops at one batch."""
     return {op: measure_op(library, op, batch, rounds) for op in OPS}
 
 
 def add_predictions(results: dict[str, Any]) -> None:
-    """Put floor and prediction of static.json (in microseconds) beside what was seen, where this GPU is among them."""
+    """Put floor and prediction of static.json (in microseconds) next to the measurements, if it contains this GPU."""
     gpu = known_gpu(results["device_before"]["name"])
     static = json.loads(REPORT.read_text()) if REPORT.is_file() else None
     if gpu is None or static is None:
@@ -121,7 +120,7 @@ def ratio_of(slow: dict[str, Any], fast: dict[str, Any]) -> tuple[float, float, 
 
 
 def verdicts(results: dict[str, Any]) -> list[str]:
-    """A line for each target: met, missed, or why it is open; of results so far, for those that have been measured."""
+    """Return a line for each target that was measured so far: met, missed, or why it is open."""
     lines: list[str] = []
 
     def judge(target: str, met: bool | None, seen: str) -> None:
@@ -161,7 +160,7 @@ def verdicts(results: dict[str, Any]) -> list[str]:
 
 
 def timing_table(results: dict[str, Any], op: str) -> str:
-    """Seen beside predicted, and every candidate relative to the kernel."""
+    """Table of measured and predicted times, and of every candidate relative to the kernel."""
     rows = []
     for batch, ops in results["batches"].items():
         entry = ops[op]
@@ -206,7 +205,7 @@ def render(results: dict[str, Any]) -> str:
 
 
 def rounded(value: Any) -> Any:
-    """The same with floats of six significant digits."""
+    """Return the same content with floats rounded to six significant digits."""
     if isinstance(value, dict):
         return {key: rounded(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -215,10 +214,10 @@ def rounded(value: Any) -> Any:
 
 
 def write(results: dict[str, Any], folder: Path) -> Path:
-    """Write results-<gpu>-<date>.json and .md into a folder, each at once or not at all; the path of the JSON.
+    """Write results-<gpu>-<date>.json and .md into a folder, each complete or not at all; return the path of the JSON.
 
     Raises:
-        OutputError: that cannot be written, or files of these names are not earlier results.
+        OutputError: a file cannot be written, or a file of that name is not an earlier result.
     """
     gpu = re.sub(r"[^a-z0-9]+", "-", results["device_before"]["name"].lower()).strip("-")
     target = folder / f"results-{gpu}-{results['date'][:10]}.json"
@@ -237,14 +236,14 @@ def measure(
     on_progress: Callable[[str], None] = lambda line: None,
     on_results: Callable[[dict[str, Any]], None] = lambda results: None,
 ) -> dict[str, Any]:
-    """Everything of the results file.
+    """Measure everything in the results file.
 
     Args:
         rounds: timed calls of each candidate.
         batches: sizes to measure.
-        library: of kernels; None is the installed one.
-        on_progress: is told what comes next.
-        on_results: is given what there is so far after each batch, and all of it in the end.
+        library: the kernels; None is the installed library.
+        on_progress: called with a description of the next step.
+        on_results: called with the results so far after each batch, and with all at the end.
 
     Raises:
         DeviceError: there is no GPU.

@@ -1,4 +1,4 @@
-"""Reads nvdisasm's listing of a cubin: which instructions a kernel has, and how many a turn of its main loop runs."""
+"""Reads nvdisasm's listing of a cubin: a kernel's instructions, and how many run per iteration of its main loop."""
 
 import re
 from collections.abc import Sequence
@@ -24,7 +24,7 @@ COUNTED = {
 
 @dataclass(frozen=True)
 class Instruction:
-    """One machine instruction; `target` is the index of where it branches to."""
+    """One machine instruction; `target` is the index of its branch target."""
 
     opcode: str
     predicated: bool
@@ -33,7 +33,7 @@ class Instruction:
 
 @dataclass(frozen=True)
 class Code:
-    """What is kept of a kernel's machine code."""
+    """Summary of a kernel's machine code."""
 
     instructions: int
     counts: dict[str, int]

@@ -1,4 +1,4 @@
-"""Result files are complete or absent: written beside their place and renamed. The standard library alone."""
+"""Result files are complete or absent: written beside their place and renamed. Uses the standard library only."""
 
 import json
 import math
@@ -65,5 +65,5 @@ def _finite(value: Any) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """What a file holds; None where there is none."""
+    """Return the content of a JSON file; None if it does not exist."""
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None

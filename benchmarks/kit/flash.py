@@ -1,4 +1,4 @@
-"""FlashAttention-3 as a baseline: its wheel lies in the kit as it is, for it is four times as large unpacked."""
+"""FlashAttention-3 as a baseline: the kit contains its wheel as it is, because it is four times as large unpacked."""
 
 import sys
 import zipfile
@@ -7,7 +7,7 @@ from benchmarks.kit.stage import ROOT, StageRun
 
 
 def unpack_flash_3(stage: StageRun) -> str:
-    """Unpack the wheel beside the results and make it importable; what came of it, in words."""
+    """Unpack the wheel beside the results and make it importable; return a sentence about the result."""
     wheels = sorted((ROOT / "wheels").glob("fa3_fwd-*.whl"))
     if not wheels:
         return "not in this kit"

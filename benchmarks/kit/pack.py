@@ -39,7 +39,7 @@ DEFAULT = ROOT / "build" / "gpu-kit"
 MOST_BYTES = 60_000_000
 DEFAULT_SM = (90,)  # H100 and H200; MADTP_SM names others
 SOURCES = ("madtp", "calibration", "export", "tests", "benchmarks", "plugins")
-LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "bench", "*.egg-info")
+LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "*.egg-info")
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
 WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
@@ -48,12 +48,12 @@ PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_24_x8
 
 @dataclass
 class Kit:
-    """What is packed, and what had to stay out.
+    """A kit that is being packed.
 
     Attributes:
-        folder: of the kit.
-        python: e.g. "3.12", of the machine that it will run on.
-        left_out: what is not in it, and why.
+        folder: the kit's folder.
+        python: Python version of the target machine, e.g. "3.12".
+        left_out: what could not be packed, and why.
     """
 
     folder: Path
@@ -75,7 +75,7 @@ def pack_libraries(kit: Kit) -> tuple[int, ...]:
     """The kernels for CUDA and for the host; returns the compute capabilities of the former.
 
     Raises:
-        PluginError: they cannot be built, or MADTP_SM is no list of compute capabilities.
+        PluginError: they cannot be built, or MADTP_SM is not a list of compute capabilities.
     """
     sm = architectures() if os.environ.get(SM_VARIABLE, "").strip() else DEFAULT_SM
     target = kit.folder / "lib"
@@ -187,7 +187,7 @@ def _same_case(source: Path, target: Path, size: int, name: str) -> bool:
 
 
 def _tensors(case: golden.GoldenCase) -> dict[str, torch.Tensor]:
-    """Everything that a replay is given, or held to; what else a layer is held to stands in cases.json."""
+    """All inputs and expected outputs of a replay; other expectations for a layer are in cases.json."""
     found = {
         f"{kind} {name}": tensor
         for kind, values in (("in", case.inputs), ("out", case.recorded.outputs))
@@ -210,7 +210,7 @@ def commit() -> str:
 
 @contextmanager
 def new_folder(target: Path) -> Iterator[Path]:
-    """A folder that takes the place of `target`, which has to be an earlier kit or empty, when all is in it.
+    """Fill a new folder that then replaces `target`, which has to be an earlier kit or empty.
 
     Raises:
         OutputError: it is something else.
@@ -221,7 +221,7 @@ def new_folder(target: Path) -> Iterator[Path]:
         and not (target.is_dir() and not any(target.iterdir()))
     ):
         raise OutputError(
-            f"'{target}' is there already and is no kit",
+            f"'{target}' exists already and is not a kit",
             f"It would be replaced with all that is in it; a kit is known by its {ABOUT}.",
             "Name another folder with --out, or remove that one first.",
         )
@@ -239,7 +239,7 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
     """Pack the kit.
 
     Raises:
-        MadtpError: a part cannot be had, or the kit is too large.
+        MadtpError: a part is unavailable, or the kit is too large.
     """
     with new_folder(target) as folder:
         kit = Kit(folder, python)
@@ -272,7 +272,7 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
 
 
 def folder_bytes(folder: Path) -> int:
-    """Of all files in it."""
+    """Total size of the files in a folder."""
     return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 

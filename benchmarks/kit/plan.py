@@ -1,4 +1,4 @@
-"""The stages of the kit, in the order in which they run: what is worth most comes first. The standard library alone."""
+"""The stages of the kit, in the order in which they run: the most valuable first. Uses the standard library only."""
 
 from dataclasses import dataclass
 
@@ -8,9 +8,9 @@ class Stage:
     """One stage: `benchmarks.kit.stages.<name>`, a process of its own.
 
     Attributes:
-        name: of the module and of its files among the results.
-        seconds: most that it may take; less where the kit's own time runs out before. They add up to the kit's time.
-        shows: what it is for, in words.
+        name: name of the module and of its result files.
+        seconds: maximum duration, less if the kit's own time runs out before. The durations add up to the kit's time.
+        shows: what it shows, in words.
     """
 
     name: str

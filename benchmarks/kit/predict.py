@@ -1,4 +1,4 @@
-"""What a whole model is predicted to take on a GPU, from its published rate and from what the model asks of it.
+"""Predicts the latency of a whole model on a GPU from its published rate and from the work of the model.
 
 Two times, the larger of which is the prediction: what the GPU computes and what the host has to say. Assumptions, none
 of them measured here: matrix products reach half of the published dense fp16 rate (two FLOP a multiply-add); torch
@@ -26,7 +26,7 @@ NO_KERNEL = ("aten::empty", "aten::new_empty", "aten::detach", "aten::lift_fresh
 
 @dataclass
 class Work:
-    """What one call asks of a GPU, besides arithmetic: kernels to launch, numbers to wait for."""
+    """Work of one call besides arithmetic: kernels to launch, numbers for which the host waits."""
 
     launches: int = 0
     waits: int = 0
@@ -46,19 +46,19 @@ class _Counter(TorchDispatchMode):
 
 
 def expected_work(call: Callable[[], object]) -> Work:
-    """Count what `call` would ask of a GPU, on the CPU: one kernel for every operator that makes something new."""
+    """Count on the CPU the work of `call` on a GPU: one kernel for every operator with a new output."""
     with torch.no_grad(), _Counter() as counter:
         call()
     return counter.work
 
 
 def predict_model(gpu: Gpu, gflops: float, work: Work) -> float:
-    """Seconds of one eager call.
+    """Predict the seconds of one eager call.
 
     Args:
-        gpu: with its published rate.
-        gflops: of the whole batch, a multiply-add counting one.
-        work: of the call.
+        gpu: the GPU with its published rate.
+        gflops: GFLOPs of the whole batch, a multiply-add counting one.
+        work: work of the call.
     """
     rate = SHARE_OF_RATE * gpu.tensor / FLOP_EACH
     return max(gflops * 1e9 / rate, work.launches * LAUNCH_SECONDS) + work.waits * WAIT_SECONDS

@@ -1,4 +1,4 @@
-"""results.json as one page: what was predicted, what was seen, and why they differ. The standard library alone."""
+"""results.json as one page: predictions, results, and why they differ. Uses the standard library only."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -14,11 +14,11 @@ KERNELS = 8  # of a profile
 
 
 def render(content: Mapping[str, Any], static: Mapping[str, Any] | None) -> str:
-    """The page.
+    """Render the page.
 
     Args:
-        content: of results.json, complete or not.
-        static: of benchmarks/gpu/static.json, the predictions for single kernels; None without.
+        content: content of results.json, complete or not.
+        static: content of benchmarks/gpu/static.json, the predictions for single kernels; None if missing.
     """
     stages = {stage["name"]: stage for stage in content["stages"]}
     found = {name: stage.get("result") or {} for name, stage in stages.items()}
@@ -213,7 +213,7 @@ def _model_row(name: str, batch: str, entry: Mapping[str, Any]) -> tuple[object,
 
 
 def why(ratio: float, busy: float, profile: Mapping[str, Any]) -> str:
-    """The likely reason for a prediction that is off, from what the profile shows."""
+    """Likely reason for a wrong prediction, according to the profile."""
     if ratio < 1:
         return "products or launches are faster than assumed"
     if busy < BUSY:
@@ -224,7 +224,7 @@ def why(ratio: float, busy: float, profile: Mapping[str, Any]) -> str:
 
 
 def _predictions(static: Mapping[str, Any] | None, gpu: str) -> Mapping[str, Any]:
-    """Batch -> op -> prediction of static.json for this GPU; empty where it knows none."""
+    """Batch -> op -> prediction of static.json for this GPU; empty if there are none."""
     known = known_gpu(gpu)
     found: Mapping[str, Any] = (static or {}).get("predictions", {}).get(known.name, {}) if known is not None else {}
     return found
@@ -258,7 +258,7 @@ def _timings(found: Mapping[str, Any], predictions: Mapping[str, Any]) -> str:
 
 
 def _kernel_rows(batch: str, entry: Mapping[str, Any], predicted: Mapping[str, Any] | None) -> list[tuple[object, ...]]:
-    """What each kernel of a call took, beside its prediction."""
+    """Rows with the time of each kernel of a call and its prediction."""
     costs = {cost["kernel"].partition("<")[0]: cost for cost in (predicted or {}).get("kernels", [])}
     rows: list[tuple[object, ...]] = []
     for kernel in entry.get("kernels", []):

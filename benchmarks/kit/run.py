@@ -1,7 +1,7 @@
-"""Runs the kit's stages, each in a process of its own under a time limit, and keeps what they found as it is found.
+"""Runs the kit's stages, each in a separate process with a time limit, and saves results as soon as they exist.
 
-The standard library alone, so that a machine without torch gets a sentence and no traceback. Exit status: 0 every stage
-passed (or lacks a tool that it can do without), 1 one did not, 2 the machine or the folder is at fault or the run was
+Uses the standard library only, so that a machine without torch gets a sentence and no traceback. Exit status: 0 every
+stage passed (or lacks an optional tool), 1 a stage failed, 2 the machine or the folder is at fault or the run was
 interrupted, 3 nothing failed, but time ran out for something.
 """
 
@@ -33,7 +33,7 @@ DIE_WITH_PARENT = 1  # PR_SET_PDEATHSIG
 
 
 class InterruptedRunError(Exception):
-    """Somebody wants the run to end."""
+    """The run was interrupted by a signal."""
 
 
 def parse(arguments: Sequence[str]) -> argparse.Namespace:
@@ -57,13 +57,13 @@ def parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _child_setup() -> None:
-    """The stage leads a group of its own, and dies when this process does, however that ends."""
+    """Make the stage the leader of a process group, and let it die with this process."""
     os.setsid()
     ctypes.CDLL(None).prctl(DIE_WITH_PARENT, signal.SIGKILL)
 
 
 def run_stage(stage: Stage, results: Path, rehearse: bool, seconds: float) -> dict[str, Any]:
-    """Run one stage and say how it went; what it found is in its own file.
+    """Run one stage and return its status; its results are in its own file.
 
     Raises:
         InterruptedRunError: by a signal; the stage is dead then.
@@ -109,7 +109,7 @@ def with_group(leader: int, number: int) -> None:
 
 
 class Results:
-    """results.json and results.md, brought up to date after every stage."""
+    """results.json and results.md, updated after every stage."""
 
     def __init__(self, folder: Path, rehearse: bool, minutes: float) -> None:
         self.folder = folder
@@ -124,18 +124,18 @@ class Results:
         }
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Note a stage. Raises OSError."""
+        """Record a stage. Raises OSError."""
         self.content["stages"].append(entry)
         self.write()
 
     def end(self, why: str = "") -> None:
-        """All is done, or cut short for a reason. Raises OSError."""
+        """Record the end of the run and its reason. Raises OSError."""
         self.content["ended"] = datetime.now(UTC).isoformat(timespec="seconds")
         self.content["cut_short"] = why
         self.write()
 
     def begin(self) -> None:
-        """Make the files; neither they nor those of a stage must be there. Raises OSError."""
+        """Create the files; neither they nor those of a stage may exist. Raises OSError."""
         for name in ("results.md", *(f"{stage.name}.{ending}" for stage in STAGES for ending in ("json", "log"))):
             if os.path.lexists(self.folder / name):
                 raise FileExistsError(self.folder / name)
@@ -149,9 +149,9 @@ class Results:
 
 
 def run_all(results: Results, stages: Sequence[Stage]) -> int:
-    """Run the stages while there is time; the exit status.
+    """Run the stages while there is time; return the exit status.
 
-    A stage may use what earlier ones left of their time, but not the share of those that follow.
+    A stage may use the time that earlier ones left over, but not the share of later ones.
     """
     rehearse, minutes = results.content["rehearsal"], results.content["minutes"]
     factor = REHEARSAL_FACTOR if rehearse else 1.0
@@ -178,13 +178,13 @@ def run_all(results: Results, stages: Sequence[Stage]) -> int:
 
 
 def say(line: str) -> None:
-    """A line of progress, shown at once."""
+    """Print a line of progress immediately."""
     sys.stdout.write(f"{line}\n")
     sys.stdout.flush()
 
 
 def complain(text: str) -> None:
-    """An error, in a sentence."""
+    """Print an error."""
     sys.stderr.write(f"error: {text}\n")
 
 
@@ -211,8 +211,8 @@ def main() -> int:
             return WRONG_MACHINE
     except FileExistsError:
         complain(
-            f"'{folder}' is no folder, or holds the results of another run already, or files of their names. They are "
-            "worth keeping. Name a new folder."
+            f"'{folder}' is not a folder, or holds the results of another run already, or files of their names. They "
+            "are worth keeping. Name a new folder."
         )
         return WRONG_MACHINE
     except OSError as error:

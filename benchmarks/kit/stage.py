@@ -1,7 +1,7 @@
 """One stage of the kit: `python -m benchmarks.kit.stage NAME FILE --seconds N [--rehearse]`.
 
-Exit status: 0 it passed, 1 it did not, 2 the machine is at fault, 4 there was nothing that could be run (FILE then
-holds an "error" that says why).
+Exit status: 0 passed, 1 failed, 2 the machine is at fault, 4 nothing could be run (FILE then holds an "error" with the
+reason).
 """
 
 import argparse
@@ -22,12 +22,12 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @dataclass
 class StageRun:
-    """What a stage is given.
+    """Settings and results of a stage.
 
     Attributes:
-        file: of its results.
-        rehearse: on the CPU, with the kernels' build for the host and tiny sizes.
-        deadline: when it will be ended, on the monotonic clock.
+        file: file for its results.
+        rehearse: whether to run on the CPU, with the kernels' build for the host and tiny sizes.
+        deadline: end of its time, on the monotonic clock.
         found: its results so far; `save` writes them.
     """
 
@@ -38,7 +38,7 @@ class StageRun:
 
     @property
     def device(self) -> str:
-        """Where its tensors lie."""
+        """Device of its tensors."""
         return "cpu" if self.rehearse else "cuda"
 
     @property
@@ -48,7 +48,7 @@ class StageRun:
 
     @property
     def seconds_left(self) -> float:
-        """Until it will be ended."""
+        """Seconds until its deadline."""
         return self.deadline - time.monotonic()
 
     def save(self, **found: Any) -> None:
@@ -58,7 +58,7 @@ class StageRun:
 
 
 class WrongMachineError(Exception):
-    """This machine cannot run the kit: what, why, and what to do, in one sentence or two."""
+    """This machine cannot run the kit; the message says why, and what to do."""
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Keeps what the kit showed: `python -m benchmarks.kit.status RESULTS_DIR` copies results into benchmarks/results/ and
+"""Keeps results of the kit: `python -m benchmarks.kit.status RESULTS_DIR` copies them into benchmarks/results/ and
 writes the runs into docs/gpu-status.md.
 """
 
@@ -23,10 +23,10 @@ FILES = ("results.json", "results.md")
 
 
 def keep(results: Path) -> Path:
-    """Copy the results of a run on a GPU to where they are kept; the folder.
+    """Copy the results of a run on a GPU to where they are kept, and return that folder.
 
     Raises:
-        InputError: they are not there, or of a rehearsal.
+        InputError: they are missing, or of a rehearsal.
     """
     content = read_json(results / "results.json")
     if content is None:
@@ -47,7 +47,7 @@ def keep(results: Path) -> Path:
 
 
 def section(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
-    """The part of the page about (folder's name, results.json) of every run that is kept."""
+    """Return the part of the page about every kept run, given as (name of its folder, results.json)."""
     rows = []
     for folder, content in runs:
         states = [f"{stage['name']} {stage['state']}" for stage in content["stages"] if stage["state"] != "passed"]
@@ -56,17 +56,17 @@ def section(runs: Iterable[tuple[str, Mapping[str, Any]]]) -> str:
         sources = (content.get("kit") or {}).get("commit", "?")
         rows.append((link, sources, f"{passed}/{len(content['stages'])}", "; ".join(states) or "none"))
     header = ("run", "sources", "stages passed", "others")
-    return table(header, rows) if rows else "The kit has not met a GPU: there is no run."
+    return table(header, rows) if rows else "The kit has not run on a GPU yet."
 
 
 def kept_runs() -> list[tuple[str, Any]]:
-    """What benchmarks/results holds, by name."""
+    """Read the runs in benchmarks/results, by name."""
     files = sorted(KEPT.glob("*/results.json"))
     return [(file.parent.name, read_json(file)) for file in files]
 
 
 def updated(page: str) -> str:
-    """The page with its section written anew."""
+    """Return the page with its section rewritten."""
     before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{section(kept_runs())}\n\n{END}{after}"

@@ -1,4 +1,4 @@
-"""What one call does, as torch's profiler saw it: launches, host synchronisations, and the time of each kernel."""
+"""What one call does according to torch's profiler: launches, host synchronizations, and the time of each kernel."""
 
 from collections import Counter
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Scores of the tasks' published evaluations, in percent (docs/data.md).
+"""Scores of the tasks' published evaluations, in percent (docs/evaluate.md).
 
 A score that says nothing on the data at hand, because no answer could be fully right or because every answer would be,
 is left out, and `Scores.unscored` says why.

@@ -1,4 +1,4 @@
-"""A whole data set through an artifact: its published score, and every answer (docs/data.md)."""
+"""A whole data set through an artifact: its published score, and every answer (docs/evaluate.md)."""
 
 import hashlib
 import json
@@ -42,7 +42,7 @@ def evaluate(
     Args:
         session: of the artifact.
         dataset: of the session's task.
-        output: the JSON file to write (docs/data.md).
+        output: the JSON file to write (docs/evaluate.md).
         options: what the user chose.
         report: told of the stage, what of it is done, and all of it.
         show: given what is to be written before it is, which may fail.

@@ -127,7 +127,7 @@ def test_without_torch_it_is_refused(elsewhere: Elsewhere, tmp_path: Path) -> No
 
 
 def test_a_missing_module_of_ours_is_named(copied: Elsewhere, tmp_path: Path) -> None:
-    (copied.kit / "madtp" / "pruning.py").unlink()
+    (copied.kit / "madtp" / "models" / "pruning.py").unlink()
     done = copied.run(tmp_path / "results", "--rehearse")
     assert done.returncode == 2
     assert "No module named 'madtp.models.pruning'" in done.stderr
@@ -277,18 +277,21 @@ def test_a_kill_leaves_the_results_so_far(running: tuple[subprocess.Popen[str], 
     assert is_gone(read_json(results / "calls.json")["stage"])
 
 
-def test_overlong_and_broken_stages_do_not_stop_the_next(
-    copied: Elsewhere, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def stages(copied: Elsewhere, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a kit's stages, to be written anew; `run` runs those."""
     slow_kit(copied)
-    stages = copied.kit / "benchmarks" / "kit" / "stages"
+    monkeypatch.setattr(run, "ROOT", copied.kit)
+    monkeypatch.setattr(run.sys, "executable", str(copied.python))
+    monkeypatch.setenv("PYTHONPATH", str(copied.kit))
+    return copied.kit / "benchmarks" / "kit" / "stages"
+
+
+def test_overlong_and_broken_stages_do_not_stop_the_next(stages: Path, tmp_path: Path) -> None:
     (stages / "parity.py").write_text("import os\ndef run(stage): os.abort()\n")
     (stages / "model.py").write_text("def run(stage): raise ValueError('no\\nmodel')\n")
     (stages / "precision.py").write_text("def run(stage):\n    stage.save(seen=1)\n    return False\n")
     (stages / "graphs.py").write_text("def run(stage): return True\n")
-    monkeypatch.setattr(run, "ROOT", copied.kit)
-    monkeypatch.setattr(run.sys, "executable", str(copied.python))
-    monkeypatch.setenv("PYTHONPATH", str(copied.kit))
     names = ("calls", "parity", "model", "precision", "graphs")
     results = run.Results(tmp_path, rehearse=False, minutes=1)
     assert run.run_all(results, [Stage(name, 8 if name == "calls" else 30, "") for name in names]) == 1
@@ -300,11 +303,15 @@ def test_overlong_and_broken_stages_do_not_stop_the_next(
     assert states["precision"] == ("failed", "")
     assert states["graphs"] == ("passed", "")
     assert is_gone(content["stages"][0]["result"]["child"])
+
+
+def test_stages_that_the_time_does_not_reach_are_left_open(stages: Path, tmp_path: Path) -> None:
     late = run.Results(tmp_path, rehearse=False, minutes=0.01)
     assert run.run_all(late, STAGES[:2]) == run.OPEN
     assert [stage["state"] for stage in complete(tmp_path)["stages"]] == ["not begun", "not begun"]
-    fine = run.Results(tmp_path, rehearse=False, minutes=1)
-    assert run.run_all(fine, [Stage("graphs", 30, "")]) == 0
+
+
+def test_a_stage_that_lacks_its_tool_is_skipped(stages: Path, tmp_path: Path) -> None:
     (stages / "graphs.py").write_text(
         "from benchmarks.kit.stage import SKIPPED\n"
         "def run(stage):\n    stage.save(error='no tool')\n    return SKIPPED\n"
@@ -357,7 +364,7 @@ def test_results_of_another_run_are_not_overwritten(elsewhere: Elsewhere, tmp_pa
     (tmp_path / "file").write_text("")
     done = elsewhere.run(tmp_path / "file", "--rehearse")
     assert done.returncode == 2
-    assert "is no folder" in done.stderr
+    assert "is not a folder" in done.stderr
     for minutes in ("0", "inf", "nan", "-1"):
         assert elsewhere.run(tmp_path / "other", f"--minutes={minutes}").returncode == 2
     assert not (tmp_path / "other").exists()

@@ -92,34 +92,47 @@ def test_the_page_says_what_was_predicted_and_why_it_is_off(seconds: float, says
     assert f"{predicted['1']['aligned_attention']['predicted'] * 1e6:.1f}" in page
 
 
-def test_results_of_a_gpu_are_kept_and_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of results of a GPU, beside a status page and a folder `kept`."""
     page = tmp_path / "gpu-status.md"
     page.write_text(f"before\n{status.BEGIN}\nold\n{status.END}\nafter\n")
     monkeypatch.setattr(status, "KEPT", tmp_path / "kept")
     monkeypatch.setattr(status, "PAGE", page)
     results = tmp_path / "results"
     results.mkdir()
-    write_json(results / "results.json", on_a_gpu(0.01) | {"rehearsal": True})
+    write_json(results / "results.json", on_a_gpu(0.01))
     (results / "results.md").write_text("page")
+    return results
+
+
+def test_results_of_a_rehearsal_are_not_kept(results: Path) -> None:
+    write_json(results / "results.json", on_a_gpu(0.01) | {"rehearsal": True})
     refused = CliRunner().invoke(status.main, [str(results)])
     assert refused.exit_code == 2
     assert "not of a GPU" in refused.stderr
-    write_json(results / "results.json", on_a_gpu(0.01))
+    assert CliRunner().invoke(status.main, [str(results.parent)]).exit_code == 2
+
+
+def test_results_of_a_gpu_are_kept_and_listed(results: Path, tmp_path: Path) -> None:
     assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
     assert (tmp_path / "kept/nvidia-h100-80gb-hbm3-2026-01-02/results.md").read_text() == "page"
-    assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
-    assert len(list((tmp_path / "kept").iterdir())) == 1  # the same run once more
-    text = page.read_text()
+    text = (tmp_path / "gpu-status.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
     assert "| abc | 3/4 | graphs overlong |" in text
+
+
+def test_a_run_is_kept_once_and_another_of_its_day_beside_it(results: Path, tmp_path: Path) -> None:
+    for _ in range(2):
+        assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
+    assert len(list((tmp_path / "kept").iterdir())) == 1
     write_json(results / "results.json", on_a_gpu(0.02))
     assert CliRunner().invoke(status.main, [str(results)]).exit_code == 0
     assert sorted(path.name for path in (tmp_path / "kept").iterdir()) == [
         "nvidia-h100-80gb-hbm3-2026-01-02",
         "nvidia-h100-80gb-hbm3-2026-01-02-0304",
     ]
-    assert CliRunner().invoke(status.main, [str(tmp_path)]).exit_code == 2
 
 
 def test_the_status_page_lists_the_runs_that_are_kept() -> None:

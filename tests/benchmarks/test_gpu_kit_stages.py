@@ -79,7 +79,7 @@ def test_calls(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     def differ(*_: object) -> None:
         raise AssertionError("other tokens")
 
-    monkeypatch.setattr("tests.plugins.test_kernels.check_compact", differ)
+    monkeypatch.setattr("tests.helpers.kernel_calls.check_compact", differ)
     assert not calls.run(stage)
     assert sum(text == "FAILED: AssertionError: other tokens" for text in stage.found["calls"].values()) == 3
     assert "other tokens" in page("calls", stage)

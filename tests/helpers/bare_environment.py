@@ -1,6 +1,6 @@
-"""A Python environment as GPU machines have it: packages of this one, but only those that are there, too.
+"""A Python environment like that of GPU machines: only those packages of this environment that exist there too.
 
-Another check than the import hook there: whole processes, started by others, see these packages and nothing else.
+Unlike the import hook of bare_machine, it also holds for processes that others start.
 """
 
 import sys
@@ -16,7 +16,7 @@ PACKAGES = ("torch", "numpy", "pillow", "tokenizers", "onnx", "onnxruntime", "py
 
 
 def closure(names: Iterable[str]) -> list[metadata.Distribution]:
-    """The installed distributions of these names, and of all that they require."""
+    """Return the installed distributions of these names and all their requirements."""
     found: dict[str, metadata.Distribution] = {}
     waiting = list(names)
     while waiting:
@@ -35,7 +35,7 @@ def closure(names: Iterable[str]) -> list[metadata.Distribution]:
 
 
 def make(folder: Path) -> Path:
-    """An environment in `folder` with links to these packages; its Python."""
+    """Make an environment in `folder` with links to these packages; return its Python."""
     venv.create(folder, with_pip=False)
     site = folder / "lib" / f"python{sys.version_info.major}.{sys.version_info.minor}" / "site-packages"
     for distribution in closure(PACKAGES):

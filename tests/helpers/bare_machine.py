@@ -1,4 +1,4 @@
-"""A GPU machine as users have it: no package index, nothing of ours installed. What its Python can import.
+"""The packages that Python can import on a user's GPU machine without a package index or our environment.
 
 `python -m tests.helpers.bare_machine ARGUMENTS` runs pytest as if nothing else were installed here.
 """
@@ -22,7 +22,7 @@ IMPORTABLE = OURS | INSTALLED | CARRIED | sys.stdlib_module_names
 
 
 class BareFinder(PathFinder):
-    """Finds what is importable there; everything else does not exist."""
+    """Finds the modules of a bare machine; everything else does not exist."""
 
     @classmethod
     def find_spec(cls, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
@@ -31,12 +31,12 @@ class BareFinder(PathFinder):
 
 
 def hide_the_rest() -> None:
-    """From now on nothing else can be imported in this process; what was imported stays."""
+    """From now on this process can import nothing else; imported modules stay."""
     sys.meta_path[:] = [BareFinder if finder is PathFinder else finder for finder in sys.meta_path]
 
 
 def main() -> int:
-    """Exit status of pytest."""
+    """Run pytest; return its exit status."""
     hide_the_rest()
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"  # xdist and others
     import pytest

@@ -1,4 +1,4 @@
-"""Checkpoints of tiny models, a configuration a task, with generated weights."""
+"""Checkpoints of tiny models with generated weights, one configuration per task."""
 
 from collections.abc import Mapping
 from pathlib import Path

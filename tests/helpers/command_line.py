@@ -1,4 +1,4 @@
-"""The command line run in this process, and what it did."""
+"""Runs the command line in this process, and keeps its result."""
 
 import sys
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ import pytest
 
 
 def run_export(patch: pytest.MonkeyPatch, *arguments: object) -> int:
-    """Exit status of `python -m export ARGUMENTS`, run in this process."""
+    """Run `python -m export ARGUMENTS` in this process; return its exit status."""
     from export.cli import main as cli
 
     patch.setattr(sys, "argv", ["export", *map(str, arguments)])
@@ -16,14 +16,14 @@ def run_export(patch: pytest.MonkeyPatch, *arguments: object) -> int:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a command line did."""
+    """Result of a command line."""
 
     status: int
     out: str
     err: str
 
     def refused(self, *parts: str) -> None:
-        """Assert that it ended as bad input has to, with a message that has all `parts`."""
+        """Assert that it was refused as bad input, with a message that contains all `parts`."""
         assert self.status == 2, self
         assert "Traceback" not in self.err
         for part in parts:

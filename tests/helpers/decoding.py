@@ -1,4 +1,4 @@
-"""Models that write, asked in torch: their encoder's states to answers and captions."""
+"""Models that generate text, run in torch from their encoder's states."""
 
 import torch
 from torch import Tensor
@@ -11,20 +11,20 @@ from madtp.tasks.captions import write_captions
 
 @torch.no_grad()
 def rank(model: VqaModel, states: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int) -> Ranking:
-    """`rank_answers` about question states [B, S, C]."""
+    """`rank_answers` on question states [B, S, C]."""
     decoder = model.text_decoder
     return rank_answers(decoder.step, decoder.source_cache(states), answer_ids, answer_mask, k, model.config)
 
 
 @torch.no_grad()
 def answer(model: VqaModel, states: Tensor, **search: int) -> Tensor:
-    """`write_answers` about question states [B, S, C]."""
+    """`write_answers` on question states [B, S, C]."""
     decoder = model.text_decoder
     return write_answers(decoder.step, decoder.source_cache(states), model.config, **search)
 
 
 @torch.no_grad()
 def caption(model: CaptionModel, states: Tensor, prompt_ids: Tensor, **search: int) -> Tensor:
-    """`write_captions` about image states [B, S, C]."""
+    """`write_captions` on image states [B, S, C]."""
     decoder = model.text_decoder
     return write_captions(decoder.step, decoder.source_cache(states), prompt_ids, model.config, **search)

@@ -1,4 +1,4 @@
-"""The recorded outputs of each task, computed on top of whatever runs the parts."""
+"""Computes the recorded outputs of each task with any runner of its parts."""
 
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -22,7 +22,7 @@ CAPTION_BEAMS = 3
 
 @dataclass
 class RecordedStep:
-    """A step that notes the ids of every row and the logits of every call."""
+    """A step that records the ids of every row and the logits of every call."""
 
     step: Step
     ids: list[Tensor] = field(default_factory=list)
@@ -47,7 +47,7 @@ class RecordedStep:
 
 
 def outputs_of(config: Any, runners: Runners, case: "GoldenCase") -> Outputs:
-    """Everything that is recorded of a case."""
+    """Compute all recorded outputs of a case."""
     return _OUTPUTS[config.task](config, runners, case)
 
 

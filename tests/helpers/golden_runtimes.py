@@ -1,4 +1,4 @@
-"""What replays recorded cases: the parts of a model in torch or as exported graphs, every encoder call noted."""
+"""Replays recorded cases: the parts of a model in torch or as exported graphs, with every encoder call recorded."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -31,7 +31,7 @@ class Towers:
     layers: dict[str, list[LayerTrace]] = field(default_factory=dict)
 
     def add(self, part: Part, layers: list[LayerTrace]) -> None:
-        """Note the layers of one call of a part, all of its encoders end to end."""
+        """Record the layers of one call of a part, all of its encoders end to end."""
         for encoder, depth in part.encoders.items():
             tower = TOWERS[encoder]
             before = sum(name.split("_")[0] == tower for name in self.layers)
@@ -41,7 +41,7 @@ class Towers:
 
 
 def counted_layers(part: Part, outputs: Outputs) -> list[LayerTrace]:
-    """Layers of a call as far as its token counts tell."""
+    """Layers of a call according to its token counts."""
     counts = [value for name, value in outputs.items() if name.endswith(COUNTS_SUFFIX)]
     return [LayerTrace(int(count), None, None) for encoder in counts for count in encoder[0]]
 
@@ -110,7 +110,7 @@ class TorchRuntime:
         self._parts = parts_of(model)
 
     def runners(self) -> tuple[dict[str, Runner], Towers]:
-        """Runners of all parts, and what they note."""
+        """Return runners of all parts, and their record."""
         towers = Towers()
         return {name: self._kind(part, towers) for name, part in self._parts.items()}, towers
 
@@ -119,8 +119,8 @@ class OnnxRuntime:
     """The exported graphs in ONNX Runtime; the source ids of every TokenCompact node are made outputs.
 
     Args:
-        model: to be traced.
-        folder: for the files.
+        model: model to trace.
+        folder: folder for the files.
     """
 
     name = "onnx"
@@ -136,6 +136,6 @@ class OnnxRuntime:
         self._parts = [(parts[name], ShowingRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()]
 
     def runners(self) -> tuple[dict[str, Runner], Towers]:
-        """Runners of all parts, and what they note."""
+        """Return runners of all parts, and their record."""
         towers = Towers()
         return {part.name: OnnxPart(part, runner, ids, towers) for part, runner, ids in self._parts}, towers

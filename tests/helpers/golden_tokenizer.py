@@ -1,4 +1,4 @@
-"""Replay recorded texts of all tasks: `check_folder`, to which `tests.golden` hands folders of tokenizer cases.
+"""Replays recorded texts of all tasks: `tests.golden` passes folders of tokenizer cases to `check_folder`.
 
 `cases.json` maps "bert" and "clip" to lists of {text, pipeline, normalized, input_ids[, attention_mask]}, recorded with
 the published vocabularies.
@@ -59,7 +59,7 @@ def processor(task: str) -> TextProcessor | ClipTextProcessor:
 
 
 def holds_texts(folder: Path) -> bool:
-    """Whether a folder's cases are texts."""
+    """Whether a folder holds tokenizer cases."""
     cases = folder / "cases.json"
     if (folder / "config.json").exists() or not cases.is_file():
         return False
@@ -71,7 +71,7 @@ def holds_texts(folder: Path) -> bool:
 
 
 def check_folder(folder: Path) -> Iterator[tuple[str, str, Verdict]]:
-    """(case, "tokenizer", verdict) of every recorded text of a folder."""
+    """Yield (case, "tokenizer", verdict) for every recorded text of a folder."""
     recorded = json.loads((folder / "cases.json").read_text(encoding="utf-8"))
     numbers: dict[str, int] = {}
     for case in (*recorded["bert"], *recorded["clip"]):
@@ -83,7 +83,7 @@ def check_folder(folder: Path) -> Iterator[tuple[str, str, Verdict]]:
 
 
 def compare(case: dict[str, Any]) -> Verdict:
-    """Hold what our reader makes of a recorded text to the recording."""
+    """Compare our reader's ids for a recorded text with the recording."""
     pipeline = case["pipeline"]
     texts = processor(TASKS[pipeline])
     text = case["text"]

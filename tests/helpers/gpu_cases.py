@@ -84,7 +84,7 @@ def call_of(library: ctypes.CDLL, case: AttentionCase | CompactCase, device: str
 
 
 def supported(case: AttentionCase | CompactCase) -> bool:
-    """Whether this device takes the case: bfloat16 attention needs compute capability 8.0."""
+    """Whether this device supports the case: bfloat16 attention needs compute capability 8.0."""
     return isinstance(case, CompactCase) or case.dtype != "bf16" or torch.cuda.get_device_capability()[0] >= 8
 
 
@@ -103,11 +103,11 @@ def chosen(names: Sequence[str]) -> list[AttentionCase | CompactCase]:
 def run_all(
     library: ctypes.CDLL, cases: Iterable[AttentionCase | CompactCase] = (*ATTENTION, *COMPACT), device: str = "cuda"
 ) -> int:
-    """Run every case that this device takes once; how many calls that were.
+    """Run every case that this device supports once; return the number of calls.
 
     Args:
-        library: of kernels.
-        cases: of `ATTENTION` and `COMPACT`.
+        library: the kernels.
+        cases: cases of `ATTENTION` and `COMPACT`.
         device: "cpu" for the kernels' build for the host.
 
     Raises:

@@ -48,11 +48,11 @@ class Dims(ctypes.Structure):
 
     @classmethod
     def of(cls, sizes: Sequence[int]) -> "Dims":
-        """From sizes; there may be at most eight."""
+        """Make Dims from at most eight sizes."""
         return cls(len(sizes), (ctypes.c_int64 * 8)(*sizes))
 
     def sizes(self) -> tuple[int, ...]:
-        """Back to a tuple."""
+        """Return the sizes as a tuple."""
         return tuple(self.d[: self.rank])
 
 
@@ -69,7 +69,7 @@ class DynamicDescription(ctypes.Structure):
 
 
 class SizeTensor(ctypes.Structure):
-    """What a plugin declared: the output that will hold the size, its value for tuning and where from, its bound."""
+    """A size tensor that a plugin declared: its output, its value for tuning and the source of that, its bound."""
 
     _fields_ = tuple((name, ctypes.c_int64) for name in ("output", "opt", "upper", "opt_is_derived"))
 
@@ -99,7 +99,7 @@ def descriptions(tensors: Iterable[tuple[Sequence[int], int]]) -> Any:
 
 @dataclass(frozen=True)
 class Shapes:
-    """What getOutputShapes answered. `outputs` is None where it refused."""
+    """Result of getOutputShapes. `outputs` is None if it refused."""
 
     outputs: list[tuple[int, ...]] | None
     declared: list[tuple[int, int, int]]  # (output, opt, upper) of every declared size tensor
@@ -257,7 +257,7 @@ class PluginLibrary:
         return None if handle is None else Plugin(self, handle)
 
     def messages(self) -> list[str]:
-        """What was logged since the last call, all of it as errors."""
+        """Return the messages since the last call, all of which are errors."""
         lines = []
         while (line := self.c.harness_message(self.handle, len(lines))) is not None:
             lines.append(line.decode(errors="replace"))

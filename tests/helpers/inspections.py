@@ -1,4 +1,4 @@
-"""What `python -m export inspect` says."""
+"""Results of `python -m export inspect`."""
 
 import json
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""Random calls of the two ops, and the kernels' results held to the reference."""
+"""Random calls of the two ops, whose results are compared with the reference."""
 
 from typing import Any
 
@@ -25,7 +25,7 @@ def compact_inputs(batch: int, tokens: int, seed: int, width: int = 8, entries: 
 
 
 def check_attention(kernels: Kernels, qkv: Tensor, mask: Tensor, causal: int, heads: int) -> tuple[Tensor, ...]:
-    """Run AlignedAttention and hold it to the reference."""
+    """Run AlignedAttention and compare it with the reference."""
     results = kernels.aligned_attention(qkv, mask, causal, heads)
     same = ops.aligned_attention(qkv, mask, causal, heads)
     exact = ops.aligned_attention(qkv.double(), mask, causal, heads)
@@ -59,7 +59,7 @@ def is_decided(inputs: tuple[Any, ...]) -> bool:
 
 
 def check_compact(kernels: Kernels, inputs: tuple[Any, ...]) -> Compacted:
-    """Run TokenCompact and hold it to the reference: the choice exactly, the merged token as accurate as torch's."""
+    """Run TokenCompact and compare it with the reference: equal choices, a merged token as accurate as torch's."""
     got = kernels.token_compact(*inputs)
     tokens, mask, ids, count = ops.token_compact(*inputs)
     assert got.count == int(count)

@@ -1,7 +1,7 @@
 """The kernels' C ABI (`plugins/include/madtp/kernels.h`) on torch tensors, of the host build or of the CUDA build.
 
-What a kernel writes to lies between guards, and is poisoned before a call: forgotten elements are NaN or -1, and a
-write outside is an AssertionError.
+Outputs and workspace lie between guards and are poisoned before a call: elements that a kernel forgets are NaN or -1,
+and a write outside is an AssertionError.
 """
 
 import ctypes
@@ -33,7 +33,7 @@ FACTOR = 2  # a kernel's error is at most this times torch's in the same precisi
 
 @dataclass(frozen=True)
 class Compacted:
-    """What token_compact wrote."""
+    """Outputs of token_compact."""
 
     tokens: Tensor
     mask: Tensor
@@ -72,7 +72,7 @@ class Kernels:
 
     Args:
         path: libmadtp_kernels.so, or the host build of it.
-        device: where its pointers point: "cpu" for the host build, else "cuda".
+        device: device of its pointers: "cpu" for the host build, else "cuda".
 
     Attributes:
         given: the addresses of the inputs of the last call.
@@ -86,16 +86,16 @@ class Kernels:
             self.library.simt_barriers.restype = ctypes.c_char_p
 
     def seed(self, seed: int) -> None:
-        """Another order of blocks and threads, where that can be chosen."""
+        """Choose another order of blocks and threads, if the build allows it."""
         if self.device == "cpu":
             self.library.simt_seed(seed)
 
     def supports(self, dtype: torch.dtype) -> bool:
-        """Whether AlignedAttention takes this type there: bfloat16 needs compute capability 8.0."""
+        """Whether AlignedAttention supports this type there: bfloat16 needs compute capability 8.0."""
         return dtype != torch.bfloat16 or self.device == "cpu" or torch.cuda.get_device_capability()[0] >= 8
 
     def require(self, dtype: torch.dtype) -> None:
-        """Skip the test where AlignedAttention does not take this type."""
+        """Skip the test if AlignedAttention does not support this type."""
         if not self.supports(dtype):
             pytest.skip("bfloat16 attention needs compute capability 8.0")
 
@@ -183,7 +183,7 @@ def _pointers(tensors: Any) -> list[ctypes.c_void_p]:
 
 
 def check_accuracy(got: Tensor, same: Tensor, exact: Tensor, dtype: torch.dtype, condition: float = 0.0) -> None:
-    """Hold the error of `got` against `exact` (float64) to that of `same`, torch in the same precision.
+    """Compare the error of `got` against `exact` (float64) with that of `same`, torch in the same precision.
 
     The floor is two roundings to `dtype`, and what rounding to float32 does to scores of size `condition`.
     """

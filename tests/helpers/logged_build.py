@@ -1,4 +1,4 @@
-"""Builds engines with a real TensorRT and tells what its logger was told: a process of its own for tests.
+"""Builds engines with a real TensorRT and prints the messages of its logger: a separate process for tests.
 
     python -m tests.helpers.logged_build MODULE LIBRARY FOLDER
 
@@ -28,7 +28,7 @@ def build(trt: Any, logger: Any, path: Path) -> bool:
 
 
 def main(module: str, library: str, folder: str) -> dict[str, dict[str, Any]]:
-    """What became of each file: `built`, and `said`, a list of (severity, message)."""
+    """Build every file and return the results: `built`, and `said`, a list of (severity, message)."""
     trt: Any = importlib.import_module(module)
     said: list[tuple[str, str]] = []
 

@@ -1,4 +1,4 @@
-"""Editing the manifest of an artifact as its writer would: with the hash of itself that goes with what it then says."""
+"""Edits the manifest of an artifact as its writer would, updating its own hash."""
 
 import json
 from collections.abc import Callable
@@ -20,7 +20,7 @@ def recorded_manifest() -> Manifest:
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
-    """Write a manifest, right or wrong; what is no JSON keeps the hash that it has."""
+    """Write a manifest, right or wrong; content that is not JSON keeps its hash."""
     with suppress(ValueError):
         manifest = seal(manifest)
     path.write_text(json.dumps(manifest))

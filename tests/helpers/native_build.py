@@ -1,4 +1,4 @@
-"""Builds what `tests/native` describes: kernels and plugins for the host, and the harness for plugin objects."""
+"""Builds the targets of `tests/native`: kernels and plugins for the host, and the harness for plugin objects."""
 
 import os
 import shutil
@@ -47,7 +47,7 @@ def tool(name: str) -> str:
 def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
     """Bring the host build up to date; with `sanitize`, one under AddressSanitizer and UndefinedBehaviorSanitizer.
 
-    Where MADTP_NATIVE names a folder of libraries, those are taken as they are.
+    If MADTP_NATIVE names a folder of libraries, these are used as they are.
     """
     names = ("kernels_host", "plugins_host", "harness", "probe", "finder_plain", "finder_versioned", "finder_unknown")
     if given := os.environ.get(PREBUILT):

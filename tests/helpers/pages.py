@@ -11,7 +11,7 @@ from tests.helpers.paths import ROOT
 
 
 def parsed(html: str) -> ElementTree.Element:
-    """The page as a browser's parser sees it; an error of its markup fails."""
+    """Parse a page as a browser does; an error in its markup fails the test."""
     root: ElementTree.Element = html5lib.HTMLParser(strict=True, namespaceHTMLElements=False).parse(html)
     return root
 

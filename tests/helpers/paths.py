@@ -1,4 +1,4 @@
-"""Where recorded cases are: the few that the project carries, and the full recordings where a machine has them."""
+"""Folders of recorded cases: the few in this repository, and the full recordings if a machine has them."""
 
 import os
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""ONNX artifacts that pass for plans where a GPU seems to be."""
+"""ONNX artifacts that pass for plans on a machine that seems to have a GPU."""
 
 import shutil
 from collections.abc import Mapping
@@ -39,7 +39,7 @@ class StandIn(OnnxRunner):
 
 
 def pass_for_plan(artifact: Path, patch: pytest.MonkeyPatch) -> Path:
-    """Make an ONNX artifact pass for a plan where a GPU seems to be; what is built anew has its defects."""
+    """Make an ONNX artifact pass for a plan on a machine that seems to have a GPU; rebuilt plans have its defects."""
 
     def as_plan(manifest: dict[str, Any]) -> None:
         for part in manifest["parts"]:

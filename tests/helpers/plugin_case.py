@@ -1,4 +1,4 @@
-"""What tests of plugin objects share: the two plugins with good fields, inputs and outputs; libraries; messages."""
+"""Shared by tests of plugin objects: the two plugins with valid fields, inputs and outputs; libraries; messages."""
 
 import re
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ IDS = [spec.onnx_name for spec in OPS]
 
 
 def sizes_of(spec: OpSpec, **changed: int) -> list[tuple[int, ...]]:
-    """Dimensions of the inputs of an op, where these symbols have other values."""
+    """Dimensions of the inputs of an op, with other values for these symbols."""
     known = {"B": B, "L": L, "N": L - 1, "C": C, "3C": 3 * C, "T": T, **changed}
     return [tuple(known[symbol] for symbol in tensor.dims) for tensor in spec.inputs]
 
 
 @dataclass(frozen=True)
 class Case:
-    """One plugin with what its inputs and outputs are."""
+    """One plugin with its inputs and outputs."""
 
     spec: OpSpec
     library: PluginLibrary

@@ -1,4 +1,4 @@
-"""ONNX files in other floating-point types, retyped from one trace: tracing is what takes the time."""
+"""ONNX files in other floating-point types, retyped from one trace, because tracing takes most of the time."""
 
 from collections.abc import Iterable
 

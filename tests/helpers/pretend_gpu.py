@@ -1,4 +1,4 @@
-"""A GPU that is none, to see on any machine that a model puts everything on its device and waits for nothing needless.
+"""A pretended GPU, to check on any machine that a model keeps everything on its device and waits for nothing needless.
 
 Tensors of the pretended device hold their values on the CPU and say that they lie elsewhere (torch's "meta": a CPU
 build knows no other device without a driver). Operators on them run on the CPU; one that gets tensors of both places
@@ -62,10 +62,10 @@ def _run(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
 
 
 class PretendGpu(TorchDispatchMode):
-    """Context in which the pretended device is there.
+    """Context in which the pretended device exists.
 
     Attributes:
-        read_back: numbers that were handed to Python, each of which waits for a GPU.
+        read_back: numbers that were passed to Python, each of which waits for a GPU.
         copied: tensors copied to the device, each of which waits too where its memory is ordinary.
     """
 

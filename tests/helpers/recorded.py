@@ -1,4 +1,4 @@
-"""What the two ops were given while recorded cases were replayed: real data for the kernels, of every layer."""
+"""Inputs of the two ops during a replay of recorded cases: real data of every layer for the kernels."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,7 @@
-"""A stand-in for a GPU's runtime: what is asked of "cuda" happens on the CPU, and `torch.cuda` answers as a GPU would.
+"""A stand-in for a GPU's runtime: calls for "cuda" run on the CPU, and `torch.cuda` answers as a GPU would.
 
-With it the lines of the GPU kit that only a machine with a GPU reaches run in the tests. It shows that they can run,
-not what a GPU makes of them. (tests/helpers/pretend_gpu.py is about where tensors lie.)
+With it the lines of the GPU kit that only a machine with a GPU reaches run in the tests. It shows that they run, not
+their results on a GPU. (tests/helpers/pretend_gpu.py checks the device of tensors.)
 """
 
 import time
@@ -46,7 +46,7 @@ class Event:
 
 
 class Stream:
-    """Everything is done when it is asked for."""
+    """A stream whose work is always done."""
 
     cuda_stream = 0
 

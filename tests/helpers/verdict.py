@@ -1,4 +1,4 @@
-"""What a comparison with a recording found."""
+"""Result of a comparison with a recording."""
 
 from dataclasses import dataclass, field
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from madtp.ops import reference as ops
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 from tests.helpers import harness
-from tests.helpers.harness import BF16, BUILD, FLOAT, HALF, RUNTIME, PluginLibrary
+from tests.helpers.harness import BF16, BUILD, FLOAT, HALF, RUNTIME, Plugin, PluginLibrary
 from tests.helpers.kernels import Kernels
 from tests.helpers.native_build import build
 from tests.helpers.plugin_case import GOOD, HEADS, IDS, B, C, Case, L, T, libraries, path_of, the_message
@@ -52,25 +52,38 @@ def test_creators_are_those_of_the_op_definitions(library: PluginLibrary) -> Non
     assert {name: library.field_names(name) for name in library.creators} == attributes
 
 
-def test_a_plugin_lives_through_build_serialisation_and_runtime(case: Case) -> None:
+def copies(case: Case) -> list[Plugin]:
+    """A plugin as the builder makes it, loaded from its fields, and clones of both."""
     built = case.create(BUILD)
-    fields = built.serialized()
-    assert fields == GOOD[case.name]
-    loaded = case.library.create(case.name, fields, RUNTIME)
+    loaded = case.library.create(case.name, built.serialized(), RUNTIME)
     assert loaded is not None
-    for plugin in (built, loaded, built.clone(), loaded.clone(attach=True), loaded.clone().clone()):
+    return [built, loaded, built.clone(), loaded.clone(attach=True), loaded.clone().clone()]
+
+
+def test_every_copy_of_a_plugin_has_its_identity(case: Case) -> None:
+    for plugin in copies(case):
         assert plugin.identity() == (case.name, str(VERSION), DOMAIN)
         assert plugin.interface() == "PLUGIN 1.0"
         assert tuple(plugin.capability(kind) for kind in range(3)) == harness.CAPABILITIES
         assert plugin.capability(3) is None
-        assert plugin.serialized() == fields
+        assert plugin.serialized() == GOOD[case.name]
+    assert case.library.messages() == []
+
+
+def test_every_copy_of_a_plugin_can_be_configured(case: Case) -> None:
+    for plugin in copies(case):
         assert plugin.output_count() == case.counts[1]
         assert plugin.configure(case.tensors(), *case.counts) == 0
         assert plugin.workspace(case.tensors(), *case.counts) > 0
         assert plugin.on_shape_change(None, *case.counts) == 0
+    assert case.library.messages() == []
+
+
+def test_a_clone_outlives_its_plugin(case: Case) -> None:
+    built = case.create(BUILD)
     clone = built.clone()
-    del built  # a clone is an object of its own
-    assert clone.serialized() == fields
+    del built
+    assert clone.serialized() == GOOD[case.name]
     assert case.library.messages() == []
 
 

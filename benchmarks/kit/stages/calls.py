@@ -1,10 +1,10 @@
-"""One call of each op and type, held to the reference on the CPU: the first thing that a broken build fails."""
+"""One call of each op and type, compared with the reference on the CPU: a broken build fails here first."""
 
 from benchmarks.kit.stage import StageRun
 
 
 def run(stage: StageRun) -> bool:
-    """Each call on its own, so that one that fails does not hide the others."""
+    """Make each call separately, so that a failing one does not hide the others."""
     import torch
 
     from tests.helpers.kernel_calls import attention_inputs, check_attention, check_compact, compact_call

@@ -7,6 +7,6 @@ QUICK = "test_kernel_contract or keeping_nothing or batch_mates or leading_or_al
 
 
 def run(stage: StageRun) -> bool | str:
-    """On a device all of them but the recordings, which have a stage of their own."""
+    """On a device, run all of them except the recordings, which are a separate stage."""
     files = ["tests/plugins/test_kernels.py", "tests/plugins/test_kernel_contract.py"]
     return run_tests(stage, files, f"host and ({QUICK})" if stage.rehearse else "cuda and not recorded")

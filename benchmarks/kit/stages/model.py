@@ -1,4 +1,4 @@
-"""Whole NLVR of base size in fp16: what pruning brings end to end, and where the time goes.
+"""Whole NLVR of base size in fp16: the end-to-end gain of pruning, and where the time goes.
 
 Candidates take turns in every round; a latency is the wall clock from the call to the end of its work on the device.
 """
@@ -40,7 +40,7 @@ Call = Callable[[], object]
 
 
 def run(stage: StageRun) -> bool:
-    """Measure; passes where every candidate of ours ran and fewer tokens cost fewer GFLOPs."""
+    """Measure; the stage passes if every candidate of ours ran and fewer tokens cost fewer GFLOPs."""
     use_kernels(stage)
     batches = REHEARSED if stage.rehearse else BATCHES
     requests = nlvr_requests(stage, max(batches), torch.float32 if stage.rehearse else torch.float16)
@@ -69,12 +69,12 @@ def falling(entry: Mapping[str, Any]) -> bool:
 
 
 def candidate_names() -> list[str]:
-    """Of ours, densest first."""
+    """Names of our candidates, densest first."""
     return [UNPRUNED, *(f"ours, {share:.0%} of the GFLOPs" for share in SHARES)]
 
 
 def layers_work(dense: bool) -> Work:
-    """What NLVR of base size asks of a GPU, whatever the sizes of its tensors: counted on a small one, on the CPU."""
+    """Work of base-size NLVR on a GPU, counted on a small model on the CPU: it does not depend on tensor sizes."""
     base = models.BASE
     config = replace(models.SMALL, vit_depth=base.vit_depth, text_layers=base.text_layers, merge_from=base.merge_from)
     with torch.device("cpu"):
@@ -94,7 +94,7 @@ def forward(model: NlvrModel, inputs: Mapping[str, Tensor], temperature: Tensor 
 def measure_batch(
     stage: StageRun, requests: Requests, batch: int, works: Mapping[bool, Work], seconds: float
 ) -> dict[str, Any]:
-    """Dense and pruned at one batch size, side by side; one that does not run is left out, with the reason."""
+    """Measure dense and pruned at one batch size, side by side; those that do not run get a reason."""
     inputs, synchronize = requests.inputs(batch), synchronizer(stage)
     not_run: dict[str, str] = {}
     calls: dict[str, Call] = {}
@@ -132,7 +132,7 @@ def measure_batch(
 def describe(
     stage: StageRun, call: Call, batch: int, temperature: float | None, timing: dict[str, Any], work: Work
 ) -> dict[str, Any]:
-    """What the page says of one candidate."""
+    """Entry of one candidate for the page."""
     cost = giga(call)
     gpu = None if stage.rehearse else known_gpu(torch.cuda.get_device_name())
     return {
@@ -148,7 +148,7 @@ def describe(
 
 
 def add_ratios(candidates: Mapping[str, dict[str, Any]]) -> None:
-    """GFLOPs ratio, speed-up and how much of the one became the other, all against the eager dense model."""
+    """Add GFLOPs ratio, speed-up and efficiency, all relative to the eager dense model."""
     dense = candidates[DENSE]
     for entry in candidates.values():
         entry["gflops_ratio"] = dense["gflops"] / entry["gflops"]
@@ -157,7 +157,7 @@ def add_ratios(candidates: Mapping[str, dict[str, Any]]) -> None:
 
 
 def giga(call: Call) -> float:
-    """GFLOPs of a call, of the whole batch, a multiply-add counting one."""
+    """GFLOPs of a call for the whole batch, a multiply-add counting one."""
     return count_call(call).giga
 
 
@@ -173,7 +173,7 @@ def find_temperature(model: NlvrModel, inputs: Mapping[str, Tensor], wanted: flo
 
 
 def take_turns(calls: Mapping[str, Call], seconds: float, synchronize: Call) -> dict[str, dict[str, Any]]:
-    """Latency of each in microseconds: one call a round, the order turning, until the time is used."""
+    """Latency of each in microseconds: one call per round, the order rotating, until the time is used."""
     times: dict[str, list[float]] = {name: [] for name in calls}
     names, begun = list(calls), time.monotonic()
     for index in range(WARMUP_ROUNDS + MOST_ROUNDS):
@@ -191,7 +191,7 @@ def take_turns(calls: Mapping[str, Call], seconds: float, synchronize: Call) -> 
 
 
 def compile_blocks(model: NlvrModel, stage: StageRun) -> None:
-    """torch.compile of every layer: layers are alike, so that this takes a twelfth of compiling the whole."""
+    """torch.compile of every layer: layers are alike, so this takes a twelfth of the time for the whole model."""
     backend = "eager" if stage.rehearse else COMPILER  # the rehearsal traces, and spares the machine a compiler
     torch._dynamo.config.recompile_limit = RECOMPILATIONS
     for layer in (*model.visual_encoder.blocks, *model.text_encoder.encoder.layer):
@@ -201,7 +201,7 @@ def compile_blocks(model: NlvrModel, stage: StageRun) -> None:
 def measure_compiled(
     stage: StageRun, requests: Requests, compiled: NlvrModel, batch: int, temperature: float
 ) -> dict[str, Any]:
-    """The dense model compiled and replayed as a CUDA graph, beside the eager one and our strongest pruning."""
+    """The dense model compiled and replayed as a CUDA graph, next to the eager one and our strongest pruning."""
     inputs, last = requests.inputs(batch), candidate_names()[-1]
     begun = time.monotonic()
     try:

@@ -1,4 +1,4 @@
-"""What several stages need: the kernels registered, and a model with requests to run."""
+"""Shared by several stages: registering the kernels, and a model with requests to run."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ SMALL = NlvrConfig(
 def recordings(stage: StageRun, *tasks: str) -> list[Path]:
     """Folders of recorded cases, small models first; without the full-size ones in a rehearsal.
 
-    The few cases that the sources carry are among the small ones of NLVR, where those are there.
+    The few cases that the sources carry are among the small ones of NLVR, if those exist.
     """
     folders = golden_folders(*tasks)
     if any(folder != CARRIED and folder.parent.name == "nlvr" and folder.name == "tiny" for folder in folders):
@@ -57,7 +57,7 @@ def use_kernels(stage: StageRun) -> None:
 
 
 def synchronizer(stage: StageRun) -> Callable[[], None]:
-    """What waits until the device is done; nothing to wait for on a CPU."""
+    """Return a function that waits for the device; on a CPU it does nothing."""
     return (lambda: None) if stage.rehearse else torch.cuda.synchronize
 
 

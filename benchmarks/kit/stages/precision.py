@@ -1,7 +1,7 @@
 """fp16 and bf16 on the kernels: the same decisions, the same tokens, and where not, could rounding have decided?
 
-Held to the same model in fp32. A token may differ where a score had to move by no more than torch's own scores do in
-that precision (without our kernels, on the same device), or by the precision's usual error (export/validate).
+The reference is the same model in fp32. A token may differ if a score had to move by no more than torch's own scores do
+in that precision (without our kernels, on the same device), or by the precision's usual error (export/validate).
 """
 
 import copy
@@ -26,7 +26,7 @@ PRECISIONS = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 def run(stage: StageRun) -> bool:
-    """Every pruned NLVR case, tiny and of base size; passes where rounding explains every difference."""
+    """Run every pruned NLVR case, tiny and of base size; passes if rounding explains every difference."""
     use_kernels(stage)
     found: dict[str, Any] = {}
     for folder in recordings(stage, "nlvr"):
@@ -40,7 +40,7 @@ def run(stage: StageRun) -> bool:
 
 
 def compare_precision(stage: StageRun, model: NlvrModel, folder: Any, precision: str) -> dict[str, Any]:
-    """All cases of a folder in one precision."""
+    """Compare all cases of a folder in one precision."""
     selection, tolerance = Selection(), TOLERANCES[precision]
     narrow = copy.deepcopy(model).to(PRECISIONS[precision])
     errors: list[float] = []

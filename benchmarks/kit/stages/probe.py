@@ -1,4 +1,4 @@
-"""Is this a machine that the kit can run on, and which one is it? Refuses in a sentence where it is not."""
+"""Describes the machine, and refuses it in a sentence if the kit cannot run on it."""
 
 import ctypes
 import importlib
@@ -24,7 +24,7 @@ NO_DRIVER = (35, 100)
 
 
 def run(stage: StageRun) -> bool:
-    """Look, and refuse what cannot work."""
+    """Describe the machine, and refuse it if the kit cannot run."""
     kit = read_json(ROOT / "kit.json") or {}
     stage.save(
         host={
@@ -155,7 +155,7 @@ def _has_gpu() -> bool:
 
 
 def _call_cuda_build() -> int:
-    """What the CUDA build answers to a valid call; without a driver that says which CUDA error it is."""
+    """Result of a valid call of the CUDA build; without a driver, its CUDA error."""
     import torch
 
     from benchmarks.gpu.calls import attention_call, attention_inputs

@@ -1,4 +1,4 @@
-"""The kernels on what every layer was given while recorded cases were replayed, in every type."""
+"""The kernels on the inputs of every layer during a replay of recorded cases, in every type."""
 
 import os
 

@@ -5,7 +5,7 @@ from benchmarks.kit.stages.tests import run_tests
 
 
 def run(stage: StageRun) -> bool | str:
-    """The test of tests/gpu; skipped where the tool is missing or refuses the machine."""
+    """The test of tests/gpu; skipped if the tool is missing or refuses the machine."""
     if stage.rehearse:
         from madtp.ops.library import load_library
         from tests.helpers.gpu_cases import SANITIZED, chosen, run_all

@@ -14,7 +14,7 @@ SAVE_SECONDS = 1.0  # least time between two writes
 
 
 class Verdicts:
-    """A plugin of pytest that writes how each test went."""
+    """A pytest plugin that writes the result of each test."""
 
     def __init__(self, stage: StageRun) -> None:
         self._stage = stage
@@ -57,13 +57,13 @@ def _why(report: pytest.TestReport) -> str:
 
 
 def run_tests(stage: StageRun, files: Sequence[str], select: str, *, may_skip: bool = False) -> bool | str:
-    """Run the tests of `files` whose names match `select`; passes where some ran and none failed.
+    """Run the tests of `files` whose names match `select`; passes if some ran and none failed.
 
     Args:
-        stage: to write to.
-        files: of tests.
-        select: as pytest's -k.
-        may_skip: where all were skipped, so is the stage (`SKIPPED`); else it has not passed.
+        stage: the stage that gets the results.
+        files: test files.
+        select: an expression for pytest's -k.
+        may_skip: whether the stage is skipped (`SKIPPED`) if all tests were; else it has not passed.
     """
     # The machine's own pytest plugins are not ours to trust; the kernels' build for the host lies in the kit.
     os.environ["PYTEST_DISABLE_PLUGIN_AUTOLOAD"] = "1"

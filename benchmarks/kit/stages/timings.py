@@ -1,4 +1,4 @@
-"""Both ops at base size, fp16, beside what torch offers; TokenCompact against the bandwidth of a copy."""
+"""Both ops at base size, fp16, next to torch's alternatives; TokenCompact against the bandwidth of a copy."""
 
 from typing import Any
 
@@ -20,7 +20,7 @@ ROUNDS = 30
 
 
 def run(stage: StageRun) -> bool:
-    """Batch by batch; passes where the kernels ran and kept as many tokens as torch."""
+    """Measure batch by batch; passes if the kernels ran and kept as many tokens as torch."""
     library = load_library(stage.library)
     sizes, batches, rounds = (SMALL, (COMPILED, 1), 5) if stage.rehearse else (BASE, ORDER, ROUNDS)
     stage.save(flash_attention_3=unpack_flash_3(stage), rounds=rounds)

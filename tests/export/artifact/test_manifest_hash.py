@@ -215,4 +215,4 @@ def test_validate_tells_a_manifest_by_which_requests_are_prepared_otherwise(
     artifact, checkpoint = exported
     edit_manifest(manifest_path(artifact), change)
     ran = run_cli("validate", "--engine", artifact, "--ckpt", checkpoint, "--synthetic", "--limit", 2)
-    ran.refused("does not describe the model of this checkpoint", f"another {named},")
+    ran.refused(f"another {named},")

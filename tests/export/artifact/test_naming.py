@@ -47,10 +47,10 @@ def test_an_inspection_is_of_the_file_itself(exported: tuple[Path, Path], run_cl
 def test_a_renamed_copy_is_refused(exported: tuple[Path, Path]) -> None:
     artifact, _ = exported
     copy = Path(shutil.copy(artifact, artifact.with_name("copy.onnx")))
-    with pytest.raises(ManifestError, match=r"cannot read the manifest '.*copy\.json'"):
+    with pytest.raises(ManifestError, match=r"manifest '.*copy\.json'"):
         open_manifest(copy)
     shutil.copy(artifact.with_suffix(".json"), copy.with_suffix(".json"))
-    with pytest.raises(ManifestError, match=r"copy\.json' is the manifest of 'out\.onnx', not of 'copy\.onnx'"):
+    with pytest.raises(ManifestError, match=r"copy\.json'.*'out\.onnx'.*'copy\.onnx'"):
         open_manifest(copy)
 
 

@@ -84,7 +84,7 @@ def test_two_artifacts_of_one_stem_do_not_share_a_manifest(
     before = contents(artifact.parent)
     check_export(artifact.with_name("other.plan"), [], [])
     ran = run_cli("--ckpt", checkpoint, "--engine", artifact.with_suffix(".plan"))
-    ran.refused("is the manifest of 'out.onnx'", "another stem or folder, or remove that artifact")
+    ran.refused("is the manifest of 'out.onnx'", "another stem or folder")
     with pytest.raises(OutputError, match="is the manifest of"):
         prepare(ExportOptions(checkpoint=checkpoint, engine=artifact.with_suffix(".plan")))
     assert contents(artifact.parent) == before
@@ -468,7 +468,7 @@ def test_the_demo_replaces_its_own_outputs_alone(tmp_path: Path) -> None:
     check_folder(tmp_path / "new", "nlvr-digits.pt", vocab_path())
     check_folder(tmp_path, "nlvr-digits.pt", vocab_path())
     (tmp_path / "vocab.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"vocab\.txt' is there already and is not of an earlier demo"):
+    with pytest.raises(OutputError, match=r"vocab\.txt.* not of an earlier demo"):
         check_folder(tmp_path, "nlvr-digits.pt", vocab_path())
     shutil.copyfile(vocab_path(), tmp_path / "vocab.txt")
     (tmp_path / "samples").mkdir()

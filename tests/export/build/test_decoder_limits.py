@@ -75,7 +75,7 @@ def test_a_larger_decoder_reads_longer_answers(
     candidates = [" ".join(words), "one"]
     with (
         Session(task_artifacts["vqa"] / "out.json") as session,
-        pytest.raises(InputError, match=r"30 ids of a text .* candidate 0, 'one two.*\n.*1 to 17\.\n.*--max-length 30"),
+        pytest.raises(InputError, match=r"(?s)30 .* candidate 0.*1 to 17.*--max-length 30"),
     ):
         session.answer(IMAGES[:1], ["one"], candidates=candidates)
     folder = tmp_path / "larger"
@@ -90,7 +90,7 @@ def test_a_larger_decoder_reads_longer_answers(
         (answer,) = session.answer(IMAGES[:1], ["one"], candidates=candidates)
         assert {text for text, _ in answer.top} == set(candidates)
         assert len(session.answer(IMAGES[:1], ["one"], max_length=30, min_length=30)[0].ids) == 30
-        with pytest.raises(InputError, match=r"5 candidates \(k\) .*\n.*1 to 4\.\n.*--beams 5"):
+        with pytest.raises(InputError, match=r"(?s)5 .*1 to 4.*--beams 5"):
             session.answer(IMAGES[:1], ["one"], candidates=FIVE, k=5)
         assert len(session.answer(IMAGES[:1], ["one"], candidates=FIVE)[0].top) == 4
     IMAGES[0].save(tmp_path / "x.png")

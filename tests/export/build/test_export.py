@@ -68,16 +68,20 @@ def manifest_of(artifact: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("suffix", ["onnx", "plan"])
-def test_manifest_describes_the_artifact(suffix: str, exported: dict[str, Path], checkpoint: Path) -> None:
+def test_manifest_describes_the_part(suffix: str, exported: dict[str, Path]) -> None:
     artifact = exported[suffix]
-    manifest = manifest_of(artifact)
-    (part,) = manifest["parts"]
+    (part,) = manifest_of(artifact)["parts"]
     assert part["artifact"] == artifact.name
     assert part["sha256"] == sha256(artifact)
     assert part["bytes"] == artifact.stat().st_size
     assert part["custom_nodes"] == {"AlignedAttention": 13, "TokenCompact": 13}
     assert part["profile"]["image0"] == [[1, 3, 96, 96], [2, 3, 96, 96], [4, 3, 96, 96]]
     assert part["profile"]["input_ids"] == [[1, 2], [2, 24], [4, 64]]
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "plan"])
+def test_manifest_describes_the_checkpoint(suffix: str, exported: dict[str, Path], checkpoint: Path) -> None:
+    manifest = manifest_of(exported[suffix])
     assert manifest["checkpoint"] == {
         "file": "tiny.pt",
         "sha256": sha256(checkpoint),
@@ -86,13 +90,23 @@ def test_manifest_describes_the_artifact(suffix: str, exported: dict[str, Path],
     }
     assert manifest["temperature"] == TAU
     assert manifest["task"] == "nlvr"
+
+
+def test_an_onnx_file_needs_no_library(exported: dict[str, Path]) -> None:
+    manifest = manifest_of(exported["onnx"])
+    (part,) = manifest["parts"]
+    assert manifest["plugins"]["mode"] == "none"
+    assert manifest["plugins"]["library"] is None
+    assert part["plugin_layers"] == {}
+    assert part["tokens"] is None
+
+
+def test_a_plan_names_its_library_and_token_sizes(exported: dict[str, Path]) -> None:
+    artifact = exported["plan"]
+    manifest = manifest_of(artifact)
+    (part,) = manifest["parts"]
     library = manifest["plugins"]["library"]
-    assert manifest["plugins"]["mode"] == ("none" if suffix == "onnx" else "library")
-    if suffix == "onnx":
-        assert library is None
-        assert part["plugin_layers"] == {}
-        assert part["tokens"] is None
-        return
+    assert manifest["plugins"]["mode"] == "library"
     assert part["plugin_layers"] == part["custom_nodes"]
     assert library["file"] == "plan-out.plugins.so"
     assert not library["embedded"]

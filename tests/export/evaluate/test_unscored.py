@@ -27,7 +27,7 @@ def test_too_few_people_cannot_make_an_answer_right(people: int) -> None:
         "2 of 3 questions have fewer than 4 reference answers, the first is question '07'"
         in (scores.unscored["accuracy"])
     )
-    with pytest.raises(InputError, match=f"there is no score 'accuracy'\n.*{people}: a perfect answer"):
+    with pytest.raises(InputError, match=f"(?s)'accuracy'.*{people}"):
         scores["accuracy"]
     assert "question 1 with" in vqa_score(["yes", "dog", "cat"], references).unscored["accuracy"]
     with pytest.raises(KeyError):

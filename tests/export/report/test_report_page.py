@@ -260,11 +260,14 @@ def plan(exported: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterat
     return exported[0].with_suffix(".json")
 
 
-def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Command, tmp_path: Path) -> None:
+def test_plan_that_cannot_run_needs_its_checkpoint(plan: Path, run_cli: Command, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
-    checkpoint = plan.parent / "tiny.pt"
     run_cli("report", plan, "-o", page).refused("no GPU of this machine can run the plan", "--ckpt")
     assert not page.exists()
+
+
+def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Command, tmp_path: Path) -> None:
+    page, checkpoint = tmp_path / "page.html", plan.parent / "tiny.pt"
     assert run_cli("report", plan, "-o", page, "--ckpt", checkpoint, "--synthetic", "--temperature", TAU).status == 0
     text = text_of(page.read_text())
     assert "the plan was NOT RUN: no GPU of that machine could execute it" in text
@@ -274,6 +277,10 @@ def test_plan_that_cannot_run_is_said_not_to_have_run(plan: Path, run_cli: Comma
     assert "Latencies are of the torch model, not of the plan." in text
     assert "the torch model of the checkpoint (no GPU of this machine can run the plan)" in text
     assert "word 1" in text
+
+
+def test_plan_that_did_not_run_when_validated_is_said_not_to_have(plan: Path, run_cli: Command, tmp_path: Path) -> None:
+    page, checkpoint = tmp_path / "page.html", plan.parent / "tiny.pt"
     manifest, bench = manifest_json(plan), tmp_path / "bench.json"
     bench.write_text(json.dumps(bench_result(manifest)))
     samples = {"kind": "demo", "origin": "the demo's", "count": 16, "words": "read"}
@@ -325,17 +332,23 @@ def pruned(element: ElementTree.Element) -> bool:
     return element.get("class") in (FRESH, GONE)
 
 
-def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> None:
-    manifest, page, result = read_manifest(tiny_artifact / "out.json"), tmp_path / "page.html", tmp_path / "bench.json"
-    content = bench_result(manifest.to_json())
+@pytest.fixture
+def text_with(tiny_artifact: Path, run_cli: Command, tmp_path: Path) -> Callable[[dict[str, Any]], str]:
+    """The page's text beside a bench result."""
+    page, result = tmp_path / "page.html", tmp_path / "bench.json"
 
-    def text_with(content: dict[str, Any]) -> str:
+    def text(content: dict[str, Any]) -> str:
         result.write_text(json.dumps(content))
         ran = run_cli("report", tiny_artifact / "out.onnx", "-o", page, "--bench", result, "--synthetic")
         assert ran.status == 0
         assert "[5/5]" in ran.err
         return text_of(page.read_text())
 
+    return text
+
+
+def test_latencies_of_a_bench_result(tiny_artifact: Path, text_with: Callable[[dict[str, Any]], str]) -> None:
+    content = bench_result(manifest_json(tiny_artifact / "out.json"))
     text = text_with(content)
     assert "1234.50 ms dense, 1234.50 ms pruned, p50; dense / pruned, call by call: undecided: too few calls" in text
     assert "made 2031-05-06 on " in text
@@ -344,10 +357,19 @@ def test_latencies_of_a_bench_result(tiny_artifact: Path, run_cli: Command, tmp_
     assert "Tokens stand in for GFLOPs, which the bench result lacks" in text
     tokens = content["measurement"]["cases"][0]["tokens"]["total"]
     assert f"dense (0){sum(tokens) / len(tokens):.0f}1234.50" in text
+
+
+def test_gflops_of_a_bench_result(tiny_artifact: Path, text_with: Callable[[dict[str, Any]], str]) -> None:
+    content = bench_result(manifest_json(tiny_artifact / "out.json"))
     content["summaries"] = [{"case": {"temperature": tau, "batch": 1}, "gflops": 4 / (1 + tau)} for tau in (0.0, TAU)]
     text = text_with(content)
     assert "3.00 times fewer GFLOPs there" in text
     assert "dense (0)41234.50" in text
+
+
+def test_bench_result_of_the_same_samples(tiny_artifact: Path, text_with: Callable[[dict[str, Any]], str]) -> None:
+    manifest = manifest_json(tiny_artifact / "out.json")
+    content = bench_result(manifest)
     config = madtp.load(tiny_artifact / "tiny.pt").config
     samples = artifact_samples(manifest, tiny_artifact, config, None, synthetic=True, demos=16)
     content["measurement"]["samples"]["sha256"] = samples_sha256(samples.prepared)

@@ -98,9 +98,9 @@ def test_gpu_time_is_that_between_the_events_around_each_enqueue() -> None:
 
 @pytest.mark.skipif(bool(find_gpus()), reason="this machine has a GPU")
 def test_without_a_gpu_the_real_bindings_say_so() -> None:
-    with pytest.raises(BackendError, match=r"(?s)cudaEventCreate failed.*(driver|device)"):
+    with pytest.raises(BackendError, match=r"cudaEventCreate"):
         DeviceMeter().begin(0)
-    described = SimpleNamespace(manifest={"backend": {"name": "tensorrt-rtx"}})
+    described = SimpleNamespace(manifest=SimpleNamespace(is_plan=True))
     (note,) = instruments_for(described).notes
     assert note.startswith("GPU time was not measured: ")
     assert instruments_for(described).meter is None
@@ -240,7 +240,7 @@ def test_without_cuda_s_runtime_no_plan_runs(monkeypatch: pytest.MonkeyPatch) ->
 
     monkeypatch.setattr(export.runtime.runner, "load_nvidia_dynamic_lib", refuse)
     monkeypatch.setattr(polygraphy.cuda, "wrapper", fail)
-    with pytest.raises(BackendError, match=r"(?s)runtime library cannot be loaded.*cuda-toolkit\[cudart\]"):
+    with pytest.raises(BackendError, match=r"cuda-toolkit\[cudart\]"):
         load_cuda_runtime()
 
 

@@ -39,12 +39,8 @@ def validate(exported: tuple[Path, Path], run_cli: Run, quick: pytest.MonkeyPatc
     return lambda *arguments: run_cli("validate", "--engine", artifact, "--ckpt", checkpoint, *arguments)
 
 
-def test_a_verdict_goes_into_the_manifest_and_both_reports(
-    validate: Run, exported: tuple[Path, Path], tmp_path: Path
-) -> None:
-    artifact, _ = exported
-    before = manifest_json(manifest_path(artifact))
-    ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
+def test_a_verdict_says_what_was_compared(validate: Run, tmp_path: Path) -> None:
+    ran = validate(*FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran
     assert "validation passed" in ran.out
     assert "the images are the demo's" in ran.out
@@ -53,6 +49,15 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     assert (verdict["passed"], verdict["status"]) == (True, "passed")
     assert verdict["samples"] | {"origin": ""} == {"kind": "demo", "origin": "", "count": 2, "words": "hashed"}
     assert [(pair["pair"], pair["temperature"]) for pair in verdict["pairs"]] == [("torch/onnx", 2), ("torch/onnx", 0)]
+    assert {encoder: np.shape(rows) for encoder, rows in verdict["token_counts"].items()} == {
+        "vision": (2, 1),
+        "text": (2, 2),
+    }
+
+
+def test_a_verdict_has_the_deviations_of_every_pair(validate: Run, tmp_path: Path) -> None:
+    validate(*FEW, "--json", tmp_path / "v.json")
+    verdict = json.loads((tmp_path / "v.json").read_text())
     for pair in verdict["pairs"]:
         (logits,) = pair["outputs"]
         assert logits["error"] <= logits["allowed"] < 2e-4 * max(1, logits["worst"] * 1e9)
@@ -62,18 +67,25 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
     pruned, dense = verdict["pairs"]
     assert {layer["jaccard_min"] for layer in pruned["selection"]["layers"]} == {1.0}
     assert {layer["jaccard_min"] for layer in dense["selection"]["layers"]} == {None}
-    assert {encoder: np.shape(rows) for encoder, rows in verdict["token_counts"].items()} == {
-        "vision": (2, 1),
-        "text": (2, 2),
-    }
     assert {(entry["contestant"], entry["mates"]) for entry in verdict["batch_mates"]} == {
         (contestant, mates) for contestant in ("torch", "onnx") for mates in ("ordinary", "hostile")
     }
     assert any(entry["answers"] for entry in verdict["batch_mates"]), "hostile mates change answers, and it is said"
+
+
+def test_a_verdict_in_junit_names_the_samples(validate: Run, tmp_path: Path) -> None:
+    validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
+    verdict = json.loads((tmp_path / "v.json").read_text())
     suites = ElementTree.parse(tmp_path / "v.xml").getroot()
     assert [suite.get("failures") for suite in suites] == ["0", "0"]
     facts = {entry.get("name"): entry.get("value") for entry in suites[0].iter("property")}
     assert facts == {f"samples.{name}": verdict["samples"][name] for name in ("kind", "origin", "words")}
+
+
+def test_a_verdict_goes_into_the_manifest_and_nothing_else_changes(validate: Run, exported: tuple[Path, Path]) -> None:
+    artifact, _ = exported
+    before = manifest_json(manifest_path(artifact))
+    validate(*FEW)
     after = manifest_json(manifest_path(artifact))
     assert after["validation"].pop("verdict")["pairs"][0]["layers_equal"] == 3
     assert after.pop(OWN_HASH) != before.pop(OWN_HASH)
@@ -83,7 +95,7 @@ def test_a_verdict_goes_into_the_manifest_and_both_reports(
 def test_a_changed_weight_fails_and_is_named(validate: Run, exported: tuple[Path, Path], tmp_path: Path) -> None:
     artifact, _ = exported
     rehash(artifact, change_weight)
-    ran = validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml", "--repro", tmp_path / "repro")
+    ran = validate(*FEW, "--repro", tmp_path / "repro")
     assert ran.status == 1, ran
     assert "logits differ by 1.00e-02" in ran.out
     assert "weight 'cls_head.2.bias' differs" in ran.out
@@ -92,6 +104,12 @@ def test_a_changed_weight_fails_and_is_named(validate: Run, exported: tuple[Path
     assert "validation FAILED" in ran.out
     rows = [line for line in ran.out.splitlines() if "passed" in line or "FAILED" in line]
     assert ["FAILED" in row for row in rows] == [True, False, True, False, True], "logits failed, no tokens"
+
+
+def test_a_failure_is_in_every_report(validate: Run, exported: tuple[Path, Path], tmp_path: Path) -> None:
+    artifact, _ = exported
+    rehash(artifact, change_weight)
+    validate(*FEW, "--json", tmp_path / "v.json", "--junit", tmp_path / "v.xml")
     verdict = json.loads((tmp_path / "v.json").read_text())
     assert verdict["bisected"].startswith("first node that differs given identical inputs")
     failures = [case for case in ElementTree.parse(tmp_path / "v.xml").iter("testcase") if len(case)]

@@ -322,7 +322,7 @@ def test_broken_pairs_of_vqa_files_are_refused(write: Write, tmp_path: Path) -> 
     with pytest.raises(InputError, match=f"question 262148000, entry 0 .* no answers in '.*{ANSWER_FILE}'"):
         read_dataset("vqa", tmp_path)
     write(ANSWER_FILE, {"annotations": ANSWERS["annotations"] * 2}, images=False)
-    with pytest.raises(InputError, match=r"entry 2 .* question_id 393225001 of entry 0"):
+    with pytest.raises(InputError, match=r"entry 2 .* 393225001 of entry 0"):
         read_dataset("vqa", tmp_path)
     write(ANSWER_FILE, ANSWERS, images=False)
     write(QUESTION_FILE, {"questions": changed(QUESTIONS["questions"], image_id="7")}, images=False)

@@ -73,7 +73,7 @@ def test_what_is_no_answer_is_refused(value: Any, tmp_path: Path) -> None:
     if isinstance(value, str) and not value.strip():  # of ten people one may have typed nothing
         assert read_dataset("vqa", tmp_path).items[0].answers == ("yes", value, "no")  # type: ignore[union-attr]
         return
-    with pytest.raises(InputError, match=r"entry 0 of .*\(question_id 7\) has no \"answers\" .*\n.*number 1 of it is"):
+    with pytest.raises(InputError, match=r"(?s)entry 0 .*\(question_id 7\).*\"answers\".*number 1"):
         read_dataset("vqa", tmp_path)
 
 

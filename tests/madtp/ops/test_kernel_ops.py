@@ -166,7 +166,7 @@ def test_library_is_found_and_named(monkeypatch: pytest.MonkeyPatch, tmp_path: P
     monkeypatch.delenv(VARIABLE, raising=False)
     assert library_path().parts[-3:] == ("install", "lib", "libmadtp_kernels.so")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "none.so"))
-    with pytest.raises(KernelError, match=r"none\.so' is missing.*\n.*\n.*build\.sh plugins"):
+    with pytest.raises(KernelError, match=r"(?s)none\.so.*build\.sh plugins"):
         register_kernels()
     with pytest.raises(KernelError, match="is missing"):
         register_kernels(str(tmp_path / "none.so"))
