@@ -3,19 +3,18 @@
 from collections.abc import Callable
 from functools import partial
 
-import numpy as np
 from rich.table import Table
 
 from export.artifact.manifest import Manifest, Parity
 from export.artifact.reader import manifest_path
-from export.bench.latency import TOO_NOISY, Spread, ratio_of
+from export.bench.latency import Latency, ratio_of, summarize
+from export.bench.words import milliseconds, times
 from export.build.files import artifact_name
 from export.build.pipeline import ExportResult
 from export.build.prepare import Prepared
 from export.build.validation import ExportValidation
 
 EXPORT_STAGES = {".plan": 3, ".onnx": 2}
-PERCENTILES = (50, 90, 99)
 
 
 def preflight_table(prepared: Prepared) -> Table:
@@ -64,21 +63,18 @@ def validation_table(validation: ExportValidation, title: str) -> Table:
     names = {"torch": "torch, eager", "artifact": "artifact" if validation.validated == "artifact" else "its ONNX"}
     for key, name in names.items():
         slow, fast = validation.times[f"{key} dense"], validation.times[f"{key} pruned"]
-        label = f"latency of {name}, ms: p50 / p90 / p99 of {len(slow)} calls"
-        table.add_row(label, _percentiles(slow), _percentiles(fast), _speed_up(ratio_of(slow, fast)))
+        dense_latency, pruned_latency = summarize(slow), summarize(fast)
+        table.add_row(
+            f"latency of {name}, ms: p50 / p90 / p99 of {len(slow)} calls",
+            _percentiles(dense_latency),
+            _percentiles(pruned_latency),
+            times(ratio_of(slow, fast), dense_latency.p50, pruned_latency.p50),
+        )
     return table
 
 
-def _percentiles(times: list[float]) -> str:
-    return " / ".join(f"{value:.2f}" for value in np.percentile(times, PERCENTILES))
-
-
-def _speed_up(ratio: Spread) -> str:
-    """With its spread over the rounds; no number where these do not agree that there is a speed-up."""
-    if ratio.says_nothing:
-        return TOO_NOISY
-    spread = f"({ratio.p10:.2f}-{ratio.p90:.2f})"
-    return f"undecided {spread}" if ratio.may_be_none else f"{ratio.median:.2f}x {spread}"
+def _percentiles(latency: Latency) -> str:
+    return " / ".join(map(milliseconds, (latency.p50, latency.p90, latency.p99)))
 
 
 def _last_tokens(encoder: str, parity: Parity) -> str:

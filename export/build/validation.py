@@ -5,12 +5,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
 import torch
 
 from export.artifact.manifest import Gflops, LatencyEntry, Parity, Validation
 from export.bench.environment import Neighbours, activity, machine, warnings
-from export.bench.latency import time_rounds
+from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
 from export.build.gflops import mean_gflops
 from export.build.prepare import Prepared
@@ -92,8 +91,8 @@ def parity_of(pair: PairResult, counts: TokenCounts) -> Parity:
 
 
 def _latency(times: list[float]) -> LatencyEntry:
-    p10, p50, p90 = map(float, np.percentile(times, [10, 50, 90]))
-    return LatencyEntry(p50, p10, p90, len(times))
+    latency = summarize(times)
+    return LatencyEntry(latency.p50, latency.p10, latency.p90, latency.calls)
 
 
 def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str], None]) -> ExportValidation:

@@ -65,11 +65,10 @@ def command(
 
 def costs_table(manifest: "Manifest", measured: "Measurements") -> Table:
     """The numbers of the page's plots, a row per temperature."""
-    import numpy as np
-
+    from export.bench.latency import summarize
     from export.bench.words import milliseconds
     from export.report.measurements import total_tokens
-    from export.report.page import PERCENTILES, speed_ups
+    from export.report.page import speed_ups
 
     table = Table(title=f"{manifest.artifact}: one request, by temperature", caption=measured.samples)
     gflops = measured.gflops
@@ -87,8 +86,9 @@ def costs_table(manifest: "Manifest", measured: "Measurements") -> Table:
         table.add_column(column, justify="right")
     for temperature, times in measured.times.items():
         tokens = fmean(total_tokens(measured.counts[temperature], measured.images).tolist())
-        latency = [milliseconds(float(value)) for value in np.percentile(times, PERCENTILES)]
-        cells = [f"{temperature:g}", str(len(times)), *latency, said.get(temperature, ""), f"{tokens:.1f}"]
+        latency = summarize(times)
+        percentiles = map(milliseconds, (latency.p50, latency.p90, latency.p99))
+        cells = [f"{temperature:g}", str(latency.calls), *percentiles, said.get(temperature, ""), f"{tokens:.1f}"]
         table.add_row(*cells, *([f"{gflops[temperature]:.3f}"] if gflops is not None else []))
     return table
 

@@ -33,7 +33,7 @@ def validation(torch: tuple[list[float], list[float]], artifact: tuple[list[floa
 
 def test_a_ratio_has_the_spread_of_its_rounds() -> None:
     found = ratio_of([10.0, 20.0, 30.0], [5.0, 5.0, 30.0])
-    assert (found.median, found.may_be_none) == (2.0, False)
+    assert (found.ratio, found.may_be_none) == (2.0, False)
     assert ratio_of([10.0, 20.0, 10.0], [5.0, 5.0, 30.0]).may_be_none
 
 
