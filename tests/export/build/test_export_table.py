@@ -40,7 +40,7 @@ def test_a_ratio_has_the_spread_of_its_rounds() -> None:
 def test_a_ratio_that_rounds_do_not_agree_on_is_undecided() -> None:
     table = validation_table(validation(NO_CHANGE, TWICE), "title")
     cells = list(table.columns[-1].cells)
-    assert cells[-2:] == ["undecided (0.92-1.08)", "2.00x (1.84-2.16)"]
+    assert cells[-2:] == ["undecided (0.92 to 1.08)", "2.00x (1.84 to 2.16)"]
     assert cells[-3] == "2.00x", "GFLOPs are counted"
     noise = validation_table(validation(NOISE, TWICE), "title")
     assert list(noise.columns[-1].cells)[-2] == "undecided: too noisy"
