@@ -1,4 +1,4 @@
-"""`python -m calibration`, or `madtp-calibration`: what is learned from data before an export."""
+"""`python -m calibration`, or `madtp-calibration`: statistics of data for an export."""
 
 import sys
 from collections.abc import Mapping
@@ -36,7 +36,7 @@ from madtp.models.parts import parts_of
 @click.group()
 @version_option
 def cli() -> None:
-    """Learn from data what an export needs.
+    """Measure on data what an export can use.
 
     \b
     python -m calibration tokens --ckpt x.pt --data DIR -o tokens.json
@@ -45,18 +45,20 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--ckpt", type=PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth).")
-@click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples (samples.json, images).")
-@click.option("-o", "--output", type=PATH, default=Path("tokens.json"), show_default=True, help="File to write.")
-@click.option("--config", type=PATH, help="JSON of model sizes that win over inferred ones.")
-@click.option("--temperature", type=float, help="Pruning temperature; the checkpoint's.")
+@click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples (samples.json and images).")
+@click.option(
+    "-o", "--output", type=PATH, default=Path("tokens.json"), show_default=True, help="Token statistics to write."
+)
+@click.option("--config", type=PATH, help="JSON of model sizes that override inferred ones.")
+@click.option("--temperature", type=float, help="Pruning temperature (default: the checkpoint's).")
 @allow_outside
 def tokens(
     ckpt: Path, data: Path, output: Path, config: Path | None, temperature: float | None, allow_outside: bool
 ) -> None:
-    """Count the tokens that every layer keeps, over real samples. Cut short, it goes on where it stopped.
+    """Count the tokens that every layer keeps on real samples. An interrupted run resumes with the same command.
 
     \b
-    Exit status: 0 written, 2 the input or the machine is at fault, or it was interrupted.
+    Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
     """
     inputs = [ckpt, config, data / INDEX, find_vocabulary(ckpt, data)]
     check_outputs([(output, TOKENS)], inputs)
@@ -79,7 +81,7 @@ def _tokens(
     if not 0 < tau <= MAX_TEMPERATURE:
         raise InputError(
             f"the temperature is {tau:g}",
-            "At zero nothing is pruned, so there is nothing to count.",
+            "At zero the model is dense: every layer keeps all tokens.",
             f"Give --temperature between 0 and {MAX_TEMPERATURE:g}.",
         )
     entries = read_index(data, model.task)
@@ -112,9 +114,9 @@ def _inputs(
 def statistics_table(statistics: TokenStatistics) -> Table:
     """Mean and quantiles of every layer."""
     table = Table(
-        title=f"tokens kept of one request, {statistics.samples} samples, temperature {statistics.source.temperature:g}"
+        title=f"kept tokens per request, {statistics.samples} samples, temperature {statistics.source.temperature:g}"
     )
-    for heading in ("encoder", "layer", "mean", "5 %", "median", "95 %"):
+    for heading in ("encoder", "layer", "mean", "p5", "p50", "p95"):
         table.add_column(heading, justify="left" if heading == "encoder" else "right")
     for encoder, entries in statistics.to_json()["encoders"].items():
         for entry in entries:

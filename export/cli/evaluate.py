@@ -18,19 +18,30 @@ MISSING_SHOWN = 3
 
 @click.command(short_help="Run a data set through an artifact.")
 @click.argument("artifact", type=PATH)
-@click.option("--data", type=PATH, required=True, metavar="DIR", help="Annotation files and images (docs/data.md).")
-@click.option("--task", type=click.Choice(TASKS), help="To be sure: the artifact's.")
-@click.option("--split", type=click.Choice((*SPLITS, "dev")), help="test if it is there, else val.")
-@click.option("-o", "--output", type=PATH, default=Path("results.json"), show_default=True, help="File to write.")
-@click.option("--batch", type=int, help="Requests that run together, as published; else one by one.")
-@click.option("--temperature", type=float, help="Pruning temperature; the manifest's. 0 is dense.")
-@click.option("--generate", is_flag=True, help="vqa: write answers instead of choosing from answer_list.json.")
-@click.option("--k-test", type=int, help="retrieval: candidates of each image and text to match; 256.")
-@click.option("--limit", type=int, help="Only the first so many items.")
-@click.option("--skip-missing", is_flag=True, help="Leave out what needs an image that is not there.")
+@click.option(
+    "--data", type=PATH, required=True, metavar="DIR", help="Folder of the annotation files and images (docs/data.md)."
+)
+@click.option("--task", type=click.Choice(TASKS), help="Refuse an artifact of another task.")
+@click.option(
+    "--split", type=click.Choice((*SPLITS, "dev")), help="Data set split (default: test if present, else val)."
+)
+@click.option(
+    "-o",
+    "--output",
+    type=PATH,
+    default=Path("results.json"),
+    show_default=True,
+    help="JSON file of scores and answers to write.",
+)
+@click.option("--batch", type=int, help="Requests per batch, as published evaluations run them (default: 1).")
+@click.option("--temperature", type=float, help="Pruning temperature; 0 is dense (default: the manifest's).")
+@click.option("--generate", is_flag=True, help="vqa: generate answers instead of ranking those of answer_list.json.")
+@click.option("--k-test", type=int, help="retrieval: candidates matched per image and per text (default: 256).")
+@click.option("--limit", type=int, help="Maximum number of items, from the first (default: all).")
+@click.option("--skip-missing", is_flag=True, help="Skip items whose images are missing.")
 @allow_outside
-@click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt, where the artifact came without.")
-@click.option("--threads", type=int, help="Of ONNX Runtime; its own choice.")
+@click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt (default: the artifact's own).")
+@click.option("--threads", type=int, help="Threads of ONNX Runtime (default: its own choice).")
 def command(
     artifact: Path,
     data: Path,
@@ -43,12 +54,12 @@ def command(
     threads: int | None,
     **chosen: Any,
 ) -> None:
-    """Run a data set through ARTIFACT (out.json, out.onnx or out.plan): its score, and every answer.
+    """Run a data set through ARTIFACT (out.json, out.onnx or out.plan) and write its score and every answer.
 
-    Cut short, the same command goes on where it stopped.
+    An interrupted run resumes when the same command is run again.
 
     \b
-    Exit status: 0 done, 2 the input or the machine is at fault, or it was interrupted.
+    Exit status: 0 done, 2 invalid input, an unsuitable machine, or interrupted.
     """
     from export.artifact.outputs import files_of
     from export.artifact.reader import open_manifest
@@ -93,13 +104,13 @@ def command(
 
 
 def results_table(results: dict[str, Any], title: str) -> Table:
-    """Metrics, what went in, tokens that stayed."""
+    """Scores, the data that they are of, and mean token counts."""
     table = Table(title=title, show_header=False)
     table.add_column()
     table.add_column(justify="right")
     for name, value in (results["metrics"] or {}).items():
         table.add_row(name.replace("_", " "), f"{value:.2f}")
-    partial = ", the first ones of the data set" if results["partial"] else ""
+    partial = " (the first of the data set)" if results["partial"] else ""
     table.add_row("items", f"{results['items']}{partial}")
     table.add_row("temperature", f"{results['identity']['temperature']:g}")
     for encoder, layers in results["mean_tokens"].items():
@@ -111,23 +122,23 @@ def results_table(results: dict[str, Any], title: str) -> Table:
 
 
 def closing_lines(results: dict[str, Any]) -> list[str]:
-    """One line each: why there is no score, what differs from the published evaluation, what was left out."""
+    """One line each: missing scores, differences from the published evaluation, skipped items."""
     lines = []
     if results["unscored"] is not None:
         lines.append(f"unscored: {results['unscored']}")
     used = results["identity"]["options"]
     if results["batching"] == "per-request":
-        lines.append("every item ran on its own: no answer depends on another item (--batch N runs N together)")
+        lines.append("batch 1: no answer depends on another item (--batch N runs N per batch)")
     else:
         sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in used.items() if name.endswith("batch"))
-        lines.append(f"items ran together ({sizes}): an answer can depend on the others of its batch")
+        lines.append(f"batched ({sizes}): an answer can depend on the others in its batch")
     if results["batching"] != "per-request" and used.get("match_batch", 0) < used.get("k_test", 0):
         lines.append(
-            f"{used['match_batch']} candidates were matched at a time, as many as the artifact takes; the published "
-            f"evaluation matches all {used['k_test']} together (export with --batch 1:N:{used['k_test']})"
+            f"{used['match_batch']} candidates were matched per batch, the artifact's maximum; the published "
+            f"evaluation matches all {used['k_test']} in one batch (export with --batch 1:N:{used['k_test']})"
         )
     missing = results["missing_images"]
     if missing:
         more = ", ..." if len(missing) > MISSING_SHOWN else ""
-        lines.append(f"left out, their images are missing: {', '.join(missing[:MISSING_SHOWN])}{more}")
+        lines.append(f"skipped, images missing: {', '.join(missing[:MISSING_SHOWN])}{more}")
     return lines

@@ -1,4 +1,4 @@
-"""`python -m export run`: ask an artifact."""
+"""`python -m export run`: answer requests with an artifact."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -40,23 +40,27 @@ OPTIONS = {
 }
 
 
-@click.command(short_help="Ask an artifact about images and texts.")
+@click.command(short_help="Answer requests with an artifact.")
 @click.argument("artifact", type=PATH)
-@click.option("--image", "images", type=PATH, multiple=True, help="An image file; nlvr: left, then right.")
-@click.option("--text", "texts", multiple=True, help="Sentence, question or caption.")
-@click.option("--candidates", type=PATH, metavar="FILE", help="vqa: answers to choose from, a JSON list or one a line.")
-@click.option("--beams", type=click.IntRange(1), help="vqa, caption: texts pursued at once; default 3.")
-@click.option("--max-length", type=click.IntRange(2), help="vqa, caption: ids of a text at most; default 10, 20.")
-@click.option("--prompt", help="caption: what captions go on from; the manifest's.")
-@click.option("--k-test", type=click.IntRange(1), help="retrieval: candidates of each row that are matched.")
-@click.option("--top", type=click.IntRange(1), help=f"vqa, retrieval, clip: how many are shown; default {TOP}.")
-@click.option("--batch", type=click.IntRange(1), help="Requests that run together; else one by one.")
+@click.option("--image", "images", type=PATH, multiple=True, help="Image file, repeatable; nlvr: left, then right.")
+@click.option("--text", "texts", multiple=True, help="Sentence, question or caption, repeatable.")
 @click.option(
-    "--cut", is_flag=True, default=None, help="Read overlong texts without their end, as published readers do."
+    "--candidates", type=PATH, metavar="FILE", help="vqa: answers to choose from, a JSON list or one per line."
 )
-@click.option("--temperature", type=float, help="0 runs dense; the manifest's.")
-@click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt; the one beside the manifest.")
-@click.option("--rotate", is_flag=True, help="Turn photos as their EXIF data says; published readers do not.")
+@click.option("--beams", type=click.IntRange(1), help="vqa, caption: beams (default: 3).")
+@click.option("--max-length", type=click.IntRange(2), help="vqa, caption: maximum length in ids (default: 10, 20).")
+@click.option("--prompt", help="caption: prompt that every caption continues (default: the manifest's).")
+@click.option(
+    "--k-test", type=click.IntRange(1), help="retrieval: candidates matched per image and per text (default: 256)."
+)
+@click.option(
+    "--top", type=click.IntRange(1), help=f"vqa, retrieval, clip: number of results to show (default: {TOP})."
+)
+@click.option("--batch", type=click.IntRange(1), help="Requests per batch (default: 1).")
+@click.option("--cut", is_flag=True, default=None, help="Truncate overlong texts, as the published code does.")
+@click.option("--temperature", type=float, help="Pruning temperature; 0 is dense (default: the manifest's).")
+@click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt (default: the artifact's own).")
+@click.option("--rotate", is_flag=True, help="Rotate photos by their EXIF orientation; the published code does not.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artifact: Path,
@@ -68,7 +72,7 @@ def command(
     temperature: float | None,
     **given: Any,
 ) -> None:
-    """Ask ARTIFACT (out.json, out.onnx or out.plan) about images and texts.
+    """Answer requests, which are images and texts, with ARTIFACT (out.json, out.onnx or out.plan).
 
     \b
     nlvr       --image LEFT --image RIGHT --text "..."
@@ -78,7 +82,7 @@ def command(
     clip       --image FILE [--image ...] --text "..." [--text ...]
 
     \b
-    Exit status: 0 answered, 2 the request or the machine is at fault.
+    Exit status: 0 answered, 2 invalid input or an unsuitable machine.
     """
     from export.artifact.reader import open_manifest
     from export.session.session import Session
@@ -113,7 +117,7 @@ def check_form(task: str, images: int, texts: int, given: Mapping[str, Any]) -> 
     for name in ("beams", "max_length"):
         if given["candidates"] is not None and given[name] is not None:
             option = name.replace("_", "-")
-            raise click.UsageError(f"--{option} is of answers that are written, not chosen among --candidates")
+            raise click.UsageError(f"--{option} does not apply with --candidates: it applies to generated answers")
     fits = {
         "nlvr": images == 2 and texts == 1,
         "vqa": images == 1 and texts >= 1,
@@ -122,11 +126,11 @@ def check_form(task: str, images: int, texts: int, given: Mapping[str, Any]) -> 
         "clip": images >= 1 and texts >= 1,
     }[task]
     if not fits:
-        raise click.UsageError(f"{images} images and {texts} texts are no request of {task}: run {FORMS[task]}")
+        raise click.UsageError(f"{images} images and {texts} texts are not a {task} request: run {FORMS[task]}")
 
 
 def read_images(paths: Sequence[Path], rotate: bool) -> "list[Image.Image]":
-    """The images; says on standard error where one lies on its side."""
+    """The images; notes on standard error those with an EXIF rotation."""
     from madtp.data.images import exif_rotated, read_image
 
     pictures = []
@@ -138,8 +142,7 @@ def read_images(paths: Sequence[Path], rotate: bool) -> "list[Image.Image]":
     return pictures
 
 
-# Of products that did not run alone.
-TOGETHER = "requests ran together: with pruning, an answer can depend on what it was asked with"
+BATCHED = "batched: with pruning, an answer can depend on the others in its batch"
 
 
 def ask(
@@ -152,17 +155,17 @@ def ask(
 ) -> "Products | Ranking":
     """The product of the session's task."""
     beams = given["beams"] or 3
-    how = {"batch": given["batch"], "temperature": temperature}
+    shared = {"batch": given["batch"], "temperature": temperature}
     read = {"cut": bool(given["cut"])}
     length = {} if given["max_length"] is None else {"max_length": given["max_length"]}
     if session.task == "nlvr":
-        return session.judge([(pictures[0], pictures[1])], texts, **read, **how)
+        return session.judge([(pictures[0], pictures[1])], texts, **read, **shared)
     if session.task == "vqa":
         asked = pictures * len(texts)
-        return session.answer(asked, texts, candidates=candidates, beams=beams, **length, **read, **how)
+        return session.answer(asked, texts, candidates=candidates, beams=beams, **length, **read, **shared)
     if session.task == "caption":
-        return session.caption(pictures, prompt=given["prompt"], beams=beams, **length, **how)
-    return session.rank(pictures, texts, k_test=given["k_test"], **read, **how)
+        return session.caption(pictures, prompt=given["prompt"], beams=beams, **length, **shared)
+    return session.rank(pictures, texts, k_test=given["k_test"], **read, **shared)
 
 
 def as_object(
@@ -219,7 +222,7 @@ def show(
                 table.add_row(query, "\n".join(f"{score:8.4f}  {names[place]}" for place, score in best))
             output.print(table)
         if max(asdict(product.batch).values()) > 1:
-            output.print(TOGETHER, soft_wrap=True)
+            output.print(BATCHED, soft_wrap=True)
         return
     subjects = texts or images  # a caption has no text
     for subject, entry in zip(subjects, product, strict=True):
@@ -234,9 +237,9 @@ def show(
         if isinstance(entry, Answer):
             for candidate, score in entry.top[:top]:
                 output.print(f"    {score:9.4f}  {candidate}", highlight=False, soft_wrap=True)
-        output.print(f"    tokens {_left(entry.tokens)}", highlight=False, soft_wrap=True)
+        output.print(f"    tokens {_counts(entry.tokens)}", highlight=False, soft_wrap=True)
     if any(entry.batch > 1 for entry in product):
-        output.print(TOGETHER, soft_wrap=True)
+        output.print(BATCHED, soft_wrap=True)
 
 
 def _scores(ranking: "Ranking", images: Sequence[str], texts: Sequence[str]) -> Table:
@@ -248,6 +251,6 @@ def _scores(ranking: "Ranking", images: Sequence[str], texts: Sequence[str]) -> 
     return table
 
 
-def _left(tokens: "Tokens") -> str:
-    """Tokens after each layer of each encoder."""
+def _counts(tokens: "Tokens") -> str:
+    """Token counts after each layer of each encoder."""
     return ", ".join(f"{encoder} {' '.join(map(str, counts))}" for encoder, counts in tokens.items())

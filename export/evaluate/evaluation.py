@@ -20,15 +20,15 @@ ENDS = 2  # ids of a text that stand for no word, one at each end
 
 @dataclass(frozen=True)
 class EvaluateOptions:
-    """What a user may choose. None means the default.
+    """Options of an evaluation.
 
     Attributes:
-        batch: requests (retrieval, clip: images) that run together, and texts and matched pairs in the numbers of the
-            published evaluation; None runs everything on its own, so that no answer depends on another item.
-        temperature: the manifest's.
+        batch: requests (retrieval, clip: images) per batch; texts and matched pairs run in the batches of the published
+            evaluation. None runs every item on its own, so that no answer depends on another item.
+        temperature: pruning temperature; None is the manifest's.
         generate: vqa writes answers instead of choosing from the data set's list.
-        k_test: retrieval matches so many candidates of each image and each text; 256, or all where there are fewer.
-        limit: only so many items, the first ones; all.
+        k_test: candidates that retrieval matches for each image and each text; None is 256, or all if there are fewer.
+        limit: number of items, from the first; None is all.
     """
 
     batch: int | None = None
@@ -45,20 +45,20 @@ class EvaluateOptions:
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(
                 f"--temperature is {self.temperature}",
-                "It has to be a finite number, zero or more.",
+                "It must be a finite number, zero or more.",
                 "Use 0 for the dense model.",
             )
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What all steps come to.
+class Scoring:
+    """The scores and answers of a data set.
 
     Attributes:
-        metrics: in percent, those that could be scored; None where none could.
-        answers: of every item.
-        unscored: why there are none, or which are left out, and why; None where none is.
-        scorable: they could be had, with a package more: the answers are kept so that another run only scores them.
+        metrics: scores in percent; None if nothing could be scored.
+        answers: the answer to every item.
+        unscored: which scores are missing, and why; None if none is.
+        scorable: whether another package would make them available: answers are kept, so that a later run only scores.
     """
 
     metrics: Mapping[str, float] | None
@@ -67,13 +67,13 @@ class Outcome:
     scorable: bool = False
 
 
-def scored(scores: Mapping[str, float], unscored: Mapping[str, str], answers: Any) -> Outcome:
-    """The outcome of scores, and of reasons (by name) why some are left out."""
+def scored(scores: Mapping[str, float], unscored: Mapping[str, str], answers: Any) -> Scoring:
+    """Scores, and the reasons, by name, why some are left out, in one sentence each."""
     names: dict[str, list[str]] = {}
     for name, reason in unscored.items():
         names.setdefault(reason, []).append(name)
     told = "; ".join(f"{', '.join(left_out)}: {reason}" for reason, left_out in names.items())
-    return Outcome(dict(scores) or None, answers, told or None)
+    return Scoring(dict(scores) or None, answers, told or None)
 
 
 def check_texts(session: Session, texts: Sequence[tuple[str, str]]) -> None:
@@ -102,7 +102,7 @@ def check_texts(session: Session, texts: Sequence[tuple[str, str]]) -> None:
 
 
 class Work(Protocol):
-    """An evaluation as steps; each is done or not, and gives an entry: `tokens`, `cut`, and what its outcome needs."""
+    """An evaluation as steps; each is done or not, and gives an entry: `tokens`, `cut`, and what its score needs."""
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -115,7 +115,7 @@ class Work(Protocol):
     def run(self, step: int, report: Report) -> Entry:
         """Do one; those before it are done, by this run or an earlier one."""
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         """Score the entries of all."""
 
 
@@ -145,10 +145,10 @@ def mean_tokens(entries: Sequence[Entry]) -> dict[str, list[float]]:
 
 
 def batch_size(session: Session, options: EvaluateOptions) -> int:
-    """How many items run together.
+    """The number of items per batch.
 
     Raises:
-        OptionError: the artifact was not built for so many at once.
+        OptionError: the artifact was not built for such a batch.
     """
     size, built = options.batch or 1, session.batch
     if size > built.max:
@@ -161,5 +161,5 @@ def batch_size(session: Session, options: EvaluateOptions) -> int:
 
 
 def batching(sizes: Iterable[int]) -> str:
-    """The rule by which a layer's number of tokens was chosen: "per-request", or "reference": one for each batch."""
+    """The rule that sets the token count of a layer: "per-request", or "reference", one count per batch."""
     return "per-request" if max(sizes) == 1 else "reference"

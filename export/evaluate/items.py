@@ -10,8 +10,8 @@ from typing import Any
 from export.errors import BackendError
 from export.evaluate.evaluation import (
     EvaluateOptions,
-    Outcome,
     Report,
+    Scoring,
     Tokens,
     add_tokens,
     batch_size,
@@ -22,7 +22,8 @@ from export.evaluate.journal import Entry
 from export.evaluate.metrics import accuracy, caption_scores, vqa_score
 from export.session.arguments import spans
 from export.session.session import Session
-from madtp.data.datasets import CaptionItem, Dataset, Id, Item, NlvrItem, VqaItem
+from madtp.data.annotations import Id
+from madtp.data.datasets import CaptionItem, Dataset, Item, NlvrItem, VqaItem
 from madtp.data.images import read_image
 from madtp.data.texts import shown
 from madtp.errors import InputError
@@ -84,7 +85,7 @@ class _NlvrWork(_ItemWork):
     def _is_cut(self, item: NlvrItem) -> bool:
         return self.session.processor.is_cut(item.sentence)
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         given = self._answers(entries)
         answers = [
             {"identifier": item.key, "answer": answer, "probability": probability}
@@ -93,7 +94,7 @@ class _NlvrWork(_ItemWork):
         labels = [item.label for item in self.items if item.label is not None]
         if len(labels) < len(given):
             lacking = [item.key for item in self.items if item.label is None]
-            return Outcome(None, answers, f"not every sentence has a label: {_first(lacking, self.items)}")
+            return Scoring(None, answers, f"not every sentence has a label: {_first(lacking, self.items)}")
         scores = accuracy([answer for answer, _ in given], labels)
         return scored(scores, scores.unscored, answers)
 
@@ -122,14 +123,14 @@ class _VqaWork(_ItemWork):
     def _is_cut(self, item: VqaItem) -> bool:
         return self.session.processor.is_cut(item.question)
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         texts = self._answers(entries)
         ids = [item.key for item in self.items]
         answers = [{"question_id": key, "answer": text} for key, text in zip(ids, texts, strict=True)]
         lacking = [item.key for item in self.items if not item.answers]
         if lacking:
             reason = f"not every question has answers to compare with: {_first(lacking, self.items)}"
-            return Outcome(None, answers, reason)
+            return Scoring(None, answers, reason)
         scores = vqa_score(texts, [item.answers for item in self.items], ids)
         return scored(scores, scores.unscored, answers)
 
@@ -159,7 +160,7 @@ class _CaptionWork(_ItemWork):
     def _is_cut(self, item: CaptionItem) -> bool:
         return False  # no text goes in
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         texts = self._answers(entries)
         ids = [_image_id(item) for item in self.items]
         answers = [{"image_id": key, "caption": text} for key, text in zip(ids, texts, strict=True)]
@@ -168,7 +169,7 @@ class _CaptionWork(_ItemWork):
             return scored(scores, scores.unscored, answers)
         except BackendError as error:
             how = f"{error.fix} Then run the same command again: it only scores, the captions are kept."
-            return Outcome(None, answers, f"{error.what}. {how}", scorable=True)
+            return Scoring(None, answers, f"{error.what}. {how}", scorable=True)
 
 
 def item_work(

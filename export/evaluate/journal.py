@@ -89,7 +89,7 @@ class Journal:
     def _check_file(self) -> None:
         found = os.fstat(self._file)
         if not stat.S_ISREG(found.st_mode) or found.st_size > MOST_BYTES:
-            why = "It is too large." if stat.S_ISREG(found.st_mode) else "It is no regular file."
+            why = "It is too large." if stat.S_ISREG(found.st_mode) else "It is not a regular file."
             raise InputError(f"'{self.path}' holds no results", why, "Delete it, or name another output.")
 
     def _lock(self) -> None:
@@ -162,7 +162,7 @@ def _parse(path: Path, number: int, line: bytes) -> Entry:
     except (ValueError, RecursionError) as error:
         raise _broken(path, number, str(error)) from error
     if not isinstance(entry, dict):
-        raise _broken(path, number, "It is no JSON object.")
+        raise _broken(path, number, "It is not a JSON object.")
     return entry
 
 

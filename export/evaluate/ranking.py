@@ -8,8 +8,8 @@ from torch import Tensor
 
 from export.evaluate.evaluation import (
     EvaluateOptions,
-    Outcome,
     Report,
+    Scoring,
     batch_size,
     check_texts,
     scored,
@@ -94,7 +94,7 @@ class _ClipWork(_Ranking):
         tokens = {"tokens": sum_tokens(ranking.tokens), "cut": self.cut}
         return {"metrics": metrics, "unscored": metrics.unscored, **best, **tokens}
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         (entry,) = entries
         answers = self.answers(entry["best_texts"], entry["best_images"])
         return scored(entry["metrics"], entry["unscored"], answers)
@@ -145,7 +145,7 @@ class _RetrievalWork(_Ranking):
         embeddings = embed(model, self._images(report), texts)
         return Matcher(model, embeddings, self.input_ids, self.mask, self.k_test, self.match_batch)
 
-    def outcome(self, entries: Sequence[Entry]) -> Outcome:
+    def score(self, entries: Sequence[Entry]) -> Scoring:
         score_i2t = _scores(entries[1 : 1 + self.images], self.texts)
         score_t2i = _scores(entries[1 + self.images :], self.images)
         metrics = recall(score_i2t, score_t2i, self.data.texts_of_image, self.k_test)

@@ -14,7 +14,8 @@ from export.evaluate.items import item_work
 from export.evaluate.journal import Entry, Journal
 from export.evaluate.ranking import ranking_work
 from export.session.session import Session
-from madtp.data.datasets import RETRIEVAL_TASKS, Dataset, Id
+from madtp.data.annotations import Id
+from madtp.data.datasets import RETRIEVAL_TASKS, Dataset
 from madtp.errors import InputError
 from madtp.files.outputs import check_outputs, json_kind, write_output
 
@@ -76,12 +77,12 @@ def evaluate(
             begin = time.perf_counter()
             entry = work.run(step, report)
             journal.append({**entry, "seconds": round(time.perf_counter() - begin, 3)})
-        outcome = work.outcome(journal.entries)
+        scoring = work.score(journal.entries)
         results = {
             "schema": SCHEMA_VERSION,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "metrics": outcome.metrics,
-            "unscored": outcome.unscored,
+            "metrics": scoring.metrics,
+            "unscored": scoring.unscored,
             "items": len(dataset),
             "partial": len(dataset) < whole,
             "batching": batching(size for name, size in work.settings.items() if name.endswith("batch")),
@@ -90,13 +91,13 @@ def evaluate(
             "mean_tokens": mean_tokens(journal.entries),
             "seconds": round(sum(entry["seconds"] for entry in journal.entries), 3),
             "identity": identity,
-            "answers": outcome.answers,
+            "answers": scoring.answers,
         }
         try:
             show(results)
         finally:  # a closed pipe is no reason not to write
             write_output(output, json.dumps(results, indent=1) + "\n", RESULTS)
-        if not outcome.scorable:
+        if not scoring.scorable:
             journal.remove()
     return results
 

@@ -18,6 +18,37 @@ def spans(count: int, size: int, what: str) -> list[tuple[int, int]]:
     return [(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
 
+def check_whole(numbers: Mapping[str, object]) -> None:
+    """Refuse a number, by its name, that is not a whole one; None is not given."""
+    for name, number in numbers.items():
+        if number is not None and not hasattr(number, "__index__"):
+            raise InputError(f"{name} is {shown(number)}", "It must be a whole number.")
+
+
+def check_temperature(temperature: float) -> float:
+    """The temperature, if it is one."""
+    if not hasattr(temperature, "__float__") or not 0 <= temperature <= MAX_TEMPERATURE:
+        raise InputError(
+            f"the temperature is {temperature}",
+            "It must be a finite number, zero or more.",
+            "Use 0 for the dense model.",
+        )
+    return float(temperature)
+
+
+def check_batch(batch: int | None, built: Range, name: str) -> int:
+    """Requests per batch, 1 where none are given, if an artifact `built` for a range of batches takes so many."""
+    if batch is None:
+        return 1
+    if not 1 <= batch <= built.max:
+        raise InputError(
+            f"{name} is {batch}",
+            f"The artifact takes up to {built.max} requests at a time.",
+            f"Choose another number, or export again with --batch 1:{built.opt}:N." if batch > 1 else "",
+        )
+    return batch
+
+
 def check_images(images: Sequence[Any]) -> Sequence[Any]:
     """The images, if they are a sequence."""
     if isinstance(images, Image.Image):

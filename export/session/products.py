@@ -19,7 +19,7 @@ class Judgement:
         probability: that it is true, 0 to 1.
         logits: of false and true.
         tokens: see `Tokens`; of both images, which keep equally many.
-        batch: requests that ran together, this one included; with more than one the answer can depend on the others.
+        batch: requests in its batch, this one included; with more than one the answer can depend on the others.
     """
 
     answer: bool
@@ -35,7 +35,7 @@ class Answer:
 
     Attributes:
         text: of the answer.
-        how: "ranked" among candidates, or "generated" freely.
+        how: "ranked" among candidates, or "generated".
         top: (candidate, score) of those that were read to the end, best first; none where it was generated. Scores are
             log probabilities of whole answers as `madtp.tasks.answers.RankedAnswers` gives them.
         ids: of the answer, [DEC] first, without padding.
@@ -73,11 +73,11 @@ Found = list[list[tuple[int, float]]]  # of each query (place in the list, score
 
 @dataclass(frozen=True)
 class RankingBatch:
-    """How many ran together in a ranking: with one no score depends on what else is ranked, with more it can.
+    """Batch sizes of a ranking: with 1 no score depends on what else is ranked, with more it can.
 
     Attributes:
-        images, texts: that were encoded.
-        pairs: of a row that were matched (retrieval); clip matches none.
+        images, texts: images and texts encoded per batch.
+        pairs: pairs of a row matched per batch (retrieval); clip matches none.
     """
 
     images: int
@@ -87,7 +87,7 @@ class RankingBatch:
 
 @dataclass(frozen=True)
 class Ranking:
-    """I images and T texts held to each other.
+    """Scores of I images and T texts.
 
     Attributes:
         sim: [I, T] float32, similarity of the embeddings.
@@ -97,7 +97,7 @@ class Ranking:
         tokens: "vision" [I, layers] and "text" [T, layers] int32, tokens after each layer; in retrieval also "match"
             [P, layers], of the P pairs in the order in which they were matched: row by row of score_i2t, then of
             score_t2i, the most similar first.
-        batch: how many ran together.
+        batch: batch sizes.
     """
 
     sim: Tensor

@@ -1,4 +1,4 @@
-"""What is asked of the opened parts of an artifact, one batch of prepared tensors at a time.
+"""Requests to the open parts of an artifact, one batch of prepared tensors at a time.
 
 `export.session.session.Session` asks with images and texts; recorded tensors are replayed through the same functions.
 """
@@ -16,7 +16,7 @@ from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 
 
-def judge(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+def judge_statements(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
     """Logits [B, 2] (false, true) of sentences about two images, and the tokens of each request.
 
     Args:
@@ -136,7 +136,7 @@ def compare_embeddings(
 
 
 class FilledRunner:
-    """A runner of a part that takes no fewer than `least` rows: the last one follows as often as it has to.
+    """A runner of a part that takes no fewer than `least` rows: the last row is repeated to fill them.
 
     Every input and output of the part has its rows first. What is cut off are copies, which keep as many tokens as what
     they are copies of: nothing depends on them.

@@ -1,4 +1,4 @@
-"""Asking an artifact: images and texts in, the task's product out. `python -m export run` is its command line."""
+"""Requests to an artifact: images and texts in, the task's product out. See also `python -m export run`."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,15 @@ from export.runtime.artifact import Artifact
 from export.runtime.checked import finite_runners
 from export.runtime.forks import forked
 from export.runtime.runner import RunnerOptions
-from export.session.arguments import DecoderLimits, check_images, check_texts, spans
+from export.session.arguments import (
+    DecoderLimits,
+    check_batch,
+    check_images,
+    check_temperature,
+    check_texts,
+    check_whole,
+    spans,
+)
 from export.session.products import Answer, Caption, Judgement, Ranking, RankingBatch
 from export.session.requests import (
     FilledRunner,
@@ -23,7 +31,7 @@ from export.session.requests import (
     compare_embeddings,
     generate_answers,
     generate_captions,
-    judge,
+    judge_statements,
     rank_pairs,
 )
 from export.session.vocabulary import artifact_processor
@@ -33,7 +41,7 @@ from madtp.data.samples import Request, collate
 from madtp.data.texts import check_answers, shown
 from madtp.data.tokenize import TextProcessor
 from madtp.errors import InputError
-from madtp.models.config import MAX_TEMPERATURE, CaptionConfig, RetrievalConfig, VqaConfig
+from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
 from madtp.tasks.answers import K_ANSWERS
 from madtp.tasks.ranking import K_TEST
 from madtp.tasks.requests import Runner
@@ -43,29 +51,29 @@ TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
 
 
 class Session:
-    """An opened artifact. Use as a context, or `close` it.
+    """An open artifact. Use it as a context, or call `close`.
 
-    Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as the published readers do. Requests
-    run one at a time, so that no answer depends on what else is asked. `batch=` runs more at once, as the published
-    evaluations do: such a batch keeps one number of tokens (`"batching": "reference"` in the manifest) and pads its
-    texts, so that an answer can depend on what it is asked together with. Every product says how it was asked.
+    Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as in the published code. Requests run
+    one at a time, so that no answer depends on another request. `batch=` runs more per batch, as the published
+    evaluations do: such a batch keeps one token count (`"batching": "reference"` in the manifest) and pads its texts,
+    so that an answer can depend on the others in its batch. Every product states its batch.
 
-    Threads may share a session, and images; processes may not: each opens its own.
+    Threads may share a session and its images. Processes may not: each opens its own session.
 
     Args:
-        manifest: `out.json`, or the artifact that lies beside it.
+        manifest: `out.json`, or the artifact beside it.
         vocabulary: `vocab.txt` of the checkpoint; None is the file that the manifest names. CLIP needs none.
-        threads: of ONNX Runtime; None is its own choice.
+        threads: number of threads of ONNX Runtime; None leaves the choice to it.
 
     Attributes:
         task: "nlvr", "vqa", "caption", "retrieval" or "clip".
         config: sizes of the model.
         manifest: of the artifact (`export.artifact.manifest.Manifest`).
-        temperature: default of every request: the manifest's.
-        backend: that runs the parts.
-        processor: of texts.
-        runners: of the parts, by name.
-        batch, text: requests and tokens of a text that the artifact was built for.
+        temperature: the manifest's, which is the default of every request.
+        backend: the runtime of the parts.
+        processor: the text processor.
+        runners: the runner of each part, by name.
+        batch, text: ranges of requests per batch, and of tokens per text, that the artifact was built for.
 
     Raises:
         ManifestError: no manifest, or its files are missing, swapped, or not of one checkpoint.
@@ -97,7 +105,7 @@ class Session:
         self.close()
 
     def close(self) -> None:
-        """Let go of the parts; nothing can be asked any more. In a forked child they stay: they are its parent's."""
+        """Release the parts; no request can follow. In a forked child they stay open, because they are its parent's."""
         self.runners = {}
         self._artifact.close()
 
@@ -121,11 +129,11 @@ class Session:
         """Whether each sentence is true of its two images (nlvr).
 
         Args:
-            images: left and right one of each request.
-            sentences: as many.
-            batch: requests that run together; None is one, and no answer depends on another request.
-            temperature: zero is the dense model; None is the default one.
-            cut: read an overlong sentence without its end, as the published code does, instead of refusing it.
+            images: the left and right image of each request.
+            sentences: one per request.
+            batch: requests per batch; None is 1, so that no answer depends on another request.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
+            cut: truncate an overlong sentence, as the published code does, instead of refusing it.
 
         Raises:
             InputError: another task's session, or a request that cannot be used, which it names.
@@ -137,7 +145,7 @@ class Session:
                 raise InputError(f"request {number} has no pair of images", fix="Give (left, right) of each sentence.")
         products = []
         for inputs, size in self._batches(images, ids, batch):
-            logits, tokens = judge(runners, inputs, tau)
+            logits, tokens = judge_statements(runners, inputs, tau)
             for row, used in zip(logits[:size], tokens[:size], strict=True):
                 false, true = row.tolist()
                 products.append(Judgement(true > false, row.softmax(dim=0)[1].item(), (false, true), used, size))
@@ -160,16 +168,16 @@ class Session:
         """Answers to questions about images (vqa): the best of `candidates`, or without them written freely.
 
         Args:
-            images: one of each request.
-            questions: as many.
+            images: one per request.
+            questions: one per request.
             candidates: answers to choose from, all different.
             k: candidates, likeliest first words first, that are read to the end; all where there are fewer. None is
                 128, or as many as the decoder was built for.
-            beams: texts that are pursued; 1 is greedy search.
+            beams: beams of the search; 1 is greedy search.
             max_length, min_length: ids of a written answer, see `madtp.tasks.generation.Limits`; [DEC] counts.
-            batch: requests that run together; None is one, and no answer depends on another request.
-            temperature: zero is the dense model; None is the default one.
-            cut: read an overlong question without its end instead of refusing it.
+            batch: requests per batch; None is 1, so that no answer depends on another request.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
+            cut: truncate an overlong question instead of refusing it.
 
         Raises:
             InputError: another task's session; a request or a candidate that cannot be used, which it names; more
@@ -245,11 +253,11 @@ class Session:
 
         Args:
             images: one of each request.
-            prompt: what every caption goes on from; None is the manifest's.
-            beams: texts that are pursued; 1 is greedy search.
+            prompt: prompt that every caption continues; None is the manifest's.
+            beams: beams of the search; 1 is greedy search.
             max_length, min_length: ids of a caption, see `madtp.tasks.generation.Limits`; the prompt counts.
-            batch: images that run together; None is one, and no caption depends on another image.
-            temperature: zero is the dense model; None is the default one.
+            batch: images per batch; None is 1, so that no caption depends on another image.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
 
         Raises:
             InputError: another task's session, an image that cannot be used, or more beams or ids than the decoder was
@@ -294,13 +302,12 @@ class Session:
         Args:
             images: any number.
             texts: any number.
-            k_test: retrieval: candidates of each row that are matched (see `madtp.tasks.ranking.rank`); None is 256.
-                clip matches nothing.
-            batch: images that are encoded together, texts that are, and pairs that are matched together; None is one,
-                and no embedding or matching score depends on what else is ranked.
-            image_batch, text_batch, match_batch: the three apart; None is `batch`.
-            temperature: zero is the dense model; None is the default one.
-            cut: read an overlong text without its end instead of refusing it.
+            k_test: candidates that retrieval matches in each row (see `madtp.tasks.ranking.rank`); None is 256. clip
+                matches nothing.
+            batch: images, texts and matched pairs per batch; None is 1: no score depends on what else is ranked.
+            image_batch, text_batch, match_batch: each of the three on its own; None is `batch`.
+            temperature: pruning temperature; 0 is dense, None is the manifest's.
+            cut: truncate an overlong text instead of refusing it.
 
         Raises:
             InputError: another task's session, or an image or text that cannot be used.
@@ -312,11 +319,11 @@ class Session:
         for name, option in (("k_test", k_test), ("match_batch", match_batch)):
             if option is not None and self.task == "clip":
                 raise InputError(f"{name} does not apply to clip", "It compares embeddings and matches no pairs.")
-        size = self._size(batch, "batch")
+        size = check_batch(batch, self.batch, "batch")
         sizes = RankingBatch(
-            size if image_batch is None else self._size(image_batch, "image_batch"),
-            size if text_batch is None else self._size(text_batch, "text_batch"),
-            size if match_batch is None else self._size(match_batch, "match_batch"),
+            size if image_batch is None else check_batch(image_batch, self.batch, "image_batch"),
+            size if text_batch is None else check_batch(text_batch, self.batch, "text_batch"),
+            size if match_batch is None else check_batch(match_batch, self.batch, "match_batch"),
         )
         ids, mask = self.processor.batch(check_texts(texts, "texts"), cut=cut)
         pictures = self._pictures(images, sizes.images)
@@ -341,27 +348,8 @@ class Session:
             )
         if not self.runners:
             raise InputError("the session is closed", fix="Open another one.")
-        for name, number in numbers.items():
-            if number is not None and not hasattr(number, "__index__"):
-                raise InputError(f"{name} is {shown(number)}", "It has to be a whole number.")
-        tau = self.temperature if temperature is None else temperature
-        if not hasattr(tau, "__float__") or not 0 <= tau <= MAX_TEMPERATURE:
-            raise InputError(
-                f"the temperature is {tau}", "It has to be a finite number, zero or more.", "Use 0 for the dense model."
-            )
-        return self.runners, float(tau)
-
-    def _size(self, batch: int | None, name: str) -> int:
-        """How many run together."""
-        if batch is None:
-            return 1
-        if not 1 <= batch <= self.batch.max:
-            raise InputError(
-                f"{name} is {batch}",
-                f"The artifact takes up to {self.batch.max} requests at a time.",
-                f"Choose another number, or export again with --batch 1:{self.batch.opt}:N." if batch > 1 else "",
-            )
-        return batch
+        check_whole(numbers)
+        return self.runners, check_temperature(self.temperature if temperature is None else temperature)
 
     def _ids(self, texts: Sequence[str], cut: bool) -> list[list[int]]:
         """Ids of every text, which the artifact can take."""
@@ -389,7 +377,7 @@ class Session:
                 f"there are {len(images)} requests by their images and {len(ids)} by their texts",
                 fix="Give as many of both.",
             )
-        for begin, end in spans(len(ids), self._size(batch, "batch"), "requests"):
+        for begin, end in spans(len(ids), check_batch(batch, self.batch, "batch"), "requests"):
             requests = [Request(self._prepared(images, number), ids[number]) for number in range(begin, end)]
             copies = [requests[-1]] * (self.batch.min - len(requests))
             yield collate([*requests, *copies], self.config), len(requests)

@@ -150,7 +150,7 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
     if missing:
         raise ConfigError(
             f"the sizes {', '.join(missing)} of '{path}' are unknown",
-            f"The width is no multiple of the usual head size {HEAD_SIZE}.",
+            f"The width is not a multiple of the usual head size {HEAD_SIZE}.",
             f"State them in --config, e.g. {{{', '.join(f'{chr(34)}{name}{chr(34)}: 12' for name in missing)}}}.",
         )
     foreign = sorted(values.keys() - {field.name for field in known_fields})

@@ -34,9 +34,7 @@ class TextPath(click.Path):
 
 
 PATH = TextPath(path_type=Path)
-allow_outside = click.option(
-    "--allow-outside", is_flag=True, help="Take images whose names lead out of the folder of the data."
-)
+allow_outside = click.option("--allow-outside", is_flag=True, help="Accept images outside the data folder.")
 
 
 def version_option(command: Any) -> Any:

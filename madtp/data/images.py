@@ -119,7 +119,7 @@ def check_image(image: object, name: str = "the image") -> Image.Image:
     """
     if not isinstance(image, Image.Image):
         raise InputError(
-            f"{name} is no PIL image", f"It is of type {type(image).__name__}.", "Open it with PIL.Image.open."
+            f"{name} is not a PIL image", f"It is of type {type(image).__name__}.", "Open it with PIL.Image.open."
         )
     try:
         with _decoding.lock:  # for images in memory too: their palette may still have to be put in place

@@ -14,7 +14,7 @@ from madtp.data.default_samples import demo_samples as demo_samples
 from madtp.data.images import image_path, read_image
 from madtp.data.preprocess import Sample, image_tensor
 from madtp.data.texts import shown, text_fault
-from madtp.data.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize, pad_ids, text_processor
+from madtp.data.tokenize import READERS, ClipTextProcessor, TextProcessor, normalize_text, pad_ids, text_processor
 from madtp.errors import InputError
 from madtp.files.inputs import read_json
 from madtp.models.config import BlipConfig, ClipConfig
@@ -256,7 +256,7 @@ def hashed_ids(text: str, config: Config) -> list[int]:
 
 def hashed_words(text: str, config: Config) -> list[str]:
     """The words that `hashed_ids` gives an id each."""
-    return (HASHED_PROMPT if config.task == "caption" else normalize(text, READERS[config.task])).split()
+    return (HASHED_PROMPT if config.task == "caption" else normalize_text(text, READERS[config.task])).split()
 
 
 def edge_ids(config: Config) -> tuple[int, int | None, int]:
@@ -279,7 +279,7 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
     """The entries of the folder's `samples.json`, not looked into yet.
 
     Raises:
-        InputError: it cannot be read, is no list, or has fewer than `least`.
+        InputError: it cannot be read, is not a list, or has fewer than `least`.
     """
     if not _is_folder(folder):
         raise InputError(
@@ -316,39 +316,39 @@ def read_sample(folder: Path, number: int, entry: Any, task: str, *, allow_outsi
     Raises:
         InputError: the entry or an image cannot be used.
     """
-    where = f"entry {number} of '{folder / INDEX}'"
+    place = f"entry {number} of '{folder / INDEX}'"
     field = TEXT_FIELDS[task]
     text = entry.get(field) if isinstance(entry, dict) and field else None
     fault = text_fault(text) if field is not None else None
     if not isinstance(entry, dict) or fault is not None:
         raise InputError(
-            f"{where} has no {field or 'image'} that can be used",
-            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is no object.",
+            f"{place} has no {field or 'image'} that can be used",
+            f"It {fault}: {shown(text)}." if isinstance(entry, dict) else "It is not an object.",
             f"It has to be {_entry_form(task)}.",
         )
     if task == "nlvr":
         names = entry.get("images")
         if not isinstance(names, list) or len(names) != 2 or not all(isinstance(name, str) for name in names):
-            raise InputError(f"{where} does not name two images", 'It has to have "images": [left, right].')
+            raise InputError(f"{place} does not name two images", 'It has to have "images": [left, right].')
     else:
         names = [entry.get("image")]
         if not isinstance(names[0], str):
-            raise InputError(f"{where} does not name an image", f"It has to be {_entry_form(task)}.")
+            raise InputError(f"{place} does not name an image", f"It has to be {_entry_form(task)}.")
     label = entry.get("label") if task == "nlvr" else None
     known = None if label is None else LABELS.get(str(label).lower())
     if label is not None and known is None:
-        raise InputError(f"{where} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
-    answers = _known_answers(entry, ANSWER_FIELDS.get(task, ""), where)
+        raise InputError(f"{place} has the label {label!r:.40}", "It can be True or False.", "Correct or leave it out.")
+    answers = _known_answers(entry, ANSWER_FIELDS.get(task, ""), place)
     paths = [image_path(folder, name, folder / INDEX, allow_outside) for name in names]
     return Sample(tuple(read_image(path) for path in paths), text, known, answers)
 
 
-def _known_answers(entry: dict[str, Any], field: str, where: str) -> tuple[str, ...]:
+def _known_answers(entry: dict[str, Any], field: str, place: str) -> tuple[str, ...]:
     """What an entry says is right."""
     given = entry.get(field)
     answers = [] if given is None else given if isinstance(given, list) else [given]
     if not all(isinstance(answer, str) for answer in answers):
         raise InputError(
-            f"{where} has the {field} {given!r:.40}", "It can be a text or several.", "Correct or leave it out."
+            f"{place} has the {field} {given!r:.40}", "It can be a text or several.", "Correct or leave it out."
         )
     return tuple(answers)

@@ -25,7 +25,7 @@ def shown(value: object) -> str:
 def text_fault(value: object) -> str | None:
     """What keeps a value from being a text, to follow "it" in a message; None where nothing does."""
     if not isinstance(value, str):
-        return "is missing or null" if value is None else f"is {KINDS.get(type(value), 'no text')}, no text"
+        return "is missing or null" if value is None else f"is {KINDS.get(type(value), 'something else')}, not a text"
     if not value.strip():
         return "is empty"
     try:
@@ -33,7 +33,7 @@ def text_fault(value: object) -> str | None:
     except UnicodeEncodeError:
         return "is not Unicode: it holds half a surrogate pair"
     if _is_printed(value.strip()):
-        return "is the printed form of a list or an object, no text"
+        return "is the printed form of a list or an object, not a text"
     return None
 
 
@@ -50,7 +50,7 @@ def check_answers(answers: object, what: str, each: str = "answer") -> tuple[str
     """
     if not isinstance(answers, list | tuple) or not answers:
         why = f"It is {KINDS.get(type(answers), 'something else')}." if answers != [] else "It is empty."
-        raise InputError(f"{what} no list of different answers", why, 'Give ["yes", "no", ...], one at least.')
+        raise InputError(f"{what} not a list of different answers", why, 'Give ["yes", "no", ...], one at least.')
     first: dict[str, int] = {}
     for number, answer in enumerate(answers):
         fault = _answer_fault(answer)
@@ -58,7 +58,7 @@ def check_answers(answers: object, what: str, each: str = "answer") -> tuple[str
             fault = f"is {each} {first[answer]} again"
         if fault is not None:
             raise InputError(
-                f"{what} no list of different answers",
+                f"{what} not a list of different answers",
                 f"Counted from 0, {each} {number}, {shown(answer)}, {fault}.",
                 "Correct it, or leave it out.",
             )
@@ -80,7 +80,7 @@ def read_answers(path: Path) -> tuple[str, ...]:
             answers = parse_json(text)
         except (ValueError, RecursionError) as error:
             raise InputError(
-                f"the candidates '{path}' are no JSON list",
+                f"the candidates '{path}' are not a JSON list",
                 f"The file begins as one, but: {error}.",
                 'Write ["yes", "no", ...], or one answer a line.',
             ) from error

@@ -67,7 +67,7 @@ class ReadText:
     cut: str
 
 
-def normalize(text: str, reader: Reader) -> str:
+def normalize_text(text: str, reader: Reader) -> str:
     """Lower case, some punctuation dropped, and nothing cut yet."""
     kept = DROPPED_PUNCTUATION.sub(reader.dropped_as, text.lower())
     if not reader.dropped_as:
@@ -100,7 +100,7 @@ class RequestText(ABC):
             raise InputError("a captioning request has no text", "It is an image.", "Give the prompt as a prompt.")
         _check_unicode(text)
         limit = self.reader
-        words = normalize(text, limit).split(" ")
+        words = normalize_text(text, limit).split(" ")
         normalized = " ".join(words[: limit.max_words])
         pieces = self._pieces(normalized)
         room = len(pieces) if limit.max_ids is None else limit.max_ids - len(self._ends)

@@ -1,14 +1,13 @@
 """The recipe of the demonstration's model."""
 
 import io
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
 
 from madtp.data.tokenize import ADDED_TOKENS, TextProcessor
 from madtp.demo import vocab_path
@@ -16,7 +15,9 @@ from madtp.demo.data import CANVAS, WORDS, Scenes, image_batch, load_split, stat
 from madtp.models.config import NlvrConfig
 from madtp.models.nlvr import NlvrModel
 from madtp.models.retrieval import RetrievalModel
+from madtp.training.loop import Stage, optimise
 from madtp.training.objective import NlvrBatch, initialize, nlvr_loss
+from madtp.training.temperature import ramp
 
 Progress = Callable[[str], None]  # called after every step with a few words about it
 
@@ -49,17 +50,6 @@ def config() -> NlvrConfig:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One run of the optimiser: a learning rate that warms up and then falls to zero along a cosine."""
-
-    steps: int
-    learning_rate: float  # the highest
-    warm_up: float = 0.05  # share of the steps
-    weight_decay: float = 0.05
-    gradient_norm: float = 1.0
-
-
-@dataclass(frozen=True)
 class Recipe:
     """Everything that decides the result.
 
@@ -67,9 +57,9 @@ class Recipe:
     alone. Then the whole model learns to judge statements, densely at first, while the temperature rises.
     """
 
-    naming: Stage = Stage(steps=1000, learning_rate=3e-3)
+    naming: Stage = field(default_factory=lambda: Stage(steps=1000, learning_rate=3e-3))
     images: int = 64  # a step of the first stage
-    judging: Stage = Stage(steps=1300, learning_rate=1e-3)
+    judging: Stage = field(default_factory=lambda: Stage(steps=1300, learning_rate=1e-3))
     pairs: int = 16  # a step of the second stage
     questions: int = 8  # statements about each pair
     temperature: float = 0.4  # the highest that training prunes at
@@ -136,32 +126,6 @@ def _learn_statements(
 def temperature_at(step: int, recipe: Recipe) -> float:
     """Temperature of a step of the second stage: zero, then rising linearly, then the final one."""
     return recipe.temperature * ramp(step / recipe.judging.steps, recipe.pruning)
-
-
-def ramp(position: float, between: tuple[float, float]) -> float:
-    """Zero before the first of `between`, one after the second, and rising linearly from one to the other."""
-    start, end = between
-    return min(max((position - start) / (end - start), 0.0), 1.0)
-
-
-def optimise(parameters: list[nn.Parameter], stage: Stage) -> Iterator[Callable[[Tensor], None]]:
-    """Yield, for every step of `stage`, the function that takes its loss and updates `parameters`."""
-    optimizer = torch.optim.AdamW(
-        parameters, lr=stage.learning_rate, betas=(0.9, 0.98), weight_decay=stage.weight_decay, fused=True
-    )
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, stage.learning_rate, total_steps=stage.steps, pct_start=stage.warm_up, cycle_momentum=False
-    )
-
-    def update(loss: Tensor) -> None:
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(parameters, stage.gradient_norm)
-        optimizer.step()
-        schedule.step()
-
-    for _ in range(stage.steps):
-        yield update
 
 
 def save(model: NlvrModel | RetrievalModel, path: Path) -> None:

@@ -104,7 +104,7 @@ def _check_writable(target: Path, needed: int) -> None:
         raise OutputError(f"cannot write '{target}'", "It is a folder.", "Name a file in it, e.g. out.plan.")
     if target.exists() and not target.is_file():
         raise OutputError(
-            f"cannot write '{target}'", "It is no regular file, and would be replaced by one.", "Name a file."
+            f"cannot write '{target}'", "It is not a regular file, and would be replaced by one.", "Name a file."
         )
     if not parent.is_dir():
         why = "It is a file." if parent.exists() else "It does not exist."

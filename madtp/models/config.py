@@ -305,12 +305,12 @@ def read_config(path: Path | str) -> dict[str, Any]:
     """The fields of a JSON configuration file.
 
     Raises:
-        ConfigError: the file is missing, is no JSON object, or has an unknown field.
+        ConfigError: the file is missing, is not a JSON object, or has an unknown field.
     """
     try:
         values = read_json(Path(path))
     except (OSError, UnicodeDecodeError) as error:
-        why = error.strerror or str(error) if isinstance(error, OSError) else "It is no UTF-8 text"
+        why = error.strerror or str(error) if isinstance(error, OSError) else "It is not UTF-8 text"
         raise ConfigError(
             f"cannot read the configuration '{path}'", f"{why}.", "Give --config the path of a readable JSON file."
         ) from error

@@ -127,9 +127,9 @@ def _check_kernels(path: Path, fix: str) -> None:
     try:
         content = read_bytes(path, MOST_BYTES)
         if not content.startswith(b"\x7fELF"):
-            raise ValueError("It is no shared library.")
+            raise ValueError("It is not a shared library.")
         for name in names:
             if f"{name}\0".encode() not in content:
-                raise ValueError(f"It is no library of kernels: undefined symbol: {name}.")
+                raise ValueError(f"It is not a library of kernels: undefined symbol: {name}.")
     except (OSError, ValueError) as error:
         raise KernelError(f"the library of kernels '{path}' cannot be loaded", str(error), fix) from error

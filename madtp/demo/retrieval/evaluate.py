@@ -26,7 +26,7 @@ Output = TypeVar("Output", ImageOutput, TextOutput, MatchOutput)
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class RetrievalEvaluation:
     """Results at one temperature.
 
     Attributes:
@@ -105,7 +105,7 @@ def evaluate(
     held_out: HeldOut,
     temperature: float,
     progress: Callable[[], None] = lambda: None,
-) -> Evaluation:
+) -> RetrievalEvaluation:
     """Rank all of `held_out` at a temperature, zero being the dense model; `progress` is called once a picture.
 
     Pictures and captions are embedded one at a time, and the candidates of one query matched together, as published.
@@ -127,7 +127,7 @@ def evaluate(
     )
     shown, described = torch.from_numpy(held_out.shown), torch.from_numpy(held_out.described)
     parts = (measured.vision, measured.text, measured.matching)
-    return Evaluation(
+    return RetrievalEvaluation(
         _share(described[ranking.score_i2t.argmax(dim=1)] == shown),
         _share(shown[ranking.score_t2i.argmax(dim=1)] == described),
         sum(part.mean_gflops for part in parts),
@@ -139,7 +139,9 @@ def _share(right: Tensor) -> float:
     return float(right.float().mean())
 
 
-def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, held_out: HeldOut) -> Table:
+def results_table(
+    dense: RetrievalEvaluation, pruned: RetrievalEvaluation, temperature: float, held_out: HeldOut
+) -> Table:
     """Both evaluations side by side."""
     counts = f"{len(held_out.pictures)} held-out crops and {len(held_out.captions)} held-out captions"
     table = Table(title=f"{counts}, every crop against every caption")
@@ -159,7 +161,7 @@ def results_table(dense: Evaluation, pruned: Evaluation, temperature: float, hel
     return table
 
 
-def missed_promises(dense: Evaluation, pruned: Evaluation) -> list[str]:
+def missed_promises(dense: RetrievalEvaluation, pruned: RetrievalEvaluation) -> list[str]:
     """What a full run should reach and these results do not."""
     share = 1 - pruned.gflops / dense.gflops
     problems = []
@@ -168,9 +170,9 @@ def missed_promises(dense: Evaluation, pruned: Evaluation) -> list[str]:
         ("text to image", dense.images_found, pruned.images_found),
     ):
         if before < LEAST_FOUND:
-            problems.append(f"recall@1 from {way} dense {before:.1%}, least {LEAST_FOUND:.0%}")
+            problems.append(f"recall@1 from {way} dense {before:.1%}, minimum {LEAST_FOUND:.0%}")
         if before - after > MOST_LOST:
-            problems.append(f"{before - after:.1%} of recall@1 from {way} lost by pruning, most {MOST_LOST:.0%}")
+            problems.append(f"{before - after:.1%} of recall@1 from {way} lost by pruning, maximum {MOST_LOST:.0%}")
     if share < LEAST_PRUNED:
-        problems.append(f"{share:.1%} of the GFLOPs pruned, least {LEAST_PRUNED:.0%}")
+        problems.append(f"{share:.1%} of the GFLOPs pruned, minimum {LEAST_PRUNED:.0%}")
     return problems

@@ -9,10 +9,12 @@ from madtp.data.tokenize import ADDED_TOKENS, READERS, TextProcessor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval import vocab_path
 from madtp.demo.retrieval.data import PHOTOGRAPHS, SIZE, captions, picture, vocabulary
-from madtp.demo.train import Progress, Stage, optimise, ramp
+from madtp.demo.train import Progress
 from madtp.models.config import RetrievalConfig
 from madtp.models.retrieval import RetrievalModel
+from madtp.training.loop import Stage, optimise
 from madtp.training.objective import RetrievalBatch, initialize, retrieval_loss
+from madtp.training.temperature import ramp
 
 
 def config() -> RetrievalConfig:
@@ -43,7 +45,7 @@ def config() -> RetrievalConfig:
 
 
 @dataclass(frozen=True)
-class Recipe:
+class RetrievalRecipe:
     """Everything that decides the result: the whole model learns at once, first densely, then while the temperature
     rises, then at its highest."""
 
@@ -56,7 +58,7 @@ class Recipe:
     pruning: tuple[float, float] = (0.3, 0.4)  # shares of the steps between which the temperature rises
     seed: int = 0
 
-    def shortened(self, steps: int) -> "Recipe":
+    def shortened(self, steps: int) -> "RetrievalRecipe":
         """The same with `steps` steps: shows that it runs, learns nothing."""
         return replace(self, steps=steps)
 
@@ -65,7 +67,7 @@ class Recipe:
         return self.temperature * ramp(step / self.steps, self.pruning)
 
 
-def train(recipe: Recipe, progress: Progress = lambda _: None) -> RetrievalModel:
+def train(recipe: RetrievalRecipe, progress: Progress = lambda _: None) -> RetrievalModel:
     """A model trained by `recipe`, in eval mode. The same recipe and thread count give the same weights."""
     model = RetrievalModel(config(), recipe.deployed_temperature)
     generator = torch.Generator().manual_seed(recipe.seed)
@@ -87,7 +89,7 @@ def train(recipe: Recipe, progress: Progress = lambda _: None) -> RetrievalModel
     return model.eval()
 
 
-def draw_batch(rng: np.random.Generator, recipe: Recipe, text: TextProcessor) -> RetrievalBatch:
+def draw_batch(rng: np.random.Generator, recipe: RetrievalRecipe, text: TextProcessor) -> RetrievalBatch:
     """Pairs of crops and captions to train on, texts padded as they are in deployment."""
     shown = rng.integers(len(PHOTOGRAPHS), size=recipe.pairs)
     texts = [str(rng.choice(captions(int(photograph), False))) for photograph in shown]

@@ -425,7 +425,7 @@ def test_an_unfinished_evaluation_is_no_file_of_others(
     assert part.read_text() == content
     os.remove(part)
     os.mkfifo(part)
-    run_cli(*command("evaluate", tmp_path / "result")).refused("no regular file")
+    run_cli(*command("evaluate", tmp_path / "result")).refused("not a regular file")
 
 
 @pytest.fixture
@@ -458,7 +458,7 @@ def test_token_statistics_replace_their_own_kind_alone(
     with largest_file(300):
         ran = calibrate(*given, "-o", output)
     ran.refused("the disk is full")
-    assert "tokens kept of one request" in ran.out
+    assert "kept tokens per request" in ran.out
     assert not [path for path in tmp_path.iterdir() if path.name.startswith((".tokens", "tokens"))]
     for _ in range(2):
         assert calibrate(*given, "-o", output).status == 0

@@ -48,7 +48,7 @@ def test_what_is_no_regular_file_is_not_replaced(name: str, tmp_path: Path) -> N
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "to_null").symlink_to("/dev/null")
     path = tmp_path / name
-    with pytest.raises(OutputError, match="no regular file"):
+    with pytest.raises(OutputError, match="not a regular file"):
         write(path, "text")
     assert path.exists()
     assert not path.is_file()

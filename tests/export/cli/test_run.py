@@ -1,4 +1,4 @@
-"""`python -m export run`: prints the product, and refuses what is no request of the task."""
+"""`python -m export run`: prints the product, and refuses requests of another form."""
 
 import json
 from collections.abc import Callable
@@ -81,8 +81,8 @@ def test_the_artifacts_own_name_will_do(run: Callable[..., Ran], request_files: 
 @pytest.mark.parametrize(
     ("more", "parts"),
     [
-        ((), ("2 images and 0 texts are no request of nlvr", "--image LEFT --image RIGHT --text")),
-        (("--text", "a", "--text", "b"), ("2 images and 2 texts are no request of nlvr",)),
+        ((), ("2 images and 0 texts are not a nlvr request", "--image LEFT --image RIGHT --text")),
+        (("--text", "a", "--text", "b"), ("2 images and 2 texts are not a nlvr request",)),
         (("--text", "a", "--beams", 2), ("--beams does not apply to nlvr", "vqa, caption")),
         (("--text", "a", "--k-test", 2), ("--k-test does not apply to nlvr", "retrieval")),
         (("--text", "a", "--prompt", "x"), ("--prompt does not apply to nlvr", "caption")),
@@ -119,7 +119,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, task: str, session: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "form", "message"),
     [
-        ("vqa", ("--image", "x"), "1 images and 0 texts are no request of vqa"),
+        ("vqa", ("--image", "x"), "1 images and 0 texts are not a vqa request"),
         ("vqa", ("--image", "x", "--image", "y", "--text", "a"), "2 images and 1 texts"),
         ("caption", ("--image", "x", "--text", "a"), "1 images and 1 texts"),
         ("retrieval", ("--text", "a"), "0 images and 1 texts"),
@@ -143,7 +143,7 @@ def test_candidates_are_a_file_of_lines(
     run(*given, tmp_path / "none.txt").refused("cannot read the candidates")
     run(*given, tmp_path).refused("cannot read the candidates", f"Is a directory: '{tmp_path}'")
     for option in ("--beams", "--max-length"):
-        run(*given, tmp_path / "none.txt", option, 4).refused(f"{option} is of answers that are written, not chosen")
+        run(*given, tmp_path / "none.txt", option, 4).refused(f"{option} does not apply with --candidates")
     (tmp_path / "empty.txt").write_text("\n \n")
     run(*given, tmp_path / "empty.txt").refused("there are no candidates", "one answer a line")
     (tmp_path / "bad.txt").write_bytes(b"\xff\xfe\xfa")

@@ -226,10 +226,10 @@ def test_the_command_says_what_ran_together(
         part for text in texts for part in ("--text", text)
     ]
     command = ("run", task_artifacts[task] / "out.json", *given)
-    assert "ran together" not in run_cli(*command).out
+    assert "batched" not in run_cli(*command).out
     together = run_cli(*command, "--batch", 4)
     assert together.status == 0, together
-    assert "an answer can depend on what it was asked with" in together.out
+    assert "an answer can depend on the others in its batch" in together.out
     printed = json.loads(run_cli(*command, "--batch", 4, "--json").out)
     if task == "retrieval":
         assert printed["ranking"]["batch"] == {"images": 4, "texts": 4, "pairs": 4}

@@ -392,14 +392,14 @@ def test_importing_the_package_stays_cheap() -> None:
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"batch": "4"}, r"batch is '4'\nIt has to be a whole number"),
+        ({"batch": "4"}, r"batch is '4'\nIt must be a whole number"),
         ({"batch": 2.5}, r"batch is 2\.5"),
         ({"beams": 2.0}, r"beams is 2\.0"),
         ({"max_length": "9"}, "max_length is '9'"),
         ({"min_length": 1.0}, r"min_length is 1\.0"),
         ({"candidates": ["a", "one"], "k": 1.5}, r"k is 1\.5"),
         ({"k": 2}, "k does not apply without candidates"),
-        ({"temperature": "1"}, "the temperature is 1\nIt has to be a finite number"),
+        ({"temperature": "1"}, "the temperature is 1\nIt must be a finite number"),
     ],
 )
 def test_what_is_no_number_is_refused(given: dict[str, Any], message: str, sessions: dict[str, Session]) -> None:

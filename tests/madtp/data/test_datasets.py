@@ -251,7 +251,7 @@ def changed(entries: list[dict[str, Any]], **values: Any) -> list[dict[str, Any]
 def test_what_is_no_list_of_entries_is_refused(value: Any, write: Write, tmp_path: Path) -> None:
     for task, name in (("nlvr", "nlvr_test.json"), ("caption", "dataset_coco.json"), ("vqa", QUESTION_FILE)):
         path = write(name, value, images=False)
-        with pytest.raises(InputError, match=f"'{path}' (is no list|has no list)"):
+        with pytest.raises(InputError, match=f"'{path}' (is not a list|has no list)"):
             read_dataset(task, tmp_path)
 
 
@@ -265,7 +265,7 @@ def test_what_is_no_json_is_refused(data: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("task", "name", "content", "message"),
     [
-        ("nlvr", "nlvr_test.json", [NLVR[0], "text"], "entry 1 of .* is no object"),
+        ("nlvr", "nlvr_test.json", [NLVR[0], "text"], "entry 1 of .* is not an object"),
         ("nlvr", "nlvr_test.json", changed(NLVR, images=["a"]), "entry 1 .* does not name two images"),
         ("nlvr", "nlvr_test.json", changed(NLVR, images=["a", ""]), "entry 1 .* does not name two images"),
         ("nlvr", "nlvr_test.json", changed(NLVR, images=["a", 1]), 'entry 1 .* no "images"'),
@@ -334,7 +334,7 @@ def test_broken_pairs_of_vqa_files_are_refused(write: Write, tmp_path: Path) -> 
 def test_broken_answer_lists_are_refused(answers: Any, write: Write, tmp_path: Path) -> None:
     write("vqa_val.json", VQA)
     write("answer_list.json", answers, images=False)
-    with pytest.raises(InputError, match="no list of different answers"):
+    with pytest.raises(InputError, match="not a list of different answers"):
         read_dataset("vqa", tmp_path)
 
 

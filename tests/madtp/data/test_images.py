@@ -130,7 +130,7 @@ def test_sizes_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("value", [None, "x.png", PIXELS, b"png"])
 def test_what_is_no_image_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match="is no PIL image"):
+    with pytest.raises(InputError, match="is not a PIL image"):
         check_image(value)
 
 

@@ -125,7 +125,7 @@ def test_an_answer_list_names_what_is_wrong(answers: Any, tmp_path: Path) -> Non
     data = write(tmp_path, "vqa_val.json", [question("07")])
     (data / "answer_list.json").write_text(json.dumps(answers))
     named = "" if isinstance(answers, dict) else f"\n.*answer {len(answers) - 1}, "
-    with pytest.raises(InputError, match=rf"answer_list\.json' is no list of different answers{named}"):
+    with pytest.raises(InputError, match=rf"answer_list\.json' is not a list of different answers{named}"):
         read_dataset("vqa", data)
 
 
@@ -207,11 +207,11 @@ def test_a_line_separator_is_part_of_a_line(tmp_path: Path) -> None:
     [
         (b"", "there are no candidates"),
         (b"\xef\xbb\xbf\n \n", "there are no candidates"),
-        (b'[\n "yes",\n "no"\n', "no JSON list\n.*line 4"),
-        (b"[\nyes\nno\n]", "no JSON list"),
-        (b"['yes', 'no']", "no JSON list"),
-        (b'{"yes": 0}', "no list of different answers"),
-        (b"[]", "no list of different answers"),
+        (b'[\n "yes",\n "no"\n', "not a JSON list\n.*line 4"),
+        (b"[\nyes\nno\n]", "not a JSON list"),
+        (b"['yes', 'no']", "not a JSON list"),
+        (b'{"yes": 0}', "not a list of different answers"),
+        (b"[]", "not a list of different answers"),
         (b'["yes", 2]', "candidate 1, 2, is a number"),
         (b'["yes", ""]', "candidate 1, '', is empty"),
         (b'["yes", null]', "candidate 1, null, is missing or null"),
@@ -293,7 +293,7 @@ def test_the_text_at_fault_is_named(task: str, ask: Any, message: str, task_arti
 def test_lists_of_answers_are_of_different_texts() -> None:
     assert check_answers(["yes", "no"], "they are") == ("yes", "no")
     for wrong, why in (("yes", "something else"), (None, "something else"), ({"yes": 1}, "an object"), ([], "empty")):
-        with pytest.raises(InputError, match=f"they are no list of different answers\nIt is {why}"):
+        with pytest.raises(InputError, match=f"they are not a list of different answers\nIt is {why}"):
             check_answers(wrong, "they are")
 
 
@@ -302,7 +302,7 @@ def test_lists_of_answers_are_of_different_texts() -> None:
     [
         ("left\n\ufeffright\n".encode(), "line 2 .*\n.*byte-order mark"),  # two files in one
         ("\ufeff\ufeffleft\n".encode(), "line 1 .*\n.*byte-order mark"),
-        ('["left", "\ufeffright"]'.encode(), "no list of different answers\n.*candidate 1.*byte-order mark"),
+        ('["left", "\ufeffright"]'.encode(), "not a list of different answers\n.*candidate 1.*byte-order mark"),
         ("left\nright\n".encode("utf-16-le"), "line 1 .*\n.*holds a NUL"),
         (b'["left", "a\\u0000b"]', "candidate 1.*holds a NUL"),
         (b"'left'\n'right'\n", "line 1 .*\n.*in quotes"),

@@ -150,7 +150,7 @@ def test_missed_promises() -> None:
     (less_accurate,) = command.missed_promises(result(0.90, 1.0), result(0.89, 0.5))
     (less_pruned,) = command.missed_promises(result(0.95, 1.0), result(0.95, 0.7))
     (more_lost,) = command.missed_promises(result(0.99, 1.0), result(0.95, 0.5))
-    assert "least 90%" in less_accurate
+    assert "minimum 90%" in less_accurate
     assert "30.0% of the GFLOPs" in less_pruned
     assert "4.0% of accuracy" in more_lost
 

@@ -26,15 +26,15 @@ from madtp.demo.retrieval.data import (
     picture,
     vocabulary,
 )
-from madtp.demo.retrieval.evaluate import Evaluation, evaluate, missed_promises
-from madtp.demo.retrieval.train import Recipe, config, draw_batch, train, without_padding
+from madtp.demo.retrieval.evaluate import RetrievalEvaluation, evaluate, missed_promises
+from madtp.demo.retrieval.train import RetrievalRecipe, config, draw_batch, train, without_padding
 from madtp.errors import InputError
 from madtp.models.retrieval import RetrievalModel
 from madtp.tasks.ranking import image_tokens
 from madtp.training.objective import RetrievalBatch, initialize, retrieval_loss
 
 MEGABYTES = 2.5
-SHORT = Recipe(steps=4, pairs=6, images_at_once=3)
+SHORT = RetrievalRecipe(steps=4, pairs=6, images_at_once=3)
 TAU = torch.tensor(0.3)
 
 
@@ -197,7 +197,7 @@ def test_committed_model_keeps_its_promises() -> None:
     model = madtp.load(retrieval.checkpoint_path())
     assert isinstance(model, RetrievalModel)
     assert model.config == config()
-    assert model.temperature == Recipe().deployed_temperature
+    assert model.temperature == RetrievalRecipe().deployed_temperature
     kept = held_out(retrieval.EVALUATED)
     dense, pruned = (evaluate(model, retrieval.vocab_path(), kept, tau) for tau in (0.0, model.temperature))
     assert missed_promises(dense, pruned) == []
@@ -208,8 +208,8 @@ def test_committed_model_keeps_its_promises() -> None:
 
 
 def test_missed_promises() -> None:
-    def result(texts: float, images: float, gflops: float) -> Evaluation:
-        return Evaluation(texts, images, gflops, (), (), ())
+    def result(texts: float, images: float, gflops: float) -> RetrievalEvaluation:
+        return RetrievalEvaluation(texts, images, gflops, (), (), ())
 
     assert missed_promises(result(0.9, 0.9, 1.0), result(0.89, 0.9, 0.5)) == []
     (less_found,) = missed_promises(result(0.9, 0.5, 1.0), result(0.9, 0.5, 0.5))
@@ -231,7 +231,7 @@ def test_command_writes_what_it_says(
     assert "100 %" in shown.err
     assert sorted(path.name for path in tmp_path.iterdir()) == ["retrieval-photos.pt", "samples", "vocab.txt"]
     model = madtp.load(tmp_path / "retrieval-photos.pt")
-    assert model.temperature == Recipe().deployed_temperature
+    assert model.temperature == RetrievalRecipe().deployed_temperature
     wanted = held_out_samples(command.SAMPLES)
     written = read_samples(tmp_path / "samples", "retrieval")
     assert [sample.text for sample in written] == [sample.text for sample in wanted]

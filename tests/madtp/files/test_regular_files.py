@@ -85,7 +85,7 @@ def test_what_options_name(
 def test_journals(kind: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "results.json.part"
     kind(path)
-    with pytest.raises(MadtpError, match=r"holds no results|no regular file"):
+    with pytest.raises(MadtpError, match=r"holds no results|not a regular file"):
         Journal(path, {})
 
 
