@@ -25,7 +25,9 @@ def parse_onnx(content: bytes, path: Path) -> Any:
     try:
         return onnx.ModelProto.FromString(content)
     except (DecodeError, ValueError) as error:
-        raise ManifestError(f"'{path.name}' is no complete ONNX model", "It is truncated, or another file.") from error
+        raise ManifestError(
+            f"'{path.name}' is not a complete ONNX model", "It is truncated, or another file."
+        ) from error
 
 
 def external_locations(path: Path) -> set[str]:
@@ -48,7 +50,7 @@ def external_locations(path: Path) -> set[str]:
         entries = [entry for tensor in all_tensors(model) for entry in tensor.external_data]
         return {decoded(entry.value) for entry in entries if decoded(entry.key) == "location"}
     except UnicodeDecodeError as error:
-        raise ManifestError(f"'{path.name}' is no complete ONNX model", "A name in it is not UTF-8.") from error
+        raise ManifestError(f"'{path.name}' is not a complete ONNX model", "A name in it is not UTF-8.") from error
 
 
 def all_tensors(message: Any) -> Iterator[Any]:

@@ -1,4 +1,4 @@
-"""`python -m export inspect`: what a file is, whether it is whole, and whether it runs here."""
+"""`python -m export inspect`: what a file is, whether it is intact, and whether it runs here."""
 
 import json
 from pathlib import Path
@@ -14,19 +14,19 @@ from madtp.console.heartbeat import Heartbeat
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 @click.pass_context
 def command(context: click.Context, file: Path, as_json: bool) -> None:
-    """Show what FILE is (out.plan, out.onnx, out.json, ...), whether it is whole, and whether it runs here.
+    """Show what FILE is (out.plan, out.onnx, out.json, ...), whether it is intact, and whether it runs here.
 
     Nothing in the file is run.
 
     \b
-    Exit status: 0 shown, 1 shown and damaged, 2 it cannot be read at all.
+    Exit status: 0 shown, 1 shown but damaged, 2 the file cannot be read.
     """
     from export.inspect.compatibility import this_machine
     from export.inspect.reader import inspect_file
     from export.inspect.table import inspection_table
 
     raise_interrupts()
-    with Heartbeat(errors_console(), "reading the files and comparing their sha256"):
+    with Heartbeat(errors_console(), "reading files and checking their sha256"):
         found = inspect_file(file, this_machine())
     if as_json:
         click.echo(json.dumps(found.to_json(), indent=2))

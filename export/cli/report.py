@@ -13,20 +13,20 @@ from madtp.console.command import allow_outside
 
 if TYPE_CHECKING:
     from export.artifact.manifest import Manifest
-    from export.report.page import Measured
+    from export.report.page import Measurements
 
 
 @click.command(short_help="Write a page about an artifact.")
 @click.argument("artifact", type=PATH)
-@click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="The page to write.")
-@click.option(
-    "--ckpt", type=PATH, help="The checkpoint that it was made from: for GFLOPs, and plans of other machines."
-)
-@click.option("--samples", type=PATH, metavar="DIR", help="Samples to run; the demo's.")
+@click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="HTML file to write.")
+@click.option("--ckpt", type=PATH, help="Checkpoint of the artifact: for GFLOPs, and for plans that cannot run here.")
+@click.option("--samples", type=PATH, metavar="DIR", help="Samples to run (default: the demo's).")
 @allow_outside
-@click.option("--synthetic", is_flag=True, help="Run random pixels and ids: their token counts mean little.")
-@click.option("--bench", type=PATH, metavar="JSON", help="Latencies of python -m export bench --json; measured here.")
-@click.option("--temperature", type=float, multiple=True, help="Beside 0 and the manifest's. May be repeated.")
+@click.option("--synthetic", is_flag=True, help="Run random pixels and ids; their token counts mean little.")
+@click.option("--bench", type=PATH, metavar="JSON", help="Latencies from `bench --json` (default: measure here).")
+@click.option(
+    "--temperature", type=float, multiple=True, help="Temperature to show beside 0 and the default. Repeatable."
+)
 def command(
     artifact: Path,
     output: Path,
@@ -51,7 +51,7 @@ def command(
     options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside)
     with ConsoleProgress(errors_console(), STAGES) as progress:
 
-        def show(manifest: "Manifest", measured: "Measured") -> None:
+        def show(manifest: "Manifest", measured: "Measurements") -> None:
             progress.stop()
             with suppress(KeyboardInterrupt):  # the work has ended; only its report is cut short
                 output = output_console()
@@ -63,20 +63,23 @@ def command(
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)
 
 
-def costs_table(manifest: "Manifest", measured: "Measured") -> Table:
-    """What the page's figures are of, in numbers: a row a temperature."""
-    from export.bench.latency import summarize
+def costs_table(manifest: "Manifest", measured: "Measurements") -> Table:
+    """The numbers of the page's plots, a row per temperature."""
+    import numpy as np
+
     from export.bench.words import milliseconds
     from export.report.measurements import total_tokens
-    from export.report.page import speed_ups
+    from export.report.page import PERCENTILES, speed_ups
 
-    table = Table(title=f"{manifest.artifact}: a request, by temperature", caption=measured.samples)
+    table = Table(title=f"{manifest.artifact}: one request, by temperature", caption=measured.samples)
     gflops = measured.gflops
     said = speed_ups(measured)
     for column in (
         "temperature",
         "calls",
         "p50 ms",
+        "p90 ms",
+        "p99 ms",
         "dense / pruned",
         "tokens",
         *(["GFLOPs"] if gflops is not None else []),
@@ -84,13 +87,13 @@ def costs_table(manifest: "Manifest", measured: "Measured") -> Table:
         table.add_column(column, justify="right")
     for temperature, times in measured.times.items():
         tokens = fmean(total_tokens(measured.counts[temperature], measured.images).tolist())
-        p50 = milliseconds(summarize(times).median_ms)
-        cells = [f"{temperature:g}", str(len(times)), p50, said.get(temperature, ""), f"{tokens:.1f}"]
+        latency = [milliseconds(float(value)) for value in np.percentile(times, PERCENTILES)]
+        cells = [f"{temperature:g}", str(len(times)), *latency, said.get(temperature, ""), f"{tokens:.1f}"]
         table.add_row(*cells, *([f"{gflops[temperature]:.3f}"] if gflops is not None else []))
     return table
 
 
-def notes(measured: "Measured") -> list[str]:
+def notes(measured: "Measurements") -> list[str]:
     """What to know about the numbers of `costs_table`, a sentence each."""
     found = ["latencies are of the torch model, not of the plan"] if measured.of_torch else []
     bench = measured.bench

@@ -20,10 +20,10 @@ from export.inspect.onnx_file import OnnxFile, read_onnx
 from madtp.files.inputs import sha256
 
 VERIFIED = "verified"
-CHANGED = "CHANGED after it was written: its own sha256 is another"
-UNSEALED = "has no hash of its own: whether it was changed is not known"
-MOST_PARTS = 8  # that are looked at; a model has three at most
-NO_ARTIFACT = "not an artifact, nor a file of one"
+CHANGED = "CHANGED after it was written: its own sha256 does not match"
+UNSEALED = "has no hash of its own, so that changes cannot be detected"
+MOST_PARTS = 8  # that are read; a model has at most three
+NO_ARTIFACT = "neither an artifact nor a file of one"
 _PAIR = ("pair", "temperature", "status", "requests", "explained")
 _LIBRARY = ("file", "embedded", "version", "sha256", "source_sha256", "sm")
 
@@ -67,13 +67,13 @@ def inspect_json(found: Inspection, path: Path) -> None:
         content = read_fields(path)
     except (ValueError, RecursionError) as error:
         found.kind, found.sha256 = "manifest", sha256(path)
-        found.damage.append(f"it is no complete JSON: {first_line(error)}")
+        found.damage.append(f"it is not complete JSON: {first_line(error)}")
         return
     if _looks_like_manifest(content):
         inspect_artifact(found, path, content)
     else:
         found.sha256 = sha256(path)
-        found.notes.append(f"{NO_ARTIFACT}: JSON, and no manifest")
+        found.notes.append(f"{NO_ARTIFACT}: JSON, but not a manifest")
 
 
 def inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> None:
@@ -108,7 +108,7 @@ class _Artifact:
         self.library: Any = None
 
     def summary(self) -> dict[str, Any]:
-        """Everything worth showing; what the manifest lacks is None. Files come with their `state`."""
+        """Everything that is shown; what the manifest lacks is None. Files have a `state`."""
         content = self._content
         parts = [self._part(part) for part in islice(objects(content.get("parts")), MOST_PARTS)]
         self._check_parts([part["name"] for part in parts])
@@ -142,7 +142,7 @@ class _Artifact:
         }
 
     def _library(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """What the library beside the manifest says of itself; what it does not say is None."""
+        """What the library beside the manifest records; what it does not record is None."""
         shown: dict[str, Any] = dict.fromkeys(_LIBRARY) | {"file": entry.get("file"), "embedded": False}
         shown["state"] = self._state(entry)
         path = _inside(self._folder, entry.get("file"))
@@ -151,22 +151,25 @@ class _Artifact:
         try:
             shown |= encode(read_library(path).entry(path.name))
         except PluginError as error:
-            self._found.damage.append(f"'{path.name}' is no plugin library of this project: {first_line(error.why)}")
+            self._found.damage.append(f"'{path.name}' is not a plugin library of this project: {first_line(error.why)}")
             return shown
         other = [key for key in ("version", "source_sha256", "sm") if shown[key] != entry.get(key)]
         if other:
-            self._found.damage.append(f"'{path.name}': the manifest gives it another {' and '.join(other)}")
+            self._found.damage.append(f"'{path.name}': the manifest records a different {' and '.join(other)}")
         return shown
 
     def _embedded(self, entry: Mapping[str, Any]) -> dict[str, Any]:
-        """What the manifest says of a library that its plan carries; whether that has such a one."""
-        shown = {key: entry.get(key) for key in _LIBRARY} | {"file": None, "state": "in the plan, by the manifest"}
+        """What the manifest records of an embedded library, and whether the plan embeds it."""
+        shown = {key: entry.get(key) for key in _LIBRARY} | {
+            "file": None,
+            "state": "embedded in the plan, according to the manifest",
+        }
         for part in islice(objects(self._content.get("parts")), MOST_PARTS):
             path = _inside(self._folder, part.get("artifact"))
             if part.get("plugin_layers") and path is not None and path.is_file():
                 try:
                     check_embedded(path, decode(LibraryEntry, entry))
-                    shown["state"] = "in the plan"
+                    shown["state"] = "embedded in the plan"
                 except (PluginError, KeyError, TypeError) as error:
                     self._found.damage.append(first_line(error))
         return shown
@@ -218,7 +221,7 @@ class _Artifact:
             try:
                 size, expected = path.stat().st_size, entry.get("bytes")
                 same = size <= MOST_BYTES and sha256(path) == entry.get("sha256")
-                state = VERIFIED if same else "DIFFERENT: its sha256 is another"
+                state = VERIFIED if same else "DIFFERENT: its sha256 does not match"
                 if state != VERIFIED and expected is not None and size != expected:
                     state += f", and it has {size:,} bytes"
             except FileNotFoundError:
@@ -247,7 +250,7 @@ class _Artifact:
         return kept | {"parity": parity, "verdict": verdict}
 
     def verdict(self) -> Compatibility:
-        """Whether it runs here; after `summary`."""
+        """Whether the artifact runs here. Call `summary` first."""
         name, version = find(self._content, "backend", "name"), find(self._content, "backend", "version")
         damage = ["files or manifest are damaged"] if self._found.damage else []
         machine = self._found.machine
@@ -261,7 +264,7 @@ class _Artifact:
         if isinstance(library, dict):
             listed, made = library.get("sm"), library.get("version")
             if made != metadata.version(PRODUCT):
-                damage.append(f"its plugin library is of version {made} and this is {metadata.version(PRODUCT)}")
+                damage.append(f"its plugin library has version {made}, and this package {metadata.version(PRODUCT)}")
             sm = [number for number in listed if isinstance(number, int)] if isinstance(listed, list) else []
         return plan_compatibility(name, version, sm, damage, machine)
 

@@ -16,9 +16,9 @@ def inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
     except CheckpointError as error:
         found.damage.append(f"{error.why[:1].lower()}{first_line(error.why)[1:]}")
         return
-    found.details["format"] = "of torch.save before 1.6" if start.startswith(LEGACY) else "of torch.save"
+    found.details["format"] = "torch.save before 1.6" if start.startswith(LEGACY) else "torch.save"
     if others:
-        found.notes.append(f"it holds more than tensors, and is not loaded as it is: {listing(others)}")
+        found.notes.append(f"it holds more than tensors, so that export refuses to load it: {listing(others)}")
     else:
-        hint = f"python -m export --ckpt {path} --engine out.plan"
-        found.notes.append(f"a checkpoint, not an artifact; export it: {hint}")
+        command = f"python -m export --ckpt {path} --engine out.plan"
+        found.notes.append(f"a checkpoint, not an artifact; export it with {command}")

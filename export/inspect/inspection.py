@@ -9,21 +9,21 @@ from export.inspect.onnx_file import OnnxFile
 
 @dataclass
 class Inspection:
-    """What was found out.
+    """What an inspection found.
 
     Attributes:
-        file: as given.
-        kind: "artifact" (of a manifest), "manifest" (one that cannot be read), "onnx", "plan", "plugin library",
-            "checkpoint" or "other".
+        file: the path as given.
+        kind: "artifact", "manifest" (one that cannot be read), "onnx", "plan", "plugin library", "checkpoint" or
+            "other".
         bytes: size of the file.
-        machine: that it was inspected on.
-        sha256: of the file; None for artifacts, whose files are listed with theirs.
-        damage: what is wrong with it or with the files that belong to it; empty where nothing is.
-        notes: what else is to be known.
-        details: what plans, libraries and checkpoints say, name -> value.
-        manifest: see `_Artifact.summary`.
-        onnx: of a foreign ONNX file.
-        verdict: whether it runs here; None for what is not run.
+        machine: the machine that it was inspected on.
+        sha256: hash of the file; None for an artifact, whose files have their own.
+        damage: what is wrong with the file or with files that belong to it.
+        notes: further remarks.
+        details: what a plan, library or checkpoint records, name -> value.
+        manifest: contents of the artifact's manifest, see `export.inspect.artifact`.
+        onnx: contents of an ONNX file without a manifest.
+        verdict: whether it runs here; None for what cannot be run.
     """
 
     file: str
@@ -50,6 +50,6 @@ def first_line(text: object) -> str:
 
 
 def note_lone(found: Inspection, note: str) -> None:
-    """Say that no manifest names the file, unless one could not be read, which is damage and said as such."""
+    """Note that no manifest names the file, unless one could not be read, which is listed as damage."""
     if not found.damage:
         found.notes.append(note)

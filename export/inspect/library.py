@@ -13,7 +13,7 @@ def inspect_library(found: Inspection, path: Path) -> None:
     try:
         library = read_library(path)
     except PluginError as error:
-        found.notes.append(f"a shared library, not of this project: {error.why}")
+        found.notes.append(f"a shared library, but not a plugin library of this project: {error.why}")
         return
     found.kind = "plugin library"
     found.details = {

@@ -1,4 +1,4 @@
-"""What an ONNX file says of itself: any ONNX file, whoever made it. Nothing is run; external weights stay unread."""
+"""The contents of any ONNX file. Nothing is run; external weights stay unread."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -20,11 +20,11 @@ class OnnxFile:
     Attributes:
         producer: name and version, as recorded.
         opsets: domain -> version; the domain "" is ONNX's own.
-        inputs, outputs: [{"name", "dtype", "shape"}]; weights that older files list as inputs are left out.
-        nodes: of the graph, subgraphs included.
+        inputs, outputs: [{"name", "dtype", "shape"}], without the weights that older files list as inputs.
+        nodes: nodes of the graph and its subgraphs.
         operators: "domain::op", or "op" of ONNX's own domain -> nodes, function bodies included.
         functions: operators that the file defines.
-        weights: of the graph.
+        weights: number of weights in the graph.
         external: file name -> "found", or what is wrong with it.
     """
 
@@ -49,13 +49,13 @@ def read_onnx(path: Path) -> OnnxFile:
     """Read the graph of an ONNX file.
 
     Raises:
-        ManifestError: it is no ONNX model, is cut short, or larger than one can be.
+        ManifestError: it is not an ONNX model, is truncated, or is larger than one can be.
         OSError: it cannot be read.
     """
     try:
         content = read_bytes(path, MOST_BYTES)
     except ValueError as error:
-        raise ManifestError(f"'{path.name}' is no ONNX model", str(error)) from error
+        raise ManifestError(f"'{path.name}' is not an ONNX model", str(error)) from error
     model = parse_onnx(content, path)
     if not model.ir_version or not model.HasField("graph") or not model.opset_import:
         lacking = [
@@ -68,13 +68,14 @@ def read_onnx(path: Path) -> OnnxFile:
             if not there
         ]
         raise ManifestError(
-            f"'{path.name}' is no complete ONNX model", f"It has no {', '.join(lacking)}: truncated, or another file."
+            f"'{path.name}' is not a complete ONNX model",
+            f"It has no {', '.join(lacking)}: truncated, or another file.",
         )
     try:
         return _describe(model, path.parent)
     except UnicodeDecodeError as error:
         raise ManifestError(
-            f"'{path.name}' is no complete ONNX model", "A name in it is not UTF-8: it is damaged."
+            f"'{path.name}' is not a complete ONNX model", "A name in it is not UTF-8: it is damaged."
         ) from error
 
 
@@ -147,10 +148,10 @@ def _external(weights: Iterable[Any], folder: Path) -> dict[str, str]:
     for weight in weights:
         if weight.data_location != weight.EXTERNAL:
             continue
-        where = {decoded(entry.key): decoded(entry.value) for entry in weight.external_data}
-        numbers = [where.get(key, "0") for key in ("offset", "length")]
+        fields = {decoded(entry.key): decoded(entry.value) for entry in weight.external_data}
+        numbers = [fields.get(key, "0") for key in ("offset", "length")]
         end = sum(int(number[:LONGEST_SIZE]) if number.isdecimal() else 0 for number in numbers)
-        location = where.get("location", "")
+        location = fields.get("location", "")
         ends[location] = max(ends.get(location, 0), end)
     return {name: _external_state(name, end, folder) for name, end in ends.items()}
 

@@ -1,6 +1,6 @@
-"""What a file is, told without running anything of it: artifacts, manifests, ONNX files, plans, libraries, checkpoints.
+"""Inspecting a file without running anything in it: artifacts, ONNX files, plans, plugin libraries, checkpoints.
 
-Files may be foreign, cut short or wrong: whatever can be read of them is kept, and what is wrong is said beside it.
+Files may be foreign, truncated or damaged: what can be read is shown, and what is wrong is listed beside it.
 """
 
 from pathlib import Path
@@ -29,10 +29,8 @@ def inspect_file(path: Path, machine: Machine) -> Inspection:
         if not path.exists() and path.suffix in (".onnx", ".plan") and (whole := whole_artifact(path)) is not None:
             path = whole
         if not path.is_file():
-            why = (
-                "It is a folder." if path.is_dir() else "It is no regular file." if path.exists() else "There is none."
-            )
-            raise InputError(f"cannot read '{path}'", why, "Name an artifact, its manifest, or another file.")
+            why = "is a folder" if path.is_dir() else "is not a regular file" if path.exists() else "does not exist"
+            raise InputError(f"cannot read '{path}'", f"It {why}.", "Name an artifact, its manifest, or another file.")
         if path.stat().st_size > MOST_BYTES:
             raise InputError(f"'{path}' is too large", f"It has {path.stat().st_size:,} bytes.", "Name an artifact.")
         with open_regular(path) as file:

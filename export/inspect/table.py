@@ -13,16 +13,16 @@ from export.inspect.inspection import Inspection
 from export.inspect.library import capabilities
 from export.inspect.onnx_file import OnnxFile
 
-LISTED = 24  # tensors, operators or files before it says "and N more"
-FAILURES = 6  # of a validation, before it says how many more
+LISTED = 24  # tensors, operators or files before "and N more"
+FAILURES = 6  # of a validation before "and N others"
 LONGEST = 400  # characters of one value
-VERIFIED_MEANS = "verified: the file is the one that the manifest describes; who made either is not known"
+VERIFIED_MEANS = "verified: the file has the sha256 in the manifest; who made them is not known"
 
 Row = tuple[str, str]
 
 
 def inspection_table(found: Inspection) -> Table:
-    """Two columns, in sections: the file, the manifest or what else it is, every part, this machine."""
+    """Two columns in sections: the file, its manifest or other contents, every part, this machine."""
     table = Table(title=Text(_plain(found.file)), show_header=False, box=box.ROUNDED)
     table.add_column(no_wrap=True)
     table.add_column(overflow="fold")
@@ -57,7 +57,7 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
     state = "" if manifest["state"] is None else f": {manifest['state']}"
     yield "manifest", f"{manifest['file']} (schema {manifest['schema']}){state}"
     yield "", VERIFIED_MEANS
-    yield "made", get("created")
+    yield "created", get("created")
     yield "task", get("task")
     yield "parts", ", ".join(_text(part["name"]) for part in manifest["parts"]) or "none"
     digest = get("checkpoint", "sha256")[:12]
@@ -79,14 +79,14 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
         name = "" if library["file"] is None else f"{_text(library['file'])}: "
         version = f"version {_text(library['version'])}, for compute capability {capabilities(library['sm'])}"
         yield "plugin library", f"{name}{library['state']}; {version}"
-        yield "  its sha256", f"{_text(library['sha256'])}; compare it with that of a build of your own: it is code"
+        yield "  sha256", f"{_text(library['sha256'])}; it is code: compare this with the hash of your own build"
     else:
         yield "plugin library", "none needed"
     vocabulary = manifest["vocabulary"]
     if isinstance(vocabulary, dict):
         yield "vocabulary", f"{_text(vocabulary['file'] or 'built in')}: {vocabulary['state']}"
     else:
-        yield "vocabulary", "none: none that fits was at hand at the export"
+        yield "vocabulary", "none: the export found no vocabulary of this model"
 
 
 def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
@@ -101,7 +101,7 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
         yield from _and_more(label, len(entries))
     yield "  custom nodes", _counts(part["custom_nodes"])
     if part["opsets"] is not None:
-        standard = "" if set(part["opsets"]).difference(STANDARD) or part["functions"] else ": standard ONNX alone"
+        standard = "" if set(part["opsets"]).difference(STANDARD) or part["functions"] else ": standard ONNX only"
         yield "  opsets", f"{_opsets(part['opsets'])} (IR version {part['ir_version']}){standard}"
     if part["layers"] is not None:
         yield "  plugin layers", f"{_counts(part['plugin_layers'])} (of {_text(part['layers'])} layers)"
@@ -110,7 +110,7 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
         yield "  tuned for tokens", f"{get('source')}: {get('origin')} ({get('samples')} samples)"
         sizes = part["tokens"].get("opt_max")
         for encoder, pairs in list(sizes.items())[:LISTED] if isinstance(sizes, dict) else ():
-            yield f"    {_text(encoder)}", f"{' '.join(_pair(pair) for pair in _list(pairs))} (usual/largest a layer)"
+            yield f"    {_text(encoder)}", f"{' '.join(_pair(pair) for pair in _list(pairs))} (opt/max per layer)"
 
 
 def _pair(pair: Any) -> str:
@@ -134,10 +134,10 @@ def _shape(dims: list[Any]) -> str:
 
 def _validation_rows(validation: Any, damaged: bool) -> Iterator[Row]:
     if not isinstance(validation, dict):
-        yield "validated", "the manifest does not say"
+        yield "validated", "not recorded in the manifest"
         return
     get = _reader(validation)
-    of = " (its ONNX was compared instead)" if validation["validated"] == "onnx" else ""
+    of = " (its ONNX file was compared instead)" if validation["validated"] == "onnx" else ""
     before = "; that was before the damage" if damaged else ""
     yield "validated", f"{get('artifact')}{of}{before}"
     if isinstance(validation["verdict"], dict):
@@ -146,31 +146,31 @@ def _validation_rows(validation: Any, damaged: bool) -> Iterator[Row]:
     for parity in validation["parity"][:LISTED]:
         entry = _reader(parity)
         worst = f"worst difference {entry('worst', show=_small)} of {entry('worst_output')}"
-        decided = f"{entry('decisions_equal')} of {entry('requests')} answers equal, {entry('explained')} left out"
+        decided = f"{entry('decisions_equal')} of {entry('requests')} answers equal, {entry('explained')} excluded"
         yield (
             f"  at temperature {entry('temperature')}",
             f"{worst} (allowed {entry('tolerance', show=_small)}), {decided}",
         )
     yield (
-        "GFLOPs a request",
+        "GFLOPs per request",
         f"dense {get('gflops', 'dense', show=_digits)}, pruned {get('gflops', 'pruned', show=_digits)}",
     )
 
 
 def _verdict_rows(verdict: Mapping[str, Any]) -> Iterator[Row]:
     get = _reader(verdict)
-    yield "by validate", f"{get('status')} on {get('created')}; samples: {get('samples')}"
+    yield "validate", f"{get('status')} on {get('created')}; samples: {get('samples')}"
     for entry in verdict["pairs"][:LISTED]:
         pair = _reader(entry)
-        compared = f"{pair('requests')} requests compared, {pair('explained')} left out"
+        compared = f"{pair('requests')} requests compared, {pair('explained')} excluded"
         yield f"  {pair('pair')} at {pair('temperature')}", f"{pair('status')}: {compared}"
     if verdict["bisected"]:
-        yield "  at fault", get("bisected")
+        yield "  first divergent node", get("bisected")
     failures = verdict["failures"]
     yield from (("  FAILED", why) for why in failures[:FAILURES])
     if len(failures) > FAILURES:
         more = f"{len(failures) - FAILURES}{' or more' if len(failures) == KEPT_FAILURES else ''}"
-        yield "  FAILED", f"and {more} others: --json lists what the manifest keeps, validate --json all"
+        yield "  FAILED", f"and {more} others: --json lists those in the manifest, validate --json all"
 
 
 def _onnx_rows(file: OnnxFile) -> Iterator[Row]:
@@ -180,10 +180,10 @@ def _onnx_rows(file: OnnxFile) -> Iterator[Row]:
         for entry in entries[:LISTED]:
             yield label, _tensor(entry, {})
         yield from _and_more(label, len(entries))
-    yield "nodes", f"{file.nodes}, with {file.weights} weights"
+    yield "nodes", f"{file.nodes} ({file.weights} weights)"
     yield "operators", _counts(file.operators)
-    yield "of other domains", _counts(file.custom)
-    yield "functions in the file", _some(file.functions)
+    yield "custom operators", _counts(file.custom)
+    yield "function bodies", _some(file.functions)
     for name, state in list(file.external.items())[:LISTED]:
         yield "external weights", f"{name}: {state}"
     yield from _and_more("external weights", len(file.external))
@@ -192,21 +192,21 @@ def _onnx_rows(file: OnnxFile) -> Iterator[Row]:
 def _machine_rows(found: Inspection) -> Iterator[Row]:
     gpus = found.machine.gpus
     if not gpus:
-        yield "GPU here", "none"
+        yield "GPU", "none"
     for gpu in gpus:
-        yield "GPU here", f"{gpu.name}, compute capability {'.'.join(map(str, gpu.capability))}, driver {gpu.driver}"
+        yield "GPU", f"{gpu.name}, compute capability {'.'.join(map(str, gpu.capability))}, driver {gpu.driver}"
     built = found.manifest["backend"] if found.manifest is not None else None
     for name, version in found.machine.packages.items():
         made = ""
         if isinstance(built, dict) and built.get("name") == name:
-            made = f" (the artifact was made with {_text(built.get('version'))})"
+            made = f" (the artifact was built with {_text(built.get('version'))})"
         yield name, f"{version or 'not installed'}{made}"
     if found.verdict is not None:
         yield "runs here", str(found.verdict)
 
 
 def _reader(content: Mapping[str, Any]) -> Callable[..., str]:
-    """A function of nested keys that gives the value as text, "?" where the manifest lacks it."""
+    """A function that takes nested keys and gives the value as text, "?" if the manifest lacks it."""
 
     def get(*keys: str, show: Callable[[Any], str] = _text) -> str:
         value: Any = content
@@ -256,6 +256,6 @@ def _and_more(label: str, count: int) -> Iterator[Row]:
 
 
 def _plain(text: str) -> str:
-    """Without control characters, which a file could use to rewrite the screen, and of bearable length."""
+    """Text without control characters, which a file could use to rewrite the screen, cut at LONGEST."""
     shown = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
     return shown if len(shown) <= LONGEST else f"{shown[:LONGEST]}..."

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from export.artifact.manifest import ImagePreprocessing
 from export.report.answers import Answer
-from export.report.token_flow import LayerFate, follow, patch_runs
+from export.report.token_flow import LayerTokens, follow_tokens, patch_runs
 
 KEPT, FRESH, GONE = "kept", "fresh", "gone"  # states of a token after a layer; classes of the page's style too
 MAX_SIDE = 384  # pixels of a picture in the page
@@ -95,20 +95,20 @@ def picture(name: str, image: Tensor, ids: Sequence[Sequence[int]], grid: int, s
         grid: patches along one side.
         settings: `preprocessing.image` of the manifest.
     """
-    fates = follow(ids, grid * grid + 1)
+    flow = follow_tokens(ids, grid * grid + 1)
     tiles, merges = [], []
-    for layer, fate in _pruned(fates):
-        kept = f"{len(fate.kept - {0})} of {grid * grid} patches kept, {len(fate.fresh)} merged in this layer"
+    for layer, after in _pruned(flow):
+        kept = f"{len(after.kept - {0})} of {grid * grid} patches kept, {len(after.fresh)} merged in this layer"
         tiles.append(
             Tile(
-                f"layer {layer + 1}: {len(fate.kept - {0})}",
+                f"layer {layer + 1}: {len(after.kept - {0})}",
                 f"{name} after layer {layer + 1}: {kept}",
-                patch_path(fate.fresh, grid),
-                patch_path(frozenset(range(grid * grid + 1)) - fate.kept - fate.fresh, grid),
+                patch_path(after.fresh, grid),
+                patch_path(frozenset(range(grid * grid + 1)) - after.kept - after.fresh, grid),
             )
         )
-        merges.append(merge_text(layer, fate, lambda position: _place(position, grid), "patches"))
-    return Picture(name, image_uri(image, settings), grid, tiles, _unchanged(fates), merges)
+        merges.append(merge_text(layer, after, lambda position: _place(position, grid), "patches"))
+    return Picture(name, image_uri(image, settings), grid, tiles, _unchanged(flow), merges)
 
 
 def text_view(encoder: str, names: Sequence[str], length: int, ids: Sequence[Sequence[int]]) -> TextView:
@@ -120,41 +120,41 @@ def text_view(encoder: str, names: Sequence[str], length: int, ids: Sequence[Seq
         length: ids that the encoder was given, padding included.
         ids: source ids after every layer.
     """
-    fates = follow(ids, length)
+    flow = follow_tokens(ids, length)
     layers = []
-    for layer, fate in _pruned(fates):
-        words = [(name, state(position, fate)) for position, name in enumerate(names)]
-        kept = sum(position < len(names) for position in fate.kept)
+    for layer, after in _pruned(flow):
+        words = [(name, state(position, after)) for position, name in enumerate(names)]
+        kept = sum(position < len(names) for position in after.kept)
         named = [*names, *[None] * (length - len(names))]
-        merge = merge_text(layer, fate, named.__getitem__, "words")
+        merge = merge_text(layer, after, named.__getitem__, "words")
         layers.append(TextLayer(f"layer {layer + 1}: {kept} kept", words, merge))
-    return TextView(encoder, layers, _unchanged(fates), length - len(names))
+    return TextView(encoder, layers, _unchanged(flow), length - len(names))
 
 
-def state(position: int, fate: LayerFate) -> str:
+def state(position: int, after: LayerTokens) -> str:
     """KEPT, FRESH (merged in this layer) or GONE (merged before it)."""
-    if position in fate.kept:
+    if position in after.kept:
         return KEPT
-    return FRESH if position in fate.fresh else GONE
+    return FRESH if position in after.fresh else GONE
 
 
-def merge_text(layer: int, fate: LayerFate, name: Callable[[int], str | None], plural: str) -> str:
+def merge_text(layer: int, after: LayerTokens, name: Callable[[int], str | None], plural: str) -> str:
     """What the merged token of a layer took in, in words.
 
     Args:
         layer: from 0; pages count from 1.
-        fate: of its tokens.
+        after: of its tokens.
         name: of an original token, by its position; None for padding.
         plural: what such tokens are called.
     """
-    named = [found for found in map(name, sorted(fate.fresh)) if found is not None]
+    named = [found for found in map(name, sorted(after.fresh)) if found is not None]
     taken = [", ".join(named) if len(named) <= NAMED else f"{len(named)} {plural}"] if named else []
-    padding = len(fate.fresh) - len(named)
+    padding = len(after.fresh) - len(named)
     if padding:
         taken.append(f"{padding} of padding")
-    taken += [f"the merged token of layer {-token}" for token in fate.swallowed if token < 0]
-    stands = len(fate.merged[layer])
-    total = f"; it stands for {stands} tokens of the input" if stands > len(fate.fresh) else ""
+    taken += [f"the merged token of layer {-token}" for token in after.swallowed if token < 0]
+    stands = len(after.merged[layer])
+    total = f"; it stands for {stands} tokens of the input" if stands > len(after.fresh) else ""
     return f"layer {layer + 1} merged {' and '.join(taken)}{total}"
 
 
@@ -179,12 +179,12 @@ def data_uri(kind: str, content: bytes) -> str:
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
-def _pruned(fates: Sequence[LayerFate]) -> list[tuple[int, LayerFate]]:
-    return [(layer, fate) for layer, fate in enumerate(fates) if fate.swallowed]
+def _pruned(flow: Sequence[LayerTokens]) -> list[tuple[int, LayerTokens]]:
+    return [(layer, after) for layer, after in enumerate(flow) if after.swallowed]
 
 
-def _unchanged(fates: Sequence[LayerFate]) -> list[int]:
-    return [layer + 1 for layer, fate in enumerate(fates) if not fate.swallowed]
+def _unchanged(flow: Sequence[LayerTokens]) -> list[int]:
+    return [layer + 1 for layer, after in enumerate(flow) if not after.swallowed]
 
 
 def _place(position: int, grid: int) -> str:

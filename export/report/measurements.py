@@ -1,4 +1,4 @@
-"""What a page measures: tokens of every sample, latency side by side, GFLOPs."""
+"""Measurements for a page: tokens of every sample, latencies side by side, GFLOPs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial

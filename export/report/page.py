@@ -24,30 +24,31 @@ from export.report.plots import latency_plot, pareto_plot, temperature_name, tok
 from madtp.files.outputs import marked_kind
 
 Row = Sequence[str]
+PERCENTILES = (50, 90, 99)
 PAGE = marked_kind("a page of report", '<meta name="generator" content="madtp-deploy report">')
-GFLOPS, TOKENS = "GFLOPs a request", "tokens a request, summed over sequences and layers"
+GFLOPS, TOKENS = "GFLOPs per request", "tokens per request, summed over sequences and layers"
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurements:
     """What was measured for a page.
 
     Attributes:
-        samples: where they come from.
-        images: of a request.
-        alike: `times` are of calls of one of these samples each, as `counts` and `gflops` are.
-        ran: what ran them: the runtime and its version, or "torch" in the place of a plan.
-        backend: of the artifact, on this machine.
-        least: requests of a call, the fewest that the artifact takes.
-        counts: tokens by temperature; 0 and the default among them.
-        gflops: of a request by temperature; None without the checkpoint.
-        times: milliseconds of calls by temperature.
-        bench: where `times` come from, if not from here.
-        shown: temperature of `examples`; None where nothing prunes.
-        watched: what ran for them; None: nothing could give out source ids.
+        samples: origin of the samples.
+        images: images per request.
+        alike: whether `times` are of calls with one of these samples each, as `counts` and `gflops` are.
+        ran: what ran them: the runtime and its version, or "torch" in place of a plan.
+        backend: the artifact's backend on this machine.
+        least: requests per call, the fewest that the artifact takes.
+        counts: tokens by temperature, among them 0 and the default.
+        gflops: GFLOPs per request by temperature; None without the checkpoint.
+        times: milliseconds of every call by temperature.
+        bench: the bench result that `times` come from; None if they were measured for the page.
+        shown: temperature of `examples`; None if nothing prunes.
+        watched: what recorded the source ids of the examples; None if nothing could.
         examples: an easy, a middle and a hard sample.
-        words_fit: the ids of texts are the words' own; otherwise answers mean little.
-        caveats: what makes `times` worth less, a sentence each.
+        words_fit: whether the ids are those of the words; otherwise answers mean little.
+        caveats: what makes `times` less reliable, a sentence each.
     """
 
     samples: str
@@ -80,7 +81,7 @@ class Table:
     rows: Sequence[Row]
 
 
-def render(manifest: Manifest, measured: Measured) -> str:
+def render(manifest: Manifest, measured: Measurements) -> str:
     """The page as HTML that refers to nothing outside of itself. Text from outside is escaped."""
     default = float(manifest.temperature)
     costs, cost_name = _costs(measured)
@@ -132,7 +133,7 @@ def this_machine() -> str:
     )
 
 
-def verdicts(manifest: Manifest, measured: Measured) -> list[tuple[bool, str]]:
+def verdicts(manifest: Manifest, measured: Measurements) -> list[tuple[bool, str]]:
     """What was proved and what was not, each with whether it was: by the latest validation, at the export, and here."""
     validation = manifest.validation
     passed = [f"at the export parity passed at temperature {entry.temperature:g}" for entry in validation.parity]
@@ -179,17 +180,17 @@ def validated_table(verdict: VerdictEntry | None) -> Table | None:
     found = [{output.output: output for output in pair.outputs} for pair in pairs]
     rows = [
         ("requests compared", [str(pair.requests - pair.explained) for pair in pairs]),
-        ("left out: rounding decides a token", [str(pair.explained) for pair in pairs]),
+        ("excluded: a score within rounding of the threshold", [str(pair.explained) for pair in pairs]),
     ]
     for name in names:
         outputs = [entry.get(name) for entry in found]
         if any(output and (output.worst != 0 or output.allowed) for output in outputs):  # ids differ or do not
             rows.append((f"{name}: worst |difference|", [_number(output, "worst") for output in outputs]))
             errors = [f"{_number(found, 'error')} ({_number(found, 'allowed')})" if found else "" for found in outputs]
-            rows.append((f"{name}: error against float64 (allowed)", errors))
+            rows.append((f"{name}: error against the fp64 reference (allowed)", errors))
         cosines = [f"{output.cosine:.7f}" if output and output.cosine is not None else "" for output in outputs]
         if any(cosines):
-            rows.append((f"{name}: least cosine", cosines))
+            rows.append((f"{name}: lowest cosine", cosines))
         if any(output and output.decisions for output in outputs):
             decided = [f"{output.decided} of {output.decisions}" if output else "" for output in outputs]
             rows.append((f"{name}: answers equal", decided))
@@ -212,7 +213,7 @@ def parity_table(validation: Validation) -> Table:
     encoders = entries[0].mean_tokens if entries else {}
     rows = [
         ("requests compared", [str(entry.requests - entry.explained) for entry in entries]),
-        ("left out: rounding decides a token", [str(entry.explained) for entry in entries]),
+        ("excluded: a score within rounding of the threshold", [str(entry.explained) for entry in entries]),
         (
             "worst |difference| (allowed)",
             [f"{entry.worst:.1e} of {entry.worst_output} ({entry.tolerance:.0e})" for entry in entries],
@@ -238,10 +239,10 @@ def parity_table(validation: Validation) -> Table:
 def _recorded(validation: Validation) -> Table:
     """Latency and GFLOPs that the manifest records."""
     rows = [
-        [name, f"{entry.median_ms:.2f}", f"{entry.p10_ms:.2f} to {entry.p90_ms:.2f}", str(entry.calls)]
+        [name, f"{entry.median_ms:.2f}", f"{entry.p90_ms:.2f}", str(entry.calls)]
         for name, entry in validation.latency.items()
     ]
-    return Table(["of calls", "p50 ms", "p10 to p90", "calls"], rows)
+    return Table(["runner", "p50 ms", "p90 ms", "calls"], rows)
 
 
 def _files(manifest: Manifest) -> list[tuple[str, str, str]]:
@@ -260,7 +261,7 @@ def _files(manifest: Manifest) -> list[tuple[str, str, str]]:
     return files
 
 
-def _summary(measured: Measured, default: float, said: Mapping[float, str]) -> list[str]:
+def _summary(measured: Measurements, default: float, said: Mapping[float, str]) -> list[str]:
     """The numbers that a reader looks for, default against dense."""
     if default == 0:
         return ["the default temperature is 0: the artifact runs dense unless it is told otherwise"]
@@ -273,7 +274,7 @@ def _summary(measured: Measured, default: float, said: Mapping[float, str]) -> l
     return lines
 
 
-def _speed_up(measured: Measured, default: float, said: str) -> str:
+def _speed_up(measured: Measurements, default: float, said: str) -> str:
     """Medians, and the ratio of calls of the same round, which is what `bench` calls the speed-up."""
     slow, fast = (milliseconds(summarize(measured.times[tau]).median_ms) for tau in (0.0, default))
     text = (
@@ -289,7 +290,7 @@ def _speed_up(measured: Measured, default: float, said: str) -> str:
     return text
 
 
-def speed_ups(measured: Measured) -> dict[float, str]:
+def speed_ups(measured: Measurements) -> dict[float, str]:
     """Dense over pruned in words, by temperature: of calls of the same round, less what they waited for a CPU."""
     steady = measured.times if measured.bench is None else measured.bench.own
     if 0.0 not in steady:
@@ -304,21 +305,20 @@ def _requests(count: int) -> str:
     return f"{count} request{'s' if count > 1 else ''}"
 
 
-def _call_name(measured: Measured) -> str:
+def _call_name(measured: Measurements) -> str:
     """What an axis of latencies is called."""
     batch = measured.least if measured.bench is None else measured.bench.batch
     of_torch = "\n(torch, not the plan)" if measured.of_torch else ""
-    return f"milliseconds a call{f' of {batch} requests' if batch > 1 else ''}{of_torch}"
+    return f"milliseconds per call{f' of {batch} requests' if batch > 1 else ''}{of_torch}"
 
 
-def _latency(measured: Measured, said: Mapping[float, str]) -> Table:
+def _latency(measured: Measurements, said: Mapping[float, str]) -> Table:
     rows = []
     for temperature, values in measured.times.items():
-        low, first, median, third, high = np.percentile(values, [10, 25, 50, 75, 90])
-        spread = [f"{milliseconds(a)} to {milliseconds(b)}" for a, b in ((first, third), (low, high))]
-        cells = [milliseconds(median), *spread, str(len(values)), said.get(temperature, "")]
+        percentiles = [milliseconds(float(value)) for value in np.percentile(values, PERCENTILES)]
+        cells = [*percentiles, str(len(values)), said.get(temperature, "")]
         rows.append([temperature_name(temperature), *cells])
-    return Table(["temperature", "p50 ms", "quartiles", "p10 to p90", "calls", "dense / pruned"], rows)
+    return Table(["temperature", "p50 ms", "p90 ms", "p99 ms", "calls", "dense / pruned"], rows)
 
 
 def _tokens(counts: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
@@ -331,7 +331,7 @@ def _tokens(counts: np.ndarray[Any, np.dtype[np.int64]]) -> Table:
     return Table(["layer", "mean", "25 %", "median", "75 %", "range"], rows)
 
 
-def _costs(measured: Measured) -> tuple[dict[float, float], str]:
+def _costs(measured: Measurements) -> tuple[dict[float, float], str]:
     """What a request of the calls that were timed costs at each temperature, and in what."""
     bench = None if measured.alike else measured.bench
     gflops = measured.gflops if bench is None else bench.gflops
@@ -342,7 +342,7 @@ def _costs(measured: Measured) -> tuple[dict[float, float], str]:
     return {tau: float(total_tokens(measured.counts[tau], measured.images).mean()) for tau in measured.times}, TOKENS
 
 
-def _pareto(measured: Measured, costs: Mapping[float, float], cost_name: str) -> Table:
+def _pareto(measured: Measurements, costs: Mapping[float, float], cost_name: str) -> Table:
     if measured.bench is None or measured.alike:
         last = {
             tau: {encoder: float(rows[:, -1].mean()) for encoder, rows in counts.items()}

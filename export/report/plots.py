@@ -99,7 +99,7 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: s
         + (f" (dense / pruned {said[temperature]})" if temperature in said else "")
         for temperature, values in times.items()
     )
-    return _plot(draw, f"Latency by temperature. Medians: {medians}.")
+    return _plot(draw, f"Latency by temperature. p50: {medians}.")
 
 
 def tokens_plot(encoder: str, counts: NDArray[np.int64], dense: NDArray[np.int64]) -> Plot:
@@ -158,7 +158,7 @@ def pareto_plot(
         return figure
 
     points = ", ".join(f"{temperature_name(temperature)} at {costs[temperature]:.4g}" for temperature in times)
-    return _plot(draw, f"Median latency over {cost_name}, by temperature: {points}.")
+    return _plot(draw, f"p50 latency over {cost_name}, by temperature: {points}.")
 
 
 def _box(name: str, milliseconds: Sequence[float]) -> dict[str, Any]:

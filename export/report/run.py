@@ -1,4 +1,4 @@
-"""Making a page: what is measured for it, and what is shown without running the artifact."""
+"""One report from options to page: measure, follow the tokens of examples, write."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,8 +26,8 @@ from export.report.measurements import (
     tokens_of,
     total_tokens,
 )
-from export.report.page import PAGE, Measured, render
-from export.report.source_ids import Watched, watch_artifact, watch_torch
+from export.report.page import PAGE, Measurements, render
+from export.report.source_ids import SourceIdRecorder, record_artifact, record_torch
 from export.report.token_names import token_names
 from export.runtime.artifact import CANNOT_RUN, Artifact
 from export.samples.choice import DataOptions, choose_samples
@@ -45,17 +45,17 @@ MAX_SAMPLES = 32  # each runs at every temperature
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """What was asked for.
+    """Options of one report.
 
     Attributes:
-        artifact: the manifest, or the artifact that it lies beside.
-        output: the page.
-        checkpoint: that the artifact was made from; GFLOPs need it, and what a plan prunes where.
-        samples: a folder of samples; None is the demo's.
-        synthetic: random pixels and ids instead.
+        artifact: the manifest, or the artifact beside it.
+        output: the page to write.
+        checkpoint: the artifact's checkpoint; needed for GFLOPs, and to show what a plan prunes.
+        samples: folder of samples; None takes the demo's.
+        synthetic: use random pixels and ids instead.
         bench: result of `python -m export bench`; None measures here.
-        temperatures: to compare; none is the default ones.
-        allow_outside: also take samples' images whose names lead out of their folder.
+        temperatures: temperatures to compare; empty takes some around the default.
+        allow_outside: whether images of samples may lie outside their folder.
     """
 
     artifact: Path
@@ -78,7 +78,7 @@ class _Opened:
     least: int
 
 
-Show = Callable[[Manifest, Measured], None]
+Show = Callable[[Manifest, Measurements], None]
 
 
 def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
@@ -136,7 +136,7 @@ def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
 
 def _measure(
     options: ReportOptions, opened: _Opened, samples: SampleSet, bench: BenchFile | None, progress: Progress
-) -> Measured:
+) -> Measurements:
     config, backend, runners = opened.artifact.config, opened.artifact.backend, opened.runners
     default = float(opened.artifact.manifest.temperature)
     temperatures = temperatures_of(default, options.temperatures)
@@ -167,7 +167,7 @@ def _measure(
             watched = _watched(opened, scratch, progress)
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not backend.can_run else f"{backend.name} {backend.version}"
-    return Measured(
+    return Measurements(
         samples=samples.origin,
         images=len(samples.requests[0].images),
         alike=bench is None or (bench.batch, bench.samples_sha256) == (1, samples_sha256(samples)),
@@ -186,13 +186,13 @@ def _measure(
     )
 
 
-def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | None:
+def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdRecorder | None:
     """The artifact, made to give out source ids; else the torch model; without a checkpoint nothing."""
     artifact, manifest, runners = opened.artifact, opened.artifact.manifest, opened.runners
     if not manifest.is_plan:
         files = artifact.part_files
         how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
-        return watch_artifact(manifest, files, show_onnx(files), runners, how)
+        return record_artifact(manifest, files, show_onnx(files), runners, how)
     if opened.parts is None:
         return None
     why = CANNOT_RUN
@@ -202,17 +202,17 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> Watched | No
         builder = PlanBuilder.of_artifact(artifact, files, progress.detail)
         how = "the plan, built anew so that it gives out its source ids"
         try:
-            return watch_artifact(manifest, files, builder, runners, how)
+            return record_artifact(manifest, files, builder, runners, how)
         except BackendError as error:
             why = f"a plan that gives out source ids failed: {error.what}"
-    return watch_torch(opened.parts, f"the torch model of the checkpoint ({why})")
+    return record_torch(opened.parts, f"the torch model of the checkpoint ({why})")
 
 
 def _examples(
     opened: _Opened,
     samples: SampleSet,
     counts: Mapping[float, Counts],
-    watched: Watched | None,
+    watched: SourceIdRecorder | None,
     temperature: float,
     progress: Progress,
 ) -> list[Example]:

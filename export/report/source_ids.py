@@ -18,13 +18,13 @@ Ids = dict[str, list[Tensor]]  # by encoder: of every layer [sequences, tokens] 
 
 
 @dataclass(frozen=True)
-class Watched:
-    """Runners that note the source ids of all encoders.
+class SourceIdRecorder:
+    """Runners of all parts that record the source ids of their encoders.
 
     Attributes:
         how: what runs, for the reader of the page.
-        runners: of all parts.
-        seen: what their latest calls noted.
+        runners: a runner for every part.
+        seen: the source ids of the latest calls.
     """
 
     how: str
@@ -44,17 +44,17 @@ class Watched:
         return dict(self.seen)
 
 
-def watch_torch(parts: Mapping[str, Part], how: str) -> Watched:
+def record_torch(parts: Mapping[str, Part], how: str) -> SourceIdRecorder:
     """The torch model."""
-    watched = Watched(how, {})
+    watched = SourceIdRecorder(how, {})
     for name, part in parts.items():
         watched.runners[name] = _TorchPart(part, watched.seen)
     return watched
 
 
-def watch_artifact(
+def record_artifact(
     manifest: Manifest, files: Mapping[str, Path], shows: Shows, runners: Mapping[str, Runner], how: str
-) -> Watched:
+) -> SourceIdRecorder:
     """The artifact, made to give out its source ids.
 
     Args:
@@ -62,13 +62,13 @@ def watch_artifact(
         files: ONNX of every part: the artifact's own, or what a plan is built from.
         shows: opens the parts.
         runners: of the artifact, for parts that prune nothing.
-        how: see `Watched`.
+        how: see `SourceIdRecorder`.
 
     Raises:
         BackendError: a plan cannot be built anew.
         OutputError: there is no room for that.
     """
-    watched = Watched(how, dict(runners))
+    watched = SourceIdRecorder(how, dict(runners))
     entries: dict[str, PartEntry] = {entry.name: entry for entry in manifest.parts}
     for part, runner in watched_parts(files, shows).items():
         watched.runners[part] = _RuntimePart(runner, part_encoders(entries[part]), watched.seen)

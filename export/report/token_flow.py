@@ -1,11 +1,11 @@
-"""What became of the tokens of one sequence, layer by layer, read off source ids."""
+"""The tokens of one sequence followed through the layers by their source ids."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class LayerFate:
+class LayerTokens:
     """Where the tokens that an encoder was given are after one layer.
 
     Attributes:
@@ -26,7 +26,7 @@ class LayerFate:
         return len(self.kept) + len(self.merged)
 
 
-def follow(layers: Sequence[Sequence[int]], length: int) -> list[LayerFate]:
+def follow_tokens(layers: Sequence[Sequence[int]], length: int) -> list[LayerTokens]:
     """Follow every token through the layers of an encoder.
 
     Args:
@@ -37,7 +37,7 @@ def follow(layers: Sequence[Sequence[int]], length: int) -> list[LayerFate]:
         ValueError: ids that do not follow from those of the layer before.
     """
     stands_for = {position: frozenset([position]) for position in range(length)}
-    fates = []
+    flow = []
     for layer, ids in enumerate(layers):
         after, made = set(ids), -(layer + 1)
         swallowed = tuple(token for token in stands_for if token not in after)
@@ -48,15 +48,15 @@ def follow(layers: Sequence[Sequence[int]], length: int) -> list[LayerFate]:
         if swallowed:
             left[made] = frozenset().union(*(stands_for[token] for token in swallowed))
         stands_for = left
-        fates.append(
-            LayerFate(
+        flow.append(
+            LayerTokens(
                 kept=frozenset(token for token in left if token >= 0),
                 fresh=frozenset(token for token in swallowed if token >= 0),
                 swallowed=swallowed,
                 merged={-token - 1: positions for token, positions in left.items() if token < 0},
             )
         )
-    return fates
+    return flow
 
 
 def patch_runs(patches: frozenset[int], grid: int) -> list[tuple[int, int, int]]:

@@ -7,8 +7,10 @@ from typing import Any
 from PIL import Image
 
 from export.artifact.manifest import Manifest
+from export.engine.range import Range
 from madtp.data.texts import shown
 from madtp.errors import InputError
+from madtp.models.config import MAX_TEMPERATURE
 
 
 def spans(count: int, size: int, what: str) -> list[tuple[int, int]]:

@@ -125,9 +125,9 @@ def sample_processor(
     """
     vocabulary = vocabulary or find_vocabulary(checkpoint, folder)
     if vocabulary is None and not isinstance(config, ClipConfig):
-        other = "in the artifact" if checkpoint is None else f"beside '{checkpoint}'"
+        other = ", and the artifact has none" if checkpoint is None else f" or beside '{checkpoint}'"
         raise InputError(
-            f"there is no {VOCABULARY} in '{folder}' or {other}",
+            f"there is no {VOCABULARY} in '{folder}'{other}",
             "Without the checkpoint's vocabulary the sentences cannot be turned into token ids.",
             f"Copy it to '{folder / VOCABULARY}'.",
         )
@@ -177,8 +177,8 @@ def load_samples(
             f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
         )
     if folder is not None:
-        processor = sample_processor(checkpoint, folder, config, vocabulary)
         samples = read_samples(folder, config.task, least, allow_outside=allow_outside)
+        processor = sample_processor(checkpoint, folder, config, vocabulary)
         used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint, folder)
         origin = f"{len(samples)} sample{'s' * (len(samples) > 1)} of '{folder}'"
         return _prepare(samples, origin, processor, used, config, "samples")

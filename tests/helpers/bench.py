@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.bench.baseline import Measurement
 from export.bench.instruments import Instruments
+from export.bench.measurement import Measurement
 from export.bench.run import BenchOptions, bench
 from export.bench.timer import Time
 from export.bench.yardstick import Yardstick

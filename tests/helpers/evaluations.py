@@ -6,7 +6,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from export import Session
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.evaluate.evaluation import EvaluateOptions
 from export.evaluate.run import evaluate
 from export.session.products import Caption, Judgement

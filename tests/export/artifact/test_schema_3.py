@@ -13,7 +13,7 @@ from export.artifact.reader import manifest_path, read_manifest
 from export.artifact.seal import is_sealed
 from export.errors import ManifestError
 from madtp.files.inputs import sha256
-from tests.conftest import Ran
+from tests.helpers.command_line import Ran
 from tests.helpers.manifests import SCHEMA_3
 
 Run = Callable[..., Ran]

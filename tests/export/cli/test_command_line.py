@@ -186,7 +186,7 @@ def test_inspect_says_that_a_named_file_is_missing(exported: tuple[Path, Path], 
     ran = run_cli("inspect", exported[0])
     assert ran.status == 1
     assert "MISSING" in ran.out
-    run_cli("inspect", tmp_path / "none.onnx").refused("There is none")
+    run_cli("inspect", tmp_path / "none.onnx").refused("does not exist")
 
 
 PAGES = [

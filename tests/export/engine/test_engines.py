@@ -9,12 +9,13 @@ import pytest
 import torch
 
 import madtp
+from export.artifact.manifest import TokenSizes
 from export.engine.backends import choose_backend
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import build_library
 from export.engine.profile import input_profile, part_sizes
 from export.engine.range import Range
-from export.graph.token_sizes import TokenSizes, set_token_sizes
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import save_onnx, trace_part
 from madtp.models.nlvr import NlvrModel
 from madtp.models.parts import parts_of

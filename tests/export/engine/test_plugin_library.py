@@ -11,6 +11,7 @@ import onnx
 import pytest
 
 import export.engine.plugin_build as module
+from export.artifact.manifest import TokenSizes
 from export.engine.backends import choose_backend
 from export.engine.builder import build_plan
 from export.engine.plugin_build import (
@@ -26,7 +27,7 @@ from export.engine.plugin_library import read_library
 from export.errors import BackendError, PluginError
 from export.graph.custom_nodes import custom_nodes
 from export.graph.inline import inline_functions
-from export.graph.token_sizes import TokenSizes, set_token_sizes
+from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import save_onnx
 from export.runtime.plan_runner import register_plugins
 from madtp.ops.spec import OPS, TOKEN_COMPACT

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 import export.evaluate.items
-from export.engine.profile import Range
+from export.engine.range import Range
 from export.errors import BackendError, OptionError
 from export.evaluate.evaluation import EvaluateOptions
 from export.evaluate.journal import Journal

@@ -70,7 +70,7 @@ def test_part_that_is_cut_short_is_named(vqa: Path, inspect: Inspect) -> None:
     size = path.stat().st_size
     assert any("'out.decoder.onnx': DIFFERENT" in text and f"has {size} bytes" in text for text in content["damage"])
     assert "passed; that was before the damage" in inspect(path)[1]
-    assert any("no complete ONNX" in text for text in content["damage"])
+    assert any("not a complete ONNX" in text for text in content["damage"])
     assert content["manifest"]["parts"][0]["state"] == "verified"
 
 
@@ -158,7 +158,7 @@ def test_failures_of_a_later_validation_are_shown_before_what_the_export_saw(vqa
     }
     save_manifest(vqa.parent, manifest)
     table = inspect(vqa)[1]
-    lines = ("validated", "failed on 2026-02-03", "12 requests compared, 1 left out", "the MatMul 'm'", failure)
+    lines = ("validated", "failed on 2026-02-03", "12 requests compared, 1 excluded", "the MatMul 'm'", failure)
     places = [table.index(text) for text in (*lines, "at the export", "32 of 32 answers equal")]
     assert places == sorted(places)
     manifest["validation"]["verdict"]["failures"] = [failure] * KEPT_FAILURES
@@ -175,7 +175,7 @@ def test_failures_of_a_later_validation_are_shown_before_what_the_export_saw(vqa
 
 def test_truncated_manifest_is_damage_and_the_file_beside_it_is_still_shown(vqa: Path, inspect: Inspect) -> None:
     vqa.write_text(vqa.read_text()[:500])
-    assert "no complete JSON" in found(inspect, vqa, status=1)["damage"][0]
+    assert "not complete JSON" in found(inspect, vqa, status=1)["damage"][0]
     content = found(inspect, vqa.with_name("out.encoder.onnx"), status=1)
     assert "'out.json', cannot be read" in content["damage"][0]
     assert content["onnx"]["opsets"] == {"": 20, "madtp": 1}

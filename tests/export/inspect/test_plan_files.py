@@ -39,7 +39,7 @@ def test_plan_without_a_manifest(tmp_path: Path, inspect: Inspect, machine: Mach
     for content_bytes in (b"something else", b"vtrt\0\0\0\0" + bytes(30), b"vtrt\0\0\0\0", b"ftrt\0\0\0\0"):
         path.write_bytes(content_bytes)
         content = found(inspect, path)
-        assert "not known" in content["details"]["header"]
+        assert "unknown" in content["details"]["header"]
         assert content["verdict"] == {"runs": None, "because": ["no manifest beside it"]}
     path.write_bytes(b"")
     assert found(inspect, path, status=1)["verdict"] == {"runs": False, "because": ["it is damaged"]}
@@ -50,7 +50,7 @@ def test_plan_of_another_tensorrt(tmp_path: Path, inspect: Inspect, machine: Mac
     path.write_bytes(plan_bytes(0, b"ftrt", 0))
     content = found(inspect, path)
     assert content["kind"] == "plan"
-    assert content["details"] == {"header": "of TensorRT, version 1.7.1.116"}
+    assert content["details"] == {"header": "TensorRT, version 1.7.1.116"}
     assert content["verdict"] == {"runs": False, "because": ["there is no GPU"]}
     machine(H200, tensorrt=None)
     assert found(inspect, path)["verdict"] == {"runs": False, "because": ["tensorrt is not installed"]}
@@ -74,19 +74,19 @@ def test_checkpoints_are_not_opened(tmp_path: Path, inspect: Inspect) -> None:
     whole = path.read_bytes()
     content = found(inspect, path)
     assert content["kind"] == "checkpoint"
-    assert content["details"] == {"format": "of torch.save"}
+    assert content["details"] == {"format": "torch.save"}
     assert f"python -m export --ckpt {path}" in content["notes"][0]
     path.write_bytes(whole[:40])
     content = found(inspect, path, status=1)
     assert "truncated" in content["damage"][0]
     assert content["notes"] == []
     torch.save({"model": {}}, path, _use_new_zipfile_serialization=False)
-    assert found(inspect, path)["details"] == {"format": "of torch.save before 1.6"}
+    assert found(inspect, path)["details"] == {"format": "torch.save before 1.6"}
     path.write_bytes(b"weights")
     assert found(inspect, path, status=1)["kind"] == "checkpoint"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("x/data.pkl", b"cos\nsystem\n(S'true'\ntR.")
-    assert "is not loaded as it is: os.system" in found(inspect, path)["notes"][0]
+    assert "refuses to load it: os.system" in found(inspect, path)["notes"][0]
 
 
 def test_libraries(tmp_path: Path, inspect: Inspect, machine: Machines) -> None:
@@ -108,7 +108,7 @@ def test_other_files(tmp_path: Path, inspect: Inspect) -> None:
     for path in (text, tokens):
         content = found(inspect, path)
         assert content["kind"] == "other"
-        assert content["notes"][0].startswith("not an artifact, nor a file of one")
+        assert content["notes"][0].startswith("neither an artifact nor a file of one")
     text.write_bytes(b"")
     assert found(inspect, text, status=1)["damage"] == ["the file is empty"]
 
@@ -140,11 +140,11 @@ def test_a_library_is_shown_by_what_it_says_itself(tmp_path: Path, inspect: Insp
     content = found(inspect, path, status=1)
     library = content["manifest"]["library"]
     assert (library["version"], library["sm"], library["source_sha256"]) == (VERSION, [80, 89], "c" * 64)
-    assert any("gives it another version and source_sha256 and sm" in text for text in content["damage"])
+    assert any("records a different version and source_sha256 and sm" in text for text in content["damage"])
     (tmp_path / "out.plugins.so").write_bytes(b"\x7fELF a stranger's")
     digest = sha256(tmp_path / "out.plugins.so")
     edit_manifest(path, lambda manifest: manifest["plugins"]["library"].update(sha256=digest))
     content = found(inspect, path, status=1)
     assert content["manifest"]["library"]["version"] is None
-    assert any("is no plugin library of this project" in text for text in content["damage"])
+    assert any("is not a plugin library of this project" in text for text in content["damage"])
     assert content["verdict"]["runs"] is False

@@ -15,17 +15,16 @@ import export.report.measurements as measure
 import export.report.run as run
 import export.validate.intermediates
 import madtp
-from export.artifact.manifest import PairEntry, SamplesEntry, VerdictEntry
+from export.artifact.manifest import OutputEntry, PairEntry, SamplesEntry, VerdictEntry
 from export.artifact.reader import read_manifest
-from export.artifact.schema import decode
 from export.bench.calls import samples_sha256
 from export.engine.backends import Backend
 from export.errors import BackendError
 from export.report.examples import FRESH, GONE, KEPT, choose, merge_text, patch_path, state, text_view
 from export.report.measurements import alone, temperatures_of, total_tokens
 from export.report.page import validated_table
-from export.report.source_ids import watch_artifact, watch_torch
-from export.report.token_flow import follow, patch_runs
+from export.report.source_ids import record_artifact, record_torch
+from export.report.token_flow import follow_tokens, patch_runs
 from export.report.token_names import token_names
 from export.runtime.artifact import Artifact
 from export.samples.choice import DataOptions
@@ -128,34 +127,34 @@ def test_hostile_texts_are_shown_as_text(page: tuple[str, dict[str, Any]]) -> No
 
 
 def test_every_token_is_followed() -> None:
-    first, second, third = follow(IDS, 7)
+    first, second, third = follow_tokens(IDS, 7)
     assert (first.kept, first.fresh, first.swallowed) == ({0, 1, 3, 4, 6}, {2, 5}, (2, 5))
     assert first.merged == {0: {2, 5}}
     assert (second.kept, second.fresh, second.merged) == (first.kept, frozenset(), first.merged)
     assert (third.kept, third.fresh, set(third.swallowed)) == ({0, 3, 4}, {1, 6}, {1, 6, -1})
     assert third.merged == {2: {1, 2, 5, 6}}
-    assert [fate.tokens for fate in (first, second, third)] == [len(ids) for ids in IDS]
+    assert [after.tokens for after in (first, second, third)] == [len(ids) for ids in IDS]
     assert [state(position, third) for position in range(7)] == [KEPT, FRESH, GONE, KEPT, KEPT, GONE, FRESH]
 
 
 def test_a_merged_token_may_survive_beside_a_newer_one() -> None:
-    fates = follow([[0, 1, 2, 3, -1], [0, 1, -1, -2]], 6)
-    assert fates[1].merged == {0: {4, 5}, 1: {2, 3}}
-    assert merge_text(1, fates[1], "abcdef".__getitem__, "letters") == "layer 2 merged c, d"
-    assert merge_text(0, fates[0], "abcdef".__getitem__, "letters") == "layer 1 merged e, f"
+    flow = follow_tokens([[0, 1, 2, 3, -1], [0, 1, -1, -2]], 6)
+    assert flow[1].merged == {0: {4, 5}, 1: {2, 3}}
+    assert merge_text(1, flow[1], "abcdef".__getitem__, "letters") == "layer 2 merged c, d"
+    assert merge_text(0, flow[0], "abcdef".__getitem__, "letters") == "layer 1 merged e, f"
 
 
 @pytest.mark.parametrize("ids", [[0, 1, 2], [0, 1, 9, -1], [0, 1, -2], [0, 1, 1, -1], [0, 1, 2, 3, -1]])
 def test_ids_that_do_not_follow_are_noticed(ids: list[int]) -> None:
     with pytest.raises(ValueError, match="layer 0"):
-        follow([ids], 4)
+        follow_tokens([ids], 4)
 
 
 def test_merges_in_words() -> None:
-    _, _, third = follow(IDS, 7)
+    _, _, third = follow_tokens(IDS, 7)
     named = merge_text(2, third, "0abcdef".__getitem__, "letters")
     assert named == "layer 3 merged a, f and the merged token of layer 1; it stands for 4 tokens of the input"
-    many = follow([[0, -1], [0, -2]], 20)
+    many = follow_tokens([[0, -1], [0, -2]], 20)
     assert merge_text(0, many[0], str, "patches") == "layer 1 merged 19 patches"
     assert merge_text(1, many[1], str, "patches") == (
         "layer 2 merged the merged token of layer 1; it stands for 19 tokens of the input"
@@ -196,13 +195,11 @@ def test_examples_are_the_extremes_and_the_median() -> None:
 
 
 def test_ids_have_no_differences_and_numbers_that_are_not_finite_are_said_to_be() -> None:
-    equal = {"worst": 0.0, "mean": 0.0, "error": 0.0, "allowed": 0.0, "cosine": None, "decided": 3, "decisions": 3}
-    nan = {"worst": None, "mean": None, "error": None, "allowed": 1e-4, "cosine": None, "decided": 0, "decisions": 0}
-    outputs = [{"output": "answer_ids", **equal}, {"output": "logits", **nan}]
-    pair = {"pair": "torch/onnx", "temperature": 0.5, "status": "failed", "requests": 3, "explained": 0, "layers": 2}
-    entry = decode(PairEntry, {**pair, "layers_equal": 2, "outputs": outputs})
+    equal = OutputEntry("answer_ids", 0.0, 0.0, None, 0.0, 0.0, decided=3, decisions=3)
+    nan = OutputEntry("logits", None, None, None, None, 1e-4, decided=0, decisions=0)
+    pair = PairEntry("torch/onnx", 0.5, "failed", 3, 0, (equal, nan), layers=2, layers_equal=2)
     samples = SamplesEntry("demo", "the demo's", 3, "read")
-    table = validated_table(VerdictEntry("2031-05-06", "failed", samples, (entry,), (), (), ""))
+    table = validated_table(VerdictEntry("2031-05-06T07:08:09+00:00", "failed", samples, (pair,), (), (), ""))
     assert table is not None
     assert [row for row in table.rows if row[0].startswith("answer_ids")] == [["answer_ids: answers equal", "3 of 3"]]
     assert ["logits: worst |difference|", "not finite"] in table.rows
@@ -228,8 +225,8 @@ def test_graph_and_torch_give_the_same_source_ids(
     artifact = Artifact.open(folder / "out.json")
     model = madtp.load(folder / "tiny.pt")
     files = artifact.part_files
-    graph = watch_artifact(artifact.manifest, files, show_onnx(files), artifact.open_runners(), "graph")
-    torch_model = watch_torch(parts_of(model), "torch")
+    graph = record_artifact(artifact.manifest, files, show_onnx(files), artifact.open_runners(), "graph")
+    torch_model = record_torch(parts_of(model), "torch")
     request = load_samples(None, folder / "tiny.pt", model.config).requests[0]
     inputs = alone(request, model.config, 2)
     expected = torch_model.source_ids(model.config, inputs, TAU)
