@@ -144,9 +144,9 @@ def latency_table(rows: list[dict[str, Any]]) -> Table:
         cells = [f"{row['temperature']:g}", f"{row['gflops']:.1f}", f"{dense['gflops'] / row['gflops']:.2f}"]
         for runtime in ("torch", "onnxruntime"):
             value = Latency(**row[runtime])
-            cells.append(f"{value.median_ms:.0f} ({value.p10_ms:.0f}-{value.p90_ms:.0f})")
-            cells.append(f"{dense[runtime]['median_ms'] / value.median_ms:.2f}")
-        table.add_row(*cells, f"{row['torch']['median_ms'] / row['onnxruntime']['median_ms']:.2f}")
+            cells.append(f"{value.p50:.0f} ({value.p10:.0f}-{value.p90:.0f})")
+            cells.append(f"{dense[runtime]['p50'] / value.p50:.2f}")
+        table.add_row(*cells, f"{row['torch']['p50'] / row['onnxruntime']['p50']:.2f}")
     return table
 
 

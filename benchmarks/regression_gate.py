@@ -2,9 +2,9 @@
 
     python -m benchmarks.regression_gate --artifact out.json [--runs 20] [--recorded-runs 5] [--seconds 12]
 
-Each run holds an artifact to itself, which must never fail, and to itself with 15 % more work, which must always fail:
-side by side, or against latencies recorded just before. The extra work is processor time, burnt by
-the same process after each call of a part, so it grows with the load of the machine as the call does. Runners are real.
+Each run compares an artifact with itself, which must never fail, and with 15 % more work, which must always fail side
+by side; also against latencies recorded just before. The extra work is CPU time of the same process after each call of
+a part, so it grows with the load of the machine as the call does. Runners are real.
 """
 
 import json
@@ -41,11 +41,7 @@ CALIBRATION_CALLS = 40
 
 
 class SlowRunner:
-    """A runner that burns processor time after each call: EXTRA of what its calls take at the median.
-
-    Args:
-        runner: the real one.
-    """
+    """A runner that burns CPU time after each call: EXTRA of the median of its calls."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
@@ -64,17 +60,17 @@ class SlowRunner:
 
 
 class Quiet:
-    """Progress that nobody sees."""
+    """Shows no progress."""
 
     def stage(self, description: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
     def detail(self, text: str) -> None:
-        """Nothing."""
+        """Show nothing."""
 
 
 class Opener:
-    """Opens real runners; those of the new artifact, which a run opens first and fourth, are slowed down."""
+    """Opens real runners; those of the new artifact, which a run opens first and last, are slowed down."""
 
     def __init__(self) -> None:
         self.opened = 0
@@ -86,13 +82,13 @@ class Opener:
 
 
 def outcome(options: BenchOptions, slow: bool) -> str:
-    """Of one run."""
+    """The verdict of one run."""
     result = bench(options, Quiet(), opener=Opener()) if slow else bench(options, Quiet())
     return overall(result.verdicts).value
 
 
 def recorded(options: BenchOptions, folder: Path, name: str) -> Path:
-    """A baseline of the artifact, which the gate will not find again and so not run side by side."""
+    """A baseline whose artifact the gate cannot find, so that it is not run side by side."""
     measurement = bench(options, Quiet()).measurement
     gone = {**measurement.artifact, "path": str(folder / "gone" / "out.json")}
     path = folder / f"{name}.json"
@@ -105,10 +101,10 @@ RESULTS = json_kind("a result of this benchmark", "date", "load", "verdicts")
 
 @click.command()
 @click.option("--artifact", type=click.Path(path_type=Path), required=True)
-@click.option("--runs", default=20, show_default=True, help="Side by side.")
-@click.option("--recorded-runs", default=5, show_default=True, help="Against recorded latencies.")
-@click.option("--seconds", default=12.0, show_default=True, help="Budget of a run.")
-@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results there too.")
+@click.option("--runs", default=20, show_default=True, help="Number of runs side by side.")
+@click.option("--recorded-runs", default=5, show_default=True, help="Number of runs against recorded latencies.")
+@click.option("--seconds", default=12.0, show_default=True, help="Time budget of a run.")
+@click.option("--json", "target", type=click.Path(path_type=Path), help="Write the results as JSON.")
 def main(artifact: Path, runs: int, recorded_runs: int, seconds: float, target: Path | None) -> None:
     """Count verdicts on the same artifact and on a slower one."""
     check_outputs([(target, RESULTS)], files_of(artifact))

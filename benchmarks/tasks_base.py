@@ -171,7 +171,7 @@ def measure_writing(config: CaptionConfig, decoder: Runner, source: Tensor, seco
             **{
                 name: {
                     **asdict(latency[f"{name} {beams}"]),
-                    "ids_per_second": written / latency[f"{name} {beams}"].median_ms * 1e3,
+                    "ids_per_second": written / latency[f"{name} {beams}"].p50 * 1e3,
                 }
                 for name in ("cached", "uncached")
             },
@@ -220,9 +220,9 @@ def parts_table(rows: list[dict[str, Any]]) -> Table:
         ]
         for runtime in ("torch", "onnxruntime"):
             value = Latency(**row[runtime])
-            cells.append(f"{value.median_ms:.0f} ({value.p10_ms:.0f}-{value.p90_ms:.0f})")
-            cells.append(f"{dense[runtime]['median_ms'] / value.median_ms:.2f}")
-        table.add_row(*cells, f"{row['torch']['median_ms'] / row['onnxruntime']['median_ms']:.2f}")
+            cells.append(f"{value.p50:.0f} ({value.p10:.0f}-{value.p90:.0f})")
+            cells.append(f"{dense[runtime]['p50'] / value.p50:.2f}")
+        table.add_row(*cells, f"{row['torch']['p50'] / row['onnxruntime']['p50']:.2f}")
     return table
 
 

@@ -10,12 +10,12 @@ from madtp.tasks.requests import Runners
 
 
 def uncaptured(runners: Runners) -> list[str]:
-    """Parts of a plan that TensorRT cannot replay as CUDA graphs, after each has run."""
+    """Parts of a plan that TensorRT cannot replay as CUDA graphs; known after each has run."""
     return [name for name, runner in runners.items() if isinstance(runner, CheckedRunner) and not runner.capturable]
 
 
 def identity(artifact: Artifact) -> dict[str, Any]:
-    """What a saved measurement says of its artifact; the version is that of the runtime that is installed here."""
+    """What a saved measurement says of its artifact; the version is that of the installed runtime."""
     manifest, backend = artifact.manifest, artifact.backend
     return {
         "path": str(artifact.path.resolve()),
@@ -32,10 +32,10 @@ def identity(artifact: Artifact) -> dict[str, Any]:
 def synchronisations(manifest: Manifest) -> dict[str, int]:
     """How often the host waits for the device in one run of each part; from the manifest, not measured.
 
-    In TensorRT's dynamic layout every TokenCompact layer copies one size, how many tokens it kept, to the host, and the
-    outputs are copied at the end. ONNX Runtime on a CPU has no device to wait for.
+    In TensorRT's dynamic layout every TokenCompact layer copies its token count to the host, and the outputs are copied
+    at the end. ONNX Runtime on a CPU has no device to wait for.
     """
-    if manifest.backend.name == "onnxruntime":  # on a CPU
+    if not manifest.is_plan:
         return {part.name: 0 for part in manifest.parts}
     sizes = manifest.layout == "dynamic"
     return {

@@ -1,30 +1,31 @@
-"""What an artifact is compared with: latencies of another session, or another artifact that runs side by side."""
+"""What a run is compared with: another artifact that runs side by side, or latencies that an earlier run saved."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from export.bench.artifact import identity
 from export.bench.calls import Case, cases_of
-from export.bench.environment import BUSY, Machine
-from export.bench.measurement import Measured, Measurement, Timed, artifact_at_hand, check_comparable, read_measurement
-from export.bench.statistics import level_change, median, noise_floor, of_one_input, paired_ratio, recorded_ratio
-from export.bench.verdict import Verdict, judge
+from export.bench.environment import Machine
+from export.bench.measure import Series
+from export.bench.measurement import Conditions, Measurement, artifact_at_hand, check_comparable, read_measurement
+from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
+from export.bench.verdict import CaseVerdict, judge
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
 
-RECORDED = "with the latencies"  # how methods of that kind begin
+UNTRUSTED = (
+    "recorded latencies cannot tell a slower machine from a slower artifact: trust them only on a machine that nobody "
+    "shares, and compare side by side (--against-engine) elsewhere"
+)
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """Exactly one of both.
+class Baseline:
+    """Exactly one of a saved measurement and an artifact that runs side by side.
 
     Attributes:
-        recorded: a saved measurement.
-        described: the artifact that runs side by side.
-        method: which of them, in words.
+        method: how it is compared, in words.
     """
 
     method: str
@@ -33,68 +34,40 @@ class Comparison:
 
     def verdicts(
         self,
-        cases: Mapping[Case, Measured],
-        old: Mapping[Case, Timed],
+        now: Mapping[Case, Series],
+        old: Mapping[Case, Series],
         allowed: float,
-        busy: float,
-        yardstick: str | None,
+        neighbours: float,
         swapped: int | None = None,
-    ) -> list[Verdict]:
+    ) -> list[CaseVerdict]:
         """Is it slower?
 
         Args:
-            cases: what was measured so far.
-            old: what it is compared with; side by side that is of the same rounds.
-            allowed: slow-down that passes.
-            busy: share of the CPUs that others took meanwhile.
-            yardstick: what stood beside the calls; latencies count in units of it where it was the same then.
-            swapped: the first round before which both artifacts were opened anew in the other order.
+            now: measured so far.
+            old: what it is compared with; side by side it is of the same rounds.
+            allowed: slow-down that passes, 0.05 for 5 %.
+            neighbours: share of the CPUs that other processes used meanwhile.
+            swapped: the first round before which the artifacts were reopened in the other order, if they were.
         """
-        p50 = {case: (median(old[case].milliseconds), median(new.milliseconds)) for case, new in cases.items()}
-        if self.recorded is None:
-            return [
-                judge(case, paired_ratio(new.own, old[case].own, swapped), allowed, p50=p50[case])
-                for case, new in cases.items()
-            ]
         found = []
-        for case, measured in cases.items():
-            recorded = self.recorded.cases[case]
-            same = yardstick is not None and yardstick == self.recorded.yardstick
-            now, then, change = _of_two_sessions(measured, recorded, same)
-            now, then = of_one_input(now, then, calls=len(measured.kept.total))
-            found.append(
-                judge(
-                    case,
-                    recorded_ratio(now, then),
-                    allowed,
-                    max(noise_floor(now), noise_floor(then), change),
-                    p50=p50[case],
-                    disturbed_now=busy > BUSY,
-                    disturbed_then=self.recorded.neighbours > BUSY,
-                )
-            )
+        for case, series in now.items():
+            new, before, floor = series.own, old[case].own, 0.0
+            if self.recorded is None:
+                ratio = paired_ratio(new, before, swapped)
+            else:
+                if (series.waited is None) != (old[case].waited is None):  # another kernel: only the clock compares
+                    new, before = series.milliseconds, old[case].milliseconds
+                ratio = recorded_ratio(new, before)
+                floor = max(noise_floor(new), noise_floor(before), neighbours, self.recorded.neighbours)
+            found.append(judge(case, ratio, allowed, floor, p50=(old[case].p50, series.p50)))
         return found
 
 
-def _of_two_sessions(now: Measured, then: Measured, same_yardstick: bool) -> tuple[list[float], list[float], float]:
-    """The series of both that compare, and by how much the machine itself differs between them, where that is known."""
-    if (now.waited is None) != (then.waited is None):  # another kernel: only the clock compares
-        return now.milliseconds, then.milliseconds, 0.0
-    if not same_yardstick or now.yardstick is None or then.yardstick is None:
-        return now.own, then.own, 0.0
-    return now.steady, then.steady, level_change(now.yardstick, then.yardstick)
-
-
-def side_by_side(engine: Path, described: Artifact, cases: Sequence[Case]) -> Comparison:
-    """With another artifact.
-
-    Args:
-        engine: it or its manifest.
-        described: the artifact to be measured.
-        cases: of the run.
+def side_by_side(engine: Path, described: Artifact, cases: Sequence[Case]) -> Baseline:
+    """Another artifact.
 
     Raises:
-        ManifestError: its files are not of each other.
+        ManifestError: its files are not those of its manifest.
         OptionError: it cannot answer the same calls.
     """
     other = Artifact.open(engine)
@@ -107,50 +80,33 @@ def side_by_side(engine: Path, described: Artifact, cases: Sequence[Case]) -> Co
                 "Name an artifact of the same kind.",
             )
     cases_of(other.manifest, [case.temperature for case in cases], [case.batch for case in cases])
-    return Comparison(f"side by side with '{other.path}'", described=other)
+    return Baseline(f"side by side with '{other.path}'", described=other)
 
 
-def with_baseline(
-    path: Path,
-    described: Artifact,
-    here: Machine,
-    samples: Mapping[str, Any],
-    cases: Sequence[Case],
-    cuda_graphs: bool,
-) -> Comparison:
-    """With a saved measurement; with its artifact side by side, where that is another and still lies where it was.
-
-    Args:
-        path: what `--save` wrote.
-        described: the artifact to be measured.
-        here: this machine.
-        samples: of this run: origin, number of requests, sha256.
-        cases: of this run.
-        cuda_graphs: whether this run asks for them.
+def saved_baseline(path: Path, described: Artifact, now: Conditions, cases: Sequence[Case]) -> Baseline:
+    """A saved measurement; if its artifact is another one and still exists, that artifact side by side.
 
     Raises:
-        BaselineError: it cannot be read, or is of something else.
+        BaselineError: it cannot be read, or does not compare with this run.
     """
-    baseline = read_measurement(path)
-    check_comparable(baseline, path, identity(described), here, samples, cases, cuda_graphs)
-    same = baseline.artifact["files"] == identity(described)["files"]  # beside itself nothing is ever slower
-    at_hand = None if same else artifact_at_hand(baseline)
+    measurement = read_measurement(path)
+    check_comparable(measurement, path, now, cases)
+    same = measurement.artifact["files"] == now.artifact["files"]  # beside itself nothing is ever slower
+    at_hand = None if same else artifact_at_hand(measurement)
     if at_hand is None:
-        return Comparison(f"{RECORDED} in '{path}'", recorded=baseline)
-    return Comparison(f"side by side with the baseline's artifact '{at_hand}'", described=Artifact.open(at_hand))
+        return Baseline(f"with the latencies in '{path}'", recorded=measurement)
+    return Baseline(f"side by side with the baseline's artifact '{at_hand}'", described=Artifact.open(at_hand))
 
 
-def differences(other: Artifact, described: Artifact) -> list[str]:
-    """What a reader has to know about two artifacts that run side by side, a sentence each."""
-    return [
-        f"{key} is {getattr(described.manifest, key)}, of the earlier artifact {getattr(other.manifest, key)}"
-        for key in ("precision", "layout", "batching", "temperature")
-        if getattr(other.manifest, key) != getattr(described.manifest, key)
-    ]
-
-
-def changes(then: Measurement, described: Artifact, here: Machine) -> list[str]:
-    """What a reader has to know of a baseline and of what changed since but for the artifact, a sentence each."""
+def differences(baseline: Baseline, described: Artifact, here: Machine) -> list[str]:
+    """What a reader has to know of a comparison, a sentence each."""
+    if baseline.described is not None:
+        old, new = baseline.described.manifest, described.manifest
+        keys = ("precision", "layout", "batching", "temperature")
+        values = [(key, getattr(old, key), getattr(new, key)) for key in keys]
+        return [f"{key} is {now}, in the baseline {before}" for key, before, now in values if before != now]
+    then = baseline.recorded
+    assert then is not None
     backend = then.artifact["backend"]
     pairs = [
         (backend["name"], backend["version"], identity(described)["backend"]["version"]),
@@ -158,7 +114,4 @@ def changes(then: Measurement, described: Artifact, here: Machine) -> list[str]:
         ("the system", then.machine.system, here.system),
     ]
     found = [f"{name} is {now}, in the baseline {before}" for name, before, now in pairs if before != now]
-    found += [f"of the baseline: {caveat}" for caveat in then.caveats]
-    if then.neighbours > BUSY:
-        found.append("nothing can pass: other processes may be why the baseline was slow; record it again")
-    return found
+    return [UNTRUSTED, *found, *(f"of the baseline: {caveat}" for caveat in then.caveats)]

@@ -1,7 +1,7 @@
-"""What is timed: cases, the calls that each of them makes, and the tokens that those keep."""
+"""What is timed: cases, the calls of each, and the tokens that these keep."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,14 +15,14 @@ from madtp.data.samples import Config, SampleSet, collate
 from madtp.tasks.requests import Runners, run_request, token_counts
 
 DEMO_SAMPLES = 24
-MAX_CALLS = 64  # different calls of a case; more samples than they take are left out
+MAX_CALLS = 64  # different calls of a case; further samples are not used
 
 Inputs = dict[str, Tensor]
 
 
 @dataclass(frozen=True, order=True)
 class Case:
-    """What one number is measured for: a temperature and the requests of a call."""
+    """A temperature, and a batch: the requests of a call."""
 
     temperature: float
     batch: int
@@ -34,11 +34,11 @@ class Case:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens of the calls of a case, in their order.
+    """Tokens that the calls of a case keep, in their order.
 
     Attributes:
         last: by encoder, mean tokens of a sequence after the last layer.
-        total: of a request, summed over sequences and layers of all encoders.
+        total: tokens of a request, summed over sequences and layers of all encoders.
     """
 
     last: dict[str, list[float]]
@@ -49,32 +49,31 @@ def cases_of(manifest: Manifest, temperatures: Sequence[float], batches: Sequenc
     """Dense and pruned, for every batch.
 
     Args:
-        manifest: of the artifact.
-        temperatures: beside 0, which is always measured; none is the manifest's default.
-        batches: requests of a call; none is the profile's usual number.
+        temperatures: besides 0; empty for the manifest's default.
+        batches: requests of a call; empty for the profile's opt.
 
     Raises:
-        OptionError: a temperature below zero or not finite, a batch that the artifact was not built for.
+        OptionError: a temperature below zero or not finite, or a batch outside the profile.
     """
     built, _ = batch_and_text(manifest)
     for batch in batches:
         if not built.min <= batch <= built.max:
             raise OptionError(
                 f"--batch {batch} is outside the profile",
-                f"The artifact was built for {built.min} to {built.max} requests a call.",
+                f"The artifact was built for {built.min} to {built.max} requests per call.",
                 "Give a number in that range, or export again with another --batch.",
             )
     for temperature in temperatures:
         if not 0 <= temperature <= torch.finfo(torch.float32).max:
             raise OptionError(
-                f"--temperature is {temperature}", "It has to be a finite number, zero or more.", "E.g. 0.5."
+                f"--temperature is {temperature}", "It has to be a finite number of zero or more.", "E.g. 0.5."
             )
     wanted = {0.0, *(temperatures or [manifest.temperature])}
     return [Case(tau, batch) for batch in sorted(set(batches or [built.opt])) for tau in sorted(wanted)]
 
 
 def samples_sha256(samples: SampleSet) -> str:
-    """Of all pixels and ids: two series compare only if they are of the same requests."""
+    """Hash of all pixels and ids: two series compare only if they are of the same requests."""
     digest = hashlib.sha256()
     for request in samples.requests:
         for image in request.images:
@@ -84,18 +83,23 @@ def samples_sha256(samples: SampleSet) -> str:
 
 
 def calls_of(samples: SampleSet, config: Config, batch: int) -> list[Inputs]:
-    """The calls that a case makes one after the other, over and over: samples in order, wrapping around."""
+    """The calls that a case makes over and over: samples in order, wrapping around."""
     count = len(samples)
     calls = min(MAX_CALLS, -(-count // batch))
     rows = [[samples.requests[(call * batch + i) % count] for i in range(batch)] for call in range(calls)]
     return [collate(requests, config) for requests in rows]
 
 
+def request_call(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case) -> Callable[[int], object]:
+    """Makes the call of a round, given its number."""
+    return lambda number: run_request(config, runners, calls[number % len(calls)], case.temperature)
+
+
 def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case) -> tuple[Kept, dict[str, float]]:
     """Make every call of a case once, untimed.
 
     Returns:
-        Tokens, and how often a call runs each part at the mean: a decoder runs once for every id that is written.
+        Tokens, and how often a call runs each part on average: a decoder runs once for every id that it generates.
 
     Raises:
         InputError: an output is not finite, or the artifact was not built for these inputs.

@@ -24,25 +24,23 @@ THROTTLED = {  # bits of NVML's clock event reasons that mean slower than the GP
     "hardware thermal slowdown": pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
     "hardware power brake": pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown,
 }
-
-
 BUSY = 0.1  # share of the CPUs from which other processes disturb a measurement
 
 
 class Neighbours:
-    """What other processes, and other guests of the host, take of this machine's CPUs from now on."""
+    """What other processes, and other guests of the host, use of this machine's CPUs from now on."""
 
     def __init__(self) -> None:
         self._before = self._taken()
 
     def share(self) -> float:
-        """Of all CPU time since then, 0 to 1."""
+        """The share of all CPU time since then, 0 to 1."""
         whole, others = (now - before for now, before in zip(self._taken(), self._before, strict=True))
         return min(max(others / whole, 0.0), 1.0) if whole > 0 else 0.0
 
     @staticmethod
     def _taken() -> tuple[float, float]:
-        """Seconds of all CPUs, and those that were neither idle nor this process's."""
+        """Seconds of all CPUs, and of these the ones that were neither idle nor this process's."""
         times, own = psutil.cpu_times(), psutil.Process().cpu_times()
         counted = (times.user, times.nice, times.system, times.irq, times.softirq, times.steal)  # guests are in user
         return sum(counted) + times.idle + times.iowait, sum(counted) - own.user - own.system
@@ -50,12 +48,7 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Machine:
-    """What does not change while measuring.
-
-    Attributes:
-        gpus: name of each; their driver is in `driver`.
-        threads: that ONNX Runtime and torch may use.
-    """
+    """What does not change while measuring; `threads` are those of ONNX Runtime and torch."""
 
     processor: str
     architecture: str
@@ -68,13 +61,13 @@ class Machine:
 
 @dataclass(frozen=True)
 class Activity:
-    """What the machine was doing at one moment, outside the timed region.
+    """What the machine was doing at one moment; None for what it does not tell.
 
     Attributes:
-        load: mean runnable processes of the last minute.
-        megahertz: of the CPU, None where it does not say.
-        governor: of the CPU's clocks, None where it cannot be read.
-        gpus: clocks in MHz, degrees Celsius, and why each was held back; None for what NVML does not tell.
+        load: mean number of runnable processes in the last minute.
+        megahertz: clock of the CPU.
+        governor: of the CPU's clocks.
+        gpus: clocks in MHz, degrees Celsius, and the reasons for which each was throttled.
     """
 
     load: float
@@ -84,11 +77,7 @@ class Activity:
 
 
 def machine(threads: int | None) -> Machine:
-    """This machine.
-
-    Args:
-        threads: what was asked for; None is as many as this process may run on.
-    """
+    """This machine, with so many threads at most; None for as many as there are CPUs for this process."""
     with _gpus() as handles:
         names = [pynvml.nvmlDeviceGetName(handle) for handle in handles]
         driver = pynvml.nvmlSystemGetDriverVersion() if handles else None
@@ -111,7 +100,7 @@ def activity() -> Activity:
 
 
 def clocks(activity: Activity) -> str:
-    """Of CPU and GPUs, in words; what is not known is left out."""
+    """The clocks of CPU and GPUs, in words, as far as they are known."""
     found = [] if activity.megahertz is None else [f"CPU {activity.megahertz:.0f} MHz"]
     for gpu in activity.gpus:
         told = [
@@ -120,37 +109,30 @@ def clocks(activity: Activity) -> str:
             ("", gpu["celsius"], "degrees Celsius"),
         ]
         held = gpu["held_back_by"]
-        state = "not known to be held back" if held is None else f"held back by {', '.join(held) or 'nothing'}"
+        state = "throttling unknown" if held is None else f"throttled by {', '.join(held) or 'nothing'}"
         known = [f"{name} {value} {unit}".strip() for name, value, unit in told if value is not None]
         found.append(f"GPU {', '.join([*known, state])}")
     return "; ".join(found) or "not known"
 
 
 def warnings(here: Machine, before: Activity, after: Activity, neighbours: float) -> list[str]:
-    """What makes the numbers worth less, a sentence each.
-
-    Args:
-        here: this machine.
-        before: measuring.
-        after: measuring.
-        neighbours: share of the CPUs that others took meanwhile.
-    """
+    """What makes latencies less reliable, a sentence each; `neighbours` is the share of the CPUs that others used."""
     found = []
     if neighbours > BUSY:
         found.append(f"other processes took {100 * neighbours:.0f} % of the CPUs while this was measured")
     if before.load > here.cores / 2:
-        found.append(f"the machine was busy before: load {before.load:g} on {here.cores} cores")
+        found.append(f"the machine was busy before measuring: load {before.load:g} on {here.cores} cores")
     if before.governor not in (None, PERFORMANCE):
-        found.append(f"the CPU's clocks follow the governor '{before.governor}', not '{PERFORMANCE}'")
+        found.append(f"the CPU frequency governor is '{before.governor}', not '{PERFORMANCE}'")
     held = sorted({reason for gpu in (*before.gpus, *after.gpus) for reason in gpu["held_back_by"] or ()})
     if held:
-        found.append(f"a GPU was held back by: {', '.join(held)}")
+        found.append(f"a GPU was throttled by: {', '.join(held)}")
     return found
 
 
 @contextlib.contextmanager
 def pinned(threads: int | None) -> Iterator[None]:
-    """Keep this process and what it starts on `threads` CPUs, and torch at as many threads; None leaves all as it is.
+    """Keep this process and its children on `threads` CPUs, and torch at as many threads; None changes nothing.
 
     Raises:
         OptionError: there are fewer CPUs.
@@ -174,7 +156,7 @@ def pinned(threads: int | None) -> Iterator[None]:
 
 
 def _keep_on(cpus: Iterable[int]) -> None:
-    """Let all threads that there are, torch's too, and those that they start run on these CPUs only."""
+    """Restrict all threads, torch's too, and those that they start to these CPUs."""
     for thread in psutil.Process().threads():
         with contextlib.suppress(ProcessLookupError):  # it has ended
             os.sched_setaffinity(thread.id, cpus)
@@ -190,7 +172,7 @@ def _processor() -> str:
 
 @contextlib.contextmanager
 def _gpus() -> Iterator[list[Any]]:
-    """Handles of NVML; none without a driver."""
+    """NVML handles; none without a driver."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -212,9 +194,9 @@ def _gpu_activity(handle: Any) -> dict[str, Any]:
     }
 
 
-def _told(ask: Callable[..., int], *about: Any) -> int | None:
-    """What NVML says; None where it does not know: virtual, partitioned and embedded GPUs tell little."""
+def _told(ask: Callable[..., int], *arguments: Any) -> int | None:
+    """What NVML says; None if it does not know: virtual, partitioned and embedded GPUs tell little."""
     try:
-        return ask(*about)
+        return ask(*arguments)
     except pynvml.NVMLError:
         return None

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 
 from export.bench.environment import Neighbours
 from export.bench.timer import Timer, WallTimer
-from export.bench.yardstick import Yardstick
 from export.errors import BackendError
 from export.runtime.artifact import Artifact
 from export.runtime.gpu import DeviceMeter
@@ -17,30 +16,27 @@ def _watch_neighbours() -> Callable[[], float]:
 
 @dataclass(frozen=True)
 class Instruments:
-    """What measures.
+    """Everything that measures.
 
     Attributes:
-        timer: takes the time of calls.
-        watch_neighbours: starts to watch; what it returns tells the share of the CPUs that others took since.
-        meter: of GPU time; None does not measure it.
-        yardstick: stands beside every call; None does without.
+        watch_neighbours: begins to watch; what it returns gives the share of the CPUs that others used since.
+        meter: of GPU time, if that is measured.
         notes: what a reader has to know of them, a sentence each.
     """
 
     timer: Timer = field(default_factory=WallTimer)
     watch_neighbours: Callable[[], Callable[[], float]] = _watch_neighbours
     meter: DeviceMeter | None = None
-    yardstick: Yardstick | None = None
     notes: tuple[str, ...] = ()
 
 
 def instruments_for(described: Artifact) -> Instruments:
-    """On a GPU its events, on a CPU the yardstick."""
+    """A clock, and on a GPU CUDA events."""
     if not described.manifest.is_plan:
-        return Instruments(yardstick=Yardstick())
+        return Instruments()
     meter = DeviceMeter()
     try:
         meter.check()
-    except BackendError as error:  # e.g. a driver that TensorRT can do with, and these bindings cannot
+    except BackendError as error:  # e.g. a driver that is enough for TensorRT, and not for these bindings
         return Instruments(notes=(f"GPU time was not measured: {error.why}",))
     return Instruments(meter=meter)

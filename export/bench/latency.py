@@ -1,63 +1,66 @@
-"""Side-by-side latency: every candidate is timed in turn, round after round, so that noise hits all alike."""
+"""Latency: percentiles of milliseconds, and a short side-by-side measurement."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from export.bench.statistics import Ratio, relative_half_width
+
 WARMUP_ROUNDS = 1
-NOISY = 1.5  # an interval whose bounds are further apart than this factor, no change within, says nothing
-TOO_NOISY = "undecided: too noisy"
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Milliseconds a call: median, 10th and 90th percentile of `calls` timed calls."""
+    """Timed calls in numbers: milliseconds, but for `calls` and `relative_half_width`.
 
-    median_ms: float
-    p10_ms: float
-    p90_ms: float
+    Attributes:
+        deviation: standard deviation.
+        relative_half_width: half the confidence interval of p50 over p50; None if there were too few calls.
+    """
+
     calls: int
-
-
-@dataclass(frozen=True)
-class Spread:
-    """A ratio of latencies of the same round: median, 10th and 90th percentile of the rounds."""
-
-    median: float
+    mean: float
+    deviation: float
     p10: float
+    p50: float
     p90: float
+    p99: float
+    relative_half_width: float | None
 
-    @property
-    def may_be_none(self) -> bool:
-        """Rounds do not agree on which of the two is faster."""
-        return self.p10 <= 1 <= self.p90
 
-    @property
-    def says_nothing(self) -> bool:
-        """It may be much slower as well as much faster."""
-        return self.may_be_none and self.p90 > NOISY * self.p10
+def summarize(milliseconds: Sequence[float]) -> Latency:
+    """The latency of at least one timed call."""
+    values = np.asarray(milliseconds, dtype=np.float64)
+    deviation = float(values.std(ddof=1)) if len(values) > 1 else 0.0
+    p10, p50, p90, p99 = map(float, np.percentile(values, [10, 50, 90, 99]))
+    width = relative_half_width(milliseconds)
+    known = width if math.isfinite(width) else None
+    return Latency(len(values), float(values.mean()), deviation, p10, p50, p90, p99, known)
+
+
+def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> Ratio:
+    """How many times longer `slow` took than `fast` in the same round: the median of the rounds, with p10 and p90."""
+    p10, p50, p90 = np.percentile(np.divide(slow, fast), [10, 50, 90])
+    return Ratio(float(p50), float(p10), float(p90))
 
 
 def interleave(
     candidates: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 3, max_rounds: int = 50
 ) -> dict[str, Latency]:
-    """What `time_rounds` measures, summarised."""
+    """The latencies of what `time_rounds` times."""
     times = time_rounds(candidates, seconds=seconds, min_rounds=min_rounds, max_rounds=max_rounds)
     return {name: summarize(values) for name, values in times.items()}
-
-
-def ratio_of(slow: Sequence[float], fast: Sequence[float]) -> Spread:
-    """How many times longer calls of `slow` took than those of `fast` in the same round."""
-    p10, median, p90 = np.percentile(np.divide(slow, fast), [10, 50, 90])
-    return Spread(float(median), float(p10), float(p90))
 
 
 def time_rounds(
     candidates: Mapping[str, Callable[[], object]], *, seconds: float, min_rounds: int = 3, max_rounds: int = 50
 ) -> dict[str, list[float]]:
     """Call every candidate once a round for about `seconds`, at least `min_rounds` rounds after a warm-up.
+
+    Noise hits the candidates of a round alike.
 
     Returns:
         Milliseconds of every call, in order.
@@ -75,9 +78,3 @@ def time_rounds(
             times[name].append((time.perf_counter() - begin) * 1e3)
         rounds += 1
     return times
-
-
-def summarize(values: Sequence[float]) -> Latency:
-    """Median and percentiles of the milliseconds of calls."""
-    p10, median, p90 = np.percentile(values, [10, 50, 90])
-    return Latency(float(median), float(p10), float(p90), len(values))

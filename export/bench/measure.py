@@ -1,23 +1,21 @@
 """Timing calls in rounds: every candidate once a round, in random order, on the same input, until that is enough.
 
-A round's calls are adjacent in time, so noise hits all candidates alike. The clock is a `Timer`; the one that there is
-takes wall-clock time around a call that returns with its results on the host. Runners of a GPU do that too:
-Polygraphy's `infer` copies the outputs and synchronises its stream, and a user waits for both. For what part of that
-the GPU was at work tells a `DeviceMeter`, from CUDA events; for what part others had the CPU, the timer.
+The calls of a round are adjacent in time, so noise hits all candidates alike. Every call returns with its results on
+the host; on a GPU too, because Polygraphy's `infer` copies the outputs and synchronises its stream.
 """
 
 import random
 import statistics
 from collections.abc import Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from functools import partial
 from typing import Generic, TypeVar
 
-from export.bench.timer import Timer
+from export.bench.timer import Time, Timer
 from export.runtime.gpu import DeviceMeter
 
-Call = Callable[[int], object]  # of one candidate, in the round of that number
+Call = Callable[[int], object]  # of one candidate, given the number of the round
 Key = TypeVar("Key", bound=Hashable)
 
 FIRST_LOOK = 60  # rounds before the numbers are looked at
@@ -27,10 +25,11 @@ WINDOW = 5  # rounds of a warm-up whose medians are compared
 WINDOWS = 3
 STABLE = 0.05  # relative difference of those medians
 WARM_UP_SHARE = 0.25  # of the time budget, at most
+DIGITS = 4  # of milliseconds, as files keep them: all that is shown follows from what is kept
 
 
 class Ended(StrEnum):
-    """Why measuring stopped."""
+    """Why measuring ended."""
 
     SETTLED = "settled"
     BUDGET = "time budget"
@@ -46,49 +45,63 @@ class WarmUp:
     stable: bool
 
 
-@dataclass
-class Timings(Generic[Key]):
-    """Milliseconds of every candidate, one a round, whole rounds only.
+@dataclass(frozen=True)
+class Series:
+    """Latencies of one candidate, one a round.
 
     Attributes:
-        series: wall-clock time.
-        device: GPU time of the same calls; empty where it is not measured.
-        waited: for a CPU that others had, of the same calls; empty where the system does not tell.
-        ended: why it did; INTERRUPTED while measuring.
-        swapped: the first round before which what is compared was opened anew, in the other order; None: it was not.
+        milliseconds: wall-clock time.
+        waited: for a CPU that others had, milliseconds of the same calls; None if unknown.
+        device: GPU time of the same calls in milliseconds; None if it was not measured.
     """
 
-    series: dict[Key, list[float]]
-    device: dict[Key, list[float]]
-    waited: dict[Key, list[float]]
+    milliseconds: list[float]
+    waited: list[float] | None = None
+    device: list[float] | None = None
+
+    @property
+    def own(self) -> list[float]:
+        """Latencies less what was waited for a CPU: what verdicts rest on."""
+        if self.waited is None:
+            return self.milliseconds
+        return [wall - waited for wall, waited in zip(self.milliseconds, self.waited, strict=True)]
+
+    @property
+    def p50(self) -> float:
+        """The median of the wall-clock times."""
+        return statistics.median(self.milliseconds)
+
+
+@dataclass
+class Timings(Generic[Key]):
+    """Whole rounds of timed calls.
+
+    Attributes:
+        ended: INTERRUPTED while measuring.
+        swapped: the first round before which the artifacts were reopened in the other order, if they were.
+    """
+
+    rounds: list[dict[Key, Time]] = field(default_factory=list)
     ended: Ended = Ended.INTERRUPTED
     swapped: int | None = None
 
-    @property
-    def rounds(self) -> int:
-        """Rounds that were completed."""
-        return min(len(values) for values in self.series.values())
+    def series(self, key: Key) -> Series:
+        """All calls of a candidate."""
+        times = [timed[key] for timed in self.rounds]
+        return Series(
+            [round(time.wall, DIGITS) for time in times],
+            _all_known([time.waited for time in times]),
+            _all_known([time.device for time in times]),
+        )
 
-    def own(self, key: Key) -> list[float]:
-        """Wall-clock time less what was waited for a CPU."""
-        return own(self.series[key], self.waited.get(key))
 
-
-def own(milliseconds: Sequence[float], waited: Sequence[float] | None) -> list[float]:
-    """Wall-clock times less what was waited for a CPU; where that is not known, as they are."""
-    if waited is None:
-        return list(milliseconds)
-    return [wall - lost for wall, lost in zip(milliseconds, waited, strict=True)]
+def _all_known(milliseconds: list[float | None]) -> list[float] | None:
+    known = [round(value, DIGITS) for value in milliseconds if value is not None]
+    return known if len(known) == len(milliseconds) else None
 
 
 def warm_up(candidates: Mapping[Key, Call], timer: Timer, seconds: float) -> WarmUp:
-    """Call all candidates on the first input until the medians of the last windows agree, or the time is up.
-
-    Args:
-        candidates: by key.
-        timer: also the clock.
-        seconds: the whole budget, of which this may take WARM_UP_SHARE.
-    """
+    """Call all candidates on the first input until they are stable, or for WARM_UP_SHARE of `seconds`."""
     series: dict[Key, list[float]] = {key: [] for key in candidates}
     begin = timer.now()
     rounds = 0
@@ -119,69 +132,53 @@ def measure(
     on_round: Callable[[Timings[Key]], None],
     group: Callable[[Key], Hashable] = lambda key: key,
     meter: DeviceMeter | None = None,
-    seed: int = 0,
     least: int = FIRST_LOOK,
     earlier: Timings[Key] | None = None,
 ) -> Timings[Key]:
     """Time all candidates in rounds.
 
     Args:
-        candidates: by key.
-        timer: also the clock.
-        seconds: the budget; `least` rounds are made in any case, MAX_ROUNDS at most.
-        settled: whether the timings so far are enough; asked after `least` rounds and then ever more rarely.
+        candidates: what is called, by key.
+        seconds: time budget; `least` rounds are made in any case, and MAX_ROUNDS at most.
+        settled: whether the timings are enough; asked after `least` rounds and then ever more rarely.
         on_round: shown the timings after every round, outside of what is timed.
-        group: candidates of one group follow each other directly, because they are to be compared.
-        meter: of the GPU time of the calls; None does not measure it.
-        seed: of the order within the rounds.
-        least: rounds.
-        earlier: timings of the same keys, which grow by these.
+        group: candidates of one group follow each other directly, because they are compared.
+        meter: of GPU time, if that is measured.
+        earlier: timings of the same candidates that are continued.
 
     Returns:
-        Also after Ctrl-C or SIGTERM: the rounds completed by then, `ended` INTERRUPTED.
+        Also after Ctrl-C or SIGTERM: whole rounds, `ended` INTERRUPTED.
     """
     order = list(candidates)
-    shuffled = random.Random(seed)
-    timings: Timings[Key] = earlier or Timings(
-        {key: [] for key in order}, {} if meter is None else {key: [] for key in order}, {}
-    )
+    shuffled = random.Random(0)
+    timings: Timings[Key] = earlier or Timings()
     timings.ended = Ended.INTERRUPTED
     if meter is not None:
         meter.take()  # what ran before does not count
     begin = timer.now()
-    number = timings.rounds
-    least, most = number + least, number + MAX_ROUNDS
-    look = least
+    first = len(timings.rounds)
+    look = least = first + least
     try:
         while True:
             shuffled.shuffle(order)
             groups = list(dict.fromkeys(map(group, order)))
             order.sort(key=lambda key: groups.index(group(key)))
-            taken, busy, waited = {}, {}, {}
+            timed = {}
             for key in order:
-                found = timer.time(partial(candidates[key], number))
-                taken[key] = found.wall
-                if found.waited is not None:
-                    waited[key] = found.waited
-                if meter is not None:
-                    busy[key] = meter.take()
-            for series, values in ((timings.series, taken), (timings.device, busy), (timings.waited, waited)):
-                for key, milliseconds in values.items():
-                    series.setdefault(key, []).append(milliseconds)
-            number += 1
+                found = timer.time(partial(candidates[key], len(timings.rounds)))
+                timed[key] = found if meter is None else replace(found, device=meter.take())
+            timings.rounds.append(timed)
+            number = len(timings.rounds)
             on_round(timings)
             spent = timer.now() - begin >= seconds
-            if number >= look or (spent and number >= least):
+            end = number >= first + MAX_ROUNDS or (spent and number >= least)
+            if number >= look or end:
                 look = int(number * NEXT_LOOK) + 1
                 if settled(timings):
                     timings.ended = Ended.SETTLED
                     return timings
-            if number >= most or (spent and number >= least):
+            if end:
                 timings.ended = Ended.BUDGET if spent else Ended.ROUNDS
                 return timings
     except KeyboardInterrupt:
-        every = (timings.series, timings.device, timings.waited)
-        whole = min(len(values) for series in every for values in series.values())
-        for series in every:
-            series.update({key: values[:whole] for key, values in series.items()})
         return timings

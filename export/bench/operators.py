@@ -1,7 +1,7 @@
-"""Where the time of an artifact goes: by kind of operator, with the multiply-adds of its matrix products, or by layer.
+"""Time by kind of operator, with the multiply-adds of its matrix products, or by kind of layer of a plan.
 
 Short runs of their own with the profilers of ONNX Runtime and TensorRT: profiling costs time, so nothing else is timed
-meanwhile. The cases take turns, and medians over their calls count, so that neighbours do not look like a loss.
+meanwhile. The cases take turns, and medians over their calls count, so that other processes do not look like a loss.
 """
 
 import json
@@ -10,7 +10,7 @@ import re
 import statistics
 from bisect import bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,15 +18,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.bench.calls import Case, Inputs
+from export.bench.calls import Case, Inputs, Kept, request_call
+from export.bench.statistics import evenly_spaced
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.runtime.artifact import Artifact
-from export.runtime.runner import feed
+from export.runtime.runner import RunnerOptions, feed
+from madtp.files.scratch import scratch_folder
 from madtp.ops.spec import OPS
-from madtp.tasks.requests import Outputs, run_request
+from madtp.tasks.requests import Outputs, Runner
 
+PROFILED_CALLS = 8  # of the smallest batch
+FEWEST_PROFILED_CALLS = 2  # of larger ones
 BETWEEN = "between operators"
-# ONNX Runtime inlines functions and calls their nodes so; the name of the function is the one given below.
+# ONNX Runtime inlines functions and names their nodes so; the name of the function is the one given below.
 OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OPS)})")
 NUMBERS = re.compile(r"\d+")
 KERNEL = "_kernel_time"
@@ -34,16 +38,19 @@ RUN = "model_run"
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
 
 
+Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
+
+
 @dataclass(frozen=True)
 class Operators:
-    """Of one request.
+    """The profile of one request.
 
     Attributes:
         profiler: whose numbers these are.
-        milliseconds: by kind of operator, custom ops as wholes, and BETWEEN, what ONNX Runtime spends besides; of a
-            plan by kind of layer.
-        gflops: multiply-adds (1e9) of matrix products and convolutions, as they really ran; None of a plan.
-        calls: `milliseconds` of each call that these are the medians of; empty of one call.
+        milliseconds: by kind of operator, custom ops as wholes, and BETWEEN, the rest of ONNX Runtime's time; of a plan
+            by kind of layer.
+        gflops: multiply-adds (1e9) of matrix products and convolutions, as they were executed; None of a plan.
+        calls: the milliseconds of each call that `milliseconds` are the medians of; empty for one call.
     """
 
     profiler: str
@@ -52,16 +59,83 @@ class Operators:
     calls: list[dict[str, float]] = field(default_factory=list)
 
 
+def profile(
+    described: Artifact,
+    calls: Mapping[Case, Sequence[Inputs]],
+    kept: Mapping[Case, Kept],
+    opener: Opener,
+    threads: int | None,
+) -> dict[Case, Operators]:
+    """Profile representative calls of every case, each once, after a warm-up.
+
+    Args:
+        kept: the tokens of the calls.
+        opener: makes the runners of a plan.
+        threads: of ONNX Runtime; None for its own choice.
+    """
+    chosen = _representative(calls, kept)
+    with scratch_folder() as scratch:
+        found = (
+            _layers(described, chosen, opener)
+            if described.manifest.is_plan
+            else _nodes(described, chosen, scratch, threads)
+        )
+    return {case: typical(operators) for case, operators in found.items()}
+
+
+def _representative(calls: Mapping[Case, Sequence[Inputs]], kept: Mapping[Case, Kept]) -> dict[Case, list[Inputs]]:
+    """Calls evenly spaced over the tokens that they keep, the same at every temperature; few of large batches."""
+    smallest = min(case.batch for case in calls)
+    chosen = {}
+    for case, inputs in calls.items():
+        pruned = max(other for other in kept if other.batch == case.batch)
+        count = max(PROFILED_CALLS * smallest // case.batch, FEWEST_PROFILED_CALLS)
+        chosen[case] = [inputs[number] for number in evenly_spaced(kept[pruned].total, count)]
+    return chosen
+
+
+def _layers(described: Artifact, calls: Mapping[Case, Sequence[Inputs]], opener: Opener) -> dict[Case, list[Operators]]:
+    milliseconds: defaultdict[str, float] = defaultdict(float)
+    runners = opener(described, RunnerOptions(layer_milliseconds=milliseconds))
+    made = {case: request_call(described.config, runners, inputs, case) for case, inputs in calls.items()}
+    for call in made.values():
+        call(0)  # allocates memory, which later runs use again
+    found: dict[Case, list[Operators]] = {case: [] for case in calls}
+    for case, number in turns(calls):
+        milliseconds.clear()
+        made[case](number)
+        found[case].append(summarize_layers(milliseconds, case.batch))
+    return found
+
+
+def _nodes(
+    described: Artifact, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
+) -> dict[Case, list[Operators]]:
+    runners = {part: ProfiledRunner(path, scratch, threads) for part, path in described.part_files.items()}
+    made = {case: request_call(described.config, runners, inputs, case) for case, inputs in calls.items()}
+    for call in made.values():
+        call(0)  # allocates memory, which later runs use again
+    order = turns(calls)
+    for caller, (case, number) in enumerate(order, 1):
+        for runner in runners.values():
+            runner.caller = caller
+        made[case](number)
+    recorded = [runner.events() for runner in runners.values()]
+    found: dict[Case, list[Operators]] = {case: [] for case in calls}
+    for caller, (case, _) in enumerate(order, 1):
+        found[case].append(summarize_events([event for events in recorded for event in events[caller]], case.batch))
+    return found
+
+
 class ProfiledRunner:
     """An ONNX file under ONNX Runtime's profiler.
 
     Args:
-        path: the file.
-        scratch: the profile goes there.
-        threads: of ONNX Runtime; None is its own choice.
+        scratch: folder for the profile.
+        threads: of ONNX Runtime; None for its own choice.
 
     Attributes:
-        caller: number of the call whose runs are to follow.
+        caller: number of the call whose runs follow.
     """
 
     def __init__(self, path: Path, scratch: Path, threads: int | None) -> None:
@@ -95,32 +169,6 @@ class ProfiledRunner:
         return found
 
 
-def profile(
-    described: Artifact, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
-) -> dict[Case, Operators]:
-    """Run calls under ONNX Runtime's profiler, each once, after a warm-up.
-
-    Args:
-        described: an artifact of ONNX Runtime.
-        calls: of every case.
-        scratch: a folder for the profiler's files.
-        threads: of ONNX Runtime.
-    """
-    runners = {part: ProfiledRunner(path, scratch, threads) for part, path in described.part_files.items()}
-    for case, inputs in calls.items():  # allocates memory, which later runs use again
-        run_request(described.config, runners, inputs[0], case.temperature)
-    order = turns(calls)
-    for number, (case, which) in enumerate(order, 1):
-        for runner in runners.values():
-            runner.caller = number
-        run_request(described.config, runners, calls[case][which], case.temperature)
-    recorded = [runner.events() for runner in runners.values()]
-    found: dict[Case, list[Operators]] = {case: [] for case in calls}
-    for number, (case, _) in enumerate(order, 1):
-        found[case].append(summarize_events([event for events in recorded for event in events[number]], case.batch))
-    return {case: typical(operators) for case, operators in found.items()}
-
-
 def turns(calls: Mapping[Case, Sequence[Inputs]]) -> list[tuple[Case, int]]:
     """All calls, the cases taking turns."""
     most = max(len(inputs) for inputs in calls.values())
@@ -128,7 +176,7 @@ def turns(calls: Mapping[Case, Sequence[Inputs]]) -> list[tuple[Case, int]]:
 
 
 def typical(calls: Sequence[Operators]) -> Operators:
-    """Of a request of several calls: medians of the times, the mean of the multiply-adds."""
+    """A request of several calls: medians of the times, the mean of the multiply-adds."""
     names = dict.fromkeys(name for call in calls for name in call.milliseconds)
     milliseconds = {name: statistics.median(call.milliseconds.get(name, 0.0) for call in calls) for name in names}
     counted = [call.gflops for call in calls if call.gflops is not None]
@@ -138,12 +186,7 @@ def typical(calls: Sequence[Operators]) -> Operators:
 
 
 def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Operators:
-    """Add up a profile.
-
-    Args:
-        events: as ONNX Runtime writes them, microseconds.
-        requests: how many were run.
-    """
+    """Add up ONNX Runtime's profile, whose times are microseconds, of so many requests."""
     milliseconds: Counter[str] = Counter()
     multiply_adds = 0.0
     for event in events:
@@ -160,12 +203,7 @@ def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Oper
 
 
 def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operators:
-    """Add up the times of a plan's layers; layers whose names differ in numbers alone are of a kind.
-
-    Args:
-        milliseconds: by layer.
-        requests: how many were run.
-    """
+    """Add up the times of a plan's layers; layers whose names differ only in numbers are of one kind."""
     kinds: defaultdict[str, float] = defaultdict(float)
     for name, value in milliseconds.items():
         kinds[NUMBERS.sub("#", name)] += value / requests
@@ -173,19 +211,15 @@ def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operat
 
 
 def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:
-    """Of one node, from its shapes. (Weights that the runtime repacks are not among its inputs.)"""
+    """Those of one node, from its shapes. (Weights that the runtime repacks are not among its inputs.)"""
     if operator not in MULTIPLY:
         return 0.0
-    first, output = (_shape(arguments[key][0]) for key in ("input_type_shape", "output_type_shape"))
+    first, output = (next(iter(arguments[key][0].values())) for key in ("input_type_shape", "output_type_shape"))
     if operator == "MatMul":
         return math.prod(output) * first[-1]
     if operator in ("Conv", "FusedConv"):  # of these models: patches that do not overlap
         return math.prod(first) * output[1]
     return math.prod(first) * output[-1]  # the first factor may be transposed
-
-
-def _shape(entry: Mapping[str, list[int]]) -> list[int]:
-    return next(iter(entry.values()))
 
 
 def _with_named_functions(graph: OnnxGraph) -> OnnxGraph:

@@ -8,73 +8,50 @@ import numpy as np
 
 from export.bench.artifact import synchronisations
 from export.bench.calls import Case
-from export.bench.measurement import Measured
+from export.bench.latency import Latency, summarize
+from export.bench.measure import Series
 from export.bench.run import BenchResult
-from export.bench.statistics import Ratio, Summary, median, paired_ratio, summarize, token_groups
-from export.bench.verdict import Outcome, overall
+from export.bench.statistics import Ratio, paired_ratio, token_groups
+from export.bench.verdict import Verdict, overall
 from export.bench.words import SIGNS, sign, times
 
 
 @dataclass(frozen=True)
-class Group:
-    """Calls that keep about as many tokens.
-
-    Attributes:
-        fewest: tokens of a request, summed over sequences and layers.
-        most: likewise.
-        latency: of these calls.
-    """
+class TokenGroup:
+    """Calls that keep about as many tokens: `fewest` to `most` of a request, summed over sequences and layers."""
 
     fewest: float
     most: float
-    latency: Summary
+    latency: Latency
 
 
 @dataclass(frozen=True)
 class CaseSummary:
-    """One case in numbers.
-
-    Attributes:
-        latency: of a call, wall-clock.
-        device: GPU time of a call; None where it was not measured.
-        requests_per_second: at the mean latency.
-        tokens: by encoder, mean tokens of a sequence after the last layer.
-        gflops: multiply-adds (1e9) of a request, None where it is not known for this batch.
-        groups: fewest tokens first.
-        runs: of each part in a call, at the mean.
-        synchronisations: by part, how often the host waits for the device in a call.
-    """
+    """One case in numbers."""
 
     case: Case
-    latency: Summary
-    device: Summary | None
-    requests_per_second: float
-    tokens: dict[str, float]
-    gflops: float | None
-    groups: list[Group]
-    runs: dict[str, float]
-    synchronisations: dict[str, float]
+    latency: Latency  # of a call, wall-clock
+    device: Latency | None  # GPU time of a call, if it was measured
+    requests_per_second: float  # at the mean latency
+    tokens: dict[str, float]  # by encoder, mean tokens of a sequence after the last layer
+    gflops: float | None  # multiply-adds (1e9) of a request; None if unknown for this batch
+    groups: list[TokenGroup]  # fewest tokens first
+    runs: dict[str, float]  # of each part in a call, on average
+    synchronisations: dict[str, float]  # by part, how often the host waits for the device in a call
 
 
 @dataclass(frozen=True)
 class SpeedUp:
-    """What pruning brings.
+    """What pruning brings."""
 
-    Attributes:
-        case: the pruned one.
-        achieved: dense over pruned latency, from paired rounds, less what calls waited for a CPU.
-        p50: of dense and of pruned calls, wall-clock milliseconds.
-        gflops: dense over pruned multiply-adds, what could be hoped for; None where they are not known.
-    """
-
-    case: Case
-    achieved: Ratio
-    p50: tuple[float, float]
-    gflops: float | None
+    case: Case  # the pruned one
+    achieved: Ratio  # dense over pruned latency, from paired rounds, without waiting for a CPU
+    p50: tuple[float, float]  # of dense and of pruned calls, wall-clock milliseconds
+    gflops: float | None  # dense over pruned multiply-adds, the most to expect; None if unknown
 
     @property
     def said(self) -> str:
-        """In words."""
+        """The speed-up in words."""
         return times(self.achieved, *self.p50)
 
     @property
@@ -85,34 +62,43 @@ class SpeedUp:
 
 def case_summaries(result: BenchResult) -> list[CaseSummary]:
     """Every case, in the order in which they were measured."""
-    return [_summarize(result, case, measured) for case, measured in result.measurement.cases.items()]
+    waits = synchronisations(result.described.manifest)
+    found = []
+    for case, series in result.measurement.cases.items():
+        latency, kept, runs = summarize(series.milliseconds), result.measurement.kept[case], result.runs[case]
+        found.append(
+            CaseSummary(
+                case,
+                latency,
+                None if series.device is None else summarize(series.device),
+                1e3 * case.batch / latency.mean,
+                {encoder: float(np.mean(values)) for encoder, values in kept.last.items()},
+                request_gflops(result, case),
+                _groups(series, kept.total),
+                runs,
+                {part: runs[part] * count for part, count in waits.items()},
+            )
+        )
+    return found
 
 
-def _summarize(result: BenchResult, case: Case, measured: Measured) -> CaseSummary:
-    latency = summarize(measured.milliseconds)
-    calls = len(measured.kept.total)
+def _groups(series: Series, totals: list[float]) -> list[TokenGroup]:
     groups = []
-    for members in token_groups(measured.kept.total):
-        chosen = set(members)
-        values = [value for number, value in enumerate(measured.milliseconds) if number % calls in chosen]
+    for members in token_groups(totals):
+        values = [value for number, value in enumerate(series.milliseconds) if number % len(totals) in members]
         if values:  # an interrupted run may not have come to these calls
-            totals = [measured.kept.total[index] for index in members]
-            groups.append(Group(min(totals), max(totals), summarize(values)))
-    tokens = {encoder: float(np.mean(values)) for encoder, values in measured.kept.last.items()}
-    device = None if measured.device is None else summarize(measured.device)
-    throughput = 1e3 * case.batch / latency.mean
-    runs = result.runs[case]
-    waits = {part: runs[part] * count for part, count in synchronisations(result.described.manifest).items()}
-    return CaseSummary(case, latency, device, throughput, tokens, request_gflops(result, case), groups, runs, waits)
+            kept = [totals[index] for index in members]
+            groups.append(TokenGroup(min(kept), max(kept), summarize(values)))
+    return groups
 
 
 def gflops_are_profiled(result: BenchResult) -> bool:
-    """Whether multiply-adds are of the very samples that were timed."""
+    """Whether multiply-adds are those of the samples that were timed."""
     return any(found.gflops is not None for found in result.operators.values())
 
 
 def request_gflops(result: BenchResult, case: Case) -> float | None:
-    """Multiply-adds (1e9) of a request: profiled here, else as the manifest counted them for single requests."""
+    """Multiply-adds (1e9) of a request: profiled, else the manifest's, which are of single requests."""
     if gflops_are_profiled(result):
         return result.operators[case].gflops
     counted = result.described.manifest.validation.gflops
@@ -126,22 +112,20 @@ def speed_ups(result: BenchResult) -> list[SpeedUp]:
     """Of every pruned case over the dense one of its batch."""
     cases = result.measurement.cases
     found = []
-    for case, measured in cases.items():
+    for case, series in cases.items():
         dense = Case(0.0, case.batch)
-        if case == dense:
-            continue
-        achieved = paired_ratio(cases[dense].own, measured.own)
-        many, few = request_gflops(result, dense), request_gflops(result, case)
-        p50 = median(cases[dense].milliseconds), median(measured.milliseconds)
-        found.append(SpeedUp(case, achieved, p50, many / few if many and few else None))
+        if case != dense:
+            many, few = request_gflops(result, dense), request_gflops(result, case)
+            achieved = paired_ratio(cases[dense].own, series.own)
+            found.append(SpeedUp(case, achieved, (cases[dense].p50, series.p50), many / few if many and few else None))
     return found
 
 
 def losses(result: BenchResult) -> dict[str, float]:
-    """Where the saved arithmetic did not become time: milliseconds a request, by operator, the most first.
+    """Where the saved arithmetic did not become time: milliseconds per request, by operator, the most first.
 
-    Of the most pruned case of the smallest batch: by how much an operator takes longer than if its time had shrunk as
-    the multiply-adds did. Empty where they are not known.
+    In the most pruned case of the smallest batch: how much longer an operator takes than if its time had shrunk as the
+    multiply-adds did. Empty if these are unknown.
     """
     left = arithmetic_left(result)
     if left is None:
@@ -153,7 +137,7 @@ def losses(result: BenchResult) -> dict[str, float]:
 
 
 def arithmetic_left(result: BenchResult) -> float | None:
-    """Share of the dense multiply-adds that are left in the most pruned case that was profiled; None: not known."""
+    """Share of the dense multiply-adds that the most pruned profiled case still makes; None if unknown."""
     cases = smallest_batch(result.operators)
     if len(cases) < 2:
         return None
@@ -162,22 +146,22 @@ def arithmetic_left(result: BenchResult) -> float | None:
 
 
 def smallest_batch(cases: Iterable[Case]) -> list[Case]:
-    """Those of the smallest batch, dense first."""
+    """Cases of the smallest batch, dense first."""
     found = sorted(cases)
     return [case for case in found if case.batch == min(other.batch for other in found)]
 
 
 def verdict_sign(result: BenchResult) -> str:
-    """What became of all cases, in a word or a few; why there is no verdict where there is none."""
+    """The verdict on all cases in words, or why there is none."""
     if not result.verdicts:
         return "interrupted" if result.measurement.partial else "nothing was compared"
     found = overall(result.verdicts)
     noisy = [sign(verdict) for verdict in result.verdicts if verdict.too_noisy]
-    return noisy[0] if found == Outcome.UNDECIDED and noisy else SIGNS[found]
+    return noisy[0] if found == Verdict.UNDECIDED and noisy else SIGNS[found]
 
 
 def to_json(result: BenchResult) -> dict[str, Any]:
-    """Everything: the measurement as `--save` keeps it, and all that follows from it. Unknown numbers are null."""
+    """Everything: the measurement as `--save` writes it, and all that follows from it. Unknown numbers are null."""
     content = {
         "measurement": result.measurement.to_json(),
         "summaries": [asdict(summary) for summary in case_summaries(result)],
@@ -198,11 +182,11 @@ def to_json(result: BenchResult) -> dict[str, Any]:
             "earlier": [
                 {
                     "case": asdict(case),
-                    "latency": asdict(summarize(timed.milliseconds)),
-                    "milliseconds": timed.milliseconds,
-                    "waited_milliseconds": timed.waited,
+                    "latency": asdict(summarize(series.milliseconds)),
+                    "milliseconds": series.milliseconds,
+                    "waited_milliseconds": series.waited,
                 }
-                for case, timed in result.earlier.items()
+                for case, series in result.earlier.items()
             ],
         },
         "notes": [*result.notes, *result.measurement.caveats],
@@ -216,7 +200,7 @@ def _finite(value: Any) -> Any:
     """JSON has no infinity."""
     if isinstance(value, dict):
         return {key: _finite(entry) for key, entry in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [_finite(entry) for entry in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None

@@ -1,4 +1,4 @@
-"""How long a call takes: by the clock, and what of that it spent waiting for a CPU that others had."""
+"""The time of one call: by the clock, and what of it the call waited for a CPU that others had."""
 
 import time
 from collections.abc import Callable
@@ -6,39 +6,40 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-# Nanoseconds on a CPU, nanoseconds ready to run and waiting for one, times it got one.
+# Nanoseconds on a CPU, nanoseconds runnable and waiting for one, number of time slices.
 # https://docs.kernel.org/scheduler/sched-stats.html
 SCHEDULED = Path("/proc/thread-self/schedstat")
 
 
 @dataclass(frozen=True)
 class Time:
-    """Of one call, in milliseconds.
+    """One call in milliseconds.
 
     Attributes:
-        wall: by the clock, its results on the host.
-        waited: of that, how long the calling thread was ready to run while others had the CPUs; None where the system
-            does not tell.
+        wall: by the clock, until its results are on the host.
+        waited: of that, how long the calling thread was runnable while others had the CPUs; None if unknown.
+        device: GPU time; None if it was not measured.
     """
 
     wall: float
     waited: float | None = None
+    device: float | None = None
 
     @property
     def own(self) -> float:
-        """What the call would have taken without waiting for a CPU, as far as that is known."""
+        """Wall-clock time less waiting for a CPU, as far as that is known."""
         return self.wall - (self.waited or 0.0)
 
 
 class Timer(Protocol):
-    """Takes the time of one call."""
+    """A clock that times calls."""
 
     def now(self) -> float:
         """Seconds since some moment."""
         ...
 
     def time(self, call: Callable[[], object]) -> Time:
-        """How long `call` takes."""
+        """Make a call and time it."""
         ...
 
 

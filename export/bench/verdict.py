@@ -1,4 +1,4 @@
-"""Is it slower? Yes, no, or not to be told from what was measured."""
+"""Is it slower? Pass, fail, or undecided."""
 
 import math
 from collections.abc import Iterable
@@ -10,8 +10,8 @@ from export.bench.statistics import Ratio
 from export.errors import OptionError
 
 
-class Outcome(StrEnum):
-    """Of a comparison."""
+class Verdict(StrEnum):
+    """What a comparison came to."""
 
     PASS = "pass"
     FAIL = "fail"
@@ -19,81 +19,44 @@ class Outcome(StrEnum):
 
 
 @dataclass(frozen=True)
-class Verdict:
-    """What became of one case.
-
-    Attributes:
-        case: temperature and batch.
-        outcome: passed, failed or undecided.
-        slowdown: how many times longer a call takes than in the baseline, with the bounds that the outcome rests on.
-        allowed: the slow-down that passes, 0.05 for 5 %.
-        noise_floor: by how much the bounds were moved apart, 0 where both artifacts ran side by side.
-        p50: wall-clock milliseconds of a call then and now; None where that was not given.
-    """
+class CaseVerdict:
+    """The verdict on one case."""
 
     case: Case
-    outcome: Outcome
-    slowdown: Ratio
-    allowed: float
-    noise_floor: float
-    p50: tuple[float, float] | None = None
-
-    @property
-    def contradicts_p50(self) -> bool:
-        """The medians say faster where the slow-down says slower, or the other way round."""
-        if self.p50 is None:
-            return False
-        then, now = self.p50
-        return self.slowdown.contradicted_by(now, then)
+    outcome: Verdict
+    slowdown: Ratio  # how many times longer a call takes, with the bounds that the verdict rests on
+    allowed: float  # slow-down that passes, 0.05 for 5 %
+    noise_floor: float  # by how much the bounds were widened; 0 where both artifacts ran side by side
+    p50: tuple[float, float] | None = None  # wall-clock milliseconds of a call in the baseline and now
 
     @property
     def too_noisy(self) -> bool:
-        """Undecided, and the slow-down is no number to show: its interval is wide, or the medians contradict it."""
-        return self.outcome == Outcome.UNDECIDED and (self.slowdown.is_wide or self.contradicts_p50)
+        """Undecided, and the slow-down means nothing: its interval is wide, or the p50s contradict it."""
+        contradicted = self.p50 is not None and self.slowdown.contradicted_by(self.p50[1], self.p50[0])
+        return self.outcome == Verdict.UNDECIDED and (self.slowdown.is_wide or contradicted)
 
 
 def judge(
-    case: Case,
-    ratio: Ratio,
-    allowed: float,
-    noise_floor: float = 0.0,
-    *,
-    p50: tuple[float, float] | None = None,
-    disturbed_now: bool = False,
-    disturbed_then: bool = False,
-) -> Verdict:
-    """Fail only if the whole interval, widened by the noise floor, lies above what is allowed; pass only if below.
-
-    Args:
-        case: temperature and batch.
-        ratio: new over old.
-        allowed: the slow-down that passes.
-        noise_floor: by how much the machine drifts, 0 for calls that were made side by side.
-        p50: wall-clock milliseconds of a call then and now.
-        disturbed_now: other processes took part of the machine, which only slows down: no reason to fail.
-        disturbed_then: likewise while the baseline was recorded: no reason to pass.
-    """
+    case: Case, ratio: Ratio, allowed: float, noise_floor: float = 0.0, *, p50: tuple[float, float] | None = None
+) -> CaseVerdict:
+    """Fail only if the whole interval, widened by the noise floor, is above what is allowed; pass only if below."""
     widened = Ratio(ratio.ratio, ratio.low / (1 + noise_floor), ratio.high * (1 + noise_floor))
     limit = 1 + allowed
-    outcome = Outcome.UNDECIDED
-    if widened.low > limit and not disturbed_now:
-        outcome = Outcome.FAIL
-    elif widened.high < limit and not disturbed_then:
-        outcome = Outcome.PASS
-    return Verdict(case, outcome, widened, allowed, noise_floor, p50)
+    outcome = Verdict.FAIL if widened.low > limit else Verdict.PASS if widened.high < limit else Verdict.UNDECIDED
+    return CaseVerdict(case, outcome, widened, allowed, noise_floor, p50)
 
 
-def overall(verdicts: Iterable[Verdict]) -> Outcome:
-    """Failed if any case did, passed if all did."""
+def overall(verdicts: Iterable[CaseVerdict]) -> Verdict:
+    """Fail if any case did, pass if all did."""
     outcomes = {verdict.outcome for verdict in verdicts}
-    return next((outcome for outcome in (Outcome.FAIL, Outcome.UNDECIDED) if outcome in outcomes), Outcome.PASS)
+    return next((outcome for outcome in (Verdict.FAIL, Verdict.UNDECIDED) if outcome in outcomes), Verdict.PASS)
 
 
 def parse_regression(text: str) -> float:
     """0.05 from "5%".
 
     Raises:
-        OptionError: no percentage, or none that makes sense.
+        OptionError: not a percentage of zero or more.
     """
     number = text.strip().removesuffix("%")
     try:
@@ -102,6 +65,6 @@ def parse_regression(text: str) -> float:
         percent = math.nan
     if not 0 <= percent < math.inf:
         raise OptionError(
-            f"--max-regression is '{text}'", "It has to be a percentage, zero or more.", "E.g. --max-regression 5%."
+            f"--max-regression is '{text}'", "It has to be a percentage of zero or more.", "E.g. --max-regression 5%."
         )
     return percent / 100

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from export.bench.environment import Neighbours, activity, machine, warnings
-from export.bench.latency import Latency, Spread, ratio_of, summarize, time_rounds
+from export.bench.latency import Latency, ratio_of, summarize, time_rounds
+from export.bench.statistics import Ratio
 from export.engine.range import Range
 from export.validate.parity import ParityResult, compare
 from madtp.data.samples import SampleSet, collate
@@ -40,7 +41,7 @@ class Validation:
     gflops: dict[str, float]
     latency: dict[str, Latency]
     validated: str = "artifact"
-    speed_ups: dict[str, Spread] = field(default_factory=dict)
+    speed_ups: dict[str, Ratio] = field(default_factory=dict)
     caveats: list[str] = field(default_factory=list)
 
     @property
@@ -56,9 +57,13 @@ class Validation:
             "samples": self.samples,
             "parity": [asdict(result) for result in self.parity],
             "gflops": self.gflops,
-            "latency": {name: asdict(latency) for name, latency in self.latency.items()},
+            "latency": {name: _latency_to_json(latency) for name, latency in self.latency.items()},
             "machine": "; ".join([f"{platform.machine()}, {torch.get_num_threads()} threads", *self.caveats]),
         }
+
+
+def _latency_to_json(latency: Latency) -> dict[str, float]:
+    return {"median_ms": latency.p50, "p10_ms": latency.p10, "p90_ms": latency.p90, "calls": latency.calls}
 
 
 def validate_runners(

@@ -7,7 +7,8 @@ from rich.table import Table
 
 from export.artifact.manifest import Manifest
 from export.artifact.reader import manifest_path
-from export.bench.latency import TOO_NOISY, Spread
+from export.bench.latency import Latency
+from export.bench.words import milliseconds, times
 from export.build.check import Validation
 from export.build.describe import artifact_name
 from export.build.pipeline import ExportResult, Prepared
@@ -67,20 +68,16 @@ def validation_table(validation: Validation, title: str) -> Table:
     for key, name in names.items():
         slow, fast = validation.latency[f"{key} dense"], validation.latency[f"{key} pruned"]
         table.add_row(
-            f"latency of {name}, ms (p10-p90 of {slow.calls} calls)",
-            f"{slow.median_ms:.2f} ({slow.p10_ms:.2f}-{slow.p90_ms:.2f})",
-            f"{fast.median_ms:.2f} ({fast.p10_ms:.2f}-{fast.p90_ms:.2f})",
-            _speed_up(validation.speed_ups[key]),
+            f"latency of {name}, ms: p50 / p90 / p99 of {slow.calls} calls",
+            _percentiles(slow),
+            _percentiles(fast),
+            times(validation.speed_ups[key], slow.p50, fast.p50),
         )
     return table
 
 
-def _speed_up(found: Spread) -> str:
-    """With its spread over the rounds; no number where these do not agree that there is any."""
-    if found.says_nothing:
-        return TOO_NOISY
-    spread = f"({found.p10:.2f}-{found.p90:.2f})"
-    return f"undecided {spread}" if found.may_be_none else f"{found.median:.2f}x {spread}"
+def _percentiles(latency: Latency) -> str:
+    return " / ".join(map(milliseconds, (latency.p50, latency.p90, latency.p99)))
 
 
 def _last_tokens(encoder: str, result: ParityResult) -> str:

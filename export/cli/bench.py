@@ -1,4 +1,4 @@
-"""`python -m export bench`: how fast is an artifact, and is it slower than before?"""
+"""`python -m export bench`: the latency of an artifact, and whether it regressed."""
 
 import json
 from collections.abc import Callable
@@ -19,23 +19,28 @@ if TYPE_CHECKING:
 UNDECIDED = 3
 
 
-@click.command(short_help="How fast is an artifact, dense and pruned?")
+@click.command(short_help="Measure latency, and compare it with a baseline.")
 @click.argument("artifact", type=PATH)
-@click.option("--samples", type=PATH, metavar="DIR", help="Samples to measure with; the demo's.")
+@click.option("--samples", type=PATH, metavar="DIR", help="Folder of samples.  [default: the default samples]")
 @allow_outside
-@click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids: their token counts mean little.")
-@click.option("--temperature", type=float, multiple=True, help="Beside dense; the manifest's. May be repeated.")
-@click.option("--batch", type=int, multiple=True, help="Requests a call; the profile's usual. May be repeated.")
-@click.option("--seconds", type=float, default=30.0, show_default=True, help="Most time to measure, if 60 rounds fit.")
-@click.option("--threads", type=int, help="CPUs and threads to use; all.")
-@click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, to compare with later.")
-@click.option("--against", type=PATH, metavar="JSON", help="Compare with latencies that --save wrote.")
+@click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids; their token counts mean little.")
+@click.option(
+    "--temperature",
+    type=float,
+    multiple=True,
+    help="Temperature besides dense; may be repeated.  [default: the manifest's]",
+)
+@click.option("--batch", type=int, multiple=True, help="Batch size; may be repeated.  [default: the profile's opt]")
+@click.option("--seconds", type=float, default=30.0, show_default=True, help="Time budget; 60 rounds are the minimum.")
+@click.option("--threads", type=int, help="Number of CPUs and threads.  [default: all]")
+@click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, as a baseline for --against.")
+@click.option("--against", type=PATH, metavar="JSON", help="Compare with recorded latencies (written by --save).")
 @click.option("--against-engine", type=PATH, metavar="FILE", help="Compare with this artifact, side by side.")
-@click.option("--max-regression", default="5%", show_default=True, help="Slow-down that passes.")
+@click.option("--max-regression", default="5%", show_default=True, help="Maximum slow-down that passes.")
 @click.option("--cuda-graphs", is_flag=True, help="Replay a plan as CUDA graphs, where TensorRT can.")
-@click.option("--no-profile", is_flag=True, help="Do not look where the time goes.")
-@click.option("--junit", type=PATH, metavar="XML", help="Write verdicts for a CI system.")
-@click.option("--json", "json_file", type=PATH, metavar="JSON", help="Write everything.")
+@click.option("--no-profile", is_flag=True, help="Skip the profile of operators or layers.")
+@click.option("--junit", type=PATH, metavar="XML", help="Write the verdicts as JUnit XML.")
+@click.option("--json", "json_file", type=PATH, metavar="JSON", help="Write all results as JSON.")
 @click.option("--markdown", type=PATH, metavar="FILE", help="Write a short table for a pull request.")
 @click.pass_context
 def command(
@@ -58,17 +63,19 @@ def command(
     json_file: Path | None,
     markdown: Path | None,
 ) -> None:
-    """Measure ARTIFACT (out.json, out.onnx or out.plan), dense and pruned side by side.
+    """Measure the latency of ARTIFACT (out.json, out.onnx or out.plan), dense and pruned side by side.
+
+    On a machine that others share, only --against-engine tells a slower artifact from a slower machine.
 
     \b
-    Exit status: 0 fine, 1 slower than allowed, 2 the input or the machine is at fault, 3 undecided.
+    Exit status: 0 no regression, 1 regression, 2 invalid input or machine, 3 undecided.
     """
     from export.artifact.outputs import files_of
     from export.bench import report
     from export.bench.measurement import MEASUREMENT, Measurement
     from export.bench.run import STAGES, BenchOptions, bench
     from export.bench.summary import to_json
-    from export.bench.verdict import Outcome, overall, parse_regression
+    from export.bench.verdict import Verdict, overall, parse_regression
     from export.console import ConsoleProgress
     from madtp.files.outputs import Kind, check_outputs, write_output
 
@@ -94,7 +101,7 @@ def command(
 
     def keep(measurement: Measurement) -> None:
         if save is not None:
-            with suppress(OutputError):  # no reason to lose the rest; said at the end, if there is no room then either
+            with suppress(OutputError):  # the rest is not lost, and the end of the run reports it
                 write_output(save, saved(measurement), MEASUREMENT)
 
     texts: list[tuple[Path | None, Kind, Callable[[BenchResult], str]]] = [
@@ -125,4 +132,4 @@ def command(
         kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
         say(f"interrupted: {kept}", err=True)
         context.exit(WRONG_INPUT)
-    context.exit({Outcome.PASS: 0, Outcome.FAIL: FAILED, Outcome.UNDECIDED: UNDECIDED}[overall(result.verdicts)])
+    context.exit({Verdict.PASS: 0, Verdict.FAIL: FAILED, Verdict.UNDECIDED: UNDECIDED}[overall(result.verdicts)])

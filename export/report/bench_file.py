@@ -7,13 +7,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-import jsonschema
-
 from export.artifact.manifest import Manifest
-from export.bench.measure import own
-from export.bench.measurement import SCHEMA_VERSION, contradiction, measurement_schema, parse_measurement
+from export.bench.measurement import measurement_of, parse_measurement, read_content
 from export.errors import ReportError
-from madtp.files.inputs import read_json
 
 
 @dataclass(frozen=True)
@@ -53,46 +49,29 @@ def read_bench(path: Path, manifest: Manifest) -> BenchFile:
     Raises:
         ReportError: unreadable, of another schema, partial, or of another artifact.
     """
-    again = "Make it with python -m export bench ... --json FILE."
-    try:
-        content = read_json(path)
-    except (OSError, ValueError, RecursionError) as error:
-        raise ReportError(f"cannot read the bench result '{path}'", str(error), again) from error
-    measured: Any = content.get("measurement", content) if isinstance(content, dict) else None
-    version = measured.get("schema") if isinstance(measured, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ReportError(
-            f"the bench result '{path}' is of schema {version!r}", f"This version reads schema {SCHEMA_VERSION}.", again
-        )
-    try:
-        jsonschema.validate(measured, measurement_schema())
-    except jsonschema.ValidationError as error:
-        raise ReportError(
-            f"the bench result '{path}' is malformed", f"At {error.json_path}: {error.message[:200]}.", again
-        ) from error
-    wrong = contradiction(measured)
-    if wrong:
-        raise ReportError(f"the bench result '{path}' is malformed", wrong, again)
-    if measured["partial"]:
-        raise ReportError(f"the bench result '{path}' is partial", "Its run was interrupted.", again)
+    name = f"the bench result '{path}'"
+    content = read_content(path, name, ReportError)
+    measured = measurement_of(content)
     if measured["artifact"]["files"] != manifest.part_hashes:
-        raise ReportError(f"the bench result '{path}' is of another artifact", "The hashes of its files differ.", again)
-    batch = min(case["batch"] for case in measured["cases"])
-    cases = {case["temperature"]: case for case in measured["cases"] if case["batch"] == batch}
-    kept = {tau: cases[tau]["tokens"] for tau in sorted(cases)}
+        again = "Measure again with python -m export bench ... --json FILE."
+        raise ReportError(f"{name} is of another artifact", "The hashes of its files differ.", again)
+    parsed = parse_measurement(content)
+    batch = min(case.batch for case in parsed.cases)
+    cases = {case.temperature: case for case in sorted(parsed.cases) if case.batch == batch}
+    kept = {tau: parsed.kept[case] for tau, case in cases.items()}
     machine = ", ".join(f"{name} {value}" for name, value in measured["machine"].items() if value)
     return BenchFile(
-        milliseconds={tau: cases[tau]["milliseconds"] for tau in kept},
-        own={tau: own(cases[tau]["milliseconds"], cases[tau]["waited_milliseconds"]) for tau in kept},
+        milliseconds={tau: parsed.cases[case].milliseconds for tau, case in cases.items()},
+        own={tau: parsed.cases[case].own for tau, case in cases.items()},
         batch=batch,
         gflops=_gflops(content, batch, kept),
-        tokens={tau: fmean(tokens["total"]) for tau, tokens in kept.items()},
-        last={tau: {name: fmean(means) for name, means in tokens["last"].items()} for tau, tokens in kept.items()},
-        samples=measured["samples"]["origin"],
-        samples_sha256=measured["samples"]["sha256"],
+        tokens={tau: fmean(tokens.total) for tau, tokens in kept.items()},
+        last={tau: {name: fmean(means) for name, means in tokens.last.items()} for tau, tokens in kept.items()},
+        samples=parsed.samples["origin"],
+        samples_sha256=parsed.samples["sha256"],
         created=measured["created"],
         machine=machine,
-        caveats=parse_measurement(measured).caveats,
+        caveats=parsed.caveats,
     )
 
 

@@ -276,7 +276,7 @@ def _summary(measured: Measurements, default: float, said: Mapping[float, str]) 
 
 def _speed_up(measured: Measurements, default: float, said: str) -> str:
     """Medians, and the ratio of calls of the same round, which is what `bench` calls the speed-up."""
-    slow, fast = (milliseconds(summarize(measured.times[tau]).median_ms) for tau in (0.0, default))
+    slow, fast = (milliseconds(summarize(measured.times[tau]).p50) for tau in (0.0, default))
     text = (
         f"{slow} ms dense, {fast} ms pruned, p50"
         f"{' of torch, not of the plan' if measured.of_torch else ''}; "
@@ -295,7 +295,7 @@ def speed_ups(measured: Measurements) -> dict[float, str]:
     steady = measured.times if measured.bench is None else measured.bench.own
     if 0.0 not in steady:
         return {}
-    p50 = {tau: summarize(values).median_ms for tau, values in measured.times.items()}
+    p50 = {tau: summarize(values).p50 for tau, values in measured.times.items()}
     return {
         tau: times(paired_ratio(steady[0.0], values), p50[0.0], p50[tau]) for tau, values in steady.items() if tau > 0
     }
@@ -357,7 +357,7 @@ def _pareto(measured: Measurements, costs: Mapping[float, float], cost_name: str
             [
                 temperature_name(temperature),
                 format(costs[temperature], digits),
-                milliseconds(summarize(values).median_ms),
+                milliseconds(summarize(values).p50),
                 *ends,
             ]
         )

@@ -95,7 +95,7 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: s
         return figure
 
     medians = ", ".join(
-        f"{temperature_name(temperature)}: {summarize(values).median_ms:.2f} ms"
+        f"{temperature_name(temperature)}: {summarize(values).p50:.2f} ms"
         + (f" (dense / pruned {said[temperature]})" if temperature in said else "")
         for temperature, values in times.items()
     )
@@ -135,13 +135,13 @@ def pareto_plot(
         ordered = sorted(times, key=lambda temperature: costs[temperature])
         for place, temperature in enumerate(ordered):
             found = summarize(times[temperature])
-            spread = [[found.median_ms - found.p10_ms], [found.p90_ms - found.median_ms]]
+            spread = [[found.p50 - found.p10], [found.p90 - found.p50]]
             colour = palette.of(temperature, default)
-            axes.errorbar(costs[temperature], found.median_ms, spread, fmt="o", color=colour, capsize=3, markersize=7)
+            axes.errorbar(costs[temperature], found.p50, spread, fmt="o", color=colour, capsize=3, markersize=7)
             label = temperature_name(temperature) + (" (default)" if temperature == default else "")
             axes.annotate(
                 label,
-                (costs[temperature], found.p90_ms),
+                (costs[temperature], found.p90),
                 (costs[temperature], 0.97 - 0.07 * (place % LABEL_ROWS)),  # neighbours may be close
                 textcoords=("data", "axes fraction"),
                 arrowprops={"arrowstyle": "-", "color": colour, "alpha": 0.3},
@@ -151,7 +151,7 @@ def pareto_plot(
                 va="top",
                 bbox={"facecolor": palette.back, "edgecolor": "none", "pad": 0.5},
             )
-        highest = max(summarize(values).p90_ms for values in times.values())
+        highest = max(summarize(values).p90 for values in times.values())
         furthest = max(costs[temperature] for temperature in times)
         limits = {"xlim": (0, 1.15 * furthest), "ylim": (0, 1.5 * highest)}  # room for the labels
         axes.set(xlabel=cost_name, ylabel=call, **limits)

@@ -15,7 +15,6 @@ from export.bench.instruments import Instruments
 from export.bench.measurement import Measurement
 from export.bench.run import BenchOptions, bench
 from export.bench.timer import Time
-from export.bench.yardstick import Yardstick
 from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from madtp.tasks.requests import Outputs, Runner
@@ -97,33 +96,17 @@ class FakeRunner:
         return {"logits": logits, "vision_token_counts": counts, "text_token_counts": counts}
 
 
-@dataclass
-class FakeYardstick(Yardstick):
-    """Takes 2 ms of the fake clock, more where the machine is slower; noise of a few percent."""
-
-    timer: FakeTimer
-    slowness: Callable[[float], float] = lambda seconds: 1.0
-
-    def __post_init__(self) -> None:
-        self.rng = np.random.default_rng(9)
-        self.name = "2 ms of a fake clock"
-
-    def work(self, times: int) -> None:
-        self.timer.seconds += 0.002 * times * self.slowness(self.timer.seconds) * self.rng.lognormal(0, 0.02)
-
-
 def fake_bench(
     options: BenchOptions,
     timer: FakeTimer,
     *runners: FakeRunner,
     neighbours: float = 0.0,
-    yardstick: Yardstick | None = None,
     meter: Any = None,
     keep: Callable[[Measurement], None] = lambda _: None,
 ) -> Any:
     """Measure with fake runners: of the artifact, then of the one that it is compared with; that one first later on."""
     waiting = iter([*runners, *reversed(runners)])
-    instruments = Instruments(timer, lambda: lambda: neighbours, meter, yardstick)
+    instruments = Instruments(timer, lambda: lambda: neighbours, meter)
 
     def opener(described: Artifact, how: RunnerOptions) -> dict[str, Runner]:
         return {"model": next(waiting)}

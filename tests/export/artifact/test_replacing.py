@@ -284,7 +284,7 @@ COMMANDS = {
     "report": ("report", "{folder}/out.json", "-o", "{output}", "--synthetic"),
     "evaluate": ("evaluate", "{folder}/out.json", "--data", "{data}", "--vocab", "{vocab}", "-o", "{output}"),
 }
-SHOWN = {"bench": "milliseconds a call", "report": "p50 ms", "validate": "torch/onnx", "evaluate": "accuracy"}
+SHOWN = {"bench": "milliseconds per call", "report": "p50 ms", "validate": "torch/onnx", "evaluate": "accuracy"}
 
 
 @pytest.fixture
@@ -369,8 +369,8 @@ def test_no_room_for_the_profile_costs_no_latencies(
     monkeypatch.setattr("export.bench.run.profile", fail)
     ran = run_cli("bench", exported[0], "--seconds", 0.1, "--save", tmp_path / "base.json")
     assert ran.status == 0, ran
-    assert "note: where the time goes was not found out: [Errno 28] No space left on device" in ran.out
-    assert "milliseconds a call" in ran.out
+    assert "note: operators were not profiled: [Errno 28] No space left on device" in ran.out
+    assert "milliseconds per call" in ran.out
     assert (tmp_path / "base.json").is_file()
 
 

@@ -9,22 +9,21 @@ import numpy as np
 import pytest
 
 from export.bench.calls import Case
+from export.bench.latency import summarize
 from export.bench.measure import FIRST_LOOK, MAX_ROUNDS, Ended, is_stable, measure, warm_up
 from export.bench.measurement import read_measurement
 from export.bench.operators import BETWEEN, summarize_events
 from export.bench.statistics import (
     Ratio,
+    evenly_spaced,
     noise_floor,
-    of_one_input,
     paired_ratio,
     recorded_ratio,
     relative_half_width,
-    spread,
-    summarize,
     token_groups,
 )
 from export.bench.timer import WallTimer
-from export.bench.verdict import Outcome, judge, overall, parse_regression
+from export.bench.verdict import Verdict, judge, overall, parse_regression
 from export.errors import OptionError
 from tests.helpers.bench import FakeTimer
 from tests.helpers.paths import ROOT
@@ -46,7 +45,7 @@ def noisy(count: int, seed: int, median: float = 10.0) -> list[float]:
     return list(median * rng.lognormal(0, 0.08, count) * np.where(bursts, 1.8, 1.0))
 
 
-def outcome(ratio: Ratio, floor: float = 0.0) -> Outcome:
+def outcome(ratio: Ratio, floor: float = 0.0) -> Verdict:
     return judge(CASE, ratio, ALLOWED, floor).outcome
 
 
@@ -64,7 +63,7 @@ def test_of_too_few_calls_nothing_is_sure() -> None:
     assert relative_half_width(few) == noise_floor(few) == math.inf
     for ratio in (paired_ratio(few, few), recorded_ratio(few, few)):
         assert (ratio.low, ratio.high) == (0, math.inf)
-        assert outcome(ratio) == Outcome.UNDECIDED
+        assert outcome(ratio) == Verdict.UNDECIDED
 
 
 def test_more_calls_make_a_median_surer() -> None:
@@ -100,16 +99,16 @@ def test_identical_artifacts_never_fail_and_slower_ones_always_do() -> None:
         common = np.array(noisy(800, seed))
         own = [np.random.default_rng(100 * seed + which).lognormal(0, 0.1, 800) for which in range(2)]
         old, new = list(common * own[0]), list(common * own[1])
-        assert outcome(paired_ratio(new, old)) == Outcome.PASS
-        assert outcome(paired_ratio([1.15 * value for value in new], old)) == Outcome.FAIL
+        assert outcome(paired_ratio(new, old)) == Verdict.PASS
+        assert outcome(paired_ratio([1.15 * value for value in new], old)) == Verdict.FAIL
 
 
 def test_recorded_series_of_the_same_artifact_do_not_fail() -> None:
     first, second = recorded("first"), recorded("second")
     for case, values in first.items():
         floor = max(noise_floor(values), noise_floor(second[case]))
-        assert outcome(recorded_ratio(second[case], values), floor) != Outcome.FAIL
-        assert outcome(recorded_ratio([2 * value for value in second[case]], values), floor) == Outcome.FAIL
+        assert outcome(recorded_ratio(second[case], values), floor) != Verdict.FAIL
+        assert outcome(recorded_ratio([2 * value for value in second[case]], values), floor) == Verdict.FAIL
 
 
 def test_a_recorded_slow_artifact_fails_beside_its_original() -> None:
@@ -117,7 +116,7 @@ def test_a_recorded_slow_artifact_fails_beside_its_original() -> None:
     for case, values in original.items():
         ratio = paired_ratio(slow[case], values)
         assert ratio.ratio > 1.1
-        assert outcome(ratio) == Outcome.FAIL
+        assert outcome(ratio) == Verdict.FAIL
 
 
 def test_the_noise_floor_is_the_drift_within_a_session() -> None:
@@ -125,49 +124,31 @@ def test_the_noise_floor_is_the_drift_within_a_session() -> None:
     assert noise_floor([10.0] * 50 + [11.0] * 50) == pytest.approx(0.1)
 
 
-def test_what_inputs_differ_in_is_no_noise() -> None:
-    rng = np.random.default_rng(0)
-    inputs = rng.lognormal(0, 0.4, 24)
-
-    def session(rounds: int, factor: float = 1.0) -> list[float]:
-        return list(factor * inputs[np.arange(rounds) % 24] * rng.lognormal(0, 0.02, rounds))
-
-    for factor in (1.0, 1.15):
-        new, old = session(130, factor), session(200)
-        centred = of_one_input(new, old, 24)
-        assert max(map(noise_floor, centred)) < 0.03 < 0.1 < max(noise_floor(new), noise_floor(old))
-        ratio = recorded_ratio(*centred)
-        assert ratio.ratio == pytest.approx(factor, rel=0.01)
-        assert outcome(ratio, max(map(noise_floor, centred))) == (Outcome.PASS if factor == 1 else Outcome.FAIL)
-    few = session(71), session(200)
-    assert of_one_input(*few, 24) == few
-
-
 @pytest.mark.parametrize(
     ("low", "high", "floor", "expected"),
     [
-        (0.98, 1.02, 0.0, Outcome.PASS),
-        (1.06, 1.20, 0.0, Outcome.FAIL),
-        (1.02, 1.08, 0.0, Outcome.UNDECIDED),
-        (0.98, 1.02, 0.04, Outcome.UNDECIDED),
-        (1.06, 1.20, 0.04, Outcome.UNDECIDED),
-        (1.12, 1.20, 0.04, Outcome.FAIL),
-        (1.05, 1.05, 0.0, Outcome.UNDECIDED),
+        (0.98, 1.02, 0.0, Verdict.PASS),
+        (1.06, 1.20, 0.0, Verdict.FAIL),
+        (1.02, 1.08, 0.0, Verdict.UNDECIDED),
+        (0.98, 1.02, 0.04, Verdict.UNDECIDED),
+        (1.06, 1.20, 0.04, Verdict.UNDECIDED),
+        (1.12, 1.20, 0.04, Verdict.FAIL),
+        (1.05, 1.05, 0.0, Verdict.UNDECIDED),
     ],
 )
-def test_verdicts_follow_from_the_interval_alone(low: float, high: float, floor: float, expected: Outcome) -> None:
+def test_verdicts_follow_from_the_interval_alone(low: float, high: float, floor: float, expected: Verdict) -> None:
     assert outcome(Ratio((low + high) / 2, low, high), floor) == expected
 
 
 def test_one_failure_fails_all() -> None:
     verdicts = {
-        Outcome.PASS: judge(CASE, Ratio(1.0, 0.99, 1.01), ALLOWED),
-        Outcome.UNDECIDED: judge(CASE, Ratio(1.0, 0.5, 2.0), ALLOWED),
-        Outcome.FAIL: judge(CASE, Ratio(1.2, 1.1, 1.3), ALLOWED),
+        Verdict.PASS: judge(CASE, Ratio(1.0, 0.99, 1.01), ALLOWED),
+        Verdict.UNDECIDED: judge(CASE, Ratio(1.0, 0.5, 2.0), ALLOWED),
+        Verdict.FAIL: judge(CASE, Ratio(1.2, 1.1, 1.3), ALLOWED),
     }
-    assert overall([]) == Outcome.PASS
-    assert overall([verdicts[Outcome.PASS], verdicts[Outcome.UNDECIDED]]) == Outcome.UNDECIDED
-    assert overall(verdicts.values()) == Outcome.FAIL
+    assert overall([]) == Verdict.PASS
+    assert overall([verdicts[Verdict.PASS], verdicts[Verdict.UNDECIDED]]) == Verdict.UNDECIDED
+    assert overall(verdicts.values()) == Verdict.FAIL
 
 
 def test_regressions_are_percentages() -> None:
@@ -193,9 +174,9 @@ def test_groups_by_tokens(totals: list[float], groups: list[list[int]]) -> None:
 
 def test_values_that_stand_for_all() -> None:
     values = [float(value) for value in random.Random(0).sample(range(24), 24)]
-    assert [values[index] for index in spread(values, 8)] == [1, 4, 7, 10, 13, 16, 19, 22]
-    assert sorted(spread(values, 99)) == list(range(24))
-    assert spread([1.0, 1.0], 1) == [1]
+    assert [values[index] for index in evenly_spaced(values, 8)] == [1, 4, 7, 10, 13, 16, 19, 22]
+    assert sorted(evenly_spaced(values, 99)) == list(range(24))
+    assert evenly_spaced([1.0, 1.0], 1) == [1]
 
 
 def never(_: object) -> bool:
@@ -223,32 +204,36 @@ def test_measuring_ends_when_it_is_enough() -> None:
     seen: list[int] = []
     candidates = {name: timer.takes(lambda _: 10.0) for name in "ab"}
     found = measure(
-        candidates, timer, 100, lambda timings: timings.rounds > FIRST_LOOK, lambda timings: seen.append(timings.rounds)
+        candidates,
+        timer,
+        100,
+        lambda timings: len(timings.rounds) > FIRST_LOOK,
+        lambda timings: seen.append(len(timings.rounds)),
     )
     assert found.ended == Ended.SETTLED
-    assert found.rounds == int(1.5 * FIRST_LOOK) + 1
-    assert seen == list(range(1, found.rounds + 1))
-    assert found.series["a"] == pytest.approx([10.0] * found.rounds)
+    assert len(found.rounds) == int(1.5 * FIRST_LOOK) + 1
+    assert seen == list(range(1, len(found.rounds) + 1))
+    assert found.series("a").milliseconds == pytest.approx([10.0] * len(found.rounds))
 
 
 def test_measuring_ends_with_the_budget_but_not_before_the_first_look() -> None:
     timer = FakeTimer()
-    assert measure({"a": timer.takes(lambda _: 10.0)}, timer, 1.0, never, lambda _: None).rounds == 100
+    assert len(measure({"a": timer.takes(lambda _: 10.0)}, timer, 1.0, never, lambda _: None).rounds) == 100
     short = measure({"a": timer.takes(lambda _: 10.0)}, timer, 0.001, never, lambda _: None)
-    assert (short.rounds, short.ended) == (FIRST_LOOK, Ended.BUDGET)
+    assert (len(short.rounds), short.ended) == (FIRST_LOOK, Ended.BUDGET)
 
 
 def test_measuring_ends_after_very_many_rounds() -> None:
     timer = FakeTimer()
     found = measure({"a": timer.takes(lambda _: 0.0)}, timer, 1.0, never, lambda _: None)
-    assert (found.rounds, found.ended) == (MAX_ROUNDS, Ended.ROUNDS)
+    assert (len(found.rounds), found.ended) == (MAX_ROUNDS, Ended.ROUNDS)
 
 
 def test_all_candidates_run_every_round_on_its_input_in_varying_order() -> None:
     calls: list[tuple[str, int]] = []
     timer = FakeTimer()
     candidates = {name: (lambda number, name=name: calls.append((name, number))) for name in "abc"}
-    rounds = measure(candidates, timer, 0.0, never, lambda _: None).rounds
+    rounds = len(measure(candidates, timer, 0.0, never, lambda _: None).rounds)
     by_round = [calls[3 * number : 3 * number + 3] for number in range(rounds)]
     assert all(sorted(entries) == [(name, number) for name in "abc"] for number, entries in enumerate(by_round))
     assert len({tuple(name for name, _ in entries) for entries in by_round}) == 6
@@ -262,10 +247,11 @@ def test_what_a_call_waited_for_a_cpu_is_kept_apart() -> None:
         timer.lost = (timer.lost or 0.0) + 0.004 * (number % 3)
 
     assert warm_up({"a": preempted}, timer, seconds=1000).rounds == 15
-    found = measure({"a": preempted}, timer, 1.0, never, lambda _: None)
-    assert found.series["a"][:3] == pytest.approx([10.0, 14.0, 18.0])
-    assert found.waited["a"][:3] == pytest.approx([0.0, 4.0, 8.0])
-    assert found.own("a") == pytest.approx([10.0] * found.rounds)
+    found = measure({"a": preempted}, timer, 1.0, never, lambda _: None).series("a")
+    assert found.milliseconds[:3] == pytest.approx([10.0, 14.0, 18.0])
+    assert found.waited is not None
+    assert found.waited[:3] == pytest.approx([0.0, 4.0, 8.0])
+    assert found.own == pytest.approx([10.0] * len(found.own))
 
 
 @pytest.mark.parametrize(
@@ -321,7 +307,7 @@ def test_an_interrupt_keeps_whole_rounds() -> None:
     candidates = {"a": timer.takes(lambda _: 10.0), "b": interrupted}
     found = measure(candidates, timer, 100, never, lambda _: None)
     assert found.ended == Ended.INTERRUPTED
-    assert [len(values) for values in found.series.values()] == [7, 7]
+    assert [len(found.series(key).milliseconds) for key in "ab"] == [7, 7]
 
 
 def test_a_profile_is_added_up_by_operator_and_custom_op() -> None:

@@ -262,12 +262,12 @@ def test_clocks_of_a_gpu_that_tells_little(monkeypatch: pytest.MonkeyPatch) -> N
         monkeypatch.setattr(pynvml, name, answer)
     gpu = {"sm_megahertz": 1980, "memory_megahertz": 2619, "celsius": 45, "held_back_by": ["software power cap"]}
     assert activity().gpus == [gpu]
-    words = "GPU SM 1980 MHz, memory 2619 MHz, 45 degrees Celsius, held back by software power cap"
+    words = "GPU SM 1980 MHz, memory 2619 MHz, 45 degrees Celsius, throttled by software power cap"
     assert clocks(activity()).endswith(words)
     for name in ("nvmlDeviceGetTemperature", "nvmlDeviceGetCurrentClocksThrottleReasons", "nvmlDeviceGetClockInfo"):
         monkeypatch.setattr(pynvml, name, refuse)
     assert activity().gpus == [dict.fromkeys(gpu)]
-    assert clocks(activity()).endswith("GPU not known to be held back")
+    assert clocks(activity()).endswith("GPU throttling unknown")
 
 
 class FakeTrtRunner:
