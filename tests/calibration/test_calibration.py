@@ -215,7 +215,7 @@ def test_a_run_refuses_to_go_on_from_another_checkpoints_part(
     ("arguments", "part"),
     [
         (("--data", "nowhere"), "there is no folder 'nowhere'"),
-        (("--temperature", "0"), "At zero nothing is pruned"),
+        (("--temperature", "0"), "At zero the model is dense"),
         (("-o", "no/such/folder/tokens.json"), "cannot write into"),
         (("--ckpt", "nowhere.pt"), "nowhere.pt"),
     ],

@@ -250,7 +250,7 @@ def animated() -> Image.Image:
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (lambda: "a.jpg", "no PIL image"),
+        (lambda: "a.jpg", "not a PIL image"),
         (lambda: Image.new("1", (9000, 9000)), "Scale it down"),
         (lambda: Image.new("I;16", (4, 4)), "more than 8 bits"),
         (animated, "2 frames"),
