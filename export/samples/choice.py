@@ -14,7 +14,6 @@ from madtp.data.images import read_image
 from madtp.data.preprocess import image_tensor
 from madtp.data.samples import (
     CAPTION_PROMPT,
-    DEMO_SAMPLES,
     Config,
     Processor,
     Request,
@@ -69,7 +68,7 @@ def choose_samples(
     config: Config,
     batch: Range,
     text: Range,
-    demos: int = DEMO_SAMPLES,
+    demos: int | None = None,
 ) -> SampleSet:
     """The samples that the options ask for; without any the demo's, which are real images.
 
@@ -79,7 +78,7 @@ def choose_samples(
         vocabulary: the artifact's vocabulary, preferred to others; None if it has none.
         config: configuration of the model.
         batch, text: ranges of the artifact's profile; generated samples keep to them.
-        demos: how many of the demo's samples.
+        demos: how many of the demo's samples; None takes the usual number.
 
     Raises:
         InputError: a file that cannot be used, naming it; a data set without items.

@@ -20,7 +20,6 @@ from madtp.files.inputs import read_json
 from madtp.models.config import BlipConfig, ClipConfig
 
 MIN_SAMPLES = 8
-DEMO_SAMPLES = 2 * MIN_SAMPLES
 INDEX = "samples.json"
 VOCABULARY = "vocab.txt"
 LABELS = {"true": True, "false": False}
@@ -149,7 +148,7 @@ def load_samples(
     vocabulary: Path | None = None,
     *,
     allow_outside: bool = False,
-    demos: int = DEMO_SAMPLES,
+    demos: int | None = None,
 ) -> SampleSet:
     """At least `least` samples: of `folder`, or without one the demo's.
 
@@ -165,7 +164,7 @@ def load_samples(
         least: the fewest samples that a folder has to have.
         vocabulary: a vocabulary that is known to be the model's; None looks for one.
         allow_outside: whether images may lie outside the folder.
-        demos: how many of the demo's samples.
+        demos: how many of the demo's samples; None takes twice MIN_SAMPLES.
 
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
@@ -182,7 +181,7 @@ def load_samples(
         used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint, folder)
         origin = f"{len(samples)} sample{'s' * (len(samples) > 1)} of '{folder}'"
         return _prepare(samples, origin, processor, used, config, "samples")
-    samples = demo_samples(config.task, demos)
+    samples = demo_samples(config.task, demos or 2 * MIN_SAMPLES)
     origin = f"{len(samples)} of the demo's samples (--samples names others)"
     used = None if isinstance(config, ClipConfig) else vocabulary or find_vocabulary(checkpoint)
     try:
