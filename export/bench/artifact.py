@@ -1,21 +1,14 @@
-"""What bench tells of an artifact without timing it."""
+"""What is known about an artifact without timing it: its identity, and its host synchronisations."""
 
 from typing import Any
 
 from export.artifact.manifest import Manifest
 from export.runtime.artifact import Artifact
-from export.runtime.checked import CheckedRunner
 from madtp.ops.spec import TOKEN_COMPACT
-from madtp.tasks.requests import Runners
-
-
-def uncaptured(runners: Runners) -> list[str]:
-    """Parts of a plan that TensorRT cannot replay as CUDA graphs; known after each has run."""
-    return [name for name, runner in runners.items() if isinstance(runner, CheckedRunner) and not runner.capturable]
 
 
 def identity(artifact: Artifact) -> dict[str, Any]:
-    """What a saved measurement says of its artifact; the version is that of the installed runtime."""
+    """The `artifact` of a saved measurement; the version is that of the installed runtime."""
     manifest, backend = artifact.manifest, artifact.backend
     return {
         "path": str(artifact.path.resolve()),

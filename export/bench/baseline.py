@@ -8,7 +8,7 @@ from export.bench.artifact import identity
 from export.bench.calls import Case, cases_of
 from export.bench.environment import Machine
 from export.bench.measure import Series
-from export.bench.measurement import Conditions, Measurement, artifact_at_hand, check_comparable, read_measurement
+from export.bench.measurement import Conditions, Measurement, available_artifact, check_comparable, read_measurement
 from export.bench.statistics import noise_floor, paired_ratio, recorded_ratio
 from export.bench.verdict import CaseVerdict, judge
 from export.errors import OptionError
@@ -22,11 +22,7 @@ UNTRUSTED = (
 
 @dataclass(frozen=True)
 class Baseline:
-    """Exactly one of a saved measurement and an artifact that runs side by side.
-
-    Attributes:
-        method: how it is compared, in words.
-    """
+    """Either a saved measurement or an artifact that runs side by side; `method` describes the comparison."""
 
     method: str
     recorded: Measurement | None = None
@@ -40,14 +36,10 @@ class Baseline:
         neighbours: float,
         swapped: int | None = None,
     ) -> list[CaseVerdict]:
-        """Is it slower?
+        """Compare every case of `now` with the same case of `old`; side by side these are calls of the same rounds.
 
-        Args:
-            now: measured so far.
-            old: what it is compared with; side by side it is of the same rounds.
-            allowed: slow-down that passes, 0.05 for 5 %.
-            neighbours: share of the CPUs that other processes used meanwhile.
-            swapped: the first round before which the artifacts were reopened in the other order, if they were.
+        `allowed` is the slow-down that passes, `neighbours` the share of the CPUs that other processes used, and
+        `swapped` the first round after the artifacts were reopened in the other order.
         """
         found = []
         for case, series in now.items():
@@ -64,7 +56,7 @@ class Baseline:
 
 
 def side_by_side(engine: Path, described: Artifact, cases: Sequence[Case]) -> Baseline:
-    """Another artifact.
+    """Open another artifact to run side by side.
 
     Raises:
         ManifestError: its files are not those of its manifest.
@@ -92,14 +84,14 @@ def saved_baseline(path: Path, described: Artifact, now: Conditions, cases: Sequ
     measurement = read_measurement(path)
     check_comparable(measurement, path, now, cases)
     same = measurement.artifact["files"] == now.artifact["files"]  # beside itself nothing is ever slower
-    at_hand = None if same else artifact_at_hand(measurement)
-    if at_hand is None:
+    other = None if same else available_artifact(measurement)
+    if other is None:
         return Baseline(f"with the latencies in '{path}'", recorded=measurement)
-    return Baseline(f"side by side with the baseline's artifact '{at_hand}'", described=Artifact.open(at_hand))
+    return Baseline(f"side by side with the baseline's artifact '{other}'", described=Artifact.open(other))
 
 
-def differences(baseline: Baseline, described: Artifact, here: Machine) -> list[str]:
-    """What a reader has to know of a comparison, a sentence each."""
+def differences(baseline: Baseline, described: Artifact, machine: Machine) -> list[str]:
+    """Differences between the baseline and this run that do not prevent a comparison, a sentence each."""
     if baseline.described is not None:
         old, new = baseline.described.manifest, described.manifest
         keys = ("precision", "layout", "batching", "temperature")
@@ -110,8 +102,8 @@ def differences(baseline: Baseline, described: Artifact, here: Machine) -> list[
     backend = then.artifact["backend"]
     pairs = [
         (backend["name"], backend["version"], identity(described)["backend"]["version"]),
-        ("the driver", then.machine.driver, here.driver),
-        ("the system", then.machine.system, here.system),
+        ("the driver", then.machine.driver, machine.driver),
+        ("the system", then.machine.system, machine.system),
     ]
     found = [f"{name} is {now}, in the baseline {before}" for name, before, now in pairs if before != now]
     return [UNTRUSTED, *found, *(f"of the baseline: {caveat}" for caveat in then.caveats)]

@@ -22,7 +22,7 @@ Inputs = dict[str, Tensor]
 
 @dataclass(frozen=True, order=True)
 class Case:
-    """A temperature, and a batch: the requests of a call."""
+    """A temperature, and a batch: the number of requests per call."""
 
     temperature: float
     batch: int
@@ -34,23 +34,14 @@ class Case:
 
 @dataclass(frozen=True)
 class Kept:
-    """Tokens that the calls of a case keep, in their order.
+    """Tokens that each call of a case keeps."""
 
-    Attributes:
-        last: by encoder, mean tokens of a sequence after the last layer.
-        total: tokens of a request, summed over sequences and layers of all encoders.
-    """
-
-    last: dict[str, list[float]]
-    total: list[float]
+    last: dict[str, list[float]]  # by encoder, mean tokens of a sequence after the last layer
+    total: list[float]  # tokens per request, summed over sequences and layers of all encoders
 
 
 def cases_of(manifest: Manifest, temperatures: Sequence[float], batches: Sequence[int]) -> list[Case]:
-    """Dense and pruned, for every batch.
-
-    Args:
-        temperatures: besides 0; empty for the manifest's default.
-        batches: requests of a call; empty for the profile's opt.
+    """Dense and pruned, for every batch; by default the manifest's temperature and the profile's opt.
 
     Raises:
         OptionError: a temperature below zero or not finite, or a batch outside the profile.
@@ -91,7 +82,7 @@ def calls_of(samples: SampleSet, config: Config, batch: int) -> list[Inputs]:
 
 
 def request_call(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case) -> Callable[[int], object]:
-    """Makes the call of a round, given its number."""
+    """A function that makes the call of a round, given the round's number."""
     return lambda number: run_request(config, runners, calls[number % len(calls)], case.temperature)
 
 

@@ -61,19 +61,12 @@ class Machine:
 
 @dataclass(frozen=True)
 class Activity:
-    """What the machine was doing at one moment; None for what it does not tell.
+    """What the machine was doing at one moment; None for unknown values."""
 
-    Attributes:
-        load: mean number of runnable processes in the last minute.
-        megahertz: clock of the CPU.
-        governor: of the CPU's clocks.
-        gpus: clocks in MHz, degrees Celsius, and the reasons for which each was throttled.
-    """
-
-    load: float
-    megahertz: float | None
-    governor: str | None
-    gpus: list[dict[str, Any]]
+    load: float  # mean number of runnable processes in the last minute
+    megahertz: float | None  # CPU clock
+    governor: str | None  # CPU frequency governor
+    gpus: list[dict[str, Any]]  # clocks in MHz, degrees Celsius, and the reasons for throttling
 
 
 def machine(threads: int | None) -> Machine:
@@ -103,30 +96,30 @@ def clocks(activity: Activity) -> str:
     """The clocks of CPU and GPUs, in words, as far as they are known."""
     found = [] if activity.megahertz is None else [f"CPU {activity.megahertz:.0f} MHz"]
     for gpu in activity.gpus:
-        told = [
+        values = [
             ("SM", gpu["sm_megahertz"], "MHz"),
             ("memory", gpu["memory_megahertz"], "MHz"),
             ("", gpu["celsius"], "degrees Celsius"),
         ]
-        held = gpu["held_back_by"]
-        state = "throttling unknown" if held is None else f"throttled by {', '.join(held) or 'nothing'}"
-        known = [f"{name} {value} {unit}".strip() for name, value, unit in told if value is not None]
+        reasons = gpu["held_back_by"]
+        state = "throttling unknown" if reasons is None else f"throttled by {', '.join(reasons) or 'nothing'}"
+        known = [f"{name} {value} {unit}".strip() for name, value, unit in values if value is not None]
         found.append(f"GPU {', '.join([*known, state])}")
     return "; ".join(found) or "not known"
 
 
-def warnings(here: Machine, before: Activity, after: Activity, neighbours: float) -> list[str]:
+def warnings(machine: Machine, before: Activity, after: Activity, neighbours: float) -> list[str]:
     """What makes latencies less reliable, a sentence each; `neighbours` is the share of the CPUs that others used."""
     found = []
     if neighbours > BUSY:
         found.append(f"other processes took {100 * neighbours:.0f} % of the CPUs while this was measured")
-    if before.load > here.cores / 2:
-        found.append(f"the machine was busy before measuring: load {before.load:g} on {here.cores} cores")
+    if before.load > machine.cores / 2:
+        found.append(f"the machine was busy before measuring: load {before.load:g} on {machine.cores} cores")
     if before.governor not in (None, PERFORMANCE):
         found.append(f"the CPU frequency governor is '{before.governor}', not '{PERFORMANCE}'")
-    held = sorted({reason for gpu in (*before.gpus, *after.gpus) for reason in gpu["held_back_by"] or ()})
-    if held:
-        found.append(f"a GPU was throttled by: {', '.join(held)}")
+    throttled = sorted({reason for gpu in (*before.gpus, *after.gpus) for reason in gpu["held_back_by"] or ()})
+    if throttled:
+        found.append(f"a GPU was throttled by: {', '.join(throttled)}")
     return found
 
 
@@ -185,18 +178,18 @@ def _gpus() -> Iterator[list[Any]]:
 
 
 def _gpu_activity(handle: Any) -> dict[str, Any]:
-    reasons = _told(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
+    reasons = _query(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle)
     return {
-        "sm_megahertz": _told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
-        "memory_megahertz": _told(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
-        "celsius": _told(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
+        "sm_megahertz": _query(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_SM),
+        "memory_megahertz": _query(pynvml.nvmlDeviceGetClockInfo, handle, pynvml.NVML_CLOCK_MEM),
+        "celsius": _query(pynvml.nvmlDeviceGetTemperature, handle, pynvml.NVML_TEMPERATURE_GPU),
         "held_back_by": None if reasons is None else [name for name, bit in THROTTLED.items() if reasons & bit],
     }
 
 
-def _told(ask: Callable[..., int], *arguments: Any) -> int | None:
-    """What NVML says; None if it does not know: virtual, partitioned and embedded GPUs tell little."""
+def _query(function: Callable[..., int], *arguments: Any) -> int | None:
+    """A value from NVML; None if it is unavailable, as many are on virtual, partitioned and embedded GPUs."""
     try:
-        return ask(*arguments)
+        return function(*arguments)
     except pynvml.NVMLError:
         return None

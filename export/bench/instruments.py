@@ -1,4 +1,4 @@
-"""What an artifact is measured with."""
+"""The clock, the GPU meter and the view of other processes with which an artifact is measured."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,22 +10,16 @@ from export.runtime.artifact import Artifact
 from export.runtime.gpu import DeviceMeter
 
 
-def _watch_neighbours() -> Callable[[], float]:
-    return Neighbours().share
-
-
 @dataclass(frozen=True)
 class Instruments:
     """Everything that measures.
 
-    Attributes:
-        watch_neighbours: begins to watch; what it returns gives the share of the CPUs that others used since.
-        meter: of GPU time, if that is measured.
-        notes: what a reader has to know of them, a sentence each.
+    `watch_neighbours` begins to watch, and returns a function for the share of the CPUs that other processes have used
+    since. `meter` is None where GPU time is not measured. `notes` are sentences for the reader of the numbers.
     """
 
     timer: Timer = field(default_factory=WallTimer)
-    watch_neighbours: Callable[[], Callable[[], float]] = _watch_neighbours
+    watch_neighbours: Callable[[], Callable[[], float]] = lambda: Neighbours().share
     meter: DeviceMeter | None = None
     notes: tuple[str, ...] = ()
 

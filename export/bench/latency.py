@@ -9,26 +9,19 @@ import numpy as np
 
 from export.bench.statistics import Ratio, relative_half_width
 
-WARMUP_ROUNDS = 1
-
 
 @dataclass(frozen=True)
 class Latency:
-    """Timed calls in numbers: milliseconds, but for `calls` and `relative_half_width`.
+    """Statistics of timed calls, in milliseconds."""
 
-    Attributes:
-        deviation: standard deviation.
-        relative_half_width: half the confidence interval of p50 over p50; None if there were too few calls.
-    """
-
-    calls: int
+    calls: int  # number of calls
     mean: float
-    deviation: float
+    deviation: float  # standard deviation
     p10: float
     p50: float
     p90: float
     p99: float
-    relative_half_width: float | None
+    relative_half_width: float | None  # half the confidence interval of p50, over p50; None: too few calls
 
 
 def summarize(milliseconds: Sequence[float]) -> Latency:
@@ -66,9 +59,8 @@ def time_rounds(
         Milliseconds of every call, in order.
     """
     times: dict[str, list[float]] = {name: [] for name in candidates}
-    for _ in range(WARMUP_ROUNDS):
-        for call in candidates.values():
-            call()
+    for call in candidates.values():  # warm-up
+        call()
     started = time.perf_counter()
     rounds = 0
     while rounds < min_rounds or (rounds < max_rounds and time.perf_counter() - started < seconds):

@@ -47,17 +47,11 @@ class WarmUp:
 
 @dataclass(frozen=True)
 class Series:
-    """Latencies of one candidate, one a round.
+    """Latencies of one candidate in milliseconds, one a round."""
 
-    Attributes:
-        milliseconds: wall-clock time.
-        waited: for a CPU that others had, milliseconds of the same calls; None if unknown.
-        device: GPU time of the same calls in milliseconds; None if it was not measured.
-    """
-
-    milliseconds: list[float]
-    waited: list[float] | None = None
-    device: list[float] | None = None
+    milliseconds: list[float]  # wall-clock time
+    waited: list[float] | None = None  # time waited for a CPU that others had; None if unknown
+    device: list[float] | None = None  # GPU time; None if it was not measured
 
     @property
     def own(self) -> list[float]:
@@ -74,16 +68,11 @@ class Series:
 
 @dataclass
 class Timings(Generic[Key]):
-    """Whole rounds of timed calls.
-
-    Attributes:
-        ended: INTERRUPTED while measuring.
-        swapped: the first round before which the artifacts were reopened in the other order, if they were.
-    """
+    """Whole rounds of timed calls."""
 
     rounds: list[dict[Key, Time]] = field(default_factory=list)
-    ended: Ended = Ended.INTERRUPTED
-    swapped: int | None = None
+    ended: Ended = Ended.INTERRUPTED  # while measuring, too
+    swapped: int | None = None  # the first round after the artifacts were reopened in the other order, if they were
 
     def series(self, key: Key) -> Series:
         """All calls of a candidate."""
@@ -135,19 +124,14 @@ def measure(
     least: int = FIRST_LOOK,
     earlier: Timings[Key] | None = None,
 ) -> Timings[Key]:
-    """Time all candidates in rounds.
+    """Time all candidates in rounds; after Ctrl-C or SIGTERM, return the whole rounds with `ended` INTERRUPTED.
 
     Args:
-        candidates: what is called, by key.
         seconds: time budget; `least` rounds are made in any case, and MAX_ROUNDS at most.
         settled: whether the timings are enough; asked after `least` rounds and then ever more rarely.
-        on_round: shown the timings after every round, outside of what is timed.
+        on_round: called after every round, outside of what is timed.
         group: candidates of one group follow each other directly, because they are compared.
-        meter: of GPU time, if that is measured.
         earlier: timings of the same candidates that are continued.
-
-    Returns:
-        Also after Ctrl-C or SIGTERM: whole rounds, `ended` INTERRUPTED.
     """
     order = list(candidates)
     shuffled = random.Random(0)

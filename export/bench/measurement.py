@@ -33,21 +33,15 @@ WAITED = 0.01  # share of the calls' time from which waiting for a CPU is report
 
 @dataclass(frozen=True)
 class Conditions:
-    """What has to be the same for latencies of two sessions to compare.
+    """What has to be the same for latencies of two sessions to compare."""
 
-    Attributes:
-        artifact: as `export.bench.artifact.identity` gives it.
-        samples: origin in words, number of requests, sha256.
-        cuda_graphs: CUDA graphs were asked for.
-    """
-
-    artifact: Mapping[str, Any]
-    samples: Mapping[str, Any]
+    artifact: Mapping[str, Any]  # from `export.bench.artifact.identity`
+    samples: Mapping[str, Any]  # origin, number of requests, sha256
     machine: Machine
-    cuda_graphs: bool
+    cuda_graphs: bool  # CUDA graphs were requested
 
     def named(self) -> dict[str, str]:
-        """Each condition by its name, in words."""
+        """The values of all conditions as text, by name."""
         machine = self.machine
         return {
             **{name: repr(self.artifact[name]) for name in ("task", "precision", "layout", "batching")},
@@ -71,23 +65,16 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Measurement(Conditions):
-    """One artifact, measured once.
-
-    Attributes:
-        neighbours: share of the CPUs that other processes used meanwhile.
-        cases: at least one.
-        kept: the tokens of their calls.
-        notes: what makes its numbers less reliable and does not follow from the rest, a sentence each.
-    """
+    """One artifact, measured once."""
 
     before: Activity
     after: Activity
     warm_up: WarmUp
     ended: Ended
-    neighbours: float
-    cases: dict[Case, Series]
+    neighbours: float  # share of the CPUs that other processes used meanwhile
+    cases: dict[Case, Series]  # at least one
     kept: dict[Case, Kept]
-    notes: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)  # caveats that do not follow from the rest, a sentence each
 
     @property
     def partial(self) -> bool:
@@ -143,13 +130,6 @@ class Measurement(Conditions):
         }
 
 
-def measurement_schema() -> dict[str, Any]:
-    """The JSON schema of the files that `--save` writes."""
-    text = resources.files("export.bench").joinpath("measurement.schema.json").read_text(encoding="utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
-
-
 def read_measurement(path: Path) -> Measurement:
     """The complete measurement that `--save` or `--json` wrote.
 
@@ -160,11 +140,10 @@ def read_measurement(path: Path) -> Measurement:
 
 
 def read_content(path: Path, name: str, error: type[MadtpError]) -> dict[str, Any]:
-    """What `--save` or `--json` wrote, checked.
+    """The checked content of a file that `--save` or `--json` wrote.
 
-    Args:
-        name: of the file in messages.
-        error: to raise where it is missing, malformed, of an unknown schema version, or partial.
+    Raises:
+        error: missing, malformed, of an unknown schema version, or partial; it calls the file `name`.
     """
     again = "Measure again with python -m export bench ... --save FILE."
     try:
@@ -179,7 +158,8 @@ def read_content(path: Path, name: str, error: type[MadtpError]) -> dict[str, An
     if version == OLDEST_SCHEMA:
         _remove_gone(content)
     try:
-        jsonschema.validate(content, measurement_schema())
+        schema = resources.files("export.bench").joinpath("measurement.schema.json").read_text(encoding="utf-8")
+        jsonschema.validate(content, json.loads(schema))
     except jsonschema.ValidationError as failure:
         why = f"At {failure.json_path}: {failure.message[:200]}."
         raise error(f"{name} is malformed", why, again) from failure
@@ -224,8 +204,8 @@ def parse_measurement(written: Mapping[str, Any]) -> Measurement:
         },
         kept={case: Kept(**entry["tokens"]) for case, entry in cases.items()},
     )
-    told, kept = found.caveats, map(one_line, content.get("caveats", []))
-    return replace(found, notes=[caveat for caveat in kept if caveat not in told])
+    derived, saved = found.caveats, map(one_line, content.get("caveats", []))
+    return replace(found, notes=[caveat for caveat in saved if caveat not in derived])
 
 
 def contradiction(content: Mapping[str, Any]) -> str:
@@ -245,11 +225,7 @@ def contradiction(content: Mapping[str, Any]) -> str:
 
 
 def check_comparable(baseline: Measurement, path: Path, now: Conditions, cases: Sequence[Case]) -> None:
-    """Refuse a baseline of something else, or of another machine.
-
-    Args:
-        path: of the baseline, for the message.
-        cases: of this run; each needs a counterpart.
+    """Refuse a baseline of something else, of another machine, or without one of the cases.
 
     Raises:
         BaselineError: listing everything that differs.
@@ -266,7 +242,7 @@ def check_comparable(baseline: Measurement, path: Path, now: Conditions, cases: 
         )
 
 
-def artifact_at_hand(baseline: Measurement) -> Path | None:
+def available_artifact(baseline: Measurement) -> Path | None:
     """The manifest of the baseline's artifact, if it and its files still exist with the same hashes."""
     path = Path(baseline.artifact["path"])
     try:

@@ -37,7 +37,6 @@ KERNEL = "_kernel_time"
 RUN = "model_run"
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
 
-
 Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
 
 
@@ -45,18 +44,14 @@ Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
 class Operators:
     """The profile of one request.
 
-    Attributes:
-        profiler: whose numbers these are.
-        milliseconds: by kind of operator, custom ops as wholes, and BETWEEN, the rest of ONNX Runtime's time; of a plan
-            by kind of layer.
-        gflops: multiply-adds (1e9) of matrix products and convolutions, as they were executed; None of a plan.
-        calls: the milliseconds of each call that `milliseconds` are the medians of; empty for one call.
+    `milliseconds` are by kind of operator, custom ops as wholes, and BETWEEN, the rest of ONNX Runtime's time; for a
+    plan they are by kind of layer.
     """
 
     profiler: str
     milliseconds: dict[str, float]
-    gflops: float | None
-    calls: list[dict[str, float]] = field(default_factory=list)
+    gflops: float | None  # multiply-adds (1e9) of matrix products and convolutions as executed; None for a plan
+    calls: list[dict[str, float]] = field(default_factory=list)  # of which `milliseconds` are the medians
 
 
 def profile(
@@ -66,13 +61,7 @@ def profile(
     opener: Opener,
     threads: int | None,
 ) -> dict[Case, Operators]:
-    """Profile representative calls of every case, each once, after a warm-up.
-
-    Args:
-        kept: the tokens of the calls.
-        opener: makes the runners of a plan.
-        threads: of ONNX Runtime; None for its own choice.
-    """
+    """Profile representative calls of every case, each once, after a warm-up."""
     chosen = _representative(calls, kept)
     with scratch_folder() as scratch:
         found = (
@@ -128,15 +117,7 @@ def _nodes(
 
 
 class ProfiledRunner:
-    """An ONNX file under ONNX Runtime's profiler.
-
-    Args:
-        scratch: folder for the profile.
-        threads: of ONNX Runtime; None for its own choice.
-
-    Attributes:
-        caller: number of the call whose runs follow.
-    """
+    """An ONNX file under ONNX Runtime's profiler; set `caller` to the number of a call before its runs."""
 
     def __init__(self, path: Path, scratch: Path, threads: int | None) -> None:
         import onnxruntime
@@ -146,7 +127,11 @@ class ProfiledRunner:
         options.profile_file_prefix = str(scratch / path.stem)
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._session = open_graph(_with_named_functions(OnnxGraph.read(path)), options)
+        graph = OnnxGraph.read(path)
+        for function in graph.model.functions:
+            for number, node in enumerate(function.node):
+                node.name = f"{function.name}/{number}"
+        self._session = open_graph(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._callers: list[int] = []
@@ -220,11 +205,3 @@ def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:
     if operator in ("Conv", "FusedConv"):  # of these models: patches that do not overlap
         return math.prod(first) * output[1]
     return math.prod(first) * output[-1]  # the first factor may be transposed
-
-
-def _with_named_functions(graph: OnnxGraph) -> OnnxGraph:
-    """The graph with every node of a function named after it."""
-    for function in graph.model.functions:
-        for number, node in enumerate(function.node):
-            node.name = f"{function.name}/{number}"
-    return graph

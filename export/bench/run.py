@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-from export.bench.artifact import identity, uncaptured
+from export.bench.artifact import identity
 from export.bench.baseline import Baseline, differences, saved_baseline, side_by_side
 from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, request_call, samples_sha256
 from export.bench.environment import activity, machine, pinned
@@ -20,6 +20,7 @@ from export.console import Progress
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
+from export.runtime.checked import CheckedRunner
 from export.runtime.runner import RunnerOptions
 from export.samples.choice import DataOptions, choose_samples
 from madtp.errors import MadtpError
@@ -86,11 +87,9 @@ def bench(
     """Measure, compare and profile.
 
     Args:
-        progress: told of STAGES stages.
+        progress: shows STAGES stages.
         keep: given what was measured so far, marked partial, after the first round and every KEEP_SECONDS: a run that
             is killed leaves that.
-        opener: makes the runners.
-        instruments: what measures an artifact.
 
     Returns:
         Also after Ctrl-C or SIGTERM once there is a whole round: `measurement.partial`.
@@ -128,8 +127,10 @@ def bench(
         runs = {case: counts for case, (_, counts) in probed.items()}
         notes = [] if baseline is None else differences(baseline, described, conditions.machine)
         caveats = list(tools.notes)
-        if options.cuda_graphs and (parts := uncaptured(opened.runners[NEW])):
-            caveats.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(parts)}")
+        checked = [(part, each) for part, each in opened.runners[NEW].items() if isinstance(each, CheckedRunner)]
+        uncaptured = [part for part, runner in checked if not runner.capturable]
+        if options.cuda_graphs and uncaptured:
+            caveats.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(uncaptured)}")
         run = _Run(options, conditions, baseline, tools, kept, caveats, keep, progress)
         timings = run.measure(opened)
         measurement = run.measurement(timings)
@@ -248,14 +249,14 @@ class _Run:
         )
 
     def verdicts(self, timings: Timings[Key]) -> list[CaseVerdict]:
-        """Of every case; none if nothing is compared."""
+        """The verdict on every case; none without a baseline."""
         if self.baseline is None:
             return []
         series = self._current(timings), self.earlier(timings)
         return self.baseline.verdicts(*series, self.options.allowed, self.neighbours(), timings.swapped)
 
     def earlier(self, timings: Timings[Key]) -> dict[Case, Series]:
-        """Latencies of the baseline; empty if nothing is compared."""
+        """Latencies of the baseline; empty without one."""
         if self.baseline is None:
             return {}
         recorded = self.baseline.recorded

@@ -13,17 +13,11 @@ SCHEDULED = Path("/proc/thread-self/schedstat")
 
 @dataclass(frozen=True)
 class Time:
-    """One call in milliseconds.
+    """One call in milliseconds."""
 
-    Attributes:
-        wall: by the clock, until its results are on the host.
-        waited: of that, how long the calling thread was runnable while others had the CPUs; None if unknown.
-        device: GPU time; None if it was not measured.
-    """
-
-    wall: float
-    waited: float | None = None
-    device: float | None = None
+    wall: float  # wall-clock time until its results are on the host
+    waited: float | None = None  # of that, the calling thread was runnable while others had the CPUs; None if unknown
+    device: float | None = None  # GPU time; None if it was not measured
 
     @property
     def own(self) -> float:
