@@ -4,7 +4,6 @@ import json
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
@@ -12,9 +11,6 @@ from export.cli.common import FAILED, PATH, deliver, errors_console, output_cons
 from madtp.console.command import WRONG_INPUT, allow_outside
 from madtp.console.printing import say
 from madtp.errors import OutputError
-
-if TYPE_CHECKING:
-    from export.bench.run import BenchResult
 
 UNDECIDED = 3
 
@@ -73,7 +69,7 @@ def command(
     from export.artifact.outputs import files_of
     from export.bench import report
     from export.bench.measurement import MEASUREMENT, Measurement
-    from export.bench.run import STAGES, BenchOptions, bench
+    from export.bench.run import STAGES, BenchOptions, BenchResult, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Verdict, overall, parse_regression
     from export.console import ConsoleProgress
@@ -124,12 +120,12 @@ def command(
         for line in lines:
             output.print(line, soft_wrap=True)
 
-    def writer(kind: Kind, text: "Callable[[BenchResult], str]") -> Callable[[Path], None]:
+    def writer(kind: Kind, text: Callable[[BenchResult], str]) -> Callable[[Path], None]:
         return lambda path: write_output(path, text(result), kind)
 
     deliver(show, [(path, writer(kind, text)) for path, kind, text in texts])
     if result.interrupted:
-        kept = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
-        say(f"interrupted: {kept}", err=True)
+        state = "what was measured is marked partial" if result.measurement.partial else "the measurement was complete"
+        say(f"interrupted: {state}", err=True)
         context.exit(WRONG_INPUT)
     context.exit({Verdict.PASS: 0, Verdict.FAIL: FAILED, Verdict.UNDECIDED: UNDECIDED}[overall(result.verdicts)])

@@ -1,4 +1,4 @@
-"""What the model answers to the samples that a page shows, how sure it is of that, and whether it is right."""
+"""The model's answers to the samples of a page, with their scores and labels."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,37 +19,21 @@ LABELS = ("false", "true")
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to a sample.
+    """One answer to a sample, as the page shows it."""
 
-    Attributes:
-        what: it says, e.g. "answer", or whose rank it is.
-        text: itself.
-        score: how sure the model is, in words.
-        label: what is known to be the right one, in words; empty where nothing is; None where it takes no label.
-        right: whether it is; None where that is not known, or no matter of right and wrong.
-    """
-
-    what: str
+    what: str  # its kind, e.g. "answer" or "caption", or what is ranked
     text: str
-    score: str
-    label: str | None = ""
-    right: bool | None = None
+    score: str  # the model's confidence
+    label: str | None = ""  # the correct answer; empty if unknown; None if no label applies
+    right: bool | None = None  # None if that is unknown or does not apply
 
 
 def answers_to(
     config: Config, runners: Runners, samples: SampleSet, chosen: Sequence[int], temperature: float, least: int
 ) -> list[list[Answer]]:
-    """Of each chosen sample: its answer, or for retrieval and clip the ranks of its text and of its image.
+    """The answer to each chosen sample, or for retrieval and clip the ranks of its text and of its image.
 
-    Every sample runs alone. Ranks are among the texts and images of all samples.
-
-    Args:
-        config: of the model.
-        runners: of its parts.
-        samples: prepared, with what is known of them.
-        chosen: places among the samples.
-        temperature: zero is the dense model.
-        least: requests of a call, the fewest that the artifact takes.
+    Every sample runs alone, repeated to a batch of `least`. Ranks are among the texts and images of all samples.
 
     Raises:
         InputError: an output is not finite.
@@ -73,11 +57,11 @@ def _answer(config: Config, runners: Runners, samples: SampleSet, place: int, te
     assert isinstance(config, BlipConfig)
     ids = [index for index in written.ids[0].tolist() if index != config.pad_token_id]
     steps = forced_logits(noted, written)[0].log_softmax(dim=1)
-    sure = torch.stack([step[index] for step, index in zip(steps, ids[written.prompt :], strict=False)])
+    scores = torch.stack([step[index] for step, index in zip(steps, ids[written.prompt :], strict=False)])
     text, known = _decoded(ids, written.prompt, samples.processor), samples.answers[place]
     if config.task == "vqa":
-        return _judged(text, f"probability {sure.sum().exp():.3g}", known)
-    return Answer("caption", text, f"probability of a word {sure.mean().exp():.2f}, geometric mean", _either(known))
+        return _judged(text, f"probability {scores.sum().exp():.3g}", known)
+    return Answer("caption", text, f"probability of a word {scores.mean().exp():.2f}, geometric mean", _either(known))
 
 
 def _judged(text: str, score: str, known: Sequence[str]) -> Answer:
@@ -94,7 +78,7 @@ def _plain(text: str) -> str:
 
 
 def _decoded(ids: Sequence[int], prompt: int, processor: object) -> str:
-    """What was written after the prompt, in words if a vocabulary fits."""
+    """The text after the prompt, or its ids if no vocabulary fits."""
     if not isinstance(processor, TextProcessor):
         return f"ids {' '.join(map(str, ids[prompt:]))} (no vocabulary fits)"
     return processor.decode(ids).removeprefix(processor.decode(ids[:prompt])).strip() or "nothing"
@@ -111,7 +95,7 @@ class _Pairs:
     temperature: float
 
     def score(self, image: int, text: int) -> float:
-        """What ranks them: similarity, in retrieval plus the matching logit."""
+        """The score that ranks a pair: similarity, in retrieval plus the matching logit."""
         embeddings = self.outputs[image]["image_embed"][0], self.outputs[text]["text_embed"][0]
         similarity = float(embeddings[0] @ embeddings[1])
         if not isinstance(self.config, RetrievalConfig):
@@ -146,5 +130,5 @@ def _rank(what: str, scores: Sequence[float], own: int, plural: str) -> Answer:
     first = 1 + sum(score > scores[own] for score in scores)
     last = sum(score >= scores[own] for score in scores)
     rank = f"{first}" if first == last else f"{first} to {last}, with equal scores,"
-    right = None if first == 1 and (last > 1 or len(scores) == 1) else first == 1  # of one it is no feat
+    right = None if first == 1 and (last > 1 or len(scores) == 1) else first == 1  # rank 1 of 1 means nothing
     return Answer(what, f"number {rank} of {len(scores)} {plural}", f"score {scores[own]:.3f}", None, right)

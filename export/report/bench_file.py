@@ -14,31 +14,17 @@ from export.errors import ReportError
 
 @dataclass(frozen=True)
 class BenchFile:
-    """A result of bench: of the smallest batch that was measured.
-
-    Attributes:
-        milliseconds: of calls, by temperature.
-        own: likewise, less what they waited for a CPU.
-        batch: requests of a call.
-        gflops: of a request, by temperature; None where the file does not have all of them, as --save does not.
-        tokens: of a request, summed over its sequences and layers, by temperature: mean of the calls.
-        last: by temperature and encoder, mean tokens of a sequence after the last layer.
-        samples: where they come from.
-        samples_sha256: `export.bench.calls.samples_sha256` of them.
-        created: when.
-        machine: on what.
-        caveats: what makes its numbers worth less, a sentence each.
-    """
+    """A bench result for the smallest batch that was measured; dictionaries are by temperature."""
 
     milliseconds: dict[float, list[float]]
-    own: dict[float, list[float]]
-    batch: int
-    gflops: dict[float, float] | None
-    tokens: dict[float, float]
-    last: dict[float, dict[str, float]]
-    samples: str
-    samples_sha256: str
-    created: str
+    own: dict[float, list[float]]  # milliseconds less the time waited for a CPU
+    batch: int  # requests per call
+    gflops: dict[float, float] | None  # per request; None if the file lacks some, as those of --save do
+    tokens: dict[float, float]  # per request, summed over its sequences and layers: mean of the calls
+    last: dict[float, dict[str, float]]  # by encoder, mean tokens of a sequence after the last layer
+    samples: str  # their origin
+    samples_sha256: str  # `export.bench.calls.samples_sha256`
+    created: str  # UTC time, ISO 8601
     machine: str
     caveats: list[str]
 

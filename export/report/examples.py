@@ -86,15 +86,7 @@ def choose(totals: Sequence[int]) -> dict[str, int]:
 
 
 def picture(name: str, image: Tensor, ids: Sequence[Sequence[int]], grid: int, settings: ImagePreprocessing) -> Picture:
-    """An image through the vision encoder.
-
-    Args:
-        name: of the image.
-        image: [3, S, S], normalised.
-        ids: source ids after every layer.
-        grid: patches along one side.
-        settings: `preprocessing.image` of the manifest.
-    """
+    """A normalised image [3, S, S] of grid x grid patches through the vision encoder, by its source ids per layer."""
     flow = follow_tokens(ids, grid * grid + 1)
     tiles, merges = [], []
     for layer, after in _pruned(flow):
@@ -112,13 +104,9 @@ def picture(name: str, image: Tensor, ids: Sequence[Sequence[int]], grid: int, s
 
 
 def text_view(encoder: str, names: Sequence[str], length: int, ids: Sequence[Sequence[int]]) -> TextView:
-    """A text through an encoder.
+    """A text through an encoder, by its source ids per layer.
 
-    Args:
-        encoder: its name.
-        names: of the text's ids, first id and last id included.
-        length: ids that the encoder was given, padding included.
-        ids: source ids after every layer.
+    `names` are those of the text's ids, special ones included; `length` counts padding, too.
     """
     flow = follow_tokens(ids, length)
     layers = []
@@ -139,13 +127,9 @@ def state(position: int, after: LayerTokens) -> str:
 
 
 def merge_text(layer: int, after: LayerTokens, name: Callable[[int], str | None], plural: str) -> str:
-    """What the merged token of a layer took in, in words.
+    """A description of the tokens merged in a layer (from 0; the text counts from 1).
 
-    Args:
-        layer: from 0; pages count from 1.
-        after: of its tokens.
-        name: of an original token, by its position; None for padding.
-        plural: what such tokens are called.
+    `name` gives the name of an input token by its position, None for padding; `plural` is a noun for such tokens.
     """
     named = [found for found in map(name, sorted(after.fresh)) if found is not None]
     taken = [", ".join(named) if len(named) <= NAMED else f"{len(named)} {plural}"] if named else []
@@ -175,7 +159,7 @@ def image_uri(image: Tensor, settings: ImagePreprocessing) -> str:
 
 
 def data_uri(kind: str, content: bytes) -> str:
-    """Content as an address of its own."""
+    """A data URI of that media type."""
     return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 

@@ -1,6 +1,6 @@
-"""Measurements for a page: tokens of every sample, latencies side by side, GFLOPs."""
+"""Measurements for a page: tokens of every sample, latencies side by side."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from export.bench.latency import time_rounds
-from export.build.gflops import mean_gflops
 from export.runtime.checked import finite_runners
 from madtp.data.samples import Config, Request, SampleSet, collate
-from madtp.models.parts import Part
 from madtp.tasks.requests import Outputs, Runners, count_tokens, run_request
 
 LATENCY_SECONDS = 10.0
 EVERY_IMAGE = "vision"  # the encoder whose tokens are patches; it takes every image of a request
-# Of the default temperature: what is measured unless temperatures are named.
-FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)
+FACTORS = (0.25, 0.5, 1.0, 2.0, 4.0)  # times the default temperature, unless temperatures are given
 
 Counts = dict[str, NDArray[np.int64]]  # by encoder: tokens [samples, layers]
 
@@ -34,13 +31,7 @@ def alone(request: Request, config: Config, least: int) -> dict[str, Any]:
     return collate([request] * least, config)
 
 
-def tokens_of(
-    config: Config,
-    runners: Runners,
-    samples: SampleSet,
-    temperature: float,
-    least: int,
-) -> Counts:
+def tokens_of(config: Config, runners: Runners, samples: SampleSet, temperature: float, least: int) -> Counts:
     """Tokens after each layer of every sample alone; of both images of an nlvr sample there are equally many.
 
     Raises:
@@ -65,26 +56,13 @@ def latencies(
     inputs = [alone(request, config, least) for request in samples.requests]
     for tau in temperatures:  # decoders have not run before
         run_request(config, finite_runners(runners, f"temperature {tau:g}"), inputs[0], tau)
-    calls = {str(tau): _over(inputs, partial(_answer, config, runners, tau)) for tau in temperatures}
+    calls = {str(tau): partial(_next_call, config, runners, cycle(inputs), tau) for tau in temperatures}
     times = time_rounds(calls, seconds=LATENCY_SECONDS)
     return {tau: times[str(tau)] for tau in temperatures}
 
 
-def _answer(config: Config, runners: Runners, temperature: float, inputs: Mapping[str, Any]) -> Outputs:
-    return run_request(config, runners, inputs, temperature)
-
-
-def _over(inputs: Sequence[Any], call: Callable[[Any], object]) -> Callable[[], object]:
-    """A call that takes the next inputs every time, all over again after the last."""
-    following: Iterator[Any] = cycle(inputs)
-    return lambda: call(next(following))
-
-
-def gflops_of(
-    config: Config, parts: Mapping[str, Part], samples: SampleSet, temperatures: Sequence[float]
-) -> dict[float, float]:
-    """Mean GFLOPs of a request by temperature (`export.build.gflops.mean_gflops`)."""
-    return {tau: mean_gflops(config, parts, samples, tau) for tau in temperatures}
+def _next_call(config: Config, runners: Runners, inputs: Iterator[dict[str, Any]], temperature: float) -> Outputs:
+    return run_request(config, runners, next(inputs), temperature)
 
 
 def total_tokens(counts: Counts, images: int) -> NDArray[np.int64]:

@@ -23,49 +23,29 @@ from export.report.measurements import Counts, total_tokens
 from export.report.plots import latency_plot, pareto_plot, temperature_name, tokens_plot
 from madtp.files.outputs import marked_kind
 
-Row = Sequence[str]
-PERCENTILES = (50, 90, 99)
 PAGE = marked_kind("a page of report", '<meta name="generator" content="madtp-deploy report">')
 GFLOPS, TOKENS = "GFLOPs per request", "tokens per request, summed over sequences and layers"
 
 
 @dataclass(frozen=True)
 class Measurements:
-    """What was measured for a page.
+    """What was measured for a page; mappings are by temperature."""
 
-    Attributes:
-        samples: origin of the samples.
-        images: images per request.
-        alike: whether `times` are of calls with one of these samples each, as `counts` and `gflops` are.
-        ran: what ran them: the runtime and its version, or "torch" in place of a plan.
-        backend: the artifact's backend on this machine.
-        least: requests per call, the fewest that the artifact takes.
-        counts: tokens by temperature, among them 0 and the default.
-        gflops: GFLOPs per request by temperature; None without the checkpoint.
-        times: milliseconds of every call by temperature.
-        bench: the bench result that `times` come from; None if they were measured for the page.
-        shown: temperature of `examples`; None if nothing prunes.
-        watched: what recorded the source ids of the examples; None if nothing could.
-        examples: an easy, a middle and a hard sample.
-        words_fit: whether the ids are those of the words; otherwise answers mean little.
-        caveats: what makes `times` less reliable, a sentence each.
-    """
-
-    samples: str
-    images: int
-    alike: bool
-    ran: str
-    backend: Backend
-    least: int
-    counts: Mapping[float, Counts]
-    gflops: Mapping[float, float] | None
-    times: Mapping[float, Sequence[float]]
-    bench: BenchFile | None
-    shown: float | None
-    watched: str | None
+    samples: str  # their origin
+    images: int  # per request
+    alike: bool  # `times` are of calls with one of these samples each, as `counts` and `gflops` are
+    ran: str  # the runtime and its version, or "torch" in place of a plan
+    backend: Backend  # the artifact's, on this machine
+    least: int  # requests per call, the profile's minimum
+    counts: Mapping[float, Counts]  # at least for 0 and the default temperature
+    gflops: Mapping[float, float] | None  # per request; None without the checkpoint
+    times: Mapping[float, Sequence[float]]  # milliseconds of every call
+    bench: BenchFile | None  # the source of `times`; None if they were measured for the page
+    shown: float | None  # temperature of `examples`; None if nothing prunes
+    watched: str | None  # what recorded the source ids of the examples; None if nothing could
     examples: Sequence[Example]
-    words_fit: bool
-    caveats: Sequence[str]
+    words_fit: bool  # the ids are those of the words; otherwise answers mean little
+    caveats: Sequence[str]  # what makes `times` less reliable, a sentence each
 
     @property
     def of_torch(self) -> bool:
@@ -77,8 +57,8 @@ class Measurements:
 class Table:
     """A table: its head and rows, all text; the first column names the rows."""
 
-    head: Row
-    rows: Sequence[Row]
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
 
 
 def render(manifest: Manifest, measured: Measurements) -> str:
@@ -134,7 +114,7 @@ def this_machine() -> str:
 
 
 def verdicts(manifest: Manifest, measured: Measurements) -> list[tuple[bool, str]]:
-    """What was proved and what was not, each with whether it was: by the latest validation, at the export, and here."""
+    """Verdicts and whether they are positive: of the latest validation, of the export and of this run."""
     validation = manifest.validation
     passed = [f"at the export parity passed at temperature {entry.temperature:g}" for entry in validation.parity]
     if validation.verdict is not None:  # it took the place of what the manifest said of the artifact
@@ -151,14 +131,14 @@ def verdicts(manifest: Manifest, measured: Measurements) -> list[tuple[bool, str
             *((True, f"{text}, of the artifact itself") for text in passed),
         ]
     if measured.backend.can_run:
-        here = (True, f"run for this page by {measured.ran}")
+        this_run = (True, f"run for this page by {measured.ran}")
     else:
         of_torch = "tokens and latency" if measured.bench is None else "tokens (not latency, which bench measured)"
-        here = (
+        this_run = (
             False,
             f"NOT RUN for this page: {measured.backend.reason}; {of_torch} below are those of the torch model",
         )
-    return [*recorded, here]
+    return [*recorded, this_run]
 
 
 def _validated(verdict: VerdictEntry) -> tuple[bool, str]:
@@ -284,7 +264,7 @@ def _speed_up(measured: Measurements, default: float, said: str) -> str:
     )
     if measured.bench is not None and not measured.alike:
         other, gflops = measured.bench, measured.bench.gflops
-        text += f"; these are other calls, of {_requests(other.batch)} each, {other.samples}"
+        text += f"; these are other calls, of {request_count(other)} each, {other.samples}"
         if gflops is not None:
             text += f": {gflops[0.0] / gflops[default]:.2f} times fewer GFLOPs there"
     return text
@@ -301,8 +281,9 @@ def speed_ups(measured: Measurements) -> dict[float, str]:
     }
 
 
-def _requests(count: int) -> str:
-    return f"{count} request{'s' if count > 1 else ''}"
+def request_count(bench: BenchFile) -> str:
+    """The requests of a call, in words."""
+    return f"{bench.batch} request{'s' if bench.batch > 1 else ''}"
 
 
 def _call_name(measured: Measurements) -> str:
@@ -315,8 +296,9 @@ def _call_name(measured: Measurements) -> str:
 def _latency(measured: Measurements, said: Mapping[float, str]) -> Table:
     rows = []
     for temperature, values in measured.times.items():
-        percentiles = [milliseconds(float(value)) for value in np.percentile(values, PERCENTILES)]
-        cells = [*percentiles, str(len(values)), said.get(temperature, "")]
+        latency = summarize(values)
+        percentiles = map(milliseconds, (latency.p50, latency.p90, latency.p99))
+        cells = [*percentiles, str(latency.calls), said.get(temperature, "")]
         rows.append([temperature_name(temperature), *cells])
     return Table(["temperature", "p50 ms", "p90 ms", "p99 ms", "calls", "dense / pruned"], rows)
 

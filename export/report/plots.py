@@ -36,7 +36,6 @@ class Palette:
     default: str
 
     def of(self, temperature: float, default: float) -> str:
-        """Of a temperature."""
         if temperature == 0:
             return self.dense
         return self.default if temperature == default else self.pruned
@@ -56,18 +55,14 @@ class Plot:
 
 
 def temperature_name(temperature: float) -> str:
-    """What a temperature is called."""
+    """The label of a temperature."""
     return "dense (0)" if temperature == 0 else f"{temperature:g}"
 
 
 def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: str, said: Mapping[float, str]) -> Plot:
     """Distributions of milliseconds by temperature: box to the quartiles, whiskers to p10 and p90, single calls.
 
-    Args:
-        times: milliseconds of calls by temperature.
-        default: temperature of the artifact.
-        call: what is timed, for the axis.
-        said: of a temperature, its speed-up over dense in words.
+    `call` labels the axis; `said` are the speed-ups over dense, as text by temperature.
     """
 
     def draw(palette: Palette) -> Figure:

@@ -10,6 +10,7 @@ from export.artifact.outputs import files_of
 from export.bench.calls import samples_sha256
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.measurement import ONE_SAMPLE
+from export.build.gflops import mean_gflops
 from export.console import Progress
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, OptionError
@@ -20,7 +21,6 @@ from export.report.measurements import (
     EVERY_IMAGE,
     Counts,
     alone,
-    gflops_of,
     latencies,
     temperatures_of,
     tokens_of,
@@ -45,27 +45,16 @@ MAX_SAMPLES = 32  # each runs at every temperature
 
 @dataclass(frozen=True)
 class ReportOptions:
-    """Options of one report.
+    """Options of one report."""
 
-    Attributes:
-        artifact: the manifest, or the artifact beside it.
-        output: the page to write.
-        checkpoint: the artifact's checkpoint; needed for GFLOPs, and to show what a plan prunes.
-        samples: folder of samples; None takes the demo's.
-        synthetic: use random pixels and ids instead.
-        bench: result of `python -m export bench`; None measures here.
-        temperatures: temperatures to compare; empty takes some around the default.
-        allow_outside: whether images of samples may lie outside their folder.
-    """
-
-    artifact: Path
-    output: Path
-    checkpoint: Path | None = None
-    samples: Path | None = None
-    synthetic: bool = False
-    bench: Path | None = None
-    temperatures: tuple[float, ...] = ()
-    allow_outside: bool = False
+    artifact: Path  # or its manifest
+    output: Path  # the page to write
+    checkpoint: Path | None = None  # needed for GFLOPs, and to show what a plan prunes
+    samples: Path | None = None  # folder; None for the default samples
+    synthetic: bool = False  # random pixels and ids instead
+    bench: Path | None = None  # result of `python -m export bench`; None measures now
+    temperatures: tuple[float, ...] = ()  # to compare; empty for some around the default
+    allow_outside: bool = False  # images of samples may lie outside their folder
 
 
 @dataclass(frozen=True)
@@ -84,10 +73,8 @@ Show = Callable[[Manifest, Measurements], None]
 def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
     """Write the page.
 
-    Args:
-        options: what was asked for.
-        progress: told of STAGES stages.
-        show: given the manifest and what was measured before the page is written, which may fail.
+    `progress` shows STAGES stages. `show` gets the manifest and the measurements before the page is written, which may
+    fail.
 
     Raises:
         MadtpError: manifest, files, checkpoint, bench result, samples or output cannot be used, or nothing here can run
@@ -150,12 +137,12 @@ def _measure(
     gflops = None
     if opened.parts is not None:
         progress.detail("counting GFLOPs")
-        gflops = gflops_of(config, opened.parts, samples, temperatures)
+        gflops = {tau: mean_gflops(config, opened.parts, samples, tau) for tau in temperatures}
     progress.stage("timing" if bench is None else "taking latencies from the bench result")
     if bench is None:
-        here, before, neighbours = machine(None), activity(), Neighbours()
+        before, neighbours = activity(), Neighbours()
         times = latencies(config, runners, samples, temperatures, opened.least)
-        caveats = warnings(here, before, activity(), neighbours.share())
+        caveats = warnings(machine(None), before, activity(), neighbours.share())
         caveats += [ONE_SAMPLE] if len(samples) == 1 else []
     else:
         times, caveats = bench.milliseconds, bench.caveats
@@ -179,7 +166,7 @@ def _measure(
         times=times,
         bench=bench,
         shown=shown,
-        watched=None if watched is None else watched.how,
+        watched=None if watched is None else watched.description,
         examples=examples,
         words_fit=samples.fits,
         caveats=caveats,
@@ -191,8 +178,8 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
     artifact, manifest, runners = opened.artifact, opened.artifact.manifest, opened.runners
     if not manifest.is_plan:
         files = artifact.part_files
-        how = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
-        return record_artifact(manifest, files, open_onnx_intermediates(files), runners, how)
+        description = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
+        return record_artifact(manifest, files, open_onnx_intermediates(files), runners, description)
     if opened.parts is None:
         return None
     why = CANNOT_RUN
@@ -200,9 +187,9 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
         progress.detail("building a plan that shows the tokens it keeps")
         files = trace_parts(opened.parts, scratch, progress.detail)
         builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
-        how = "the plan, built anew so that it gives out its source ids"
+        description = "the plan, built anew so that it gives out its source ids"
         try:
-            return record_artifact(manifest, files, builder, runners, how)
+            return record_artifact(manifest, files, builder, runners, description)
         except BackendError as error:
             why = f"a plan that gives out source ids failed: {error.what}"
     return record_torch(opened.parts, f"the torch model of the checkpoint ({why})")

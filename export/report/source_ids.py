@@ -19,58 +19,50 @@ Ids = dict[str, list[Tensor]]  # by encoder: of every layer [sequences, tokens] 
 
 @dataclass(frozen=True)
 class SourceIdRecorder:
-    """Runners of all parts that record the source ids of their encoders.
+    """Runners of all parts that record the source ids of their encoders."""
 
-    Attributes:
-        how: what runs, for the reader of the page.
-        runners: a runner for every part.
-        seen: the source ids of the latest calls.
-    """
-
-    how: str
-    runners: dict[str, Runner]
-    seen: Ids = field(default_factory=dict)
+    description: str  # of what runs, for the page
+    runners: dict[str, Runner]  # by part
+    seen: Ids = field(default_factory=dict)  # the source ids of the latest calls
 
     def source_ids(self, config: Config, inputs: Mapping[str, Tensor], temperature: float) -> Ids:
-        """Of a batch of requests, encoders in the order in which they run. Decoders write nothing.
+        """The source ids of a batch, encoders in the order in which they run; decoders have none.
 
-        Args:
-            config: of the model.
-            inputs: of the batch, see `madtp.data.samples.collate`.
-            temperature: above zero; the torch model's dense form has no source ids.
+        The temperature is above zero: the torch model's dense form has no source ids.
         """
         self.seen.clear()
         count_tokens(config, self.runners, inputs, temperature)
         return dict(self.seen)
 
 
-def record_torch(parts: Mapping[str, Part], how: str) -> SourceIdRecorder:
-    """The torch model."""
-    watched = SourceIdRecorder(how, {})
+def record_torch(parts: Mapping[str, Part], description: str) -> SourceIdRecorder:
+    """Record source ids from the torch model."""
+    watched = SourceIdRecorder(description, {})
     for name, part in parts.items():
         watched.runners[name] = _TorchPart(part, watched.seen)
     return watched
 
 
 def record_artifact(
-    manifest: Manifest, files: Mapping[str, Path], shows: OpenIntermediates, runners: Mapping[str, Runner], how: str
+    manifest: Manifest,
+    files: Mapping[str, Path],
+    open_parts: OpenIntermediates,
+    runners: Mapping[str, Runner],
+    description: str,
 ) -> SourceIdRecorder:
-    """The artifact, made to give out its source ids.
+    """Record source ids from the artifact, whose parts are opened again with these ids as outputs.
 
     Args:
-        manifest: of the artifact.
         files: ONNX of every part: the artifact's own, or what a plan is built from.
-        shows: opens the parts.
-        runners: of the artifact, for parts that prune nothing.
-        how: see `SourceIdRecorder`.
+        runners: the artifact's, for parts that prune nothing.
 
     Raises:
         BackendError: a plan cannot be built anew.
         OutputError: there is no room for that.
     """
-    watched = SourceIdRecorder(how, dict(runners))
+    watched = SourceIdRecorder(description, dict(runners))
     entries: dict[str, PartEntry] = {entry.name: entry for entry in manifest.parts}
-    for part, runner in kept_ids_runners(files, shows).items():
+    for part, runner in kept_ids_runners(files, open_parts).items():
         watched.runners[part] = _RuntimePart(runner, part_encoders(entries[part]), watched.seen)
     return watched
 

@@ -6,19 +6,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class LayerTokens:
-    """Where the tokens that an encoder was given are after one layer.
+    """An encoder's input tokens, by position (0 is the class token), after one layer."""
 
-    Attributes:
-        kept: positions in the encoder's input of those that are still tokens of their own; 0 is the class token.
-        fresh: positions that this layer merged.
-        swallowed: source ids that this layer's merged token took in: positions, and merged tokens of earlier layers.
-        merged: merged tokens that are left, by the layer (from 0) that made them: the positions that each stands for.
-    """
-
-    kept: frozenset[int]
-    fresh: frozenset[int]
-    swallowed: tuple[int, ...]
-    merged: dict[int, frozenset[int]]
+    kept: frozenset[int]  # still tokens of their own
+    fresh: frozenset[int]  # merged in this layer
+    swallowed: tuple[int, ...]  # source ids merged in this layer: positions, and merged tokens of earlier layers
+    merged: dict[int, frozenset[int]]  # the merged tokens that are left, by the layer (from 0) that made them
 
     @property
     def tokens(self) -> int:
@@ -60,12 +53,7 @@ def follow_tokens(layers: Sequence[Sequence[int]], length: int) -> list[LayerTok
 
 
 def patch_runs(patches: frozenset[int], grid: int) -> list[tuple[int, int, int]]:
-    """Patches as runs along the rows of an image: (column, row, length).
-
-    Args:
-        patches: positions in a vision encoder's input, patch p at p + 1; the class token is no patch.
-        grid: patches in a row.
-    """
+    """Patches (patch p at position p + 1; 0 is the class token) as runs along rows: (column, row, length)."""
     runs: list[tuple[int, int, int]] = []
     for position in sorted(patches - {0}):
         row, column = divmod(position - 1, grid)

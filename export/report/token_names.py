@@ -1,4 +1,4 @@
-"""What to call the tokens of a text."""
+"""Names of the tokens of a text."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,7 @@ from madtp.models.config import ClipConfig
 def token_names(ids: Sequence[int], config: Config, processor: Processor | None, text: str) -> list[str]:
     """A name for each id of a request's text: its piece of the vocabulary, its word, or its number.
 
-    Args:
-        ids: special ones included, padding left out.
-        config: of the model.
-        processor: whose vocabulary made the ids; None where they are hashes of words.
-        text: whose words were hashed; empty where ids are random.
+    `ids` include special ids and no padding. Without a processor they are hashes of the words of `text`, or random.
     """
     if isinstance(config, ClipConfig):
         special = {config.sot_token_id: "[start]", config.eot_token_id: "[end]"}
