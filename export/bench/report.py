@@ -269,12 +269,12 @@ def markdown(result: BenchResult) -> str:
                 "not compared" if verdict is None else sign(verdict),
             ]
         )
-    *notes, verdict_said = lines(result)
+    *notes, verdict_text = lines(result)
     table = "\n".join("| " + " | ".join(row) + " |" for row in rows)
     title = f"**Latency of `{result.described.manifest.artifact}`**"
     state = " (interrupted, partial)" if result.measurement.partial else ""
     under = "\n".join(f"- {line}" for line in notes)
-    return printable(f"{title}{state}\n{MARK}\n\n**{verdict_said}**\n\n{table}\n\n{under}\n")
+    return printable(f"{title}{state}\n{MARK}\n\n**{verdict_text}**\n\n{table}\n\n{under}\n")
 
 
 def junit(result: BenchResult) -> str:
@@ -282,23 +282,23 @@ def junit(result: BenchResult) -> str:
 
     Numbers and notes are the output of each, and verdict and caveats properties of all.
     """
-    *notes, verdict_said = lines(result)
-    properties = [("verdict", verdict_said.removeprefix("verdict: "))]
+    *notes, verdict_text = lines(result)
+    properties = [("verdict", verdict_text.removeprefix("verdict: "))]
     properties += [("caveat", caveat) for caveat in (*result.notes, *result.measurement.caveats)]
     verdicts = {verdict.case: verdict for verdict in result.verdicts}
     cases = []
     for summary in case_summaries(result):
         case, verdict = summary.case, verdicts.get(summary.case)
-        said = "" if verdict is None else sentence(verdict)
-        skipped = NOT_COMPARED if verdict is None else said if verdict.outcome == Verdict.UNDECIDED else ""
+        text = "" if verdict is None else sentence(verdict)
+        skipped = NOT_COMPARED if verdict is None else text if verdict.outcome == Verdict.UNDECIDED else ""
         cases.append(
             JUnitCase(
                 str(case),
                 f"bench.{result.measurement.artifact['task']}",
-                failed=said if verdict is not None and verdict.outcome == Verdict.FAIL else "",
+                failed=text if verdict is not None and verdict.outcome == Verdict.FAIL else "",
                 skipped="interrupted" if result.measurement.partial else skipped,
                 seconds=sum(result.measurement.cases[case].milliseconds) / 1e3,
-                output="\n".join(filter(None, [_latency(summary), said, *notes])),
+                output="\n".join(filter(None, [_latency(summary), text, *notes])),
             )
         )
     return junit_xml("bench", [JUnitSuite("madtp bench", cases, properties)])

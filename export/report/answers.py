@@ -126,9 +126,9 @@ def _ranks(
     ]
 
 
-def _rank(what: str, scores: Sequence[float], own: int, plural: str) -> Answer:
+def _rank(kind: str, scores: Sequence[float], own: int, plural: str) -> Answer:
     first = 1 + sum(score > scores[own] for score in scores)
     last = sum(score >= scores[own] for score in scores)
     rank = f"{first}" if first == last else f"{first} to {last}, with equal scores,"
     right = None if first == 1 and (last > 1 or len(scores) == 1) else first == 1  # rank 1 of 1 means nothing
-    return Answer(what, f"number {rank} of {len(scores)} {plural}", f"score {scores[own]:.3f}", None, right)
+    return Answer(kind, f"number {rank} of {len(scores)} {plural}", f"score {scores[own]:.3f}", None, right)

@@ -15,7 +15,7 @@ def costs_table(manifest: Manifest, measured: Measurements) -> Table:
     """The numbers of the page's plots, a row per temperature."""
     table = Table(title=f"{manifest.artifact}: one request, by temperature", caption=measured.samples)
     gflops = measured.gflops
-    said = speed_ups(measured)
+    gains = speed_ups(measured)
     columns = ("temperature", "calls", "p50 ms", "p90 ms", "p99 ms", "dense / pruned", "tokens")
     for column in (*columns, *(["GFLOPs"] if gflops is not None else [])):
         table.add_column(column, justify="right")
@@ -23,7 +23,7 @@ def costs_table(manifest: Manifest, measured: Measurements) -> Table:
         tokens = fmean(total_tokens(measured.counts[temperature], measured.images).tolist())
         latency = summarize(times)
         percentiles = map(milliseconds, (latency.p50, latency.p90, latency.p99))
-        cells = [f"{temperature:g}", str(latency.calls), *percentiles, said.get(temperature, ""), f"{tokens:.1f}"]
+        cells = [f"{temperature:g}", str(latency.calls), *percentiles, gains.get(temperature, ""), f"{tokens:.1f}"]
         table.add_row(*cells, *([f"{gflops[temperature]:.3f}"] if gflops is not None else []))
     return table
 

@@ -67,7 +67,7 @@ def render(manifest: Manifest, measured: Measurements) -> str:
     costs, cost_name = _costs(measured)
     shown = default if measured.shown is None else measured.shown
     call = _call_name(measured)
-    said = speed_ups(measured)
+    gains = speed_ups(measured)
     return _template().render(
         manifest=manifest,
         measured=measured,
@@ -76,15 +76,15 @@ def render(manifest: Manifest, measured: Measurements) -> str:
         machine=this_machine(),
         files=_files(manifest),
         verdicts=verdicts(manifest, measured),
-        summary=_summary(measured, default, said),
+        summary=_summary(measured, default, gains),
         parity=parity_table(manifest.validation),
         later=manifest.validation.verdict,
         validated=validated_table(manifest.validation.verdict),
         failures=[failure for entry in manifest.validation.parity for failure in entry.failures],
         kept_failures=KEPT_FAILURES,
         recorded=_recorded(manifest.validation),
-        latency=_latency(measured, said),
-        latency_plot=latency_plot(measured.times, default, call, said),
+        latency=_latency(measured, gains),
+        latency_plot=latency_plot(measured.times, default, call, gains),
         tokens_at=shown,
         tokens={
             encoder: (tokens_plot(encoder, rows, measured.counts[0.0][encoder]), _tokens(rows))
@@ -142,13 +142,13 @@ def verdicts(manifest: Manifest, measured: Measurements) -> list[tuple[bool, str
 
 
 def _validated(verdict: VerdictEntry) -> tuple[bool, str]:
-    when, samples = f"on {verdict.created[:10]}", verdict.samples.origin
+    date, samples = f"on {verdict.created[:10]}", verdict.samples.origin
     if verdict.status == "failed":
-        said = [verdict.bisected, *verdict.failures[:1]]
-        return False, "; ".join([f"VALIDATION FAILED {when}", *filter(None, said)])
+        reasons = [verdict.bisected, *verdict.failures[:1]]
+        return False, "; ".join([f"VALIDATION FAILED {date}", *filter(None, reasons)])
     if verdict.status == "not run":
-        return False, f"when it was validated {when}, the plan was NOT RUN: its ONNX agrees with torch on {samples}"
-    return True, f"validated {when}: it agrees with torch on {samples}"
+        return False, f"when it was validated {date}, the plan was NOT RUN: its ONNX agrees with torch on {samples}"
+    return True, f"validated {date}: it agrees with torch on {samples}"
 
 
 def validated_table(verdict: VerdictEntry | None) -> Table | None:
@@ -241,7 +241,7 @@ def _files(manifest: Manifest) -> list[tuple[str, str, str]]:
     return files
 
 
-def _summary(measured: Measurements, default: float, said: Mapping[float, str]) -> list[str]:
+def _summary(measured: Measurements, default: float, gains: Mapping[float, str]) -> list[str]:
     """The numbers that a reader looks for, default against dense."""
     if default == 0:
         return ["the default temperature is 0: the artifact runs dense unless it is told otherwise"]
@@ -250,17 +250,17 @@ def _summary(measured: Measurements, default: float, said: Mapping[float, str]) 
     if measured.gflops is not None:
         lines.append(f"{measured.gflops[0.0] / measured.gflops[default]:.2f} times fewer GFLOPs")
     if {0.0, default} <= measured.times.keys():
-        lines.append(_speed_up(measured, default, said[default]))
+        lines.append(_speed_up(measured, default, gains[default]))
     return lines
 
 
-def _speed_up(measured: Measurements, default: float, said: str) -> str:
+def _speed_up(measured: Measurements, default: float, gains: str) -> str:
     """Medians, and the ratio of calls of the same round, which is what `bench` calls the speed-up."""
     slow, fast = (milliseconds(summarize(measured.times[tau]).p50) for tau in (0.0, default))
     text = (
         f"{slow} ms dense, {fast} ms pruned, p50"
         f"{' of torch, not of the plan' if measured.of_torch else ''}; "
-        f"dense / pruned, call by call: {said} ({100 * CONFIDENCE:g} % interval)"
+        f"dense / pruned, call by call: {gains} ({100 * CONFIDENCE:g} % interval)"
     )
     if measured.bench is not None and not measured.alike:
         other, gflops = measured.bench, measured.bench.gflops
@@ -293,12 +293,12 @@ def _call_name(measured: Measurements) -> str:
     return f"milliseconds per call{f' of {batch} requests' if batch > 1 else ''}{of_torch}"
 
 
-def _latency(measured: Measurements, said: Mapping[float, str]) -> Table:
+def _latency(measured: Measurements, gains: Mapping[float, str]) -> Table:
     rows = []
     for temperature, values in measured.times.items():
         latency = summarize(values)
         percentiles = map(milliseconds, (latency.p50, latency.p90, latency.p99))
-        cells = [*percentiles, str(latency.calls), said.get(temperature, "")]
+        cells = [*percentiles, str(latency.calls), gains.get(temperature, "")]
         rows.append([temperature_name(temperature), *cells])
     return Table(["temperature", "p50 ms", "p90 ms", "p99 ms", "calls", "dense / pruned"], rows)
 

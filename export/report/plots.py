@@ -59,16 +59,16 @@ def temperature_name(temperature: float) -> str:
     return "dense (0)" if temperature == 0 else f"{temperature:g}"
 
 
-def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: str, said: Mapping[float, str]) -> Plot:
+def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: str, gains: Mapping[float, str]) -> Plot:
     """Distributions of milliseconds by temperature: box to the quartiles, whiskers to p10 and p90, single calls.
 
-    `call` labels the axis; `said` are the speed-ups over dense, as text by temperature.
+    `call` labels the axis; `gains` are the speed-ups over dense, as text by temperature.
     """
 
     def draw(palette: Palette) -> Figure:
         figure = Figure((7, 1 + 0.6 * len(times)), layout="constrained")
         axes = figure.subplots()
-        names = ["\n".join(filter(None, [temperature_name(tau), said.get(tau, "")])) for tau in times]
+        names = ["\n".join(filter(None, [temperature_name(tau), gains.get(tau, "")])) for tau in times]
         boxes = axes.bxp(
             [_box(name, values) for name, values in zip(names, times.values(), strict=True)],
             orientation="horizontal",
@@ -91,7 +91,7 @@ def latency_plot(times: Mapping[float, Sequence[float]], default: float, call: s
 
     medians = ", ".join(
         f"{temperature_name(temperature)}: {summarize(values).p50:.2f} ms"
-        + (f" (dense / pruned {said[temperature]})" if temperature in said else "")
+        + (f" (dense / pruned {gains[temperature]})" if temperature in gains else "")
         for temperature, values in times.items()
     )
     return _plot(draw, f"Latency by temperature. p50: {medians}.")
