@@ -7,8 +7,9 @@ from typing import Any
 
 from export.engine.range import Range
 from export.errors import BackendError
-from export.validate.model_runner import Inputs, ModelRunner, RunResult, TorchModelRunner
+from export.validate.model_runner import Inputs, ModelRunner, TorchModelRunner
 from export.validate.outputs import OutputAgreement, compare_outputs, float_outputs
+from export.validate.run_result import RunResult
 from export.validate.selection import Selection, same_tokens, score_errors
 from export.validate.teacher_forcing import TEXT_LOGITS, GeneratedText, generated_text
 from export.validate.tolerances import Bounds, check_tolerances

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
 
@@ -10,41 +10,17 @@ import torch
 from torch import Tensor
 
 from export.validate.intermediates import KeptIdsRunner
+from export.validate.run_result import LayerTokens, RunResult
 from export.validate.teacher_forcing import GeneratedText, forced_logits, teacher_forcing_runners
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import Config
 from madtp.models.parts import Part, encoder_layers, parts_of
 from madtp.ops.products import WideProducts
-from madtp.ops.recorder import CompactRecord, PruningRecorder
+from madtp.ops.recorder import PruningRecorder
 from madtp.ops.tf32 import forbid_tf32
 from madtp.tasks.requests import Outputs, Runners, TorchRunner, count_tokens, run_request, token_counts
 
 Inputs = Mapping[str, Tensor]
-
-
-@dataclass(frozen=True)
-class LayerTokens:
-    """The tokens that one pruned layer kept.
-
-    Attributes:
-        tokens: their number, class token included.
-        source_ids: [sequences, tokens] int32; None where they are not visible, or at temperature zero.
-        record: scores and threshold; torch alone has them.
-    """
-
-    encoder: str
-    index: int
-    tokens: int
-    source_ids: Tensor | None = None
-    record: CompactRecord | None = None
-
-
-@dataclass(frozen=True)
-class RunResult:
-    """Outputs of a batch of requests by name, and every pruned layer in the order in which they run."""
-
-    outputs: Outputs
-    layers: list[LayerTokens]
 
 
 class ModelRunner(Protocol):

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from export.validate.model_runner import LayerTokens, RunResult
+from export.validate.run_result import LayerTokens, RunResult
 from export.validate.tolerances import FP64_FACTOR, Tolerance
 from madtp.ops.recorder import CompactRecord
 

@@ -237,7 +237,7 @@ def test_export_tunes_for_the_statistics_of_the_file(
     shared = ("--ckpt", checkpoint, "--engine", plan, "--samples", samples_folder)
     ran = run_cli(*shared, "--tokens", output, "--batch", "1:4:8")
     assert ran.status == 0, ran
-    assert "token sizes tuned for: from the file of 8 samples" in ran.out
+    assert "token sizes tuned for: statistics of 8 samples" in ran.out
     tokens = json.loads(plan.with_suffix(".json").read_text())["parts"][0]["tokens"]
     assert tokens["source"] == "file"
     statistics = read_tokens(output)

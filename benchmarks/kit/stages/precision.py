@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.models import recordings, use_kernels
-from export.validate.model_runner import LayerTokens, RunResult
+from export.validate.run_result import LayerTokens, RunResult
 from export.validate.selection import Selection, score_errors
 from export.validate.tolerances import TOLERANCES, Bounds
 from madtp import NlvrModel

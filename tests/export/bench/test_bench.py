@@ -232,7 +232,8 @@ def test_what_was_measured_is_kept_while_measuring(options: BenchOptions, tmp_pa
         kept.append(measurement)
         rounds.append(len(next(iter(measurement.cases.values())).milliseconds))
 
-    whole = fake_bench(replace(options, seconds=60), timer, FakeRunner(timer), keep=keep).measurement
+    slow = FakeRunner(timer, factor=30)
+    whole = fake_bench(replace(options, seconds=60), timer, slow, keep=keep).measurement
     assert 3 <= len(kept) <= 7  # at once, then every ten seconds of a minute
     for measurement in kept:
         assert measurement.partial

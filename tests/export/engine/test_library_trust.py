@@ -130,10 +130,10 @@ def test_only_plans_that_carry_the_library_may_bring_code(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("plan", "message"),
     [
-        (b"plan", "does not carry"),
+        (b"plan", "does not embed"),
         (b"plan" + line("0.0.9"), r"of version 0\.0\.9"),
-        (b"plan" + line(source="d" * 64), "does not carry"),
-        (b"plan" + line() + line(sm="75"), "does not carry"),
+        (b"plan" + line(source="d" * 64), "does not embed"),
+        (b"plan" + line() + line(sm="75"), "does not embed"),
     ],
 )
 def test_an_embedded_library_is_the_one_of_the_manifest(plan: bytes, message: str, tmp_path: Path) -> None:

@@ -22,10 +22,11 @@ from export.samples.choice import spread
 from export.validate.batch_invariance import BatchInvariance, batch_invariance
 from export.validate.comparator import Comparator
 from export.validate.divergent_node import DivergentNode, first_divergent_node, record_calls
-from export.validate.model_runner import LayerTokens, RunResult, TorchModelRunner
+from export.validate.model_runner import TorchModelRunner
 from export.validate.outputs import OutputAgreement, compare_outputs, texts_equal
 from export.validate.repro import save_repro
 from export.validate.result import ValidationResult
+from export.validate.run_result import LayerTokens, RunResult
 from export.validate.selection import Selection, count_margin, differing_tokens, score_errors
 from export.validate.table import result_table
 from export.validate.tolerances import TOLERANCES, Bounds, parse_tolerances

@@ -37,7 +37,7 @@ def test_samples_begin_anew_after_the_last(task: str) -> None:
 def test_an_install_without_the_demo_has_samples() -> None:
     stubs = "".join(f"sys.modules[{name!r}] = None; " for name in DEMO_ONLY)
     script = (
-        f"import sys; {stubs}import export.build.pipeline, export.evaluate.run, export.report.build, export.bench.run; "
+        f"import sys; {stubs}import export.build.pipeline, export.evaluate.run, export.report.run, export.bench.run; "
         "from madtp.data.default_samples import demo_samples; print(len(demo_samples('nlvr', 3)))"
     )
     done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, check=True)
