@@ -28,12 +28,9 @@ class BuiltPart:
     """A part as it is shipped.
 
     Attributes:
-        traced: what it was built from.
         files: names of its files, the artifact first.
-        profile: input -> min, opt and max shape.
         tokens: token counts that TensorRT was told; None without plugins.
-        layers: of the TensorRT network.
-        plugin_layers: plugin -> layers of the network.
+        layers: number of layers of the TensorRT network; `plugin_layers` of each plugin.
     """
 
     traced: TracedPart
@@ -47,12 +44,7 @@ class BuiltPart:
 
 @dataclass(frozen=True)
 class BuiltArtifact:
-    """All files of an artifact but its vocabulary and manifest, in the staging folder.
-
-    Attributes:
-        folder: where they lie.
-        library: plugin library of its plans; None without one.
-    """
+    """All files of an artifact but its vocabulary and manifest, in the staging folder."""
 
     folder: Path
     parts: dict[str, BuiltPart]
@@ -87,7 +79,11 @@ def build_plans(
             if shipped is not None:
                 shutil.copyfile(library.path, folder / shipped)
         if earlier.is_file():
-            cache.write_bytes(_read_cache(earlier))
+            try:
+                cache.write_bytes(read_bytes(earlier))
+            except ValueError as error:
+                fix = "Delete it; it only saves time."
+                raise InputError(f"'{earlier}' is not a timing cache", str(error), fix) from error
         parts = {name: _build_plan(prepared, part, library, tokens, cache, on_detail) for name, part in traced.items()}
     return BuiltArtifact(folder, parts, entry)
 
@@ -104,13 +100,6 @@ def _token_plan(prepared: Prepared, on_detail: Callable[[str], None]) -> TokenPl
         usual_batch=prepared.batch.opt,
         on_detail=on_detail,
     )
-
-
-def _read_cache(path: Path) -> bytes:
-    try:
-        return read_bytes(path)
-    except ValueError as error:
-        raise InputError(f"'{path}' is not a timing cache", str(error), "Delete it; it only saves time.") from error
 
 
 def _build_plan(
@@ -140,21 +129,12 @@ def _build_plan(
         library.path if library is not None and needs_plugins else None,
         prepared.options.embed_plugins and needs_plugins,
     )
-    built = BuiltPart(
-        traced,
-        (plan.name,),
-        profile,
-        None if tokens is None else tokens.entry(part),
-        result.layers,
-        result.plugin_layers,
-    )
+    entry = None if tokens is None else tokens.entry(part)
+    built = BuiltPart(traced, (plan.name,), profile, entry, result.layers, result.plugin_layers)
     if not cache.is_file():
         return built
-    return replace(
-        built,
-        files=(plan.name, cache.name),
-        timing_cache=TimingCache(cache.name, reused=result.timing_cache_reused),
-    )
+    timing_cache = TimingCache(cache.name, reused=result.timing_cache_reused)
+    return replace(built, files=(plan.name, cache.name), timing_cache=timing_cache)
 
 
 def _profile(prepared: Prepared, part: Part, usual_source: int | None) -> dict[str, Profile]:

@@ -13,7 +13,6 @@ def artifact_name(engine: Path, part: str, parts: int) -> str:
 
 
 def timing_name(engine: Path) -> str:
-    """TensorRT's timing cache."""
     return f"{engine.stem}.timing"
 
 
@@ -23,7 +22,6 @@ def library_name(engine: Path) -> str:
 
 
 def vocabulary_name(engine: Path) -> str:
-    """The vocabulary."""
     return f"{engine.stem}.vocab.txt"
 
 

@@ -34,24 +34,19 @@ class ExportOptions:
     """One export. None means the default, which may depend on the model.
 
     Attributes:
-        checkpoint: the .pt or .pth file.
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
-        config: JSON file of model sizes that win over the checkpoint's.
-        backend: one of BACKENDS.
-        precision: one of PRECISIONS; this version exports fp32.
-        layout: one of LAYOUTS; this version exports dynamic.
+        config: JSON file of model sizes that override the checkpoint's.
         batch: requests per call; None is 1:1:8.
         text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.
         max_length: maximum ids of an answer, or of a caption with its prompt, special ones included; None is 17 for
             vqa, 41 for caption.
-        temperature: default written to the manifest; None is the checkpoint's.
+        temperature: default written to the manifest.
         plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
             file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: embed the plugin library in the plan, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
         calib: folder of calibration data; unused yet.
-        samples: folder of samples to validate on; None is the demo's.
         allow_outside: also read images of samples that lie outside their folder.
     """
 
@@ -95,18 +90,10 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        if self.precision != "fp32":
-            raise OptionError(
-                f"--precision {self.precision} is not available",
-                "This version exports fp32 only; nothing was built in another precision instead.",
-                "Use --precision fp32.",
-            )
-        if self.layout != "dynamic":
-            raise OptionError(
-                f"--layout {self.layout} is not available",
-                "This version exports the dynamic layout only.",
-                "Use --layout dynamic.",
-            )
+        for option, value, only in (("precision", self.precision, "fp32"), ("layout", self.layout, "dynamic")):
+            if value != only:
+                why = f"This version exports {only} only."
+                raise OptionError(f"--{option} {value} is not available", why, f"Use --{option} {only}.")
         if suffix == ".onnx" and self.plugins not in ("none", "auto"):
             raise OptionError(
                 f"--plugins {self.plugins} does not apply to an .onnx file",

@@ -3,7 +3,6 @@
 import gc
 import shutil
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from export.artifact.manifest import Manifest
@@ -55,11 +54,7 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
 
 
 def commit(
-    prepared: Prepared,
-    built: BuiltArtifact,
-    validation: ExportValidation,
-    seconds: Mapping[str, float],
-    staging: Staging,
+    prepared: Prepared, built: BuiltArtifact, validation: ExportValidation, seconds: dict[str, float], staging: Staging
 ) -> Manifest:
     """Write the manifest, and move all files to where they belong."""
     target, vocabulary = prepared.options.engine, prepared.samples.vocabulary

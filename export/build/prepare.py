@@ -15,7 +15,7 @@ from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_si
 from export.engine.range import Range
 from export.engine.token_sizes import check_encoders, depths
 from export.samples.profile import check_samples
-from madtp.checkpoint.loading import Loaded, Model, read_model
+from madtp.checkpoint.loading import Model, read_model
 from madtp.data.samples import INDEX, Config, SampleSet, load_samples
 from madtp.files.inputs import sha256
 from madtp.files.staging import check_writable
@@ -29,8 +29,7 @@ class Prepared:
     Attributes:
         written: what a decoder is built for; None for a model without one.
         tokens: the statistics of --tokens.
-        parts: names of the model's parts.
-        encoders: that are pruned, and their layers.
+        encoders: pruned encoder -> number of layers.
     """
 
     options: ExportOptions
@@ -78,7 +77,8 @@ def prepare(options: ExportOptions) -> Prepared:
     outputs = output_names(options, parts, weight_bytes, samples.vocabulary)
     check_export(options.engine, outputs, input_files(options, samples.vocabulary))
     temperature = model.temperature if options.temperature is None else options.temperature
-    checkpoint = _checkpoint(options.checkpoint, loaded)
+    path = options.checkpoint
+    checkpoint = Checkpoint(path.name, sha256(path), path.stat().st_size, loaded.epoch, tuple(loaded.notes) or None)
     tokens = None
     if options.tokens is not None:
         tokens = read_tokens(options.tokens)
@@ -104,10 +104,6 @@ def prepare(options: ExportOptions) -> Prepared:
         parts=tuple(parts),
         encoders=depths(parts),
     )
-
-
-def _checkpoint(path: Path, loaded: Loaded) -> Checkpoint:
-    return Checkpoint(path.name, sha256(path), path.stat().st_size, loaded.epoch, tuple(loaded.notes) or None)
 
 
 def input_files(options: ExportOptions, vocabulary: Path | None) -> list[Path | None]:

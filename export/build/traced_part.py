@@ -24,9 +24,8 @@ class TracedPart:
 
     Attributes:
         part: without its weights.
-        source: the file.
-        files: its name, and that of its external weights where it has some.
-        custom_nodes: of each custom op.
+        files: name of `source`, and of its external weights if it has some.
+        custom_nodes: custom op -> number of nodes.
     """
 
     part: Part

@@ -17,7 +17,7 @@ from export.runtime.checked import CheckedRunner
 from export.runtime.onnx_runner import OnnxRunner
 from export.runtime.plan_runner import PlanRunner
 from export.validate.comparator import Comparator, PairResult, TokenCounts, compare_samples
-from export.validate.intermediates import KeptIdsRunner, kept_ids_runners, open_onnx_intermediates
+from export.validate.intermediates import kept_ids_runners, open_onnx_intermediates
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
 from export.validate.tolerances import Bounds, tolerance_of
 from madtp.data.samples import collate
@@ -31,10 +31,9 @@ class ExportValidation:
     """What an export measured of its artifact.
 
     Attributes:
-        samples: their origin.
+        samples: origin of the samples.
         pairs: torch and the artifact, at the default temperature, then dense where that differs.
-        token_counts: of torch, by temperature.
-        gflops: mean per request.
+        token_counts: torch's, by temperature.
         times: milliseconds of every call with the smallest batch, "torch dense", "torch pruned", "artifact dense", ...
         validated: "artifact", or "onnx" where the plan cannot be run on this machine.
         caveats: what makes latencies worth less, a sentence each.
@@ -103,7 +102,10 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     """
     config, samples, temperature = prepared.config, prepared.samples, prepared.temperature
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
-    kept_ids = {} if runs_plan else _onnx_kept_ids(built)  # first: ONNX Runtime holds weights twice while it opens
+    files = {name: part.traced.source for name, part in built.parts.items()}
+    # First, because ONNX Runtime holds weights twice while it opens. Plans are compared by token counts: one that has
+    # the ids as outputs would have to be built too.
+    kept_ids = {} if runs_plan else kept_ids_runners(files, open_onnx_intermediates(files))
     runners = _open(prepared, built, runs_plan)
     reference = TorchModelRunner("torch", prepared.load_model(), tolerance_of(prepared.options.precision).dtype)
     artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
@@ -147,12 +149,6 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
         )
         runners[name] = CheckedRunner(runner, part.traced.inputs, part.traced.outputs, part.profile)
     return runners
-
-
-def _onnx_kept_ids(built: BuiltArtifact) -> dict[str, KeptIdsRunner]:
-    """What keeps the ids of tokens; plans are compared by their counts: one with the ids would have to be built too."""
-    files = {name: part.traced.source for name, part in built.parts.items()}
-    return kept_ids_runners(files, open_onnx_intermediates(files))
 
 
 def _compare(

@@ -7,14 +7,7 @@ from typing import Any
 import click
 
 from export.build.options import ExportOptions
-from export.cli.common import (
-    FAILED,
-    errors_console,
-    export_options,
-    output_console,
-    parse_options,
-    raise_interrupts,
-)
+from export.cli.common import FAILED, errors_console, export_options, output_console, parse_options, raise_interrupts
 from madtp.console.command import run, version_option
 
 COMMANDS = ("bench", "check", "evaluate", "inspect", "report", "run", "validate")  # modules of export.cli

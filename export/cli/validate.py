@@ -1,5 +1,6 @@
 """`python -m export validate`: compare an artifact with its checkpoint."""
 
+from functools import partial
 from typing import Any
 
 import click
@@ -78,11 +79,6 @@ def command(context: click.Context, /, **given: Any) -> None:
             if line:
                 output.print(line, soft_wrap=True)
 
-    deliver(
-        show,
-        [
-            (given["json_file"], lambda path: write_json(result, path)),
-            (given["junit"], lambda path: write_junit(result, path)),
-        ],
-    )
+    writers = [(given["json_file"], partial(write_json, result)), (given["junit"], partial(write_junit, result))]
+    deliver(show, writers)
     context.exit(0 if result.passed else FAILED)

@@ -19,7 +19,7 @@ BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
 @dataclass(frozen=True)
 class Gpu:
-    """A CUDA device: name, compute capability, driver version."""
+    """A CUDA device; `capability` is its compute capability."""
 
     name: str
     capability: tuple[int, int]
@@ -28,14 +28,7 @@ class Gpu:
 
 @dataclass(frozen=True)
 class Backend:
-    """A runtime.
-
-    Attributes:
-        name: "onnxruntime", "tensorrt" or "tensorrt-rtx".
-        version: of its Python package.
-        reason: why it was chosen, in a sentence.
-        can_run: whether this machine can run what it builds.
-    """
+    """A runtime, why it was chosen, and whether this machine can run what it builds."""
 
     name: BackendName
     version: str
@@ -80,35 +73,27 @@ def choose_backend(requested: str, suffix: str) -> Backend:
     gpus = find_gpus()
     if requested == "auto":
         if _installed("tensorrt") and gpus:
-            return _tensorrt(gpus, "tensorrt is installed and there is a GPU")
+            return _backend("tensorrt", gpus, "tensorrt is installed and there is a GPU")
         lacking = "there is no GPU, and tensorrt builds only on one" if not gpus else "tensorrt is not installed"
-        return _tensorrt_rtx(gpus, f"{lacking}; tensorrt-rtx builds anywhere")
-    if requested == "tensorrt":
-        if not gpus:
-            raise BackendError(
-                "--backend tensorrt cannot build on this machine",
-                "TensorRT builds an engine on the GPU that will run it, and this machine has no CUDA device.",
-                "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
-            )
-        return _tensorrt(gpus, "requested")
-    return _tensorrt_rtx(gpus, "requested")
+        return _backend("tensorrt-rtx", gpus, f"{lacking}; tensorrt-rtx builds anywhere")
+    if requested == "tensorrt" and not gpus:
+        raise BackendError(
+            "--backend tensorrt cannot build on this machine",
+            "TensorRT builds an engine on the GPU that will run it, and this machine has no CUDA device.",
+            "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
+        )
+    return _backend("tensorrt" if requested == "tensorrt" else "tensorrt-rtx", gpus, "requested")
 
 
 def _installed(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def _tensorrt(gpus: list[Gpu], reason: str) -> Backend:
-    if not _installed("tensorrt"):
-        raise BackendError("tensorrt is not installed", fix="pip install tensorrt")
-    return Backend("tensorrt", metadata.version("tensorrt"), reason, bool(gpus))
-
-
-def _tensorrt_rtx(gpus: list[Gpu], reason: str) -> Backend:
-    if not _installed("tensorrt_rtx"):
-        raise BackendError("tensorrt-rtx is not installed", fix="pip install tensorrt-rtx")
-    can_run = any(gpu.capability in RTX_CAPABILITIES for gpu in gpus)
-    return Backend("tensorrt-rtx", metadata.version("tensorrt-rtx"), reason, can_run)
+def _backend(name: Literal["tensorrt", "tensorrt-rtx"], gpus: list[Gpu], reason: str) -> Backend:
+    if not _installed(name.replace("-", "_")):
+        raise BackendError(f"{name} is not installed", fix=f"pip install {name}")
+    can_run = [gpu for gpu in gpus if name == "tensorrt" or gpu.capability in RTX_CAPABILITIES]
+    return Backend(name, metadata.version(name), reason, bool(can_run))
 
 
 def no_gpu(name: str) -> str:

@@ -32,9 +32,7 @@ class BuildSpec:
 
     Attributes:
         module: the backend's Python module.
-        onnx, plan, timing_cache: paths.
         profile: {input: [min, opt, max] shapes}.
-        plugin_library: path, or None.
         plugin_layers: how many layers of each plugin the network has to have.
         embed_plugins: whether the plan embeds the library.
         shown: values inside the network that become outputs too.
@@ -56,8 +54,7 @@ class BuildResult:
     """The worker's result.
 
     Attributes:
-        layers: of the network.
-        plugin_layers: how many of each plugin.
+        plugin_layers: plugin -> number of layers.
         timing_cache_reused: whether there was one before.
         shown: values inside that became outputs; constants, which the parser folds, do not.
     """
@@ -85,7 +82,6 @@ def build_plan(
         timing_cache: read if it exists, written after the build.
         on_phase: called with the builder's phases as they begin.
         plugin_library: has a plugin for every custom node of `source`; None: it has no such nodes.
-        embed_plugins: embed the library in the plan.
         shown: values inside the network, by their ONNX names, that become outputs too. TensorRT fuses nothing across
             them, so such a plan is for validation, not for shipping.
 
@@ -126,12 +122,12 @@ def build_plan(
     if "errno" in result:
         raise OSError(result["errno"], os.strerror(result["errno"]))
     if "layers" not in result:
-        said, others = _by_plugins(lines)
+        reports, others = _by_plugins(lines)
         raise BackendError(
             f"{backend.name} {backend.version} did not build the engine",
-            "\n".join(said + others[-LOG_LINES:]) or f"Its process ended with status {worker.returncode}.",
+            "\n".join(reports + others[-LOG_LINES:]) or f"Its process ended with status {worker.returncode}.",
             "Fix what the plugin reports; --plugins none builds without plugins."
-            if said
+            if reports
             else "Report this with the log above; --engine out.onnx builds for ONNX Runtime meanwhile.",
         )
     return BuildResult(**result)
@@ -141,8 +137,8 @@ def _by_plugins(log: Sequence[str]) -> tuple[list[str], list[str]]:
     """Messages of plugins in the builder's log, each once, and the other lines."""
     # through TensorRT's logger, or where the library found none, straight to standard error
     beginnings = tuple(f"{letter}{spec.onnx_name}: " for spec in OPS for letter in ("[E] ", ""))
-    said = dict.fromkeys(line.removeprefix("[E] ") for line in log if line.startswith(beginnings))
-    return list(said), [line for line in log if not line.startswith(beginnings)]
+    reports = dict.fromkeys(line.removeprefix("[E] ") for line in log if line.startswith(beginnings))
+    return list(reports), [line for line in log if not line.startswith(beginnings)]
 
 
 def _follow(worker: "subprocess.Popen[str]", on_phase: Callable[[str], None]) -> dict[str, Any]:

@@ -174,9 +174,7 @@ def _check_sources() -> None:
 def _check_host_compiler() -> None:
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         raise PluginError(
-            "there is no C++ compiler (c++)",
-            "nvcc compiles the host's half with it.",
-            "apt-get install g++, or set CXX.",
+            "there is no C++ compiler (c++)", "nvcc compiles host code with it.", "apt-get install g++, or set CXX."
         )
 
 

@@ -27,10 +27,8 @@ class PluginLibrary:
     """A library that TensorRT can load.
 
     Attributes:
-        path: the shared library.
-        version: of the project that it was built from.
-        sha256: of the file.
-        source_sha256: of the sources that it was built from.
+        version: the project's, when it was built.
+        source_sha256: hash of the sources that it was built from.
         sm: compute capabilities that it has code for, e.g. 90 for 9.0.
     """
 
@@ -94,10 +92,7 @@ def loadable_library(path: Path, entry: LibraryEntry | None = None) -> PluginLib
     """The library at `path`, if it may be loaded: of this project and version, and the one of its manifest.
 
     Loading runs its code. This catches accidents and files of other software; who built a library is unknown.
-
-    Args:
-        path: of the library.
-        entry: of a manifest; None where the user named the file, or it was built here.
+    `entry` is the manifest's; None where the user named the file, or it was built on this machine.
 
     Raises:
         PluginError: it may not be loaded.
@@ -118,10 +113,6 @@ def loadable_library(path: Path, entry: LibraryEntry | None = None) -> PluginLib
 
 def check_embedded(plan: Path, entry: LibraryEntry) -> None:
     """Refuse a plan that embeds another library than its manifest describes: loading the plan runs the library's code.
-
-    Args:
-        plan: of which the sha256 was checked.
-        entry: of the manifest.
 
     Raises:
         PluginError: it embeds none of this project and version, several, or another than the manifest describes.

@@ -97,12 +97,8 @@ def part_sizes(
     """Min, opt and max of every dynamic dimension of a part's inputs.
 
     Args:
-        task: of the model.
-        part: of the model.
-        batch: requests per call.
-        text: tokens per text.
         usual_source: tokens that an encoder usually leaves for the next; None is all of them.
-        written: see `written_sizes`; None is the default.
+        written: from `written_sizes`; None is the default.
     """
     written = written or DEFAULT_WRITTEN.get(task, Written(3, 3))
     longest = min(written.ids - 1, part.limits.get(PAST, written.ids) + 1)  # the last id is written, not read

@@ -22,8 +22,7 @@ class TokenPlan:
     Attributes:
         sizes: encoder -> a TokenSizes for each layer.
         source: "file", "measured", or "guessed" (on samples that say nothing about this model).
-        origin: in words.
-        samples: requests that were counted.
+        samples: number of requests that were counted.
     """
 
     sizes: Mapping[str, Sequence[TokenSizes]]

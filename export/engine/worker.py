@@ -74,13 +74,13 @@ class MappedWeights:
         for tensor in model.graph.initializer:
             if tensor.data_location != TensorProto.EXTERNAL:
                 continue
-            where = {entry.key: entry.value for entry in tensor.external_data}
-            if where["location"] not in self._maps:
-                with (folder / where["location"]).open("rb") as file:
+            location = {entry.key: entry.value for entry in tensor.external_data}
+            if location["location"] not in self._maps:
+                with (folder / location["location"]).open("rb") as file:
                     mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-                self._maps[where["location"]] = (mapped, np.frombuffer(mapped, np.uint8).ctypes.data)
-            start = self._maps[where["location"]][1]
-            self.pointers[tensor.name] = (start + int(where.get("offset", 0)), int(where["length"]))
+                self._maps[location["location"]] = (mapped, np.frombuffer(mapped, np.uint8).ctypes.data)
+            start = self._maps[location["location"]][1]
+            self.pointers[tensor.name] = (start + int(location.get("offset", 0)), int(location["length"]))
         threading.Thread(target=self._give_back, daemon=True).start()
 
     def _give_back(self) -> None:

@@ -16,12 +16,7 @@ Arrays = dict[str, NDArray[Any]]
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """An ONNX graph whose large weights may lie in another file.
-
-    Attributes:
-        model: external weights not loaded.
-        folder: where they lie.
-    """
+    """An ONNX graph; its external weights are not loaded, they lie in `folder`."""
 
     model: onnx.ModelProto
     folder: Path

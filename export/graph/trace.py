@@ -13,12 +13,11 @@ import onnxscript
 import torch
 from onnx import checker
 from onnxscript import ir, optimizer
-from torch import Tensor
 from torch.export import Dim
 
 from export.graph.functions import OPSET, functions, op_schema
 from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
-from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part, TensorSpec
+from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
 from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.
@@ -29,35 +28,28 @@ IR_VERSION = 9  # the oldest that has opset 20: ONNX Runtime 1.17 reads it, of w
 
 
 def trace_part(part: Part) -> torch.onnx.ONNXProgram:
-    """A part as an ONNX program: what varies is dynamic, temperature an input, custom ops kept as nodes.
+    """A part, in eval mode, as an ONNX program: what varies is dynamic, temperature an input, custom ops are nodes.
 
-    Args:
-        part: its module in eval mode.
-
-    Returns:
-        A program whose weights still share the model's memory; see `save_onnx`.
+    The program's weights share the model's memory; see `save_onnx`.
     """
     dims = {name: Dim(name, min=MIN_TEXT if name == TEXT else None, max=part.limits.get(name)) for name in TRACED_SIZES}
     # A tensor each: torch.export takes arguments that are one object for one input.
-    examples = tuple(_example(spec) for spec in part.inputs)
+    examples = tuple(torch.ones(spec.sized(TRACED_SIZES), dtype=spec.dtype) for spec in part.inputs)
     dynamic_shapes = {
         spec.name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in part.inputs
     }
-    with torch.no_grad(), warnings.catch_warnings(), _Quiet("torch.onnx"), _no_garbage_collection():
-        warnings.simplefilter("ignore")  # torch's remarks about its own internals
-        program = torch.export.export(
-            part.module,
-            examples,
-            dynamic_shapes=dynamic_shapes,
-        )
+    with _quiet_tracing():
+        program = torch.export.export(part.module, examples, dynamic_shapes=dynamic_shapes)
         traced = torch.onnx.export(
             program,
             (),
             dynamo=True,
             opset_version=OPSET,
             optimize=False,  # its rewriting takes a fifth of the time and finds nothing here but constants to fold
-            custom_translation_table=_translations(),
+            custom_translation_table={
+                getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in OPS
+            },
             dynamic_shapes=dynamic_shapes,  # again, to name the dimensions
             input_names=[spec.name for spec in part.inputs],
             output_names=list(part.outputs),
@@ -70,17 +62,8 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
     return traced
 
 
-def _example(spec: TensorSpec) -> Tensor:
-    """An input to trace with; ones are ids, mask and temperature alike, and pixels."""
-    return torch.ones(spec.sized(TRACED_SIZES), dtype=spec.dtype)
-
-
-def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
-    """Torch op -> what writes its node; an op (not an onnxscript function) is what torch.onnx does not inline."""
-    return {getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in OPS}
-
-
 def _translation(spec: OpSpec) -> Callable[..., Any]:
+    """What writes the node of a torch op; an op (not an onnxscript function) is what torch.onnx does not inline."""
     op = onnxscript.values.Op(onnxscript.values.Opset(DOMAIN, VERSION), spec.onnx_name, op_schema(spec))
     tensors = len(spec.inputs)
 
@@ -118,12 +101,10 @@ def write_part(part: Part, path: Path, external_data: bool | None = None) -> Non
 
 
 def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool | None = None) -> None:
-    """Write `program` to `path` and check it.
+    """Write a program of `trace_part` and check it.
 
     Args:
-        program: from `trace_part`.
-        path: the .onnx file.
-        external_data: weights go to `<path>.data` beside it. None: when they are over 2 GB.
+        external_data: weights go to `<path>.data` beside the file. None: when they are over 2 GB.
 
     Raises:
         onnx.checker.ValidationError: the graph is invalid; a defect of this package.
@@ -135,26 +116,20 @@ def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool |
 
 
 @contextmanager
-def _no_garbage_collection() -> Iterator[None]:
-    """Tracing makes millions of objects and next to no garbage; looking for it costs a tenth of the time."""
-    was_on = gc.isenabled()
+def _quiet_tracing() -> Iterator[None]:
+    """No gradients, no remarks of torch about its own internals, and no garbage collection.
+
+    Tracing makes millions of objects and next to no garbage; looking for it costs a tenth of the time.
+    """
+    logger, collects = logging.getLogger("torch.onnx"), gc.isenabled()
+    level = logger.level
     gc.disable()
+    logger.setLevel(logging.ERROR)
     try:
-        yield
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
     finally:
-        if was_on:
+        logger.setLevel(level)
+        if collects:
             gc.enable()
-
-
-class _Quiet:
-    """Context in which a logger says nothing below an error."""
-
-    def __init__(self, name: str) -> None:
-        self._target = logging.getLogger(name)
-
-    def __enter__(self) -> None:
-        self._level = self._target.level
-        self._target.setLevel(logging.ERROR)
-
-    def __exit__(self, *_: object) -> None:
-        self._target.setLevel(self._level)

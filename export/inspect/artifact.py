@@ -53,8 +53,8 @@ def manifest_beside(path: Path, found: Inspection) -> tuple[Path, dict[str, Any]
         if path.name in named_files(content):
             return beside, content
         if _looks_like_manifest(content):
-            of = find(content, "artifact")
-            found.notes.append(f"'{beside.name}' beside it is the manifest of '{of}' and does not name this file")
+            artifact = find(content, "artifact")
+            found.notes.append(f"'{beside.name}' beside it is the manifest of '{artifact}' and does not name this file")
     return None
 
 
@@ -79,7 +79,6 @@ def inspect_json(found: Inspection, path: Path) -> None:
 def inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> None:
     found.kind = "artifact"
     schema = content.get("schema")
-    valid = True
     state: str | None = VERIFIED
     try:
         sealed = is_sealed(read_manifest(path, changed=True))
@@ -90,12 +89,16 @@ def inspect_artifact(found: Inspection, path: Path, content: dict[str, Any]) -> 
             found.damage.append(f"'{path.name}': {CHANGED}")
     except ManifestError as error:
         state = None
-        valid = False
-        said = f"{error.what}: {first_line(error.why)}"
         other_version = type(schema) is int and schema != SCHEMA_VERSION
-        (found.notes if other_version else found.damage).append(said)
+        (found.notes if other_version else found.damage).append(f"{error.what}: {first_line(error.why)}")
     artifact = _Artifact(content, path, found)
-    found.manifest = {"file": str(path), "schema": schema, "valid": valid, "state": state, **artifact.summary()}
+    found.manifest = {
+        "file": str(path),
+        "schema": schema,
+        "valid": state is not None,
+        "state": state,
+        **artifact.summary(),
+    }
     found.verdict = artifact.verdict()
 
 
@@ -122,15 +125,8 @@ class _Artifact:
             state = "in the tokenizer's package" if carried else self._state(vocabulary)
             vocabulary = {"file": vocabulary.get("file"), "sha256": vocabulary.get("sha256"), "state": state}
         keys = (
-            "created",
-            "task",
-            "artifact",
-            "checkpoint",
-            "temperature",
-            "layout",
-            "batching",
-            "precision",
-            "backend",
+            *("created", "task", "artifact", "checkpoint", "temperature"),
+            *("layout", "batching", "precision", "backend"),
         )
         return {
             **{key: content.get(key) for key in keys},
@@ -270,6 +266,6 @@ class _Artifact:
 
 
 def _inside(folder: Path, name: Any) -> Path | None:
-    """The file of that name in `folder`; None for what is no plain file name, which a manifest never has."""
+    """The file of that name in `folder`; None for what is not a plain file name, which a manifest never has."""
     plain = isinstance(name, str) and name not in ("", ".", "..") and "/" not in name and "\0" not in name
     return folder / name if plain else None

@@ -34,7 +34,6 @@ class Machine:
     """The GPUs and runtimes of this machine.
 
     Attributes:
-        gpus: CUDA devices.
         packages: runtime -> installed version, None if it is not installed.
         cuda13: runtimes that are installed as their CUDA 13 variant.
     """
@@ -89,10 +88,9 @@ def plan_compatibility(
 
     Args:
         backend: "tensorrt" or "tensorrt-rtx".
-        version: the version of it that built the plan.
+        version: the backend's, when it built the plan.
         plugin_sm: compute capabilities of the plugin library that it needs, 90 for 9.0; None if it needs none.
         damage: what is wrong with its files.
-        machine: GPUs and installed runtimes.
     """
     reasons = list(damage)
     installed = machine.packages[backend]
@@ -140,10 +138,8 @@ def onnx_compatibility(
     """Whether ONNX files run in the installed ONNX Runtime. It is not imported: ONNX's own list of operators is asked.
 
     Args:
-        files: the ONNX files of all parts.
         built: version of ONNX Runtime that they were checked with; None if it is not known.
         damage: what is wrong with them.
-        machine: GPUs and installed runtimes.
         oldest: the oldest version of ONNX Runtime that runs them; None if it is not known.
     """
     installed = machine.packages["onnxruntime"]

@@ -15,11 +15,8 @@ class Inspection:
         file: the path as given.
         kind: "artifact", "manifest" (one that cannot be read), "onnx", "plan", "plugin library", "checkpoint" or
             "other".
-        bytes: size of the file.
-        machine: the machine that it was inspected on.
         sha256: hash of the file; None for an artifact, whose files have their own.
         damage: what is wrong with the file or with files that belong to it.
-        notes: further remarks.
         details: what a plan, library or checkpoint records, name -> value.
         manifest: contents of the artifact's manifest, see `export.inspect.artifact`.
         onnx: contents of an ONNX file without a manifest.

@@ -18,13 +18,11 @@ class OnnxFile:
     """An ONNX model.
 
     Attributes:
-        producer: name and version, as recorded.
         opsets: domain -> version; the domain "" is ONNX's own.
         inputs, outputs: [{"name", "dtype", "shape"}], without the weights that older files list as inputs.
-        nodes: nodes of the graph and its subgraphs.
+        nodes: number of nodes of the graph and its subgraphs.
         operators: "domain::op", or "op" of ONNX's own domain -> nodes, function bodies included.
         functions: operators that the file defines.
-        weights: number of weights in the graph.
         external: file name -> "found", or what is wrong with it.
     """
 
@@ -58,15 +56,8 @@ def read_onnx(path: Path) -> OnnxFile:
         raise ManifestError(f"'{path.name}' is not an ONNX model", str(error)) from error
     model = parse_onnx(content, path)
     if not model.ir_version or not model.HasField("graph") or not model.opset_import:
-        lacking = [
-            name
-            for name, there in (
-                ("IR version", model.ir_version),
-                ("graph", model.HasField("graph")),
-                ("opset", model.opset_import),
-            )
-            if not there
-        ]
+        found = {"IR version": model.ir_version, "graph": model.HasField("graph"), "opset": model.opset_import}
+        lacking = [name for name, value in found.items() if not value]
         raise ManifestError(
             f"'{path.name}' is not a complete ONNX model",
             f"It has no {', '.join(lacking)}: truncated, or another file.",

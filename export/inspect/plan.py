@@ -28,11 +28,13 @@ def inspect_plan(found: Inspection, start: bytes) -> None:
         against = list(plan_compatibility("tensorrt-rtx", version, None, damage, found.machine).because)
     elif magic == TENSORRT_MAGIC and any(numbers):
         found.details["header"] = f"TensorRT, version {version}"
-        here = found.machine.packages["tensorrt"]
-        if here is None:
+        installed = found.machine.packages["tensorrt"]
+        if installed is None:
             against.append("tensorrt is not installed")
         else:
-            unknown.append(f"tensorrt {here} is installed, and a plan needs its own version unless built compatible")
+            unknown.append(
+                f"tensorrt {installed} is installed, and a plan needs its own version unless built compatible"
+            )
     else:
         found.details["header"] = f"unknown; the file begins with {start[:8].hex(' ')}"
     # Never a plain yes: the plan may need plugins, and a GPU like the one that it was built on.

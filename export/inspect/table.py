@@ -137,9 +137,9 @@ def _validation_rows(validation: Any, damaged: bool) -> Iterator[Row]:
         yield "validated", "not recorded in the manifest"
         return
     get = _reader(validation)
-    of = " (its ONNX file was compared instead)" if validation["validated"] == "onnx" else ""
+    compared = " (its ONNX file was compared instead)" if validation["validated"] == "onnx" else ""
     before = "; that was before the damage" if damaged else ""
-    yield "validated", f"{get('artifact')}{of}{before}"
+    yield "validated", f"{get('artifact')}{compared}{before}"
     if isinstance(validation["verdict"], dict):
         yield from _verdict_rows(validation["verdict"])
     yield "at the export", f"samples: {get('samples')}"

@@ -12,7 +12,6 @@ from export.validate.comparator import Comparator
 from export.validate.outputs import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST, strip_padding
 from export.validate.run_result import RunResult
 from madtp.data.samples import Config, Request, SampleSet, collate, edge_ids
-from madtp.models.config import ClipConfig
 from madtp.tasks.requests import token_counts
 
 PROBES = 2  # samples that are put into batches
@@ -26,12 +25,11 @@ class BatchInvariance:
     """How one sample's result in a batch differs from its result alone.
 
     Attributes:
-        runner: "torch", "onnx" or "plan".
         others: "ordinary" or "hostile" requests that fill the batch.
         probe: index of the sample.
-        slots: batches, with the sample at another place in each.
-        tokens: of these, the ones with other token counts than alone.
-        answers: of these, the ones with another answer or other values.
+        slots: batches, with the sample at another index in each.
+        tokens: slots whose token counts differ from those alone.
+        answers: slots whose answer or values differ from those alone.
         spread: slots whose token counts or answers differ from the first slot's.
     """
 
@@ -86,15 +84,12 @@ def measure_batch_invariance(
 ) -> list[BatchInvariance]:
     """Run samples alone, and in every slot of batches with ordinary and hostile requests.
 
-    All runners are compared on each of these batches too: in the same batch they have to agree.
-
-    Returns:
-        For each runner, sample and kind of others; empty where the profile takes one request per call, or none alone.
+    All runners are compared on each of these batches too: in the same batch they have to agree. The result is empty
+    where the profile takes one request per call, or none alone.
     """
     size = min(batch.max, BATCH)
     if size < 2 or batch.min > 1:
         return []
-    pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
     found = []
     for probe in range(min(PROBES, len(samples))):
         request = samples.requests[probe]
@@ -111,7 +106,7 @@ def measure_batch_invariance(
             for runner, single in alone.items():
                 if all(runner in slot for slot in slots):  # otherwise it failed to run, which is a failure already
                     batched = [slot[runner] for slot in slots]
-                    found.append(batch_invariance(runner, kind, probe, single, batched, pad_id))
+                    found.append(batch_invariance(runner, kind, probe, single, batched, comparator.pad_id))
     return found
 
 

@@ -10,14 +10,12 @@ from export.graph.custom_nodes import custom_nodes
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
 from export.validate.artifact_runners import ArtifactRunners
-from export.validate.comparator import PairFailure
 from export.validate.divergent_node import DivergentNode, first_divergent_node, record_calls
-from export.validate.intermediates import IntermediatesPlanBuilder, trace_parts
+from export.validate.intermediates import trace_parts
 from export.validate.model_runner import TorchModelRunner
 from export.validate.plan_bisection import bisect_plan
 from export.validate.repro import save_repro
 from export.validate.result import Bisection, ValidationResult
-from export.validate.tolerances import Tolerance
 from madtp.errors import OutputError
 
 
@@ -32,39 +30,23 @@ def bisect_failures(
 ) -> Bisection | None:
     """Find the first divergent node, and save it in the folder `repro`; None where nothing can be bisected."""
     failures = [failure for pair in result.pairs for failure in pair.failures]
-    of_onnx = [failure for pair in result.pairs if pair.pair == "torch/onnx" for failure in pair.failures]
     if not failures:
         return None
-    tolerance = result.bounds.tolerance
-    if result.runs_plan is None:
-        return _bisect_onnx(of_onnx[0], manifest, reference, opened.files, tolerance, repro, scratch, progress)
-    if of_onnx:
+    is_plan = result.runs_plan is not None
+    if is_plan and any(pair.pair == "torch/onnx" and pair.failures for pair in result.pairs):
         return Bisection("the ONNX traced from the checkpoint differs from torch: report this defect of the export")
-    if opened.plan_builder is None:
+    if is_plan and opened.plan_builder is None:
         return None
-    try:
-        return _bisect_plan(failures[0], reference, opened.files, opened.plan_builder, tolerance, repro, progress)
-    except BackendError as error:
-        return Bisection(f"the plan could not be bisected: {error.what}")
-
-
-def _bisect_onnx(
-    failure: PairFailure,
-    manifest: Manifest,
-    reference: TorchModelRunner,
-    files: Mapping[str, Path],
-    tolerance: Tolerance,
-    repro: Path | None,
-    scratch: Path,
-    progress: Progress,
-) -> Bisection:
-    """Compare every node of the artifact's ONNX with the checkpoint's, traced anew."""
-    traced = trace_parts(reference.parts, scratch, progress.detail)
-    for part, path in traced.items():
-        if not custom_nodes(files[part]):  # --plugins none, or a tool: function bodies are compared with inlined ones
-            inline_functions(path, path)
-    references, artifacts = _graphs(traced), _graphs(files)
+    tolerance, failure, artifacts = result.bounds.tolerance, failures[0], _graphs(opened.files)
     calls = record_calls(reference.config, reference.runners, failure.inputs, failure.temperature)
+    if opened.plan_builder is not None:
+        try:
+            found = bisect_plan(calls, artifacts, opened.plan_builder, tolerance.segment, progress.detail)
+        except BackendError as error:
+            return Bisection(f"the plan could not be bisected: {error.what}")
+        node = found.divergent_node
+        return Bisection(str(found), node, "" if node is None else _repro(node, repro, tolerance.segment))
+    references = _graphs(_trace_alike(reference, opened.files, scratch, progress))
     node = first_divergent_node(calls, references, artifacts, tolerance.node, progress.detail)
     if node is None:
         return Bisection("no single node differs from the checkpoint's given identical inputs")
@@ -74,20 +56,15 @@ def _bisect_onnx(
     return Bisection(f"{node}{note}", node, _repro(node, repro, tolerance.node))
 
 
-def _bisect_plan(
-    failure: PairFailure,
-    reference: TorchModelRunner,
-    files: Mapping[str, Path],
-    builder: IntermediatesPlanBuilder,
-    tolerance: Tolerance,
-    repro: Path | None,
-    progress: Progress,
-) -> Bisection:
-    """Compare the nodes of the plan with ONNX Runtime."""
-    calls = record_calls(reference.config, reference.runners, failure.inputs, failure.temperature)
-    found = bisect_plan(calls, _graphs(files), builder, tolerance.segment, progress.detail)
-    node = found.divergent_node
-    return Bisection(str(found), node, "" if node is None else _repro(node, repro, tolerance.segment))
+def _trace_alike(
+    reference: TorchModelRunner, files: Mapping[str, Path], scratch: Path, progress: Progress
+) -> dict[str, Path]:
+    """The checkpoint traced anew, with function bodies inlined where the artifact's ONNX has them inlined."""
+    traced = trace_parts(reference.parts, scratch, progress.detail)
+    for part, path in traced.items():
+        if not custom_nodes(files[part]):
+            inline_functions(path, path)
+    return traced
 
 
 def _graphs(files: Mapping[str, Path]) -> dict[str, OnnxGraph]:

@@ -35,11 +35,9 @@ class PairResult:
     """Two runners at one temperature.
 
     Attributes:
-        pair: "torch/onnx" and so on.
-        requests: that were run; a request counts once alone and once in each batch that it was part of.
+        requests: a request counts once alone and once in each batch that it was part of.
         excluded: requests of batches in which a score lies within rounding of the threshold; their outputs are not
             compared.
-        compared: requests whose outputs were compared.
         against_fp64: of those, the ones whose errors were measured against the fp64 reference.
     """
 
@@ -60,7 +58,6 @@ class PairResult:
 
     @property
     def same_answers(self) -> int:
-        """Requests with the same answers."""
         return self.compared - max((one.decisions - one.decided for one in self.outputs.values()), default=0)
 
     def to_json(self) -> dict[str, Any]:
@@ -79,16 +76,11 @@ class PairResult:
 
 
 class Comparator:
-    """Compares runners batch by batch.
+    """Compares torch in the artifact's precision (`reference`), its fp64 reference and the artifact, batch by batch.
 
-    Args:
-        reference: torch in the artifact's precision.
-        fp64: the fp64 reference.
-        others: ONNX Runtime, TensorRT.
-        bounds: what may differ.
-        always_fp64: run the fp64 reference on every batch, so that every error is measured against it. Without, it runs
-            where two runners differ by more than the floor or keep different tokens. Both pass and fail the same
-            artifacts: who is within the floor of torch is within the floor and torch's own error of fp64.
+    With `always_fp64` the fp64 reference runs on every batch, so that every error is measured against it. Without, it
+    runs where two runners differ by more than the floor or keep different tokens. Both pass and fail the same
+    artifacts: what is within the floor of torch is within the floor and torch's own error of fp64.
     """
 
     def __init__(
@@ -103,16 +95,13 @@ class Comparator:
         self._reference, self._fp64, self._others, self._bounds = reference, fp64, others, bounds
         self._always_fp64 = always_fp64
         self.config = reference.config
-        self._pad_id = 0 if isinstance(self.config, ClipConfig) else self.config.pad_token_id
+        self.pad_id = 0 if isinstance(self.config, ClipConfig) else self.config.pad_token_id
         self.results: dict[tuple[str, float], PairResult] = {}
 
     def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, RunResult]:
-        """Run everybody on one batch and compare all pairs; returns what each runner that ran gave.
+        """Run a batch from `collate` and compare all pairs; returns the result of each runner that did not fail.
 
-        Args:
-            name: of the batch, for messages.
-            inputs: from `madtp.data.samples.collate`.
-            temperature: zero compares dense answers.
+        `name` identifies the batch in failures.
         """
         reference = self._reference.run(inputs, temperature)
         text = generated_text(inputs, reference.outputs)
@@ -149,7 +138,7 @@ class Comparator:
 
     def _within_floor(self, left: RunResult, right: RunResult) -> bool:
         return _same(left, right) and not compare_outputs(
-            {}, left.outputs, right.outputs, left.outputs, None, self._bounds, self._pad_id
+            {}, left.outputs, right.outputs, left.outputs, None, self._bounds, self.pad_id
         )
 
     def _judge(
@@ -184,7 +173,7 @@ class Comparator:
         result.compared += requests
         result.against_fp64 += requests if exact is not None else 0
         return compare_outputs(
-            result.outputs, left.outputs, right.outputs, reference.outputs, exact, self._bounds, self._pad_id
+            result.outputs, left.outputs, right.outputs, reference.outputs, exact, self._bounds, self.pad_id
         )
 
 
@@ -201,11 +190,11 @@ def _same(left: RunResult, right: RunResult) -> bool:
 
 def batches_of(samples: SampleSet, batch: Range) -> list[list[int]]:
     """Indices of the batches to compare: every sample in the smallest batch, then all in batches of the largest."""
-    everyone = list(range(len(samples)))
+    indices = list(range(len(samples)))
     groups: list[list[int]] = []
     for size in sorted({batch.min, min(batch.max, len(samples))}):
         if batch.min <= size:
-            padded = everyone + everyone[: -len(everyone) % size]
+            padded = indices + indices[: -len(indices) % size]
             groups += [padded[start : start + size] for start in range(0, len(padded), size)]
     return groups
 
@@ -218,11 +207,7 @@ def compare_samples(
     batch: Range,
     on_detail: Callable[[str], None],
 ) -> dict[float, TokenCounts]:
-    """Compare all samples alone and in batches at every temperature.
-
-    Returns:
-        Torch's token counts of the smallest batches (each sample alone), by temperature.
-    """
+    """Compare all samples alone and in batches; returns torch's token counts of the smallest batches by temperature."""
     counts: dict[float, TokenCounts] = {}
     groups = batches_of(samples, batch)
     for temperature in temperatures:

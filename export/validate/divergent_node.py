@@ -36,17 +36,13 @@ class DivergentNode:
     """The first node whose output leaves tolerance though its inputs are identical.
 
     Attributes:
-        part: its part.
-        node: its name.
-        op: its op type.
+        node: name of the node.
         output: the value that differs.
         difference: largest, relative to the output's largest |value|; infinite for another shape, another kind of
             type or other integers, NaN where a value is.
         why: how the node differs from the reference's; empty where nothing visible does.
-        nodes: that were run together; 1 unless values between them are not visible.
-        subgraph: these nodes.
-        inputs: what they are given.
-        expected: outputs of `origin` given the same.
+        subgraph: the node, and those before it whose values are not visible.
+        expected: outputs of `origin` given the same inputs.
     """
 
     part: str
@@ -55,11 +51,15 @@ class DivergentNode:
     output: str
     difference: float
     why: list[str]
-    nodes: int
     subgraph: OnnxGraph = field(repr=False, compare=False)
     inputs: Arrays = field(repr=False, compare=False)
     expected: Arrays = field(repr=False, compare=False)
     origin: str = "torch's ONNX"
+
+    @property
+    def nodes(self) -> int:
+        """Nodes that were run together; 1 unless values between them are not visible."""
+        return len(self.subgraph.model.graph.node)
 
     def __str__(self) -> str:
         nodes = [node for node in self.subgraph.model.graph.node if self.output not in node.output]
@@ -102,13 +102,9 @@ def first_divergent_node(
     """The first node, in the order of the artifact's graphs, that differs given identical inputs.
 
     Args:
-        calls: of parts in torch, in the order in which the parts run.
-        references: ONNX traced from the checkpoint, by part.
-        artifacts: ONNX of the artifact, by part.
+        calls: from `record_calls` of torch.
+        references: ONNX traced from the checkpoint.
         tolerance: relative to an output's largest |value|.
-
-    Returns:
-        None where no single node diverges.
     """
     for call in calls:
         on_detail(f"bisecting {call.part}")
@@ -136,23 +132,18 @@ def _divergent_nodes(
             continue  # the same node with the same weights, in the same runtime: nothing to run
         inputs = {value.name: known[value.name] for value in subgraph.model.graph.input}
         expected = {name: known[name] for name in outputs}
-        count = len(subgraph.model.graph.node)
         try:
             actual = run_graph(subgraph, inputs, outputs)
         except Exception as error:  # ONNX Runtime has no common type for a graph that it refuses
             why.append(f"ONNX Runtime refuses it: {str(error).strip().splitlines()[0]}")
-            yield DivergentNode(
-                call.part, node.name, node.op_type, outputs[0], np.inf, why, count, subgraph, inputs, expected
-            )
+            yield DivergentNode(call.part, node.name, node.op_type, outputs[0], np.inf, why, subgraph, inputs, expected)
             continue
         for name in outputs:
             worst = relative_difference(expected[name], actual[name])
             if not worst <= tolerance:
                 if expected[name].dtype != actual[name].dtype:
                     why.append(f"it gives {actual[name].dtype}, not {expected[name].dtype}")
-                yield DivergentNode(
-                    call.part, node.name, node.op_type, name, worst, why, count, subgraph, inputs, expected
-                )
+                yield DivergentNode(call.part, node.name, node.op_type, name, worst, why, subgraph, inputs, expected)
                 break
 
 

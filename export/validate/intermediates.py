@@ -31,17 +31,12 @@ class OpenIntermediates(Protocol):
     """Opens a part so that values inside it are outputs too."""
 
     def __call__(self, part: str, values: set[str]) -> Runner:
-        """The part, given the ONNX names of the values; those that a plan does not have are left out."""
+        """The part, given the ONNX names of the values; those that a plan does not have are excluded."""
         ...
 
 
 class IntermediatesRunner:
-    """A part's ONNX graph in ONNX Runtime; values inside it are outputs too.
-
-    Args:
-        graph: to read.
-        values: names of these values.
-    """
+    """A part's ONNX graph in ONNX Runtime; the `values` inside it are outputs too."""
 
     def __init__(self, graph: OnnxGraph, values: Iterable[str]) -> None:
         self._session = open_graph(graph, exposed=values)
@@ -65,9 +60,8 @@ class IntermediatesPlanBuilder:
     """Rebuilds the parts of a plan with values inside them as outputs. An `OpenIntermediates`.
 
     Attributes:
-        artifact: it can run.
         files: every part, traced from the checkpoint, weights beside it.
-        library: of the plan's plugins; None: it has none.
+        library: the plan's plugin library; None if it has none.
         on_phase: called with the builder's phases as they begin.
     """
 
@@ -130,14 +124,10 @@ def trace_parts(parts: Mapping[str, Part], folder: Path, on_part: Callable[[str]
 
 
 class KeptIdsRunner:
-    """A part that keeps the source ids of its tokens.
-
-    Args:
-        runner: has the ids among its outputs.
-        names: of these outputs, in the order in which the layers run.
+    """A part that keeps the source ids of its tokens, which are the outputs `names` of its runner.
 
     Attributes:
-        ids: of the latest call, [sequences, tokens] int32 for each layer.
+        ids: [sequences, tokens] int32 for each layer, from the latest call.
     """
 
     def __init__(self, runner: Runner, names: Sequence[str]) -> None:
@@ -151,11 +141,6 @@ class KeptIdsRunner:
 
 
 def kept_ids_runners(files: Mapping[str, Path], open_part: OpenIntermediates) -> dict[str, KeptIdsRunner]:
-    """Runners of the parts that prune, which keep the ids of their tokens.
-
-    Args:
-        files: ONNX of every part.
-        open_part: opens them.
-    """
+    """Runners of the parts that prune, which keep the ids of their tokens; `files` is the ONNX of every part."""
     names = {part: kept_ids(OnnxGraph.read(path)) for part, path in files.items()}
     return {part: KeptIdsRunner(open_part(part, set(ids)), ids) for part, ids in names.items() if ids}

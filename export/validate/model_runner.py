@@ -53,10 +53,7 @@ class CastRunner(TorchRunner):
 class TorchModelRunner:
     """The model in torch, in one floating-point type; a temperature of zero runs it dense.
 
-    Args:
-        name: "torch", or "torch fp64" for the fp64 reference.
-        model: stays as it is; another type than float32 is a copy, made when it first runs.
-        dtype: of weights and images.
+    `model` itself is not changed: another type than float32 is a copy, made when it first runs.
     """
 
     def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:

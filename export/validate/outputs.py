@@ -42,7 +42,6 @@ class OutputAgreement:
 
     @property
     def mean(self) -> float:
-        """Over all values."""
         return self.total / max(self.values, 1)
 
     def to_json(self) -> dict[str, Any]:
@@ -68,14 +67,11 @@ def compare_outputs(
     bounds: Bounds,
     pad_id: int = 0,
 ) -> list[str]:
-    """Compare the outputs of one batch; returns what is wrong.
+    """Compare the outputs of one batch, add them to `totals`, and return what is wrong.
 
     Args:
-        totals: by output; completed.
-        reference, answer: of the pair.
-        torch_outputs: of torch in the artifact's precision.
-        fp64: of the fp64 reference; None where it was not run or kept other tokens.
-        bounds: what may differ.
+        torch_outputs: torch's in the artifact's precision.
+        fp64: None where the fp64 reference was not run or kept other tokens.
         pad_id: what fills the rows of shorter generated texts.
     """
     failures = []

@@ -45,8 +45,8 @@ def bisect_plan(
     in the artifact; then every value of the nodes that differ.
 
     Args:
-        calls: of parts in torch, in the order in which the parts run.
-        references: ONNX traced from the checkpoint, by part.
+        calls: from `record_calls` of torch.
+        references: ONNX traced from the checkpoint.
         tolerance: relative to an output's largest |value|.
     """
     unchecked: list[str] = []
@@ -92,7 +92,6 @@ def _first_wrong(
         subgraph = subgraph_of(file, node, known)
         given = {value.name: known[value.name] for value in subgraph.model.graph.input}
         made = {name: known[name] for name in names}
-        count = len(subgraph.model.graph.node)
         try:
             right = run_graph(subgraph, given, names)
         except Exception:  # ONNX Runtime has no common type for kernels that it lacks, e.g. of bfloat16
@@ -102,6 +101,6 @@ def _first_wrong(
             worst = relative_difference(right[name], made[name])
             if not worst <= tolerance:
                 return DivergentNode(
-                    call.part, node.name, node.op_type, name, worst, [], count, subgraph, given, made, origin=PLAN
+                    call.part, node.name, node.op_type, name, worst, [], subgraph, given, made, origin=PLAN
                 )
     return None

@@ -33,10 +33,8 @@ def check_repro(folder: Path) -> None:
 def save_repro(node: DivergentNode, folder: Path, tolerance: float) -> str:
     """Save the node with its inputs and expected outputs; returns the command that shows the difference.
 
-    Writes node.onnx, inputs.json and expected.json, over nothing but an earlier node.
-
     Raises:
-        OutputError: the folder cannot be written, or holds files of these names that are not of an earlier node.
+        OutputError: the folder cannot be written, or holds files of these names that are not an earlier node's.
     """
     from polygraphy.comparator import IterationResult, RunResults
     from polygraphy.json import save_json

@@ -42,7 +42,6 @@ class Check:
 
     Attributes:
         group: "torch/onnx", "torch/plan", "onnx/plan" or "batch invariance".
-        name: what was compared.
         status: "passed", "failed" or "not run".
         why: one line for each failure, or for why it was not run.
     """
@@ -55,13 +54,7 @@ class Check:
 
 @dataclass(frozen=True)
 class Bisection:
-    """Where a failure comes from.
-
-    Attributes:
-        text: what was found.
-        divergent_node: the first; None where no single node diverges, or none could be looked for.
-        repro: command that shows the difference, or why there is none.
-    """
+    """Where a failure comes from; `repro` is a command that shows the difference, or why there is none."""
 
     text: str
     divergent_node: DivergentNode | None = None
@@ -73,17 +66,10 @@ class ValidationResult:
     """All that a validation found.
 
     Attributes:
-        artifact: its name.
-        task: of the artifact, as are precision and layout.
-        samples: what it was compared on.
-        bounds: what was allowed.
-        pairs: results of every pair and temperature.
-        token_counts: of torch at the first temperature.
-        batch_invariance: of every runner.
+        token_counts: torch's at the first temperature.
         runs_plan: whether a GPU here can run the plan; None for an .onnx artifact.
         notes: what was compared less closely than usual and why, a sentence each.
         changed: names of files that are not as the export wrote them.
-        bisection: None where nothing failed.
     """
 
     artifact: str
@@ -103,7 +89,6 @@ class ValidationResult:
 
     @property
     def failures(self) -> list[str]:
-        """What is wrong."""
         return [why for check in self.checks if check.status == FAILED for why in check.why]
 
     @property
@@ -215,20 +200,12 @@ def _finite(value: Any) -> Any:
 
 
 def write_json(result: ValidationResult, path: Path) -> None:
-    """The result as a JSON file.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Write the result as JSON; raises OutputError where that fails."""
     write_output(path, json.dumps(result.to_json(), indent=2, allow_nan=False) + "\n", RESULT)
 
 
 def write_junit(result: ValidationResult, path: Path) -> None:
-    """The checks as JUnit XML, a test suite for each group.
-
-    Raises:
-        OutputError: it cannot be written.
-    """
+    """Write the checks as JUnit XML, a test suite for each group; raises OutputError where that fails."""
     properties = [(f"samples.{name}", str(getattr(result.samples, name))) for name in ("kind", "origin", "words")]
     for name, texts in (("changed", result.changed), ("notes", result.notes)):
         properties += [(name, "; ".join(texts))] if texts else []

@@ -43,12 +43,10 @@ class ValidateOptions:
 
     Attributes:
         engine: the manifest, or the file that --engine of the export named.
-        checkpoint: that it was made from.
-        config: JSON of model sizes that win over the checkpoint's.
-        data: samples to compare on.
-        tolerances: output -> largest |error|, instead of the rule's.
+        config: JSON of model sizes that override the checkpoint's.
+        tolerances: output -> largest |error|, instead of the precision's.
         repro: folder for the first divergent node and its inputs.
-        temperatures: to compare at, besides the manifest's and zero.
+        temperatures: additional ones; the manifest's and zero are always compared.
         changed: also validate files that were changed since the export; the manifest then stays as it is.
     """
 

@@ -98,7 +98,6 @@ class Selection:
 
         Args:
             reference: torch's layers, with their records.
-            answer: of the other.
             score_errors: what rounding may move a score by at each layer, relative to the mean |score|.
         """
         if not self.layers:
@@ -136,13 +135,8 @@ def same_tokens(left: LayerTokens, right: LayerTokens) -> bool:
 def score_errors(reference: RunResult, fp64: RunResult | None, tolerance: Tolerance) -> list[float]:
     """What rounding may move a score by at each layer, relative to the mean |score|.
 
-    As of outputs: twice what torch's own scores are off in the artifact's precision, or the precision's usual error
-    where that is more; and where fp64 kept other tokens in an earlier layer, so that there is nothing to compare with.
-
-    Args:
-        reference: of torch in the artifact's precision.
-        fp64: of the fp64 reference; None where it was not run.
-        tolerance: of the precision.
+    Like outputs: twice the error of torch's own scores in the artifact's precision, or the precision's usual error
+    where that is more, or where fp64 was not run (None) or kept other tokens in an earlier layer.
     """
     if fp64 is None:
         return [tolerance.score] * len(reference.layers)
@@ -165,12 +159,10 @@ def jaccards(left: Tensor, right: Tensor) -> list[float]:
 
 
 def differing_tokens(left: LayerTokens, right: LayerTokens, score_error: float) -> list[TokenDifference]:
-    """The tokens that `right` keeps and `left` does not, or the reverse, given the same tokens before the layer.
+    """Tokens that `right` keeps and `left` (torch) does not, or the reverse, given the same tokens before the layer.
 
-    Args:
-        left: of torch, with its record; without one nothing explains a difference.
-        right: of the other.
-        score_error: what rounding may move a score by, relative to the mean |score|.
+    `score_error` is what rounding may move a score by, relative to the mean |score|. Without torch's record nothing
+    explains a difference.
     """
     record = left.record
 
@@ -209,8 +201,10 @@ def count_margin(record: CompactRecord, tokens: int) -> float:
 
 
 def _keep_margin(record: CompactRecord, keep: int) -> float:
-    """... so that K becomes `keep`: the largest count of the batch, so every sample that asks for more has to fall, or
-    one of them to rise."""
+    """Margin until K, the largest count of the batch, becomes `keep`.
+
+    Every sample that asks for more has to fall, or one of them to rise.
+    """
     ordered = record.importance.sort(dim=1, descending=True).values
     if not 0 <= keep <= ordered.shape[1]:
         return float("inf")

@@ -53,9 +53,7 @@ def teacher_forcing_runners(runners: Runners) -> dict[str, Runner]:
 def forced_logits(runners: Runners, text: GeneratedText) -> Tensor:
     """[B, ids, V]: logits of the decoder while it reads a text id by id, for the batch that was run last.
 
-    Args:
-        runners: from `teacher_forcing_runners`.
-        text: one for every request of that batch.
+    The runners are those of `teacher_forcing_runners`.
     """
     encoder = runners["encoder"]
     if not isinstance(encoder, SourceCacheRecorder) or encoder.source is None:

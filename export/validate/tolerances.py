@@ -15,11 +15,11 @@ class Tolerance:
     """What rounding explains in one precision.
 
     Attributes:
-        dtype: of the torch model that the artifact is compared with.
-        floor: of an output's error; absolute, or relative to the output's largest |value| where that is above 1.
-        score: of a token's score or threshold, relative to the mean |score|.
-        node: of one node's output given identical inputs in the same runtime, relative to the largest |value|.
-        segment: of the output of a few nodes given identical inputs in another runtime, likewise.
+        dtype: the torch model's that the artifact is compared with.
+        floor: error of an output; absolute, or relative to the output's largest |value| where that is above 1.
+        score: error of a token's score or threshold, relative to the mean |score|.
+        node: error of one node's output given identical inputs in the same runtime, relative to the largest |value|.
+        segment: error of a few nodes' output given identical inputs in another runtime, likewise.
     """
 
     dtype: torch.dtype
@@ -41,11 +41,7 @@ TOLERANCES = {
 
 @dataclass(frozen=True)
 class Bounds:
-    """The tolerance of a precision, and the limits of single outputs that --tolerance sets.
-
-    Attributes:
-        given: output -> largest |error|, absolute, instead of the rule's.
-    """
+    """The tolerance of a precision, and the absolute limits of single outputs that --tolerance sets (`given`)."""
 
     tolerance: Tolerance
     given: Mapping[str, float] = field(default_factory=dict)
@@ -53,10 +49,7 @@ class Bounds:
     def allowed(self, output: str, scale: float, own: float) -> float:
         """The largest error that an output may have.
 
-        Args:
-            output: its name.
-            scale: its largest |value| in torch.
-            own: error of torch in the artifact's precision against the fp64 reference; 0 where it is not known.
+        `scale` is its largest |value| in torch; `own` is torch's error against the fp64 reference, 0 if unknown.
         """
         if output in self.given:
             return self.given[output]

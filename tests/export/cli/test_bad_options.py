@@ -36,7 +36,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "infinite temperature": ("--temperature=inf", ("--temperature is inf",)),
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
     "fp16": ("--precision=fp16", ("--precision fp16 is not available", "Use --precision fp32")),
-    "int8": ("--precision=int8", ("--precision int8 is not available", "nothing was built in another precision")),
+    "int8": ("--precision=int8", ("--precision int8 is not available", "This version exports fp32 only")),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
