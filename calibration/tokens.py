@@ -34,9 +34,6 @@ class Source:
     """What was run over what; two files with the same source hold the same distribution.
 
     Attributes:
-        checkpoint_sha256: of the checkpoint file.
-        task: of the model.
-        temperature: that the counts were taken at.
         data: the samples, in words.
         data_sha256: of their index, None where there is no such file.
     """
@@ -53,8 +50,6 @@ class TokenStatistics:
     """Distributions of token counts, class token included.
 
     Attributes:
-        source: what was run over what.
-        samples: requests counted.
         layers: encoder -> a histogram {tokens: requests} for each layer, in order.
     """
 
@@ -218,7 +213,6 @@ def collect_resumable(
     Args:
         requests: functions that read one request each, so that images are decoded when their turn comes.
         path: the file to write; `<path>.part` beside it holds what was counted so far.
-        on_sample: told how many requests are done.
         show: given the statistics before the file is written, which may fail.
 
     Raises:

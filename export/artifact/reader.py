@@ -70,7 +70,6 @@ def read_manifest(path: Path, *, changed: bool = False) -> Manifest:
     """A manifest from disk; one of schema 3 as schema 4 has it.
 
     Args:
-        path: of the file.
         changed: also one that was changed after it was written, which its own hash tells.
 
     Raises:

@@ -56,7 +56,6 @@ class Scoring:
 
     Attributes:
         metrics: scores in percent; None if nothing could be scored.
-        answers: the answer to every item.
         unscored: which scores are missing, and why; None if none is.
         scorable: whether another package would make them available: answers are kept, so that a later run only scores.
     """

@@ -53,7 +53,6 @@ class Scores(dict[str, float]):
     """Scores in percent by name; asking for one that is left out raises InputError with the reason.
 
     Args:
-        scores: by name.
         unscored: by name, why one is left out.
     """
 
@@ -87,9 +86,7 @@ def vqa_score(
     Where a question has fewer than four references, even what all of them say would not be fully right: no score.
 
     Args:
-        answers: one a question.
         references: what people answered; ten strings a question in VQAv2.
-        names: of the questions, in messages; None is their numbers.
 
     Raises:
         InputError: there are none, not as many of both, or a question without references.
@@ -143,7 +140,6 @@ def caption_scores(
     its captions could be told from all other images': always with one image.
 
     Args:
-        captions: one an image.
         references: captions by people, one or more an image.
         names: of the images, in messages; None is their numbers.
 

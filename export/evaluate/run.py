@@ -41,10 +41,6 @@ def evaluate(
     Finished batches are kept in `part_path(output)` until then; a later run with the same arguments goes on from them.
 
     Args:
-        session: of the artifact.
-        dataset: of the session's task.
-        output: the JSON file to write (docs/evaluate.md).
-        options: what the user chose.
         report: told of the stage, what of it is done, and all of it.
         show: given what is to be written before it is, which may fail.
 

@@ -31,7 +31,6 @@ class Artifact:
 
     Attributes:
         path: of the manifest.
-        manifest: read from there.
         backend: that it was built with. Where that is not installed or has no GPU here it cannot run, and its reason
             says why.
         changed: names of files that are not as the export wrote them, the manifest's too; see `open`.

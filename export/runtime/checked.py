@@ -16,9 +16,7 @@ class CheckedRunner:
     """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's.
 
     Args:
-        runner: runs the part.
         inputs, outputs: what its manifest lists.
-        profile: min, opt and max shape of each input.
     """
 
     def __init__(
@@ -51,8 +49,6 @@ class FiniteRunner:
     """A runner that refuses outputs that are not finite: answers, speed and token counts made of them mean nothing.
 
     Args:
-        runner: runs the part.
-        part: its name.
         context: what it runs for, e.g. the temperature and sample; the error names it.
 
     Attributes:
@@ -91,11 +87,6 @@ def check_part_inputs(
 ) -> None:
     """Refuse inputs that the artifact was not built for.
 
-    Args:
-        inputs: tensors by name, without `temperature`.
-        expected: the inputs that the part's manifest lists.
-        profile: min, opt and max shape of each input.
-
     Raises:
         InputError: an input is missing or unknown, has another dtype or rank, or a size outside the profile.
     """
@@ -123,7 +114,6 @@ def check_part_outputs(outputs: Outputs, expected: Sequence[TensorInfo]) -> None
     """Refuse outputs that the manifest does not describe: a file with the right hash may still be another model's.
 
     Args:
-        outputs: tensors by name.
         expected: the outputs that the part's manifest lists; symbolic dimensions may have any size.
 
     Raises:

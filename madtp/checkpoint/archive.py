@@ -53,8 +53,6 @@ def check_claims(state: Mapping[str, Any], size: int, path: Path | str) -> None:
 
     Args:
         state: tensors, of which none has been touched yet.
-        size: bytes of the file.
-        path: of the file, for the message.
 
     Raises:
         CheckpointError: naming the largest.

@@ -42,10 +42,6 @@ class Entries:
 def find_entries(content: Any, path: object) -> Entries:
     """The weights in what a file holds.
 
-    Args:
-        content: of the file.
-        path: of the file, for messages.
-
     Raises:
         CheckpointError: there are none, or several and none under a usual name.
     """

@@ -57,11 +57,7 @@ _PARTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def recognise(state: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What weights are that cannot be loaded, in a sentence, and what to do; None where nothing tells.
-
-    Args:
-        state: names to tensors, or whatever else there is.
-    """
+    """What weights are that cannot be loaded, in a sentence, and what to do; None where nothing tells."""
     for pattern, what, fix in _SIGNS:
         if any(pattern.search(key) for key in state):
             return what, fix

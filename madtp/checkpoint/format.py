@@ -127,7 +127,6 @@ def foreign_file(path: Path, start: bytes) -> Kind | None:
     """What a file is that is no checkpoint of torch.save; None for what may be one, or is nothing that is known.
 
     Args:
-        path: of a regular file.
         start: its first 512 bytes.
     """
     if path.suffix == ".safetensors":

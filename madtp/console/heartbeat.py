@@ -22,7 +22,6 @@ class Heartbeat:
 
     Args:
         console: standard error, so that standard output holds the result alone.
-        doing: what is being done at first.
         silence: seconds without a line after which one is printed.
     """
 

@@ -11,12 +11,7 @@ from madtp.errors import printable
 
 
 class PlainConsole(Console):
-    """A console that shows text as it is: no markup or emoji codes in it, and nothing that the terminal obeys.
-
-    Args:
-        stderr: standard error in place of standard output.
-        width: of the terminal; None asks it.
-    """
+    """A console that shows text as it is: no markup or emoji codes in it, and nothing that the terminal obeys."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False)

@@ -26,10 +26,8 @@ class ConsoleProgress:
     Work is announced either as `stages` (`stage`, `detail`) or as counted steps (`count`). Use as a context.
 
     Args:
-        console: standard error, so that standard output holds the result alone.
         stages: how many stages will be announced; 0 where steps are counted.
         silence: seconds without a line, see `madtp.console.heartbeat`.
-        doing: what is being done at first.
     """
 
     def __init__(self, console: Console, stages: int = 0, silence: float = SILENCE, doing: str = "starting") -> None:

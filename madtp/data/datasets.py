@@ -81,8 +81,6 @@ class Dataset:
     """A split of a data set, read for a task.
 
     Attributes:
-        task: one of TASKS.
-        split: "test", "val" or "train".
         sources: the files that it was read from, the annotation file first.
         items: one for each question, sentence, or (caption, retrieval, clip) image.
         retrieval: the same for the tasks that rank; None for the others.
@@ -118,7 +116,6 @@ def read_dataset(
     """What the standard annotation file in `folder` says for a task.
 
     Args:
-        task: one of TASKS.
         folder: holds the annotation file (or has it in `annotation/`), and the images at the paths that the file names
             (or in `images/`).
         split: "test", "val" ("dev" is the same) or "train"; None takes test if it is there, else val.

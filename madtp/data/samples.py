@@ -49,8 +49,6 @@ class SampleSet:
     """Samples, prepared for a model.
 
     Attributes:
-        requests: the samples as the model takes them.
-        origin: where they come from, for people.
         fits: whether the ids are those of the words; otherwise they are stable but mean nothing to the model.
         vocabulary: the vocabulary file that made the ids; None without one (CLIP needs none).
         vocabulary_sha256: hash of what made the ids; None if they do not fit.
@@ -158,12 +156,9 @@ def load_samples(
     {"caption", "image"} for retrieval and clip.
 
     Args:
-        folder: the folder of samples; None takes the demo's.
         checkpoint: the model's; a vocabulary may lie beside it. None if there is only an artifact.
-        config: configuration of the model.
         least: the fewest samples that a folder has to have.
         vocabulary: a vocabulary that is known to be the model's; None looks for one.
-        allow_outside: whether images may lie outside the folder.
         demos: how many of the demo's samples; None takes twice MIN_SAMPLES.
 
     Raises:

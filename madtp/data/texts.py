@@ -41,7 +41,6 @@ def check_answers(answers: object, what: str, each: str = "answer") -> tuple[str
     """The answers, if they are a list of different texts.
 
     Args:
-        answers: anything.
         what: that they are, in a message: "'answers.json' is", "the candidates are".
         each: what one of them is called.
 

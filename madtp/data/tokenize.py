@@ -39,7 +39,6 @@ class Reader:
 
     Attributes:
         dropped_as: what takes the place of dropped punctuation; where it is a space, white space is collapsed too.
-        max_words: words that are read.
         max_ids: ids that are read, special ones included; None: as many as come.
         padded: every row of ids is filled up to `max_ids`, whatever else is in its batch.
     """
@@ -156,9 +155,6 @@ class TextProcessor(RequestText):
     Args:
         vocab: `vocab.txt`, one piece a line; [DEC] and [ENC] are the two ids after it.
         config: the model's sizes and task; its vocabulary has to be two larger than the file.
-
-    Attributes:
-        sha256: of the vocabulary file.
 
     Raises:
         InputError: unreadable vocabulary, or one of another model.

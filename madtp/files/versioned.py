@@ -24,9 +24,6 @@ def read_versioned(
         path: of the file, at most `most` bytes.
         name: what the file is, in messages: "the manifest".
         versions: accepted values of "schema".
-        error: type of what is raised.
-        fix: what to do about a file that cannot be read.
-        unique: refuse an object that has a name twice.
 
     Raises:
         error: the file is missing, not JSON, not an object, or of another schema.

@@ -6,7 +6,7 @@ nlvr has one part, `model`. vqa and caption have an `encoder` and one step of th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ TEXTS = "texts"  # texts that a decoder writes for each request at once: beams, 
 NEW = "new"  # ids that are new to a decoder: the prompt, then one
 PAST = "past"  # ids that its cache holds
 
+M = TypeVar("M", bound=nn.Module)
 INT64, FLOAT = torch.int64, torch.float32
 
 
@@ -53,10 +54,8 @@ class Part:
     """One part of a model.
 
     Attributes:
-        name: of the part.
         module: its `forward` takes `inputs` in order and returns a named tuple of `outputs`.
         inputs: `temperature` last where it prunes.
-        outputs: names, in order.
         encoders: the encoders that it prunes in the order in which they run, and their layers.
         limits: the most that a dimension which varies can be, where the model has such a limit. (A decoder's cache
             and new ids together have to fit its positions.)
@@ -111,12 +110,16 @@ class ClipText(NamedTuple):
     text_picked_position: Tensor
 
 
-class QuestionEncoder(nn.Module):
-    """Image and question -> states, and their keys and values, computed once a request."""
+class PartModule(nn.Module, Generic[M]):
+    """A part of a model as a module of its own."""
 
-    def __init__(self, model: VqaModel) -> None:
+    def __init__(self, model: M) -> None:
         super().__init__()
         self.model = model
+
+
+class QuestionEncoder(PartModule[VqaModel]):
+    """Image and question -> states, and their keys and values, computed once a request."""
 
     def forward(
         self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float
@@ -125,57 +128,37 @@ class QuestionEncoder(nn.Module):
         return EncodedQuestion(states, self.model.text_decoder.source_cache(states), vision, text)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(PartModule[CaptionModel]):
     """Image -> states, and their keys and values, computed once a request."""
-
-    def __init__(self, model: CaptionModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, temperature: Tensor | float) -> EncodedImage:
         states, vision = self.model(image, temperature)
         return EncodedImage(states, self.model.text_decoder.source_cache(states), vision)
 
 
-class DecoderPart(nn.Module):
+class DecoderPart(PartModule[TextDecoder]):
     """One step of a decoder."""
 
-    def __init__(self, decoder: TextDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
     def forward(self, input_ids: Tensor, rows: Tensor, past: Tensor, source_cache: Tensor) -> Decoded:
-        return Decoded(*self.decoder.step(input_ids, rows, past, source_cache))
+        return Decoded(*self.model.step(input_ids, rows, past, source_cache))
 
 
-class RetrievalImage(nn.Module):
+class RetrievalImage(PartModule[RetrievalModel]):
     """`RetrievalModel.encode_image`."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, temperature: Tensor | float) -> ImageOutput:
         return self.model.encode_image(image, temperature)
 
 
-class RetrievalText(nn.Module):
+class RetrievalText(PartModule[RetrievalModel]):
     """`RetrievalModel.encode_text`."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float) -> TextOutput:
         return self.model.encode_text(input_ids, attention_mask, temperature)
 
 
-class RetrievalMatch(nn.Module):
+class RetrievalMatch(PartModule[RetrievalModel]):
     """`RetrievalModel.match`."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, temperature: Tensor | float
@@ -183,24 +166,16 @@ class RetrievalMatch(nn.Module):
         return self.model.match(input_ids, attention_mask, image_tokens, temperature)
 
 
-class ClipImagePart(nn.Module):
+class ClipImagePart(PartModule[ClipModel]):
     """`ClipModel.encode_image`, and embeddings."""
-
-    def __init__(self, model: ClipModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, temperature: Tensor | float) -> ClipImage:
         feature, counts = self.model.encode_image(image, temperature)
         return ClipImage(feature, normalize(feature), counts)
 
 
-class ClipTextPart(nn.Module):
+class ClipTextPart(PartModule[ClipModel]):
     """`ClipModel.encode_text`, and embeddings."""
-
-    def __init__(self, model: ClipModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, temperature: Tensor | float) -> ClipText:
         feature, counts, position = self.model.encode_text(input_ids, temperature)

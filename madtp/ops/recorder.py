@@ -16,15 +16,11 @@ class CompactRecord:
     """One pruning step.
 
     Attributes:
-        layer: index of the encoder layer.
         importance: [B, N] float32; threshold: [B] float32.
         counts: [B] int64, tokens above their own threshold.
         keep: K, the largest of `counts`.
-        pruned: whether tokens were dropped.
-        tokens_out: tokens after the layer, class token included.
         source_ids: [B, tokens_out] int32.
         entering_ids: [B, 1 + N] int32, source ids before the step.
-        min_keep: least K that prunes.
     """
 
     layer: int

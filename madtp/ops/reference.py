@@ -73,7 +73,6 @@ def learned_threshold(importance: Tensor, alignment: Tensor, temperature: Tensor
     Args:
         importance: [B, N] float32.
         alignment: [B, N, T] float32.
-        temperature: tau > 0.
     """
     weights = (alignment / temperature).softmax(dim=1)
     return torch.einsum("bnt,bn->bt", weights, importance).amin(dim=1)

@@ -85,8 +85,6 @@ def write_answers(
     """Write an answer to each question.
 
     Args:
-        step, source: as those of `rank_answers`.
-        beams: 1 is greedy search.
         max_length, min_length: see `Limits`; [DEC] counts.
 
     Returns:

@@ -23,7 +23,6 @@ def write_captions(
         step: the decoder, in torch or an engine.
         source: what its `source_cache` gave for the image states.
         prompt_ids: [B, P] int64, [DEC] first, without [SEP].
-        beams: 1 is greedy search.
         max_length, min_length: see `Limits`; the prompt counts.
 
     Returns:

@@ -55,7 +55,6 @@ class Limits:
         """Raise InputError where a search from `prompt_ids` [B, P] cannot work.
 
         Args:
-            prompt_ids: first ids of every text.
             max_position: ids that the decoder has position embeddings for, if it is known.
         """
         if prompt_ids.dim() != 2 or prompt_ids.numel() == 0:
@@ -89,9 +88,7 @@ def greedy_search(step: Step, prompt_ids: Tensor, limits: Limits) -> Tensor:
     """The likeliest next id again and again.
 
     Args:
-        step: runs the decoder over B rows.
         prompt_ids: [B, P] int64, without padding.
-        limits: lengths and ids.
 
     Returns:
         [B, length] int64, prompt included, [SEP] where a text has ended, padding behind it.
@@ -112,10 +109,7 @@ def beam_search(step: Step, prompt_ids: Tensor, limits: Limits, beams: int) -> T
     """The text of the best mean log probability among those that `beams` parallel searches find.
 
     Args:
-        step: runs the decoder over B * beams rows.
         prompt_ids: [B, P] int64, without padding.
-        limits: lengths and ids.
-        beams: texts pursued for each sample.
 
     Returns:
         [B, length] int64, prompt included, [SEP] where a text has ended, padding behind it.

@@ -93,8 +93,6 @@ def run_request(
     """Everything that a batch of requests comes to, through all parts.
 
     Args:
-        config: of the model.
-        runners: of all its parts.
         inputs: of the request, see `madtp.data.samples.collate`; retrieval and clip take pairs, as many images as
             texts.
         temperature: zero or less is the dense model.
