@@ -16,7 +16,7 @@ from export.evaluate.evaluation import (
     sum_tokens,
 )
 from export.evaluate.journal import Entry
-from export.evaluate.metrics import recall
+from export.evaluate.metrics import Scores, recall
 from export.session.arguments import spans
 from export.session.products import RankingBatch
 from export.session.requests import FilledRunner, compare_embeddings, count_runs, kept_tokens
@@ -97,7 +97,7 @@ class _ClipWork(_Ranking):
     def score(self, entries: Sequence[Entry]) -> Scoring:
         (entry,) = entries
         answers = self.answers(entry["best_texts"], entry["best_images"])
-        return scored(entry["metrics"], entry["unscored"], answers)
+        return scored(Scores(entry["metrics"], entry["unscored"]), answers)
 
 
 class _RetrievalWork(_Ranking):
@@ -149,7 +149,7 @@ class _RetrievalWork(_Ranking):
         score_i2t = _scores(entries[1 : 1 + self.images], self.texts)
         score_t2i = _scores(entries[1 + self.images :], self.images)
         metrics = recall(score_i2t, score_t2i, self.data.texts_of_image, self.k_test)
-        return scored(metrics, metrics.unscored, self.answers(_best(score_i2t), _best(score_t2i)))
+        return scored(metrics, self.answers(_best(score_i2t), _best(score_t2i)))
 
 
 def ranking_work(

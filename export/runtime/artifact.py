@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 from export.artifact.files import check_file, check_files
 from export.artifact.manifest import Manifest, Part
@@ -169,9 +168,7 @@ class Artifact:
     def __enter__(self) -> "Artifact":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

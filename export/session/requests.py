@@ -11,7 +11,7 @@ from torch import Tensor
 from export.session.products import Ranking, RankingBatch, Tokens
 from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
 from madtp.tasks.answers import RankedAnswers, rank_answers, write_answers
-from madtp.tasks.captions import write_captions
+from madtp.tasks.generation import write_texts
 from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 
@@ -73,7 +73,7 @@ def generate_captions(
     max_length: int,
     min_length: int,
 ) -> tuple[Tensor, list[Tokens]]:
-    """Ids [B, length] of captions, prompt included, see `madtp.tasks.captions.write_captions`; and the tokens of each
+    """Ids [B, length] of captions, prompt included, see `madtp.tasks.generation.write_texts`; and the tokens of each
     request.
 
     Args:
@@ -81,7 +81,7 @@ def generate_captions(
     """
     source, tokens = _encode(runners, {"image": inputs["image"]}, temperature)
     step, lengths = decoder_step(runners["decoder"]), {"max_length": max_length, "min_length": min_length}
-    return write_captions(step, source, inputs["prompt_ids"], config, beams=beams, **lengths), tokens
+    return write_texts(step, source, inputs["prompt_ids"], config, beams=beams, **lengths), tokens
 
 
 def rank_pairs(

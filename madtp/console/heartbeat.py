@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 
 from rich.console import Console
 
@@ -36,9 +35,7 @@ class Heartbeat:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()  # no line after the end

@@ -1,7 +1,7 @@
 """What a person sees while a command works: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -43,10 +43,8 @@ class ConsoleProgress:
         self._heartbeat.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._heartbeat.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._heartbeat.__exit__(*error)
         self.stop()
 
     def stop(self) -> None:

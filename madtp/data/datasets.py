@@ -7,6 +7,7 @@ from pathlib import Path
 
 from madtp.data.annotations import (
     IMAGE_FOLDERS,
+    LABELS,
     AnnotationReader,
     Id,
     SourceFile,
@@ -24,7 +25,6 @@ ANNOTATION_FOLDERS = ("", "annotation", "annotations")
 ANSWER_LIST = "answer_list.json"
 COCO_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 FLICKR_IMAGES = "flickr30k-images"
-LABELS = {"true": True, "false": False}
 NAMED = 3  # missing images that a message names
 
 
@@ -100,11 +100,6 @@ class Dataset:
     def annotation(self) -> Path:
         """The annotation file."""
         return self.sources[0].path
-
-    @property
-    def sha256(self) -> str:
-        """Of the annotation file."""
-        return self.sources[0].sha256
 
     def __len__(self) -> int:
         return len(self.items)

@@ -41,6 +41,6 @@ def check_version(
     """`content`, if it is an object of a schema that this version reads; see `read_versioned`."""
     version = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(content, dict) or isinstance(version, bool) or version not in versions:
-        accepted = " or ".join(map(str, sorted(versions)))
+        accepted = " and ".join(map(str, sorted(versions)))
         raise error(f"{name} is of schema {version!r:.80}", f"This version reads schema {accepted}.", fix)
     return content

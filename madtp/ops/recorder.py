@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from madtp.ops.reference import learned_threshold, token_counts, token_importance
+from madtp.ops.reference import counts_above, learned_threshold, token_importance
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:
     counts = torch.full((tokens.shape[0],), importance.shape[1])
     if temperature > 0:
         threshold = learned_threshold(importance, alignment, temperature)
-        counts = token_counts(importance, threshold)
+        counts = counts_above(importance, threshold)
     tokens_out = output[0].shape[1]
     return CompactRecord(
         layer=layer,

@@ -78,7 +78,7 @@ def learned_threshold(importance: Tensor, alignment: Tensor, temperature: Tensor
     return torch.einsum("bnt,bn->bt", weights, importance).amin(dim=1)
 
 
-def token_counts(importance: Tensor, threshold: Tensor) -> Tensor:
+def counts_above(importance: Tensor, threshold: Tensor) -> Tensor:
     """k [B] int64: tokens above their sample's threshold; all N of them where a score is NaN or infinite.
 
     A score that is not finite must not decide what is thrown away, so its sample asks to keep everything.
@@ -123,7 +123,7 @@ def token_compact(
     importance = token_importance(column_score, class_score, alignment)
     keep = importance.shape[1]
     if temperature > 0:
-        keep = int(token_counts(importance, learned_threshold(importance, alignment, temperature)).max())
+        keep = int(counts_above(importance, learned_threshold(importance, alignment, temperature)).max())
     if keep < int(min_keep) or importance.shape[1] - keep < 2:
         count = torch.tensor(tokens.shape[1], device=tokens.device)
         return tokens.clone(), key_mask.clone(), source_ids.clone(), count

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from madtp.errors import InputError
+from madtp.models.config import BlipConfig
+from madtp.models.decoder import DecoderSession, DecoderStep
 
 NEVER = -1e9  # initial score of all beams of a sample but the first, which would otherwise all be the same
 
@@ -82,6 +84,36 @@ class Limits:
                 f"max_length {self.max_length} is more than the decoder has positions for, {max_position}",
                 fix=f"Set max_length to {max_position} or less.",
             )
+
+
+def write_texts(
+    step: DecoderStep,
+    source: Tensor,
+    prompt_ids: Tensor,
+    config: BlipConfig,
+    *,
+    beams: int = 3,
+    max_length: int = 20,
+    min_length: int = 5,
+) -> Tensor:
+    """Texts about encoder states; by default as the published evaluation writes captions.
+
+    Args:
+        step: the decoder, in torch or an engine.
+        source: what its `source_cache` gave for the states.
+        prompt_ids: [B, P] int64, [DEC] first, without [SEP].
+        beams: 1 is greedy search.
+        max_length, min_length: see `Limits`; the prompt counts.
+
+    Returns:
+        [B, length] int64, prompt included, padding behind [SEP].
+    """
+    limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
+    limits.check(prompt_ids, config.max_position)
+    session = DecoderSession(step, source, beams)
+    if beams == 1:
+        return greedy_search(session, prompt_ids, limits)
+    return beam_search(session, prompt_ids, limits, beams)
 
 
 def greedy_search(step: Step, prompt_ids: Tensor, limits: Limits) -> Tensor:
