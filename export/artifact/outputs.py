@@ -88,7 +88,7 @@ def owned_files(engine: Path) -> set[str]:
         content = None
     if not _is_manifest(content):
         raise OutputError(
-            f"'{path}' is there already and is no manifest of an export",
+            f"'{path}' is there already and is not the manifest of an export",
             f"The export writes its manifest there, beside '{engine.name}'.",
             "Give --engine another name or folder, or remove that file first.",
         )

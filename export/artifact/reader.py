@@ -38,7 +38,6 @@ def open_manifest(path: Path, *, changed: bool = False) -> tuple[Path, Manifest]
     Args:
         path: the manifest, or the artifact that it describes. A symbolic link is what it leads to, unless the files of
             the artifact lie, or are linked, beside it under their own names.
-        changed: see `read_manifest`.
 
     Raises:
         ManifestError: see `read_manifest`; also where the manifest beside an artifact is of another one.

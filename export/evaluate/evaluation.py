@@ -26,8 +26,6 @@ class EvaluateOptions:
     Attributes:
         batch: requests (retrieval, clip: images) per batch; texts and matched pairs run in the batches of the published
             evaluation. None runs every item on its own, so that no answer depends on another item.
-        temperature: pruning temperature; None is the manifest's.
-        generate: vqa writes answers instead of choosing from the data set's list.
         k_test: candidates that retrieval matches for each image and each text; None is 256, or all if there are fewer.
         limit: number of items, from the first; None is all.
     """
@@ -76,7 +74,7 @@ def scored(scores: Scores, answers: Any) -> Scoring:
     return Scoring(dict(scores) or None, answers, reasons or None)
 
 
-def check_texts(session: Session, texts: Sequence[tuple[str, str]]) -> None:
+def check_readable(session: Session, texts: Sequence[tuple[str, str]]) -> None:
     """Refuse texts, each with a name for messages, that the artifact cannot take, and those without a word.
 
     Raises:

@@ -14,7 +14,7 @@ from export.evaluate.evaluation import (
     Scoring,
     add_tokens,
     batch_size,
-    check_texts,
+    check_readable,
     scored,
 )
 from export.evaluate.journal import Entry
@@ -170,11 +170,13 @@ def item_work(
 
     Raises:
         InputError: vqa should choose from a list of answers, and the data set has none.
-        OptionError, InputError: see `batch_size` and `check_texts`.
+        OptionError, InputError: see `batch_size` and `check_readable`.
     """
     batch = batch_size(session, options)
     items: Any = dataset.items  # of the task's type
-    check_texts(session, [(f"{_called(item)} of '{dataset.annotation}'", _text(item)) for item in items if _text(item)])
+    check_readable(
+        session, [(f"{_called(item)} of '{dataset.annotation}'", _text(item)) for item in items if _text(item)]
+    )
     if session.task == "nlvr":
         return _NlvrWork(session, items, batch, temperature)
     if session.task == "caption":

@@ -31,9 +31,6 @@ class Journal:
         path: of the file; its folder has to exist.
         identity: everything that the steps depend on, of JSON's types.
 
-    Attributes:
-        entries: the steps that are done.
-
     Raises:
         InputError: the file is of something else, is broken, or another run is writing it.
         OutputError: it cannot be written.

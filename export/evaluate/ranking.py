@@ -11,7 +11,7 @@ from export.evaluate.evaluation import (
     Report,
     Scoring,
     batch_size,
-    check_texts,
+    check_readable,
     scored,
     sum_tokens,
 )
@@ -45,7 +45,7 @@ class _Ranking:
             for key, own in zip(self.keys, self.data.texts_of_image, strict=True)
             for text in own
         ]
-        check_texts(session, named)
+        check_readable(session, named)
         self.runners = {name: FilledRunner(runner, session.batch.min) for name, runner in session.runners.items()}
         image_batch = batch_size(session, options)
         self.image_batches = spans(len(self.data.images), image_batch, "images")
@@ -81,7 +81,7 @@ class _Ranking:
         }
 
 
-class _ClipWork(_Ranking):
+class ClipWork(_Ranking):
     """CLIP compares embeddings: one step."""
 
     steps = 1
@@ -100,7 +100,7 @@ class _ClipWork(_Ranking):
         return scored(Scores(entry["metrics"], entry["unscored"]), answers)
 
 
-class _RetrievalWork(_Ranking):
+class RetrievalWork(_Ranking):
     """BLIP matches the best of each row: a step for all embeddings, one for each image, one for each text."""
 
     def __init__(self, session: Session, dataset: Dataset, options: EvaluateOptions, temperature: float) -> None:
@@ -150,14 +150,6 @@ class _RetrievalWork(_Ranking):
         score_t2i = _scores(entries[1 + self.images :], self.images)
         metrics = recall(score_i2t, score_t2i, self.data.texts_of_image, self.k_test)
         return scored(metrics, self.answers(_best(score_i2t), _best(score_t2i)))
-
-
-def ranking_work(
-    session: Session, dataset: Dataset, options: EvaluateOptions, temperature: float
-) -> _ClipWork | _RetrievalWork:
-    """The evaluation of an artifact of retrieval or clip."""
-    kind = _ClipWork if session.task == "clip" else _RetrievalWork
-    return kind(session, dataset, options, temperature)
 
 
 def _reported(batches: Sequence[tuple[int, int]], stage: str, report: Report) -> Iterator[tuple[int, int]]:

@@ -12,7 +12,7 @@ from export.errors import OptionError
 from export.evaluate.evaluation import EvaluateOptions, Report, Work, batching, mean_tokens
 from export.evaluate.items import item_work
 from export.evaluate.journal import Entry, Journal
-from export.evaluate.ranking import ranking_work
+from export.evaluate.ranking import ClipWork, RetrievalWork
 from export.session.session import Session
 from madtp.data.annotations import Id
 from madtp.data.datasets import RETRIEVAL_TASKS, Dataset
@@ -108,8 +108,9 @@ def _work(session: Session, dataset: Dataset, options: EvaluateOptions, temperat
             raise OptionError(
                 f"--{option} does not apply to {task}", f"It is an option of {wanted}.", f"Leave --{option} out."
             )
-    make = ranking_work if task in RETRIEVAL_TASKS else item_work
-    return make(session, dataset, options, temperature)
+    if task in RETRIEVAL_TASKS:
+        return (ClipWork if task == "clip" else RetrievalWork)(session, dataset, options, temperature)
+    return item_work(session, dataset, options, temperature)
 
 
 def _limited(dataset: Dataset, limit: int | None) -> Dataset:

@@ -18,7 +18,7 @@ from torch.export import Dim
 
 from export.graph.functions import OPSET, functions, op_schema
 from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
-from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part, TensorSpec
+from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, InputSpec, Part
 from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.
@@ -70,7 +70,7 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
     return traced
 
 
-def _example(spec: TensorSpec) -> Tensor:
+def _example(spec: InputSpec) -> Tensor:
     """An input to trace with; ones are ids, mask and temperature alike, and pixels."""
     return torch.ones(spec.sized(TRACED_SIZES), dtype=spec.dtype)
 

@@ -47,7 +47,6 @@ class Artifact:
         """Read the manifest, check the files and pick the backend; nothing is run.
 
         Args:
-            path: the manifest, or the artifact that it lies beside.
             checkpoint: has to be the one that the artifact was made from.
             changed: take a manifest, graphs, plans and weights that were changed since the export.
 

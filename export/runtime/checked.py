@@ -13,11 +13,7 @@ from madtp.tasks.requests import Outputs, Runner
 
 
 class CheckedRunner:
-    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's.
-
-    Args:
-        inputs, outputs: what its manifest lists.
-    """
+    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's."""
 
     def __init__(
         self,
@@ -50,9 +46,6 @@ class FiniteRunner:
 
     Args:
         context: what it runs for, e.g. the temperature and sample; the error names it.
-
-    Attributes:
-        runs: how often it ran.
     """
 
     def __init__(self, runner: Runner, part: str, context: str) -> None:
@@ -70,11 +63,6 @@ class FiniteRunner:
                     "Compare the artifact with its checkpoint: python -m export validate.",
                 )
         return outputs
-
-    def close(self) -> None:
-        """See `CheckedRunner.close`."""
-        if isinstance(self._runner, CheckedRunner):
-            self._runner.close()
 
 
 def finite_runners(runners: Mapping[str, Runner], context: str) -> dict[str, FiniteRunner]:

@@ -38,7 +38,6 @@ class DataOptions:
         data: a folder with the annotation file of a data set.
         split: split of the data set; None takes test if present, else val.
         limit: maximum number of samples, evenly spaced; None takes all.
-        allow_outside: whether images may lie outside the folder.
     """
 
     samples: Path | None = None

@@ -15,7 +15,6 @@ class Judgement:
     """Whether a sentence is true of two images.
 
     Attributes:
-        answer: true or false.
         probability: that it is true, 0 to 1.
         logits: of false and true.
         tokens: see `Tokens`; of both images, which keep equally many.

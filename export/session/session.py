@@ -70,7 +70,6 @@ class Session:
     Attributes:
         task: "nlvr", "vqa", "caption", "retrieval" or "clip".
         temperature: the manifest's, which is the default of every request.
-        runners: the runner of each part, by name.
         batch, text: ranges of requests per batch, and of tokens per text, that the artifact was built for.
 
     Raises:
@@ -301,9 +300,7 @@ class Session:
                 raise InputError(f"{name} does not apply to clip", "It compares embeddings and matches no pairs.")
         size = check_batch(batch, self.batch, "batch")
         sizes = RankingBatch(
-            size if image_batch is None else check_batch(image_batch, self.batch, "image_batch"),
-            size if text_batch is None else check_batch(text_batch, self.batch, "text_batch"),
-            size if match_batch is None else check_batch(match_batch, self.batch, "match_batch"),
+            *(size if given is None else check_batch(given, self.batch, name) for name, given in batches.items())
         )
         ids, mask = self.processor.batch(check_texts(texts, "texts"), cut=cut)
         pictures = self._pictures(images, sizes.images)

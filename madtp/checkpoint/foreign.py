@@ -75,7 +75,7 @@ def recognise(state: Mapping[str, Any]) -> tuple[str, str] | None:
         ),
         (
             [not value.is_floating_point() and not value.is_complex() for value in values],
-            "Its tensors are no floating-point numbers, as in a quantised model.",
+            "Its tensors are not floating-point numbers, as in a quantised model.",
             "Give the checkpoint of the float model that it was made from.",
         ),
     ):

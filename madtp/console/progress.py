@@ -27,7 +27,6 @@ class ConsoleProgress:
 
     Args:
         stages: how many stages will be announced; 0 where steps are counted.
-        silence: seconds without a line, see `madtp.console.heartbeat`.
     """
 
     def __init__(self, console: Console, stages: int = 0, silence: float = SILENCE, doing: str = "starting") -> None:

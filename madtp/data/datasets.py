@@ -115,7 +115,6 @@ def read_dataset(
             (or in `images/`).
         split: "test", "val" ("dev" is the same) or "train"; None takes test if it is there, else val.
         skip_missing: leave out what needs an image that is not there, instead of refusing the folder.
-        allow_outside: also take images whose names lead out of the folder.
 
     Raises:
         InputError: no such folder, file or split, an entry that cannot be used, images that are not there.

@@ -150,7 +150,6 @@ def load_samples(
 
     Args:
         checkpoint: the model's; a vocabulary may lie beside it. None if there is only an artifact.
-        least: the fewest samples that a folder has to have.
         vocabulary: a vocabulary that is known to be the model's; None looks for one.
         demos: how many of the demo's samples; None takes twice MIN_SAMPLES.
 

@@ -115,7 +115,6 @@ class RequestText(ABC):
         """Ids of one text, special ones included.
 
         Args:
-            text: anything; empty gives the special ids alone.
             cut: read an overlong text as the published code does, without its end, instead of refusing it.
 
         Raises:

@@ -20,11 +20,6 @@ def read_versioned(
 ) -> dict[str, Any]:
     """The object that a JSON file holds, of a schema that this version reads.
 
-    Args:
-        path: of the file, at most `most` bytes.
-        name: what the file is, in messages: "the manifest".
-        versions: accepted values of "schema".
-
     Raises:
         error: the file is missing, not JSON, not an object, or of another schema.
     """

@@ -45,14 +45,14 @@ def _rounded(value: Any) -> Any:
     return value.to(torch.float16).to(torch.float32)
 
 
-class ImageOutput(NamedTuple):
+class ImageFeatures(NamedTuple):
     """Features [B, E] in the joint space, not normalised; tokens after each layer [B, layers], int32."""
 
     image_feature: Tensor
     vision_token_counts: Tensor
 
 
-class TextOutput(NamedTuple):
+class TextFeatures(NamedTuple):
     """Features [B, E] in the joint space, not normalised; tokens after each layer [B, layers], int32.
 
     `text_picked_position` [B] int32: position in the caption of the token that the feature was read from, -(layer + 1)
@@ -210,18 +210,18 @@ class ClipModel(PrunedModel[ClipConfig]):
         self.ln_final = nn.LayerNorm(config.text_width, eps=config.layer_norm_eps)
         self.text_projection = nn.Parameter(torch.zeros(config.text_width, config.embed_dim))
 
-    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageFeatures:
         """Features of images [B, 3, S, S], normalised."""
         tau = self.resolve(temperature, image.device)
         feature, state = self.visual(image.to(self.space_dict.dtype), self.space_dict, tau)
-        return ImageOutput(feature.to(self._output_dtype()), state.token_counts())
+        return ImageFeatures(feature.to(self._output_dtype()), state.token_counts())
 
-    def encode_text(self, input_ids: Tensor, temperature: Tensor | float | None = None) -> TextOutput:
+    def encode_text(self, input_ids: Tensor, temperature: Tensor | float | None = None) -> TextFeatures:
         """Features of captions.
 
         A caption's feature is read where its end-of-text token was before pruning, as the published code does. Layers
-        prune only while that position still exists in every caption of the batch, so a long caption keeps its batch
-        mates unpruned.
+        prune only while that position still exists in every caption of the batch, so a long caption keeps the
+        rest of its batch unpruned.
 
         Args:
             input_ids: [B, context_length] int64: start of text, words, end of text (the largest id of the vocabulary,
@@ -245,7 +245,7 @@ class ClipModel(PrunedModel[ClipConfig]):
         picked = x.gather(1, end[..., None].expand(-1, -1, x.shape[2])).squeeze(1)
         feature = self.ln_final(picked) @ self.text_projection
         position = state.source_ids.gather(1, end).squeeze(1)
-        return TextOutput(feature.to(self._output_dtype()), state.token_counts(), position)
+        return TextFeatures(feature.to(self._output_dtype()), state.token_counts(), position)
 
     def forward(self, image: Tensor, input_ids: Tensor, temperature: Tensor | float | None = None) -> ClipOutput:
         """Compare every image with every caption.

@@ -46,31 +46,9 @@ class NlvrModel(PrunedModel[NlvrConfig]):
             image0, image1: [B, 3, S, S] float, normalised.
             input_ids: [B, L] int64, first id [ENC]; attention_mask: [B, L], 1 for words and 0 for padding.
         """
-        return self.run(image0, image1, input_ids, attention_mask, temperature)[0]
-
-    def run(
-        self,
-        image0: Tensor,
-        image1: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        temperature: Tensor | float | None = None,
-        *,
-        collect_aligned: bool = False,
-    ) -> tuple[NlvrOutput, Tensor | float, Tensor | float]:
-        """`forward`, and the aligned features of vision [2B, T, C] and text [B, T, C] for the training loss."""
         tau = self.resolve(temperature, image0.device)
-        images, vision = self.visual_encoder(
-            torch.cat([image0, image1]).to(self.space_dict.dtype), self.space_dict, tau, collect_aligned=collect_aligned
-        )
-        batch = image0.shape[0]
-        words, text = self.text_encoder(
-            input_ids,
-            attention_mask,
-            (images[:batch], images[batch:]),
-            self.space_dict,
-            tau,
-            collect_aligned=collect_aligned,
-        )
-        output = NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())
-        return output, vision.aligned, text.aligned
+        pixels = torch.cat([image0, image1]).to(self.space_dict.dtype)
+        images, vision = self.visual_encoder(pixels, self.space_dict, tau)
+        pair = images[: image0.shape[0]], images[image0.shape[0] :]
+        words, text = self.text_encoder(input_ids, attention_mask, pair, self.space_dict, tau)
+        return NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())

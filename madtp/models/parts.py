@@ -32,7 +32,7 @@ INT64, FLOAT = torch.int64, torch.float32
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class InputSpec:
     """An input: its dimensions are numbers, or names of what varies."""
 
     name: str
@@ -63,7 +63,7 @@ class Part:
 
     name: str
     module: nn.Module
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     encoders: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
@@ -102,7 +102,7 @@ class ClipImage(NamedTuple):
 
 
 class ClipText(NamedTuple):
-    """Of B captions: as `ClipImage`; and where each feature was read, [B] int32 (`madtp.models.clip.TextOutput`)."""
+    """Of B captions: as `ClipImage`; and where each feature was read, [B] int32 (`madtp.models.clip.TextFeatures`)."""
 
     text_feature: Tensor
     text_embed: Tensor
@@ -188,12 +188,12 @@ def parts_of(model: Any) -> dict[str, Part]:
     return {part.name: part for part in parts}
 
 
-def _image(config: BlipConfig | ClipConfig, name: str = "image") -> TensorSpec:
-    return TensorSpec(name, FLOAT, (BATCH, 3, config.image_size, config.image_size))
+def _image(config: BlipConfig | ClipConfig, name: str = "image") -> InputSpec:
+    return InputSpec(name, FLOAT, (BATCH, 3, config.image_size, config.image_size))
 
 
-_TEXT = tuple(TensorSpec(name, INT64, (BATCH, TEXT)) for name in ("input_ids", "attention_mask"))
-_TEMPERATURE = TensorSpec("temperature", FLOAT, ())
+_TEXT = tuple(InputSpec(name, INT64, (BATCH, TEXT)) for name in ("input_ids", "attention_mask"))
+_TEMPERATURE = InputSpec("temperature", FLOAT, ())
 
 
 def _nlvr(model: NlvrModel) -> tuple[Part, ...]:
@@ -226,10 +226,10 @@ def _caption(model: CaptionModel) -> tuple[Part, ...]:
 def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
     layers, heads, size = config.text_layers, config.text_heads, config.text_hidden // config.text_heads
     inputs = (
-        TensorSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
-        TensorSpec("rows", INT64, (BATCH, TEXTS)),
-        TensorSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
-        TensorSpec("source_cache", FLOAT, (layers, 2, BATCH, heads, SOURCE, size)),
+        InputSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
+        InputSpec("rows", INT64, (BATCH, TEXTS)),
+        InputSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
+        InputSpec("source_cache", FLOAT, (layers, 2, BATCH, heads, SOURCE, size)),
     )
     # The tracer, which takes 0 and 1 for constants, assumes two at least of each, and both share the positions.
     limits = {NEW: config.max_position - 2, PAST: config.max_position - 2, SOURCE: source}
@@ -238,7 +238,7 @@ def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
 
 def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
     config = model.config
-    tokens = TensorSpec("image_tokens", FLOAT, (BATCH, SOURCE, config.vit_dim))
+    tokens = InputSpec("image_tokens", FLOAT, (BATCH, SOURCE, config.vit_dim))
     image, text = {"vision": config.vit_depth}, {"text": config.text_layers}
     match, limits = {"match": config.text_layers}, {TEXT: config.max_position}
     pairs = {**limits, SOURCE: config.vision_tokens}
@@ -251,7 +251,7 @@ def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
 
 def _clip(model: ClipModel) -> tuple[Part, ...]:
     config = model.config
-    ids = TensorSpec("input_ids", INT64, (BATCH, config.context_length))
+    ids = InputSpec("input_ids", INT64, (BATCH, config.context_length))
     image, text = {"vision": config.vision_layers}, {"text": config.text_layers}
     return (
         Part("image", ClipImagePart(model), (_image(config), _TEMPERATURE), ClipImage._fields, image),

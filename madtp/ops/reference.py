@@ -38,7 +38,7 @@ def aligned_attention(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) ->
 
     Returns:
         context [B, L, C] in the dtype of `qkv`; column_score [B, L - 1] and class_score [B, L - 1], float32 (float64
-        where `qkv` is: the yardstick that other precisions are held against).
+        where `qkv` is: the reference of other precisions).
     """
     query, key, value = (split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
     scores = product(query / math.sqrt(query.shape[-1]), key.mT) + key_mask[:, None, None, :].to(qkv.dtype)

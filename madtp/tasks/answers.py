@@ -40,7 +40,6 @@ def rank_answers(
     """Choose an answer from a list for each question.
 
     Args:
-        step: the decoder, in torch or an engine.
         source: what its `source_cache` gave for the question states.
         answer_ids, answer_mask: [A, L] int64, [DEC] first and [SEP] last; the mask is 1 for words, 0 for padding.
         k: answers, likeliest first words first, that are read to the end.

@@ -79,8 +79,6 @@ def rank(
         images: batches [b, 3, S, S] float, normalised; the caller chooses their sizes.
         input_ids: [T, L] int64, first id [CLS]; attention_mask: [T, L], 1 for words and 0 for padding.
         k_test: candidates of each row; all of them where there are fewer.
-        text_batch: texts that are embedded together.
-        match_batch: see `Matcher`.
 
     Raises:
         InputError: no images or no texts, images of another size, ids that do not start with [CLS], a mask of another

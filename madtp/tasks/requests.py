@@ -95,7 +95,6 @@ def run_request(
     Args:
         inputs: of the request, see `madtp.data.samples.collate`; retrieval and clip take pairs, as many images as
             texts.
-        temperature: zero or less is the dense model.
 
     Returns:
         Outputs of the parts by name, and what follows from them: `answer_ids` [B, length] and `start_logits` of vqa,

@@ -76,7 +76,7 @@ def nlvr_loss(
 ) -> Tensor:
     """L_task + `similarity_weight` * L_sim of a batch, [].
 
-    Every image is encoded once, however many statements there are about it; with one a pair this is `NlvrModel.run`.
+    Every image is encoded once, however many statements there are about it; with one a pair the logits are the model's.
 
     Args:
         temperature: [] float32, zero prunes nothing; None trains the dense model, which is not aligned: L_task alone.
@@ -122,7 +122,6 @@ def retrieval_loss(
     """L_task + `similarity_weight` * L_sim of a batch, []; L_task is BLIP's: contrast of embeddings, and matching.
 
     Args:
-        temperature: as in `nlvr_loss`.
         generator: draws the wrong partners that pairs are matched with, likelier the more similar they are.
         images_at_once: so many images does the vision encoder see together; None is all of them. The image that keeps
             the most tokens decides for these, so a model that is deployed on few at once is trained on few, too.
