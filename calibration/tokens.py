@@ -8,7 +8,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +34,6 @@ class Source:
     """What was run over what; two files with the same source hold the same distribution.
 
     Attributes:
-        checkpoint_sha256: of the checkpoint file.
-        task: of the model.
-        temperature: that the counts were taken at.
-        data: the samples, in words.
         data_sha256: of their index, None where there is no such file.
     """
 
@@ -53,8 +49,6 @@ class TokenStatistics:
     """Distributions of token counts, class token included.
 
     Attributes:
-        source: what was run over what.
-        samples: requests counted.
         layers: encoder -> a histogram {tokens: requests} for each layer, in order.
     """
 
@@ -93,11 +87,7 @@ class TokenStatistics:
         """The file's content."""
         return {
             "schema": SCHEMA_VERSION,
-            "checkpoint_sha256": self.source.checkpoint_sha256,
-            "task": self.source.task,
-            "temperature": self.source.temperature,
-            "data": self.source.data,
-            "data_sha256": self.source.data_sha256,
+            **asdict(self.source),
             "samples": self.samples,
             "encoders": {
                 name: [self._layer(name, index) for index in range(len(layers))] for name, layers in self.layers.items()
@@ -182,25 +172,16 @@ def check_source(found: Source, wanted: Source, path: Path) -> None:
         )
 
 
-def count_request(
-    config: BlipConfig | ClipConfig, parts: Mapping[str, Part], inputs: Mapping[str, Tensor], temperature: float
-) -> dict[str, Tensor]:
-    """The token counts of one request, batch 1, by encoder."""
-    return count_tokens(config, torch_runners(parts), inputs, temperature)
-
-
 def collect(
     config: BlipConfig | ClipConfig,
     parts: Mapping[str, Part],
     requests: Iterable[Mapping[str, Tensor]],
     source: Source,
-    on_sample: Callable[[], None] = lambda: None,
 ) -> TokenStatistics:
     """Statistics of `requests` (inputs of `run_request`, batch 1 each) at the source's temperature."""
-    statistics = TokenStatistics(source)
+    statistics, runners = TokenStatistics(source), torch_runners(parts)
     for inputs in requests:
-        statistics.add(count_request(config, parts, inputs, source.temperature))
-        on_sample()
+        statistics.add(count_tokens(config, runners, inputs, source.temperature))
     return statistics
 
 
@@ -218,25 +199,22 @@ def collect_resumable(
     Args:
         requests: functions that read one request each, so that images are decoded when their turn comes.
         path: the file to write; `<path>.part` beside it holds what was counted so far.
-        on_sample: told how many requests are done.
         show: given the statistics before the file is written, which may fail.
 
     Raises:
         TokensError: the partial file is of another checkpoint, temperature or data.
         OutputError: a file cannot be written.
     """
-    partial = partial_path(path)
+    partial, runners = partial_path(path), torch_runners(parts)
     check_outputs([(path, TOKENS)], ())
     statistics = _resume(partial, source, len(requests))
     on_sample(statistics.samples)
     try:
         while statistics.samples < len(requests):
-            statistics.add(count_request(config, parts, requests[statistics.samples](), source.temperature))
+            statistics.add(count_tokens(config, runners, requests[statistics.samples](), source.temperature))
             on_sample(statistics.samples)
             if statistics.samples % SAVE_EVERY == 0:
-                with suppress(
-                    OutputError
-                ):  # no reason to stop counting; said at the end, if there is no room then either
+                with suppress(OutputError):  # raised at the end, if there is no room then either
                     write_tokens(statistics, partial)
     except BaseException:
         if statistics.samples:

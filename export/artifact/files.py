@@ -14,8 +14,6 @@ def check_files(manifest: Manifest, folder: Path, *, changed: bool = False) -> l
     """Refuse an artifact of which any file is missing or another than the manifest describes.
 
     Args:
-        manifest: read from `folder`.
-        folder: where its files lie.
         changed: take graphs, plans and weights that are another. A plugin library, which is code, is never taken.
 
     Returns:

@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from export.artifact.schema import Limits, Row, decode, encode, json_schema
+from export.artifact.schema import Bounds, Row, decode, encode, json_schema
 
 SCHEMA_VERSION: Final = 4
 SCHEMA_FILE = Path(__file__).with_name("manifest.schema.json")
@@ -27,14 +27,14 @@ KEPT_FAILURES = 20  # of a validation, in a manifest
 MAX_PARTS = 8
 NAME_PATTERN = r"^(?!\.\.?$)[^/\\\u0000]{1,255}(?![\s\S])"  # of a file beside the manifest: no path leads elsewhere
 
-FileName = Annotated[str, Limits(pattern=NAME_PATTERN)]
-Sha256 = Annotated[str, Limits(pattern="^[0-9a-f]{64}$")]
+FileName = Annotated[str, Bounds(pattern=NAME_PATTERN)]
+Sha256 = Annotated[str, Bounds(pattern="^[0-9a-f]{64}$")]
 Created = Annotated[str, "UTC time, ISO 8601"]
-Dimension = Annotated[int, Limits(minimum=0, maximum=2**31 - 1)]
+Dimension = Annotated[int, Bounds(minimum=0, maximum=2**31 - 1)]
 Shape = tuple[Dimension, ...]
-Mean = Annotated[float, Limits(minimum=-1000, maximum=1000)]
-Deviation = Annotated[float, Limits(minimum=0.001, maximum=1000)]
-Giga = Annotated[float, Limits(exclusive_minimum=0, maximum=1e9), "mean per request"]
+Mean = Annotated[float, Bounds(minimum=-1000, maximum=1000)]
+Deviation = Annotated[float, Bounds(minimum=0.001, maximum=1000)]
+Giga = Annotated[float, Bounds(exclusive_minimum=0, maximum=1e9), "mean per request"]
 Difference = float | None  # null where it is not finite
 Status = Literal["passed", "failed"]
 ArtifactStatus = Literal["passed", "failed", "not run"]
@@ -177,7 +177,7 @@ class Part:
 class ImagePreprocessing:
     """What to do with images."""
 
-    size: Annotated[int, Limits(minimum=1, maximum=16384), "side, pixels"]
+    size: Annotated[int, Bounds(minimum=1, maximum=16384), "side, pixels"]
     mode: Annotated[str, "colour mode"]
     resize: Annotated[str, "method"]
     scale: Annotated[float, "pixel factor before normalisation"]
@@ -347,7 +347,7 @@ class Manifest:
     checkpoint: Checkpoint
     temperature: Annotated[
         float,
-        Limits(minimum=0, maximum=3.4028234663852886e38),
+        Bounds(minimum=0, maximum=3.4028234663852886e38),
         "default of the temperature input; the checkpoint's unless --temperature was given",
     ]
     layout: Literal["dynamic"]
@@ -358,7 +358,7 @@ class Manifest:
     backend: BackendEntry
     tools: Annotated[dict[str, str], "package versions"]
     plugins: Annotated[Plugins, "none: function bodies inlined, no library needed"]
-    parts: Annotated[tuple[Part, ...], Limits(min_items=1, max_items=MAX_PARTS)]
+    parts: Annotated[tuple[Part, ...], Bounds(min_items=1, max_items=MAX_PARTS)]
     preprocessing: Preprocessing
     seconds: Annotated[dict[str, float], "duration of each stage"]
     validation: Validation

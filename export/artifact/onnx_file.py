@@ -36,7 +36,7 @@ def external_locations(path: Path) -> set[str]:
     The graph is only parsed where there can be any: a file with all weights in it may have gigabytes.
 
     Raises:
-        ManifestError: it is no ONNX model.
+        ManifestError: it is not an ONNX model.
         OSError: it cannot be read.
     """
     with open_regular(path) as file:

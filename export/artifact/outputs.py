@@ -35,7 +35,6 @@ def check_export(engine: Path, names: Iterable[str], inputs: Iterable[Path | Non
     Args:
         engine: what --engine names.
         names: of the files that are written beside the manifest.
-        inputs: files that the export reads.
 
     Raises:
         OutputError: a file cannot be written, or is an input, another artifact's, or somebody else's.
@@ -89,7 +88,7 @@ def owned_files(engine: Path) -> set[str]:
         content = None
     if not _is_manifest(content):
         raise OutputError(
-            f"'{path}' is there already and is no manifest of an export",
+            f"'{path}' is there already and is not the manifest of an export",
             f"The export writes its manifest there, beside '{engine.name}'.",
             "Give --engine another name or folder, or remove that file first.",
         )
@@ -105,9 +104,6 @@ def owned_files(engine: Path) -> set[str]:
 
 def stale_files(engine: Path, names: Iterable[str], inputs: Iterable[Path | None]) -> set[str]:
     """Names of the files of an earlier export that a new one deletes: it writes no such file, and read none of them.
-
-    Args:
-        engine, names, inputs: see `check_export`.
 
     Raises:
         OutputError: see `owned_files`.

@@ -11,6 +11,7 @@ from export.artifact.manifest import NAME_PATTERN, SCHEMA_VERSION, Manifest, Par
 from export.artifact.seal import is_sealed, manifest_validator, seal
 from export.errors import ManifestError
 from madtp.files.inputs import read_json
+from madtp.files.versioned import check_version
 
 UNSEALED_VERSION = 3  # schema 4 but for the manifest's hash of itself
 LONGEST = 2**20  # bytes; real ones have some 10 kB
@@ -37,7 +38,6 @@ def open_manifest(path: Path, *, changed: bool = False) -> tuple[Path, Manifest]
     Args:
         path: the manifest, or the artifact that it describes. A symbolic link is what it leads to, unless the files of
             the artifact lie, or are linked, beside it under their own names.
-        changed: see `read_manifest`.
 
     Raises:
         ManifestError: see `read_manifest`; also where the manifest beside an artifact is of another one.
@@ -70,7 +70,6 @@ def read_manifest(path: Path, *, changed: bool = False) -> Manifest:
     """A manifest from disk; one of schema 3 as schema 4 has it.
 
     Args:
-        path: of the file.
         changed: also one that was changed after it was written, which its own hash tells.
 
     Raises:
@@ -90,14 +89,10 @@ def read_manifest(path: Path, *, changed: bool = False) -> Manifest:
         raise ManifestError(
             f"cannot read the manifest '{path}'", str(error), _IN_PLACE if changed else _TOGETHER
         ) from error
-    version = content.get("schema") if isinstance(content, dict) else None
-    if version not in (UNSEALED_VERSION, SCHEMA_VERSION):
-        raise ManifestError(
-            f"the manifest '{path}' is of schema {version!r:.80}",
-            f"This version reads schema {UNSEALED_VERSION} and {SCHEMA_VERSION}.",
-            "Export again, or use the version that wrote it.",
-        )
-    if version == UNSEALED_VERSION:
+    versions = (UNSEALED_VERSION, SCHEMA_VERSION)
+    fix = "Export again, or use the version that wrote it."
+    content = check_version(content, f"the manifest '{path}'", versions, ManifestError, fix)
+    if content["schema"] == UNSEALED_VERSION:
         content = seal(content | {"schema": SCHEMA_VERSION})
     errors = islice(manifest_validator().iter_errors(content), MOST_ERRORS)
     wrong = jsonschema.exceptions.best_match(errors)
@@ -118,7 +113,7 @@ def read_manifest(path: Path, *, changed: bool = False) -> Manifest:
 def _reason(error: jsonschema.ValidationError) -> str:
     """What is wrong with a manifest, in words."""
     if error.validator_value == NAME_PATTERN:
-        return f"{error.json_path}: {error.instance!r:.80} is no bare file name, and files lie beside their manifest"
+        return f"{error.json_path}: {error.instance!r:.80} is not a bare file name, and files lie beside their manifest"
     return f"{error.json_path}: {error.message[:LONGEST_REASON]}"
 
 

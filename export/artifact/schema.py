@@ -1,6 +1,6 @@
 """JSON from frozen dataclasses and back, and the JSON Schema of it, all told from their annotations.
 
-`Annotated[T, "text"]` describes a field, `Annotated[T, Limits(minimum=1)]` limits it. A field with the default None is
+`Annotated[T, "text"]` describes a field, `Annotated[T, Bounds(minimum=1)]` limits it. A field with the default None is
 absent where it is None; any other field is always there. A `Row` is an array of its fields.
 """
 
@@ -15,7 +15,7 @@ _SCALARS = {str: "string", int: "integer", float: "number", bool: "boolean", typ
 
 
 @dataclass(frozen=True)
-class Limits:
+class Bounds:
     """What JSON Schema knows by the same names in camel case."""
 
     pattern: str | None = None
@@ -134,7 +134,7 @@ def _annotations(kind: Any) -> tuple[Any, dict[str, Any]]:
     kind, *notes = get_args(kind)
     keywords: dict[str, Any] = {}
     for note in notes:
-        keywords |= note.keywords() if isinstance(note, Limits) else {"description": note}
+        keywords |= note.keywords() if isinstance(note, Bounds) else {"description": note}
     return kind, keywords
 
 

@@ -19,6 +19,7 @@ from export.errors import BaselineError
 from madtp.errors import MadtpError, one_line
 from madtp.files.inputs import read_json, sha256
 from madtp.files.outputs import Kind, json_kind
+from madtp.files.versioned import check_version
 
 SCHEMA_VERSION = 4
 OLDEST_SCHEMA = 3  # it has GONE too, the time of a reference workload beside the calls
@@ -151,11 +152,8 @@ def read_content(path: Path, name: str, error: type[MadtpError]) -> dict[str, An
     except (OSError, ValueError, RecursionError) as failure:
         raise error(f"cannot read {name}", str(failure), again) from failure
     content: Any = measurement_of(written)
-    version = content.get("schema") if isinstance(content, dict) else None
-    if version not in range(OLDEST_SCHEMA, SCHEMA_VERSION + 1) or isinstance(version, bool):
-        supported = f"This version reads schemas {OLDEST_SCHEMA} to {SCHEMA_VERSION}."
-        raise error(f"{name} is of schema {version!r}", supported, again)
-    if version == OLDEST_SCHEMA:
+    check_version(content, name, (OLDEST_SCHEMA, SCHEMA_VERSION), error, again)
+    if content["schema"] == OLDEST_SCHEMA:
         _remove_gone(content)
     try:
         schema = resources.files("export.bench").joinpath("measurement.schema.json").read_text(encoding="utf-8")

@@ -8,13 +8,14 @@ from torch import Tensor
 
 from export.errors import OptionError
 from export.evaluate.journal import Entry
+from export.evaluate.metrics import Scores
+from export.session.products import Tokens
 from export.session.session import Session
 from madtp.data.texts import shown
 from madtp.errors import InputError
 from madtp.models.config import MAX_TEMPERATURE
 
 Report = Callable[[str, int, int], None]  # stage, done, total
-Tokens = Mapping[str, Sequence[int]]  # by encoder, after each layer
 ENDS = 2  # ids of a text that stand for no word, one at each end
 
 
@@ -25,8 +26,6 @@ class EvaluateOptions:
     Attributes:
         batch: requests (retrieval, clip: images) per batch; texts and matched pairs run in the batches of the published
             evaluation. None runs every item on its own, so that no answer depends on another item.
-        temperature: pruning temperature; None is the manifest's.
-        generate: vqa writes answers instead of choosing from the data set's list.
         k_test: candidates that retrieval matches for each image and each text; None is 256, or all if there are fewer.
         limit: number of items, from the first; None is all.
     """
@@ -56,7 +55,6 @@ class Scoring:
 
     Attributes:
         metrics: scores in percent; None if nothing could be scored.
-        answers: the answer to every item.
         unscored: which scores are missing, and why; None if none is.
         scorable: whether another package would make them available: answers are kept, so that a later run only scores.
     """
@@ -67,16 +65,16 @@ class Scoring:
     scorable: bool = False
 
 
-def scored(scores: Mapping[str, float], unscored: Mapping[str, str], answers: Any) -> Scoring:
-    """Scores, and the reasons, by name, why some are left out, in one sentence each."""
+def scored(scores: Scores, answers: Any) -> Scoring:
+    """Scores, and the reasons why some are missing, in one sentence each."""
     names: dict[str, list[str]] = {}
-    for name, reason in unscored.items():
+    for name, reason in scores.unscored.items():
         names.setdefault(reason, []).append(name)
-    told = "; ".join(f"{', '.join(left_out)}: {reason}" for reason, left_out in names.items())
-    return Scoring(dict(scores) or None, answers, told or None)
+    reasons = "; ".join(f"{', '.join(missing)}: {reason}" for reason, missing in names.items())
+    return Scoring(dict(scores) or None, answers, reasons or None)
 
 
-def check_texts(session: Session, texts: Sequence[tuple[str, str]]) -> None:
+def check_readable(session: Session, texts: Sequence[tuple[str, str]]) -> None:
     """Refuse texts, each with a name for messages, that the artifact cannot take, and those without a word.
 
     Raises:

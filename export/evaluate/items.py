@@ -12,15 +12,15 @@ from export.evaluate.evaluation import (
     EvaluateOptions,
     Report,
     Scoring,
-    Tokens,
     add_tokens,
     batch_size,
-    check_texts,
+    check_readable,
     scored,
 )
 from export.evaluate.journal import Entry
 from export.evaluate.metrics import accuracy, caption_scores, vqa_score
 from export.session.arguments import spans
+from export.session.products import Tokens
 from export.session.session import Session
 from madtp.data.annotations import Id
 from madtp.data.datasets import CaptionItem, Dataset, Item, NlvrItem, VqaItem
@@ -61,13 +61,13 @@ class _ItemWork(ABC):
         report("answering", end, len(self.items))
         return {"answers": answers, "tokens": add_tokens(tokens), "cut": sum(map(self._is_cut, batch))}
 
+    def _is_cut(self, item: Item) -> bool:
+        """Whether its text is longer than the published code reads."""
+        return bool(_text(item)) and self.session.processor.is_cut(_text(item))
+
     @abstractmethod
     def _ask(self, batch: Sequence[Any]) -> tuple[list[Any], list[Tokens]]:
         """Answers and token counts."""
-
-    @abstractmethod
-    def _is_cut(self, item: Any) -> bool:
-        """Whether its text is longer than the published code reads."""
 
     def _answers(self, entries: Sequence[Entry]) -> list[Any]:
         return [answer for entry in entries for answer in entry["answers"]]
@@ -82,9 +82,6 @@ class _NlvrWork(_ItemWork):
         judged = self.session.judge(pairs, sentences, batch=self.batch, temperature=self.temperature, cut=True)
         return [[judgement.answer, judgement.probability] for judgement in judged], [one.tokens for one in judged]
 
-    def _is_cut(self, item: NlvrItem) -> bool:
-        return self.session.processor.is_cut(item.sentence)
-
     def score(self, entries: Sequence[Entry]) -> Scoring:
         given = self._answers(entries)
         answers = [
@@ -96,7 +93,7 @@ class _NlvrWork(_ItemWork):
             lacking = [item.key for item in self.items if item.label is None]
             return Scoring(None, answers, f"not every sentence has a label: {_first(lacking, self.items)}")
         scores = accuracy([answer for answer, _ in given], labels)
-        return scored(scores, scores.unscored, answers)
+        return scored(scores, answers)
 
 
 @dataclass
@@ -112,16 +109,13 @@ class _VqaWork(_ItemWork):
 
     def _ask(self, batch: Sequence[VqaItem]) -> tuple[list[Any], list[Tokens]]:
         images, questions = [read_image(item.image) for item in batch], [item.question for item in batch]
-        how = ANSWER_LIMITS
+        search = ANSWER_LIMITS
         if self.candidates is not None:
-            how = {"candidates": self.candidates, "k": self.ranked}
+            search = {"candidates": self.candidates, "k": self.ranked}
         answered = self.session.answer(
-            images, questions, batch=self.batch, temperature=self.temperature, cut=True, **how
+            images, questions, batch=self.batch, temperature=self.temperature, cut=True, **search
         )
         return [answer.text for answer in answered], [answer.tokens for answer in answered]
-
-    def _is_cut(self, item: VqaItem) -> bool:
-        return self.session.processor.is_cut(item.question)
 
     def score(self, entries: Sequence[Entry]) -> Scoring:
         texts = self._answers(entries)
@@ -132,7 +126,7 @@ class _VqaWork(_ItemWork):
             reason = f"not every question has answers to compare with: {_first(lacking, self.items)}"
             return Scoring(None, answers, reason)
         scores = vqa_score(texts, [item.answers for item in self.items], ids)
-        return scored(scores, scores.unscored, answers)
+        return scored(scores, answers)
 
 
 class _CaptionWork(_ItemWork):
@@ -157,19 +151,16 @@ class _CaptionWork(_ItemWork):
         written = self.session.caption(images, batch=self.batch, temperature=self.temperature, **CAPTION_LIMITS)
         return [caption.text for caption in written], [caption.tokens for caption in written]
 
-    def _is_cut(self, item: CaptionItem) -> bool:
-        return False  # no text goes in
-
     def score(self, entries: Sequence[Entry]) -> Scoring:
         texts = self._answers(entries)
         ids = [_image_id(item) for item in self.items]
         answers = [{"image_id": key, "caption": text} for key, text in zip(ids, texts, strict=True)]
         try:
             scores = caption_scores(texts, [item.captions for item in self.items], ids)
-            return scored(scores, scores.unscored, answers)
+            return scored(scores, answers)
         except BackendError as error:
-            how = f"{error.fix} Then run the same command again: it only scores, the captions are kept."
-            return Scoring(None, answers, f"{error.what}. {how}", scorable=True)
+            fix = f"{error.fix} Then run the same command again: it only scores, the captions are kept."
+            return Scoring(None, answers, f"{error.what}. {fix}", scorable=True)
 
 
 def item_work(
@@ -179,11 +170,13 @@ def item_work(
 
     Raises:
         InputError: vqa should choose from a list of answers, and the data set has none.
-        OptionError, InputError: see `batch_size` and `check_texts`.
+        OptionError, InputError: see `batch_size` and `check_readable`.
     """
     batch = batch_size(session, options)
     items: Any = dataset.items  # of the task's type
-    check_texts(session, [(f"{_called(item)} of '{dataset.annotation}'", _text(item)) for item in items if _text(item)])
+    check_readable(
+        session, [(f"{_called(item)} of '{dataset.annotation}'", _text(item)) for item in items if _text(item)]
+    )
     if session.task == "nlvr":
         return _NlvrWork(session, items, batch, temperature)
     if session.task == "caption":

@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from madtp.errors import InputError
@@ -32,9 +31,6 @@ class Journal:
         path: of the file; its folder has to exist.
         identity: everything that the steps depend on, of JSON's types.
 
-    Attributes:
-        entries: the steps that are done.
-
     Raises:
         InputError: the file is of something else, is broken, or another run is writing it.
         OutputError: it cannot be written.
@@ -57,9 +53,7 @@ class Journal:
     def __enter__(self) -> "Journal":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         if not self.entries:
             self.remove()
         os.close(self._file)

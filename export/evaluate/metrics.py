@@ -53,7 +53,6 @@ class Scores(dict[str, float]):
     """Scores in percent by name; asking for one that is left out raises InputError with the reason.
 
     Args:
-        scores: by name.
         unscored: by name, why one is left out.
     """
 
@@ -87,21 +86,13 @@ def vqa_score(
     Where a question has fewer than four references, even what all of them say would not be fully right: no score.
 
     Args:
-        answers: one a question.
         references: what people answered; ten strings a question in VQAv2.
-        names: of the questions, in messages; None is their numbers.
 
     Raises:
         InputError: there are none, not as many of both, or a question without references.
     """
     _check_lengths(len(answers), len(references), "answers", "questions with references")
-    for number, people in enumerate(references):
-        if not people:
-            raise InputError(
-                f"question {_name(names, number)} has no reference answers",
-                "Without them there is no score.",
-                "Use a split with answers: the test split of VQAv2 is published without.",
-            )
+    _check_references(references, names, "question", "answers", "Use a split with answers; VQAv2's test has none.")
     few = [number for number, people in enumerate(references) if len(people) <= AGREEING]
     if few:
         people = references[few[0]]
@@ -131,7 +122,7 @@ def _agreement(answer: str, references: Sequence[str]) -> float:
     """The share, 0 to 1, by which one answer is right."""
     given = normalize_answer(answer)
     same = [bool(reference.strip()) and normalize_answer(reference) == given for reference in references]
-    return sum(min(1.0, (sum(same) - left_out) / AGREEING) for left_out in same) / len(same)
+    return sum(min(1.0, (sum(same) - excluded) / AGREEING) for excluded in same) / len(same)
 
 
 def caption_scores(
@@ -143,7 +134,6 @@ def caption_scores(
     its captions could be told from all other images': always with one image.
 
     Args:
-        captions: one an image.
         references: captions by people, one or more an image.
         names: of the images, in messages; None is their numbers.
 
@@ -152,13 +142,7 @@ def caption_scores(
         BackendError: the packages of the extra `evaluate` are missing, or their tokenizer fails.
     """
     _check_lengths(len(captions), len(references), "captions", "images with references")
-    for number, texts in enumerate(references):
-        if not texts:
-            raise InputError(
-                f"image {_name(names, number)} has no reference captions",
-                "Without them there is no score.",
-                "Leave the image out.",
-            )
+    _check_references(references, names, "image", "captions", "Omit the image.")
     java, jar = _tokenizer()
     from pycocoevalcap.bleu.bleu import Bleu
     from pycocoevalcap.cider.cider import Cider
@@ -178,8 +162,8 @@ def _caption_limits(references: Sequence[Sequence[str]], names: Sequence[object]
     words = [[text.split() for text in texts] for texts in references]
     longest = max(len(text) for texts in words for text in texts)
     reasons = {f"bleu_{n}": f"no reference caption has {n} words" for n in range(longest + 1, LONGEST + 1)}
-    told = [_told_apart(words, n) for n in range(1, LONGEST + 1)]
-    lost = [number for number in range(len(words)) if not all(apart[number] for apart in told)]
+    distinct = [_told_apart(words, n) for n in range(1, LONGEST + 1)]
+    lost = [number for number in range(len(words)) if not all(apart[number] for apart in distinct)]
     if lost:
         reasons["cider"] = (
             f"{len(lost)} of {len(words)} images have reference captions that are too short, or of words that all "
@@ -327,6 +311,15 @@ def _ranks(scores: Tensor, image_of_query: Tensor, image_of_candidate: Tensor) -
 
 def _name(names: Sequence[object] | None, number: int) -> str:
     return f"{number}" if names is None else shown(names[number])
+
+
+def _check_references(
+    references: Sequence[Sequence[str]], names: Sequence[object] | None, subject: str, kind: str, fix: str
+) -> None:
+    for number, texts in enumerate(references):
+        if not texts:
+            what = f"{subject} {_name(names, number)} has no reference {kind}"
+            raise InputError(what, "Without them there is no score.", fix)
 
 
 def _check_lengths(first: int, second: int, these: str, those: str) -> None:

@@ -11,12 +11,12 @@ from export.evaluate.evaluation import (
     Report,
     Scoring,
     batch_size,
-    check_texts,
+    check_readable,
     scored,
     sum_tokens,
 )
 from export.evaluate.journal import Entry
-from export.evaluate.metrics import recall
+from export.evaluate.metrics import Scores, recall
 from export.session.arguments import spans
 from export.session.products import RankingBatch
 from export.session.requests import FilledRunner, compare_embeddings, count_runs, kept_tokens
@@ -45,7 +45,7 @@ class _Ranking:
             for key, own in zip(self.keys, self.data.texts_of_image, strict=True)
             for text in own
         ]
-        check_texts(session, named)
+        check_readable(session, named)
         self.runners = {name: FilledRunner(runner, session.batch.min) for name, runner in session.runners.items()}
         image_batch = batch_size(session, options)
         self.image_batches = spans(len(self.data.images), image_batch, "images")
@@ -81,7 +81,7 @@ class _Ranking:
         }
 
 
-class _ClipWork(_Ranking):
+class ClipWork(_Ranking):
     """CLIP compares embeddings: one step."""
 
     steps = 1
@@ -97,10 +97,10 @@ class _ClipWork(_Ranking):
     def score(self, entries: Sequence[Entry]) -> Scoring:
         (entry,) = entries
         answers = self.answers(entry["best_texts"], entry["best_images"])
-        return scored(entry["metrics"], entry["unscored"], answers)
+        return scored(Scores(entry["metrics"], entry["unscored"]), answers)
 
 
-class _RetrievalWork(_Ranking):
+class RetrievalWork(_Ranking):
     """BLIP matches the best of each row: a step for all embeddings, one for each image, one for each text."""
 
     def __init__(self, session: Session, dataset: Dataset, options: EvaluateOptions, temperature: float) -> None:
@@ -149,15 +149,7 @@ class _RetrievalWork(_Ranking):
         score_i2t = _scores(entries[1 : 1 + self.images], self.texts)
         score_t2i = _scores(entries[1 + self.images :], self.images)
         metrics = recall(score_i2t, score_t2i, self.data.texts_of_image, self.k_test)
-        return scored(metrics, metrics.unscored, self.answers(_best(score_i2t), _best(score_t2i)))
-
-
-def ranking_work(
-    session: Session, dataset: Dataset, options: EvaluateOptions, temperature: float
-) -> _ClipWork | _RetrievalWork:
-    """The evaluation of an artifact of retrieval or clip."""
-    kind = _ClipWork if session.task == "clip" else _RetrievalWork
-    return kind(session, dataset, options, temperature)
+        return scored(metrics, self.answers(_best(score_i2t), _best(score_t2i)))
 
 
 def _reported(batches: Sequence[tuple[int, int]], stage: str, report: Report) -> Iterator[tuple[int, int]]:

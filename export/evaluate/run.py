@@ -12,7 +12,7 @@ from export.errors import OptionError
 from export.evaluate.evaluation import EvaluateOptions, Report, Work, batching, mean_tokens
 from export.evaluate.items import item_work
 from export.evaluate.journal import Entry, Journal
-from export.evaluate.ranking import ranking_work
+from export.evaluate.ranking import ClipWork, RetrievalWork
 from export.session.session import Session
 from madtp.data.annotations import Id
 from madtp.data.datasets import RETRIEVAL_TASKS, Dataset
@@ -41,10 +41,6 @@ def evaluate(
     Finished batches are kept in `part_path(output)` until then; a later run with the same arguments goes on from them.
 
     Args:
-        session: of the artifact.
-        dataset: of the session's task.
-        output: the JSON file to write (docs/evaluate.md).
-        options: what the user chose.
         report: told of the stage, what of it is done, and all of it.
         show: given what is to be written before it is, which may fail.
 
@@ -112,8 +108,9 @@ def _work(session: Session, dataset: Dataset, options: EvaluateOptions, temperat
             raise OptionError(
                 f"--{option} does not apply to {task}", f"It is an option of {wanted}.", f"Leave --{option} out."
             )
-    make = ranking_work if task in RETRIEVAL_TASKS else item_work
-    return make(session, dataset, options, temperature)
+    if task in RETRIEVAL_TASKS:
+        return (ClipWork if task == "clip" else RetrievalWork)(session, dataset, options, temperature)
+    return item_work(session, dataset, options, temperature)
 
 
 def _limited(dataset: Dataset, limit: int | None) -> Dataset:

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from export.inspect.inspection import Inspection, first_line
-from madtp.checkpoint.format import LEGACY, check_file
+from madtp.checkpoint.format import LEGACY, check_format
 from madtp.errors import CheckpointError, listing
 
 CHECKPOINT_SUFFIXES = {".pt", ".pth"}
@@ -12,7 +12,7 @@ CHECKPOINT_SUFFIXES = {".pt", ".pth"}
 def inspect_checkpoint(found: Inspection, path: Path, start: bytes) -> None:
     found.kind = "checkpoint"
     try:
-        others = check_file(path)
+        others = check_format(path)
     except CheckpointError as error:
         found.damage.append(f"{error.why[:1].lower()}{first_line(error.why)[1:]}")
         return

@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from types import TracebackType
 
 from export.artifact.files import check_file, check_files
 from export.artifact.manifest import Manifest, Part
@@ -31,7 +30,6 @@ class Artifact:
 
     Attributes:
         path: of the manifest.
-        manifest: read from there.
         backend: that it was built with. Where that is not installed or has no GPU here it cannot run, and its reason
             says why.
         changed: names of files that are not as the export wrote them, the manifest's too; see `open`.
@@ -49,7 +47,6 @@ class Artifact:
         """Read the manifest, check the files and pick the backend; nothing is run.
 
         Args:
-            path: the manifest, or the artifact that it lies beside.
             checkpoint: has to be the one that the artifact was made from.
             changed: take a manifest, graphs, plans and weights that were changed since the export.
 
@@ -170,9 +167,7 @@ class Artifact:
     def __enter__(self) -> "Artifact":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self.close()
 
 

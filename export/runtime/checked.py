@@ -13,13 +13,7 @@ from madtp.tasks.requests import Outputs, Runner
 
 
 class CheckedRunner:
-    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's.
-
-    Args:
-        runner: runs the part.
-        inputs, outputs: what its manifest lists.
-        profile: min, opt and max shape of each input.
-    """
+    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's."""
 
     def __init__(
         self,
@@ -51,12 +45,7 @@ class FiniteRunner:
     """A runner that refuses outputs that are not finite: answers, speed and token counts made of them mean nothing.
 
     Args:
-        runner: runs the part.
-        part: its name.
         context: what it runs for, e.g. the temperature and sample; the error names it.
-
-    Attributes:
-        runs: how often it ran.
     """
 
     def __init__(self, runner: Runner, part: str, context: str) -> None:
@@ -75,11 +64,6 @@ class FiniteRunner:
                 )
         return outputs
 
-    def close(self) -> None:
-        """See `CheckedRunner.close`."""
-        if isinstance(self._runner, CheckedRunner):
-            self._runner.close()
-
 
 def finite_runners(runners: Mapping[str, Runner], context: str) -> dict[str, FiniteRunner]:
     """A `FiniteRunner` for every part of a model."""
@@ -90,11 +74,6 @@ def check_part_inputs(
     inputs: Mapping[str, Tensor], expected: Sequence[TensorInfo], profile: Mapping[str, Iterable[Sequence[int]]]
 ) -> None:
     """Refuse inputs that the artifact was not built for.
-
-    Args:
-        inputs: tensors by name, without `temperature`.
-        expected: the inputs that the part's manifest lists.
-        profile: min, opt and max shape of each input.
 
     Raises:
         InputError: an input is missing or unknown, has another dtype or rank, or a size outside the profile.
@@ -123,7 +102,6 @@ def check_part_outputs(outputs: Outputs, expected: Sequence[TensorInfo]) -> None
     """Refuse outputs that the manifest does not describe: a file with the right hash may still be another model's.
 
     Args:
-        outputs: tensors by name.
         expected: the outputs that the part's manifest lists; symbolic dimensions may have any size.
 
     Raises:

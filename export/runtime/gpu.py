@@ -65,12 +65,7 @@ class DeviceMeter:
 
 
 class MeteredContext:
-    """An execution context that tells a meter when the GPU begins and ends its work; all else is the context's own.
-
-    Args:
-        context: TensorRT's.
-        meter: to tell.
-    """
+    """An execution context that tells a meter when the GPU begins and ends its work; all else is the context's own."""
 
     def __init__(self, context: Any, meter: DeviceMeter) -> None:
         self._context, self._meter = context, meter
@@ -87,12 +82,7 @@ class MeteredContext:
 
 
 def layer_profiler(trt: Any, milliseconds: defaultdict[str, float]) -> Any:
-    """A TensorRT profiler that adds the time of every layer to `milliseconds`, by name.
-
-    Args:
-        trt: TensorRT's Python module.
-        milliseconds: grows.
-    """
+    """A TensorRT profiler that adds the time of every layer to `milliseconds`, by name."""
 
     class Profiler(trt.IProfiler):  # type: ignore[misc, name-defined]
         def __init__(self) -> None:
@@ -135,8 +125,6 @@ def execution_context(engine: Any, trt: Any, cuda_graphs: bool) -> tuple[Any, Ke
     https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/dynamic-shapes-advanced.html
 
     Args:
-        engine: a deserialised plan.
-        trt: TensorRT's Python module.
         cuda_graphs: capture runs as CUDA graphs and replay them. TensorRT for RTX does so by itself, anew for every
             shape, and runs as usual what it cannot capture.
             https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html

@@ -31,11 +31,8 @@ class PlanRunner:
     """A TensorRT plan on this machine's GPU, through Polygraphy. Threads may share it: they take turns.
 
     Args:
-        path: the plan.
-        backend: the TensorRT that built it.
         library: the plugin library beside it; None if the plan needs none or embeds it.
         allow_host_code: whether the plan may bring code, its embedded plugin library, that this process will run.
-        options: CUDA graphs, and what is measured.
 
     Raises:
         BackendError: TensorRT refuses the plan, or there is no CUDA runtime.

@@ -36,10 +36,8 @@ class DataOptions:
     Attributes:
         samples: a folder with samples.json.
         data: a folder with the annotation file of a data set.
-        synthetic: random pixels and ids.
         split: split of the data set; None takes test if present, else val.
         limit: maximum number of samples, evenly spaced; None takes all.
-        allow_outside: whether images may lie outside the folder.
     """
 
     samples: Path | None = None
@@ -73,10 +71,8 @@ def choose_samples(
     """The samples that the options ask for; without any the demo's, which are real images.
 
     Args:
-        options: options of the command line.
         checkpoint: the artifact's checkpoint, if it is at hand: a vocabulary may lie beside it.
         vocabulary: the artifact's vocabulary, preferred to others; None if it has none.
-        config: configuration of the model.
         batch, text: ranges of the artifact's profile; generated samples keep to them.
         demos: how many of the demo's samples; None takes the usual number.
 

@@ -15,7 +15,6 @@ class Judgement:
     """Whether a sentence is true of two images.
 
     Attributes:
-        answer: true or false.
         probability: that it is true, 0 to 1.
         logits: of false and true.
         tokens: see `Tokens`; of both images, which keep equally many.
@@ -34,13 +33,10 @@ class Answer:
     """The answer to a question about an image.
 
     Attributes:
-        text: of the answer.
         how: "ranked" among candidates, or "generated".
         top: (candidate, score) of those that were read to the end, best first; none where it was generated. Scores are
             log probabilities of whole answers as `madtp.tasks.answers.RankedAnswers` gives them.
         ids: of the answer, [DEC] first, without padding.
-        tokens: see `Tokens`.
-        batch: see `Judgement`.
     """
 
     text: str
@@ -58,8 +54,6 @@ class Caption:
     Attributes:
         text: without the prompt.
         ids: [DEC] and the prompt first, without padding.
-        tokens: see `Tokens`.
-        batch: see `Judgement`.
     """
 
     text: str
@@ -97,7 +91,6 @@ class Ranking:
         tokens: "vision" [I, layers] and "text" [T, layers] int32, tokens after each layer; in retrieval also "match"
             [P, layers], of the P pairs in the order in which they were matched: row by row of score_i2t, then of
             score_t2i, the most similar first.
-        batch: batch sizes.
     """
 
     sim: Tensor

@@ -11,7 +11,7 @@ from torch import Tensor
 from export.session.products import Ranking, RankingBatch, Tokens
 from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
 from madtp.tasks.answers import RankedAnswers, rank_answers, write_answers
-from madtp.tasks.captions import write_captions
+from madtp.tasks.generation import write_texts
 from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
 
@@ -20,9 +20,7 @@ def judge_statements(runners: Runners, inputs: Mapping[str, Tensor], temperature
     """Logits [B, 2] (false, true) of sentences about two images, and the tokens of each request.
 
     Args:
-        runners: of the parts of an nlvr model.
         inputs: image0, image1, input_ids, attention_mask.
-        temperature: zero is the dense model.
     """
     outputs = runners["model"].run(inputs, temperature)
     logits = outputs["logits"]
@@ -40,11 +38,9 @@ def choose_answers(
     """Rank answers to questions, see `madtp.tasks.answers.rank_answers`; and the tokens of each request.
 
     Args:
-        config, runners: of a vqa model.
         inputs: image, input_ids, attention_mask.
         answers: ids and mask [A, L] of the candidates.
         k: of them that are read to the end.
-        temperature: zero is the dense model.
     """
     source, tokens = _encode(runners, inputs, temperature)
     return rank_answers(decoder_step(runners["decoder"]), source, *answers, k, config), tokens
@@ -77,18 +73,15 @@ def generate_captions(
     max_length: int,
     min_length: int,
 ) -> tuple[Tensor, list[Tokens]]:
-    """Ids [B, length] of captions, prompt included, see `madtp.tasks.captions.write_captions`; and the tokens of each
+    """Ids [B, length] of captions, prompt included, see `madtp.tasks.generation.write_texts`; and the tokens of each
     request.
 
     Args:
-        config, runners: of a caption model.
         inputs: image, prompt_ids.
-        temperature: zero is the dense model.
-        beams, max_length, min_length: of the search.
     """
     source, tokens = _encode(runners, {"image": inputs["image"]}, temperature)
     step, lengths = decoder_step(runners["decoder"]), {"max_length": max_length, "min_length": min_length}
-    return write_captions(step, source, inputs["prompt_ids"], config, beams=beams, **lengths), tokens
+    return write_texts(step, source, inputs["prompt_ids"], config, beams=beams, **lengths), tokens
 
 
 def rank_pairs(
@@ -122,11 +115,8 @@ def compare_embeddings(
     """Rank images and texts with a clip model, by their embeddings.
 
     Args:
-        runners: of the parts of a clip model.
         images: batches [b, 3, S, S] float32, normalised, cut as `batch` says.
         texts: batches of ids [b, context_length] int64, likewise.
-        batch: how many run together.
-        temperature: zero is the dense model.
     """
     counted = count_runs(runners)
     words = [counted["text"].run({"input_ids": ids}, temperature)["text_embed"] for ids in texts]

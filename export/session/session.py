@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Never
 
 import torch
@@ -58,6 +57,9 @@ class Session:
     evaluations do: such a batch keeps one token count (`"batching": "reference"` in the manifest) and pads its texts,
     so that an answer can depend on the others in its batch. Every product states its batch.
 
+    `temperature=` is the pruning temperature: 0 is dense, None is the manifest's. `cut=` truncates an overlong text, as
+    the published code does, instead of refusing it.
+
     Threads may share a session and its images. Processes may not: each opens its own session.
 
     Args:
@@ -67,12 +69,7 @@ class Session:
 
     Attributes:
         task: "nlvr", "vqa", "caption", "retrieval" or "clip".
-        config: sizes of the model.
-        manifest: the artifact's (`export.artifact.manifest.Manifest`).
         temperature: the manifest's, which is the default of every request.
-        backend: the runtime of the parts.
-        processor: the text processor.
-        runners: the runner of each part, by name.
         batch, text: ranges of requests per batch, and of tokens per text, that the artifact was built for.
 
     Raises:
@@ -99,9 +96,7 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: Any) -> None:
         self.close()
 
     def close(self) -> None:
@@ -130,10 +125,6 @@ class Session:
 
         Args:
             images: the left and right image of each request.
-            sentences: one per request.
-            batch: requests per batch; None is 1, so that no answer depends on another request.
-            temperature: pruning temperature; 0 is dense, None is the manifest's.
-            cut: truncate an overlong sentence, as the published code does, instead of refusing it.
 
         Raises:
             InputError: another task's session, or a request that cannot be used, which it names.
@@ -168,16 +159,11 @@ class Session:
         """Answers to questions about images (vqa): the best of `candidates`, or without them written freely.
 
         Args:
-            images: one per request.
-            questions: one per request.
             candidates: answers to choose from, all different.
             k: candidates, likeliest first words first, that are read to the end; all where there are fewer. None is
                 128, or as many as the decoder was built for.
             beams: beams of the search; 1 is greedy search.
             max_length, min_length: ids of a written answer, see `madtp.tasks.generation.Limits`; [DEC] counts.
-            batch: requests per batch; None is 1, so that no answer depends on another request.
-            temperature: pruning temperature; 0 is dense, None is the manifest's.
-            cut: truncate an overlong question instead of refusing it.
 
         Raises:
             InputError: another task's session; a request or a candidate that cannot be used, which it names; more
@@ -252,12 +238,9 @@ class Session:
         """Sentences about images (caption).
 
         Args:
-            images: one of each request.
             prompt: prompt that every caption continues; None is the manifest's.
             beams: beams of the search; 1 is greedy search.
             max_length, min_length: ids of a caption, see `madtp.tasks.generation.Limits`; the prompt counts.
-            batch: images per batch; None is 1, so that no caption depends on another image.
-            temperature: pruning temperature; 0 is dense, None is the manifest's.
 
         Raises:
             InputError: another task's session, an image that cannot be used, or more beams or ids than the decoder was
@@ -300,14 +283,10 @@ class Session:
         """Texts for every image and images for every text (retrieval, clip).
 
         Args:
-            images: any number.
-            texts: any number.
             k_test: candidates that retrieval matches in each row (see `madtp.tasks.ranking.rank`); None is 256. clip
                 matches nothing.
             batch: images, texts and matched pairs per batch; None is 1: no score depends on what else is ranked.
             image_batch, text_batch, match_batch: each of the three on its own; None is `batch`.
-            temperature: pruning temperature; 0 is dense, None is the manifest's.
-            cut: truncate an overlong text instead of refusing it.
 
         Raises:
             InputError: another task's session, or an image or text that cannot be used.
@@ -321,9 +300,7 @@ class Session:
                 raise InputError(f"{name} does not apply to clip", "It compares embeddings and matches no pairs.")
         size = check_batch(batch, self.batch, "batch")
         sizes = RankingBatch(
-            size if image_batch is None else check_batch(image_batch, self.batch, "image_batch"),
-            size if text_batch is None else check_batch(text_batch, self.batch, "text_batch"),
-            size if match_batch is None else check_batch(match_batch, self.batch, "match_batch"),
+            *(size if given is None else check_batch(given, self.batch, name) for name, given in batches.items())
         )
         ids, mask = self.processor.batch(check_texts(texts, "texts"), cut=cut)
         pictures = self._pictures(images, sizes.images)

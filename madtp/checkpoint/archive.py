@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from madtp.checkpoint.format import DAMAGED, check_file, damaged, more_than_tensors, size_text, too_large, unreadable
+from madtp.checkpoint.format import DAMAGED, check_format, damaged, more_than_tensors, size_text, too_large, unreadable
 from madtp.checkpoint.sizes import is_plain
 from madtp.errors import CheckpointError, shorten
 
@@ -23,7 +23,7 @@ def read_archive(path: Path) -> tuple[Any, int]:
     Raises:
         CheckpointError: no regular file, not written by torch.save, damaged, compressed, or holding more than data.
     """
-    names = check_file(path)
+    names = check_format(path)
     try:
         with path.open("rb") as file:
             zipped = file.read(4) == b"PK\3\4"
@@ -43,18 +43,13 @@ def read_archive(path: Path) -> tuple[Any, int]:
         raise damaged(path, str(error) if type(error) is RuntimeError else "") from error
 
 
-def _refused(said: str) -> str:
-    named = re.search(r"GLOBAL (\S+)", said)
+def _refused(reason: str) -> str:
+    named = re.search(r"GLOBAL (\S+)", reason)
     return f"it refers to {shorten(named[1])}" if named else "it has steps that torch.save does not write"
 
 
 def check_claims(state: Mapping[str, Any], size: int, path: Path | str) -> None:
     """Refuse tensors that say they are far larger than the file: views that repeat a few bytes, never trained weights.
-
-    Args:
-        state: tensors, of which none has been touched yet.
-        size: bytes of the file.
-        path: of the file, for the message.
 
     Raises:
         CheckpointError: naming the largest.

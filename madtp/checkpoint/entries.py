@@ -42,10 +42,6 @@ class Entries:
 def find_entries(content: Any, path: object) -> Entries:
     """The weights in what a file holds.
 
-    Args:
-        content: of the file.
-        path: of the file, for messages.
-
     Raises:
         CheckpointError: there are none, or several and none under a usual name.
     """
@@ -54,7 +50,7 @@ def find_entries(content: Any, path: object) -> Entries:
     names, state, rest = _choose(content, path)
     if not all(isinstance(key, str) for key in state):
         raise CheckpointError(
-            f"the {_quoted(names)} entry of '{path}' has keys that are no strings",
+            f"the {_quoted(names)} entry of '{path}' has keys that are not strings",
             "A state dict maps names to tensors.",
             SAVE,
         )
@@ -98,12 +94,12 @@ def _choose(content: dict[Any, Any], path: object) -> tuple[Names, dict[Any, Any
     if chosen is not None:
         return chosen, found[chosen], [names for names in known if names != chosen]
     keys = sorted(map(str, content))
-    said = f"It holds a dictionary with {listing(keys)}" if keys else "It holds an empty dictionary"
+    why = f"It holds a dictionary with {listing(keys)}" if keys else "It holds an empty dictionary"
     if isinstance(own, Tensor | str | list | tuple | int | float):
-        said += f"; 'model' is a {type(own).__name__}"
+        why += f"; 'model' is a {type(own).__name__}"
     if "optimizer" in content or {"state", "param_groups"} <= content.keys():
-        said += ": the state of an optimizer without the model's weights"
-    raise _without_model(path, said)
+        why += ": the state of an optimizer without the model's weights"
+    raise _without_model(path, why)
 
 
 def _belongs(key: Any) -> bool:
@@ -164,10 +160,10 @@ def _wrapper(key: str) -> str:
     return next(step for step in key.split(".") if step in WRAPPERS)
 
 
-def _without_model(path: object, said: str) -> CheckpointError:
+def _without_model(path: object, why: str) -> CheckpointError:
     return CheckpointError(
         f"the checkpoint '{path}' has no 'model' entry",
-        f"{said}; official MADTP checkpoints hold 'model', 'epoch' and 'temperature'.",
+        f"{why}; official MADTP checkpoints hold 'model', 'epoch' and 'temperature'.",
         SAVE,
     )
 

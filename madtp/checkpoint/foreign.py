@@ -57,11 +57,7 @@ _PARTS: tuple[tuple[re.Pattern[str], str], ...] = tuple(
 
 
 def recognise(state: Mapping[str, Any]) -> tuple[str, str] | None:
-    """What weights are that cannot be loaded, in a sentence, and what to do; None where nothing tells.
-
-    Args:
-        state: names to tensors, or whatever else there is.
-    """
+    """What weights are that cannot be loaded, in a sentence, and what to do; None where nothing tells."""
     for pattern, what, fix in _SIGNS:
         if any(pattern.search(key) for key in state):
             return what, fix
@@ -79,7 +75,7 @@ def recognise(state: Mapping[str, Any]) -> tuple[str, str] | None:
         ),
         (
             [not value.is_floating_point() and not value.is_complex() for value in values],
-            "Its tensors are no floating-point numbers, as in a quantised model.",
+            "Its tensors are not floating-point numbers, as in a quantised model.",
             "Give the checkpoint of the float model that it was made from.",
         ),
     ):

@@ -36,8 +36,8 @@ DAMAGED = (
 _DAMAGED_ZIP = (zipfile.BadZipFile, NotImplementedError, RuntimeError, ValueError, EOFError, IndexError)
 
 
-class Kind(NamedTuple):
-    """A file that is no checkpoint: what it is, with its article, and what to do."""
+class ForeignKind(NamedTuple):
+    """A file that is not a checkpoint: what it is, with its article, and what to do."""
 
     what: str
     fix: str
@@ -46,45 +46,45 @@ class Kind(NamedTuple):
 _UNPACK = "Unpack it, and give --ckpt the .pt or .pth file in it."
 _EARLIER = "Give --ckpt the checkpoint that it was made from."
 _DOWNLOAD = "Download the file again: what came is the answer of a web server."
-_SAFETENSORS = Kind(
+_SAFETENSORS = ForeignKind(
     "a safetensors file, which holds no temperature",
     "Convert it: torch.save({'model': safetensors.torch.load_file('x.safetensors'), 'temperature': ...}, 'x.pt').",
 )
-_LFS = Kind("a git-lfs pointer, a line of text instead of the file", "Run 'git lfs pull' where it was cloned.")
-_BEGINNINGS: tuple[tuple[re.Pattern[bytes], Kind], ...] = tuple(
+_LFS = ForeignKind("a git-lfs pointer, a line of text instead of the file", "Run 'git lfs pull' where it was cloned.")
+_BEGINNINGS: tuple[tuple[re.Pattern[bytes], ForeignKind], ...] = tuple(
     (re.compile(pattern, re.DOTALL | re.IGNORECASE), kind)
     for pattern, kind in (
         (rb"version https://git-lfs", _LFS),
-        (rb"\xef?\xbb?\xbf?\s*<(!doctype html|html|head|body)", Kind("a web page", _DOWNLOAD)),
-        (rb"\xef?\xbb?\xbf?\s*<(\?xml|error)", Kind("an XML text", _DOWNLOAD)),
+        (rb"\xef?\xbb?\xbf?\s*<(!doctype html|html|head|body)", ForeignKind("a web page", _DOWNLOAD)),
+        (rb"\xef?\xbb?\xbf?\s*<(\?xml|error)", ForeignKind("an XML text", _DOWNLOAD)),
         (rb".{8}\{\s*\"", _SAFETENSORS),
-        (rb"\x1f\x8b", Kind("a gzip archive", _UNPACK)),
-        (rb"BZh\d", Kind("a bzip2 archive", _UNPACK)),
-        (rb"\xfd7zXZ", Kind("an xz archive", _UNPACK)),
-        (rb"\x28\xb5\x2f\xfd", Kind("a zstd archive", _UNPACK)),
-        (rb"7z\xbc\xaf", Kind("a 7z archive", _UNPACK)),
-        (rb"Rar!", Kind("a rar archive", _UNPACK)),
-        (rb".{257}ustar", Kind("a tar archive", _UNPACK)),
-        (rb"\x93NUMPY", Kind("a numpy array", SAVE)),
-        (rb"\x89HDF", Kind("an HDF5 file", SAVE)),
-        (rb"GGUF", Kind("a GGUF file", _EARLIER)),
-        (rb"\x7fELF", Kind("a program or library", "Give --ckpt the path of a .pt or .pth file.")),
-        (rb"(ftrt|vtrt)\0", Kind("a TensorRT plan", _EARLIER)),
-        (rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a]", Kind("an ONNX file", _EARLIER)),
+        (rb"\x1f\x8b", ForeignKind("a gzip archive", _UNPACK)),
+        (rb"BZh\d", ForeignKind("a bzip2 archive", _UNPACK)),
+        (rb"\xfd7zXZ", ForeignKind("an xz archive", _UNPACK)),
+        (rb"\x28\xb5\x2f\xfd", ForeignKind("a zstd archive", _UNPACK)),
+        (rb"7z\xbc\xaf", ForeignKind("a 7z archive", _UNPACK)),
+        (rb"Rar!", ForeignKind("a rar archive", _UNPACK)),
+        (rb".{257}ustar", ForeignKind("a tar archive", _UNPACK)),
+        (rb"\x93NUMPY", ForeignKind("a numpy array", SAVE)),
+        (rb"\x89HDF", ForeignKind("an HDF5 file", SAVE)),
+        (rb"GGUF", ForeignKind("a GGUF file", _EARLIER)),
+        (rb"\x7fELF", ForeignKind("a program or library", "Give --ckpt the path of a .pt or .pth file.")),
+        (rb"(ftrt|vtrt)\0", ForeignKind("a TensorRT plan", _EARLIER)),
+        (rb"\x08[\x01-\x20][\x12\x1a\x22\x2a\x32\x3a]", ForeignKind("an ONNX file", _EARLIER)),
     )
 )
-_TORCHSCRIPT = Kind(
+_TORCHSCRIPT = ForeignKind(
     "a TorchScript archive: it holds a program",
     "Save the state dict of the model that was scripted: "
     "torch.save({'model': torch.jit.load('x.pt').state_dict(), 'temperature': ...}, 'new.pt').",
 )
-_EXPORTED = Kind("a program that torch.export saved", f"Go back to the model that was exported. {SAVE}")
-_INDEX = Kind(
+_EXPORTED = ForeignKind("a program that torch.export saved", f"Go back to the model that was exported. {SAVE}")
+_INDEX = ForeignKind(
     "the index of a checkpoint in several files (shards)", f"Load the shards into one model with their library. {SAVE}"
 )
 
 
-def check_file(path: Path) -> list[str]:
+def check_format(path: Path) -> list[str]:
     """Hold a file to what torch.save writes, by its bytes and table of contents; nothing of it is run or unpacked.
 
     Returns:
@@ -101,7 +101,7 @@ def check_file(path: Path) -> list[str]:
             start = file.read(512)
         kind = foreign_file(path, start)
         if kind is not None:
-            raise CheckpointError(f"'{path}' is no checkpoint of torch.save", f"It is {kind.what}.", kind.fix)
+            raise CheckpointError(f"'{path}' is not a checkpoint of torch.save", f"It is {kind.what}.", kind.fix)
         names = _check_zip(path, size) if start.startswith(b"PK\3\4") else _check_pickles(path, start)
     except OSError as error:
         raise unreadable(path, error) from error
@@ -123,11 +123,10 @@ def unreadable(path: Path, error: OSError) -> CheckpointError:
     )
 
 
-def foreign_file(path: Path, start: bytes) -> Kind | None:
-    """What a file is that is no checkpoint of torch.save; None for what may be one, or is nothing that is known.
+def foreign_file(path: Path, start: bytes) -> ForeignKind | None:
+    """What a file is that is not a checkpoint of torch.save; None for what may be one, or is nothing that is known.
 
     Args:
-        path: of a regular file.
         start: its first 512 bytes.
     """
     if path.suffix == ".safetensors":
@@ -142,11 +141,11 @@ def foreign_file(path: Path, start: bytes) -> Kind | None:
         if pattern.match(start):
             return kind
     if start.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"{"):
-        return _INDEX if b'"weight_map"' in start or b'"metadata"' in start else Kind("a JSON text", _EARLIER)
+        return _INDEX if b'"weight_map"' in start or b'"metadata"' in start else ForeignKind("a JSON text", _EARLIER)
     return None
 
 
-def _foreign_zip(names: list[str]) -> Kind | None:
+def _foreign_zip(names: list[str]) -> ForeignKind | None:
     if any("/code/" in name or name.endswith("/constants.pkl") for name in names):
         return _TORCHSCRIPT
     if any(
@@ -156,11 +155,11 @@ def _foreign_zip(names: list[str]) -> Kind | None:
     if any(name.endswith("data.pkl") for name in names):
         return None
     if names and all(name.endswith(".npy") for name in names):
-        return Kind("a numpy archive", SAVE)
+        return ForeignKind("a numpy archive", SAVE)
     inner = [name for name in names if name.endswith((".pt", ".pth", ".bin"))]
     if inner:
-        return Kind(f"a zip archive with '{shorten(inner[0])}' in it", _UNPACK)
-    return Kind("a zip archive that was not written by torch.save", _UNPACK)
+        return ForeignKind(f"a zip archive with '{shorten(inner[0])}' in it", _UNPACK)
+    return ForeignKind("a zip archive that was not written by torch.save", _UNPACK)
 
 
 def _folder(path: Path) -> CheckpointError:
@@ -269,10 +268,10 @@ def more_than_tensors(path: Path, names: Iterable[str], what: str) -> Checkpoint
     )
 
 
-def damaged(path: Path, said: str, *, empty: bool = False) -> CheckpointError:
-    """The error for a file that is cut short, or of another kind; `said` is what a reader said of it."""
-    said = said.strip().split(". ")[0].splitlines()[0][:200] if said.strip() else ""
-    why = f"The file is truncated, or was not written by torch.save{f' ({said})' if said else ''}."
+def damaged(path: Path, reason: str, *, empty: bool = False) -> CheckpointError:
+    """The error for a file that is cut short, or of another kind; `reason` is what a reader said of it."""
+    reason = reason.strip().split(". ")[0].splitlines()[0][:200] if reason.strip() else ""
+    why = f"The file is truncated, or was not written by torch.save{f' ({reason})' if reason else ''}."
     return CheckpointError(
         f"cannot read the checkpoint '{path}'",
         "The file is empty." if empty else why,

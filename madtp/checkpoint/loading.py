@@ -133,8 +133,8 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
             f"{known[0] if known else ''} The tasks are {', '.join(CONFIGS)}; {keys}.".lstrip(),
             fix,
         )
-    told = infer_sizes(state, task)
-    values = {**told, **given}
+    inferred = infer_sizes(state, task)
+    values = {**inferred, **given}
     known_fields = fields(CONFIGS[task])
     required = [field.name for field in known_fields if field.default is field.default_factory]  # neither is set
     missing = [name for name in required if name not in values]
@@ -163,8 +163,8 @@ def build_config(state: Mapping[str, Tensor], given: Mapping[str, Any], path: Pa
     try:
         return CONFIGS[task](**values)
     except ConfigError as error:
-        if given.keys() - told.keys() - {"task"} or any(
-            told.get(name, value) != value for name, value in given.items()
+        if given.keys() - inferred.keys() - {"task"} or any(
+            inferred.get(name, value) != value for name, value in given.items()
         ):
             raise
         raise CheckpointError(  # no configuration is to blame
@@ -227,10 +227,10 @@ def load_state(model: torch.nn.Module, state: Mapping[str, Any], path: Path | st
 def _explain(model: torch.nn.Module, state: Mapping[str, Any], problems: Mapping[str, Any]) -> tuple[list[str], str]:
     """What the reason may be, a line each, and what to do about it."""
     config = getattr(model, "config", None)
-    told = infer_sizes(state, config.task) if isinstance(config, BlipConfig | ClipConfig) else {}
+    inferred = infer_sizes(state, config.task) if isinstance(config, BlipConfig | ClipConfig) else {}
     other = [
         f"{name} is {size} by the tensors and {getattr(config, name)} in the configuration"
-        for name, size in told.items()
+        for name, size in inferred.items()
         if not name.endswith("heads") and getattr(config, name) != size
     ]
     sign = recognise(state)
@@ -238,7 +238,7 @@ def _explain(model: torch.nn.Module, state: Mapping[str, Any], problems: Mapping
         return [sign[0]], sign[1]
     if other:
         fix = "Take these fields out of the configuration: the tensors tell them. --config wins over a config entry."
-        if "image_size" in told and told["image_size"] != getattr(config, "image_size", None):
+        if "image_size" in inferred and inferred["image_size"] != getattr(config, "image_size", None):
             fix += (
                 " To run at another resolution, interpolate the position embedding as the training code does, and save."
             )

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from types import TracebackType
 
 from rich.console import Console
 
@@ -22,7 +21,6 @@ class Heartbeat:
 
     Args:
         console: standard error, so that standard output holds the result alone.
-        doing: what is being done at first.
         silence: seconds without a line after which one is printed.
     """
 
@@ -37,9 +35,7 @@ class Heartbeat:
             self._thread.start()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._ended.set()
         if self._thread.ident is not None:
             self._thread.join()  # no line after the end

@@ -23,11 +23,7 @@ def _interrupt(*_: object) -> None:
 
 
 class _LostInterrupts:
-    """Raises an interrupt again that Python dropped because it cannot be raised there, e.g. in a callback of an import.
-
-    Args:
-        usual: hook for all other exceptions that cannot be raised.
-    """
+    """Raises an interrupt again that Python dropped because it cannot be raised there, e.g. in a callback."""
 
     def __init__(self, usual: Callable[[Any], object]) -> None:
         self._usual = usual

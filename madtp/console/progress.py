@@ -1,7 +1,7 @@
 """What a person sees while a command works: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
-from types import TracebackType
+from typing import Any
 
 from rich.console import Console
 from rich.progress import (
@@ -26,10 +26,7 @@ class ConsoleProgress:
     Work is announced either as `stages` (`stage`, `detail`) or as counted steps (`count`). Use as a context.
 
     Args:
-        console: standard error, so that standard output holds the result alone.
         stages: how many stages will be announced; 0 where steps are counted.
-        silence: seconds without a line, see `madtp.console.heartbeat`.
-        doing: what is being done at first.
     """
 
     def __init__(self, console: Console, stages: int = 0, silence: float = SILENCE, doing: str = "starting") -> None:
@@ -45,10 +42,8 @@ class ConsoleProgress:
         self._heartbeat.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._heartbeat.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._heartbeat.__exit__(*error)
         self.stop()
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ PAGE = "docs/data.md"
 MOST_BYTES = 2**31  # of an annotation file
 IDS = ("question_id", "identifier", "image_id", "cocoid")  # of an entry, the first that it has names it in messages
 IMAGE_FOLDERS = ("", "images")
+LABELS = {"true": True, "false": False}
 Id = int | str  # as the annotation writes it
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from madtp.data.annotations import (
     IMAGE_FOLDERS,
+    LABELS,
     AnnotationReader,
     Id,
     SourceFile,
@@ -24,7 +25,6 @@ ANNOTATION_FOLDERS = ("", "annotation", "annotations")
 ANSWER_LIST = "answer_list.json"
 COCO_YEARS = {"train": "train2014", "val": "val2014", "test": "test2015"}
 FLICKR_IMAGES = "flickr30k-images"
-LABELS = {"true": True, "false": False}
 NAMED = 3  # missing images that a message names
 
 
@@ -81,8 +81,6 @@ class Dataset:
     """A split of a data set, read for a task.
 
     Attributes:
-        task: one of TASKS.
-        split: "test", "val" or "train".
         sources: the files that it was read from, the annotation file first.
         items: one for each question, sentence, or (caption, retrieval, clip) image.
         retrieval: the same for the tasks that rank; None for the others.
@@ -103,11 +101,6 @@ class Dataset:
         """The annotation file."""
         return self.sources[0].path
 
-    @property
-    def sha256(self) -> str:
-        """Of the annotation file."""
-        return self.sources[0].sha256
-
     def __len__(self) -> int:
         return len(self.items)
 
@@ -118,12 +111,10 @@ def read_dataset(
     """What the standard annotation file in `folder` says for a task.
 
     Args:
-        task: one of TASKS.
         folder: holds the annotation file (or has it in `annotation/`), and the images at the paths that the file names
             (or in `images/`).
         split: "test", "val" ("dev" is the same) or "train"; None takes test if it is there, else val.
         skip_missing: leave out what needs an image that is not there, instead of refusing the folder.
-        allow_outside: also take images whose names lead out of the folder.
 
     Raises:
         InputError: no such folder, file or split, an entry that cannot be used, images that are not there.

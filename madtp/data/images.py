@@ -48,9 +48,6 @@ def image_path(folder: Path, name: str, index: Path, allow_outside: bool = False
     """Where an image lies that a file names; symbolic links in the folder, which its owner made, are followed.
 
     Args:
-        folder: of the data.
-        name: relative to it.
-        index: the file that names it, for the message.
         allow_outside: also take names that lead out of the folder.
 
     Raises:
@@ -109,10 +106,6 @@ def check_image(image: object, name: str = "the image") -> Image.Image:
     """An image handed over in memory, held to the rules of `read_image` and decoded if it was not yet.
 
     Several threads may hand over the same one, as long as nothing else decodes, turns or draws on it meanwhile.
-
-    Args:
-        image: what should be a PIL image.
-        name: of the image in messages.
 
     Raises:
         InputError: not a PIL image, or one that `read_image` would refuse.

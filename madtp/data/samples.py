@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from madtp.data.default_samples import demo_samples as demo_samples
+from madtp.data.annotations import LABELS, is_there
+from madtp.data.default_samples import demo_samples
 from madtp.data.images import image_path, read_image
 from madtp.data.preprocess import Sample, image_tensor
 from madtp.data.texts import shown, text_fault
@@ -22,7 +23,6 @@ from madtp.models.config import BlipConfig, ClipConfig
 MIN_SAMPLES = 8
 INDEX = "samples.json"
 VOCABULARY = "vocab.txt"
-LABELS = {"true": True, "false": False}
 FIRST_WORD_ID = 200  # below it are special tokens and single characters, in every vocabulary of this family
 CAPTION_PROMPT = "a picture of "  # that the published captioning models were trained to go on from
 HASHED_PROMPT = "a picture of"
@@ -49,8 +49,6 @@ class SampleSet:
     """Samples, prepared for a model.
 
     Attributes:
-        requests: the samples as the model takes them.
-        origin: where they come from, for people.
         fits: whether the ids are those of the words; otherwise they are stable but mean nothing to the model.
         vocabulary: the vocabulary file that made the ids; None without one (CLIP needs none).
         vocabulary_sha256: hash of what made the ids; None if they do not fit.
@@ -133,13 +131,6 @@ def sample_processor(
     return text_processor(config, vocabulary)
 
 
-def _is_folder(path: Path) -> bool:
-    try:
-        return path.is_dir()
-    except OSError:  # e.g. a name that is too long
-        return False
-
-
 def load_samples(
     folder: Path | None,
     checkpoint: Path | None,
@@ -158,23 +149,13 @@ def load_samples(
     {"caption", "image"} for retrieval and clip.
 
     Args:
-        folder: the folder of samples; None takes the demo's.
         checkpoint: the model's; a vocabulary may lie beside it. None if there is only an artifact.
-        config: configuration of the model.
-        least: the fewest samples that a folder has to have.
         vocabulary: a vocabulary that is known to be the model's; None looks for one.
-        allow_outside: whether images may lie outside the folder.
         demos: how many of the demo's samples; None takes twice MIN_SAMPLES.
 
     Raises:
         InputError: anything in the folder that cannot be used, naming it.
     """
-    if folder is not None and not _is_folder(folder):
-        raise InputError(
-            f"there is no folder '{folder}'",
-            "--samples names a folder of samples.",
-            f"Name one with '{INDEX}', the images that it lists, and '{VOCABULARY}'.",
-        )
     if folder is not None:
         samples = read_samples(folder, config.task, least, allow_outside=allow_outside)
         processor = sample_processor(checkpoint, folder, config, vocabulary)
@@ -280,7 +261,7 @@ def read_index(folder: Path, task: str, least: int = MIN_SAMPLES) -> list[Any]:
     Raises:
         InputError: it cannot be read, is not a list, or has fewer than `least`.
     """
-    if not _is_folder(folder):
+    if not is_there(folder, folder=True):
         raise InputError(
             f"there is no folder '{folder}'",
             "It should hold samples.",

@@ -41,9 +41,7 @@ def check_answers(answers: object, what: str, each: str = "answer") -> tuple[str
     """The answers, if they are a list of different texts.
 
     Args:
-        answers: anything.
         what: that they are, in a message: "'answers.json' is", "the candidates are".
-        each: what one of them is called.
 
     Raises:
         InputError: no list, an empty one, or one with something that is no text, or is there twice; it is named.

@@ -39,7 +39,6 @@ class Reader:
 
     Attributes:
         dropped_as: what takes the place of dropped punctuation; where it is a space, white space is collapsed too.
-        max_words: words that are read.
         max_ids: ids that are read, special ones included; None: as many as come.
         padded: every row of ids is filled up to `max_ids`, whatever else is in its batch.
     """
@@ -116,7 +115,6 @@ class RequestText(ABC):
         """Ids of one text, special ones included.
 
         Args:
-            text: anything; empty gives the special ids alone.
             cut: read an overlong text as the published code does, without its end, instead of refusing it.
 
         Raises:
@@ -156,9 +154,6 @@ class TextProcessor(RequestText):
     Args:
         vocab: `vocab.txt`, one piece a line; [DEC] and [ENC] are the two ids after it.
         config: the model's sizes and task; its vocabulary has to be two larger than the file.
-
-    Attributes:
-        sha256: of the vocabulary file.
 
     Raises:
         InputError: unreadable vocabulary, or one of another model.

@@ -86,7 +86,6 @@ class Batch:
 
     Attributes:
         images: [2, B, CANVAS, CANVAS, 3] uint8, left ones first.
-        digits: [2, B], what they show.
         statements: [B, M], indices into `statements()`.
         labels: [B, M] bool, their truth.
     """

@@ -21,8 +21,6 @@ class Evaluation:
     """Results at one temperature.
 
     Attributes:
-        accuracy: share of right answers.
-        gflops: mean of a request.
         vision_tokens, text_tokens: mean tokens after each layer, class token included.
     """
 

@@ -19,11 +19,6 @@ VOCABULARY, SAMPLES = "vocab.txt", "samples"
 def check_folder(folder: Path, checkpoint: str, vocabulary: Path) -> None:
     """Refuse a folder in which the command would replace what is not an earlier output of the same task.
 
-    Args:
-        folder: to write to; it need not exist.
-        checkpoint: name of the file that the task writes.
-        vocabulary: the task's.
-
     Raises:
         OutputError: naming what is in the way.
     """

@@ -1,15 +1,16 @@
 """The recipe of the demonstration's model."""
 
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from madtp.data.tokenize import ADDED_TOKENS, TextProcessor
+from madtp.data.tokenize import ADDED_TOKENS, ID_TOKENS, TextProcessor
 from madtp.demo import vocab_path
 from madtp.demo.data import CANVAS, WORDS, Scenes, image_batch, load_split, statements, vocabulary
 from madtp.models.config import NlvrConfig
@@ -24,7 +25,6 @@ Progress = Callable[[str], None]  # called after every step with a few words abo
 
 def config() -> NlvrConfig:
     """Sizes of the model."""
-    pieces = vocabulary()
     return NlvrConfig(
         image_size=CANVAS,
         patch_size=8,
@@ -36,17 +36,19 @@ def config() -> NlvrConfig:
         text_layers=4,
         text_heads=4,
         text_inter=128,
-        vocab_size=len(pieces) + ADDED_TOKENS,
         max_position=16,
         sd_num=16,
         sd_dim=64,
         merge_from=2,
-        pad_token_id=pieces.index("[PAD]"),
-        cls_token_id=pieces.index("[CLS]"),
-        sep_token_id=pieces.index("[SEP]"),
-        bos_token_id=len(pieces),
-        enc_token_id=len(pieces) + 1,
+        **vocabulary_sizes(vocabulary()),
     )
+
+
+def vocabulary_sizes(pieces: Sequence[str]) -> dict[str, Any]:
+    """The fields of a configuration that follow from `vocab.txt`."""
+    ids = {name: pieces.index(token) for name, token in ID_TOKENS.items() if token in pieces}
+    size = len(pieces)
+    return {"vocab_size": size + ADDED_TOKENS, **ids, "bos_token_id": size, "enc_token_id": size + 1}
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,6 @@ def read_bytes(path: Path, most: int = MOST_BYTES) -> bytes:
     """What a regular file holds.
 
     Args:
-        path: of the file.
         most: bytes; a larger file is refused before any of it is read.
 
     Raises:
@@ -86,7 +85,6 @@ def parse_json(text: str, *, unique: bool = False) -> Any:
     """JSON as RFC 8259 knows it: what Python would read besides could not be printed or written again.
 
     Args:
-        text: of the file.
         unique: refuse an object that has a name twice, of which readers take the one or the other.
 
     Raises:

@@ -47,10 +47,6 @@ def marked_kind(name: str, mark: str) -> Kind:
 def check_outputs(outputs: Iterable[tuple[Path | None, Kind]], inputs: Iterable[Path | None]) -> None:
     """Refuse, before any work, outputs that cannot be written or would take the place of another file.
 
-    Args:
-        outputs: of a run; None is one that was not asked for.
-        inputs: files that it reads.
-
     Raises:
         OutputError: naming the file.
     """

@@ -23,7 +23,6 @@ def scratch_folder(parent: Path | None = None, prefix: str = PREFIX) -> Iterator
     locks that are local to each machine cannot: there, work at one place from one machine at a time.
 
     Args:
-        parent: where to; None is the system's folder for temporary files.
         prefix: of its name; it has to begin with PREFIX or a dot.
 
     Raises:

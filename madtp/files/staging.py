@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import TracebackType
+from typing import Any
 
 from madtp.errors import OutputError
 from madtp.files.scratch import scratch_folder, uninterrupted
@@ -42,10 +42,8 @@ class Staging:
             self.folder = self._scratch.__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._scratch.__exit__(kind, error, trace)
+    def __exit__(self, *error: Any) -> None:
+        self._scratch.__exit__(*error)
 
     def commit(self, names: Iterable[str], stale: Iterable[str] = ()) -> None:
         """Move the finished files to where they belong, all or none.

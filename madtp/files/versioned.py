@@ -20,14 +20,6 @@ def read_versioned(
 ) -> dict[str, Any]:
     """The object that a JSON file holds, of a schema that this version reads.
 
-    Args:
-        path: of the file, at most `most` bytes.
-        name: what the file is, in messages: "the manifest".
-        versions: accepted values of "schema".
-        error: type of what is raised.
-        fix: what to do about a file that cannot be read.
-        unique: refuse an object that has a name twice.
-
     Raises:
         error: the file is missing, not JSON, not an object, or of another schema.
     """
@@ -44,6 +36,6 @@ def check_version(
     """`content`, if it is an object of a schema that this version reads; see `read_versioned`."""
     version = content.get("schema") if isinstance(content, dict) else None
     if not isinstance(content, dict) or isinstance(version, bool) or version not in versions:
-        accepted = " or ".join(map(str, sorted(versions)))
+        accepted = " and ".join(map(str, sorted(versions)))
         raise error(f"{name} is of schema {version!r:.80}", f"This version reads schema {accepted}.", fix)
     return content

@@ -1,6 +1,8 @@
 """The parts of BLIP's BERT that its tasks share, and the encoder that most of them use. Names are checkpoint keys."""
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -78,12 +80,12 @@ def cross_attend(layers: Projections, heads: int, x: Tensor, source: Tensor) -> 
 
 
 class CrossAttention(nn.Module):
-    """Words attend to the tokens of one other sequence."""
+    """Words attend to the tokens of one image."""
 
-    def __init__(self, config: BlipConfig, source_width: int) -> None:
+    def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.heads = config.text_heads
-        self.self = Projections(config.text_hidden, source_width)
+        self.self = Projections(config.text_hidden, config.vit_dim)
         self.output = Output(config.text_hidden, config.text_hidden, config.text_layer_norm_eps)
 
     def forward(self, x: Tensor, source: Tensor) -> Tensor:
@@ -104,56 +106,63 @@ class Intermediate(nn.Module):
 class Layer(nn.Module):
     """Post-norm BERT layer; words are pruned after self-attention, before cross-attention.
 
-    Without a `source` cross-attention is skipped, as in BLIP's text-only mode.
+    Without `images` cross-attention is skipped, as in BLIP's text-only mode.
     """
 
-    def __init__(self, config: BlipConfig, source_width: int) -> None:
+    def __init__(self, config: BlipConfig, crossattention: nn.Module) -> None:
         super().__init__()
         self.attention = SelfAttention(config)
-        self.crossattention = CrossAttention(config, source_width)
+        self.crossattention = crossattention
         self.intermediate = Intermediate(config.text_hidden, config.text_inter)
         self.output = Output(config.text_inter, config.text_hidden, config.text_layer_norm_eps)
 
-    def forward(self, x: Tensor, source: Tensor | None, space_dict: Tensor, state: PruningState, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, images: Sequence[Tensor], space_dict: Tensor, state: PruningState, layer: int
+    ) -> Tensor:
         hidden, column, class_score = self.attention(x, state)
         if column is not None and class_score is not None:
             hidden = compact(hidden, align(x, space_dict, state), column, class_score, state, layer)
-        if source is not None:
-            hidden = self.crossattention(hidden, source)
+        if images:
+            hidden = self.crossattention(hidden, *images)
         return self.output(self.intermediate(hidden), hidden)
 
 
 class Encoder(nn.Module):
     """Holds the layers under the checkpoint's key."""
 
-    def __init__(self, config: BlipConfig, source_width: int) -> None:
+    def __init__(self, config: BlipConfig, crossattentions: Iterable[nn.Module]) -> None:
         super().__init__()
-        self.layer = nn.ModuleList(Layer(config, source_width) for _ in range(config.text_layers))
+        self.layer = nn.ModuleList(Layer(config, crossattention) for crossattention in crossattentions)
 
 
 class TextEncoder(nn.Module):
-    """Ids [B, L], and the tokens of an image or None -> hidden states [B, n, C]."""
+    """Ids [B, L], and the tokens of images -> hidden states [B, n, C]."""
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config, config.vit_dim)
+        self.encoder = Encoder(config, self.crossattentions(config))
+
+    @staticmethod
+    def crossattentions(config: Any) -> Iterator[nn.Module]:
+        """That of every layer."""
+        return (CrossAttention(config) for _ in range(config.text_layers))
 
     def forward(
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        image: Tensor | None,
+        images: Sequence[Tensor],
         space_dict: Tensor,
         temperature: Tensor | None,
         *,
         collect_aligned: bool = False,
     ) -> tuple[Tensor, PruningState]:
-        """Args: input_ids, attention_mask [B, L] int64; image [B, S, C'] or None; temperature None runs dense."""
+        """Args: input_ids, attention_mask [B, L] int64; images [B, S, C'] each; temperature None runs dense."""
         x = self.embeddings(input_ids)
         state = PruningState.start(key_mask(attention_mask), temperature, collect_aligned=collect_aligned)
         for index, layer in enumerate(self.encoder.layer):
-            x = layer(x, image, space_dict, state, index)
+            x = layer(x, images, space_dict, state, index)
             if temperature is None:
                 state.count_unpruned(x)
         return x, state

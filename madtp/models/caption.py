@@ -2,12 +2,11 @@
 
 from typing import NamedTuple
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from madtp.models.config import CaptionConfig
 from madtp.models.decoder import TextDecoder
-from madtp.models.pruning import resolve_temperature
+from madtp.models.model import PrunedModel
 from madtp.models.vision import VisionTransformer
 
 
@@ -18,28 +17,17 @@ class CaptionOutput(NamedTuple):
     vision_token_counts: Tensor
 
 
-class CaptionModel(nn.Module):
-    """BLIP captioning with MADTP, parameters named as in the official checkpoints.
+class CaptionModel(PrunedModel[CaptionConfig]):
+    """BLIP captioning with MADTP.
 
     `forward` is the image encoder, `text_decoder.source_cache` and `text_decoder.step` are the decoder, which
-    `madtp.tasks.captions` drives. `model.half()` and `model.bfloat16()` work: images and logits stay float32, and so
-    do all scores.
-
-    Attributes:
-        config: its sizes.
-        task: "caption".
-        temperature: the pruning temperature that the checkpoint was trained to; the default of `forward`.
+    `madtp.tasks.generation` drives.
     """
 
     task = "caption"
-    input_names = ("image", "temperature")
-    output_names = CaptionOutput._fields
 
     def __init__(self, config: CaptionConfig, temperature: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
-        self.temperature = temperature
-        self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+        super().__init__(config, temperature)
         self.visual_encoder = VisionTransformer(config)
         self.text_decoder = TextDecoder(config, config.vit_dim)
 
@@ -48,9 +36,7 @@ class CaptionModel(nn.Module):
 
         Args:
             image: [B, 3, S, S] float, normalised.
-            temperature: [] float32 tensor or float; None is the model's own. A float of zero or less runs the dense
-                model without any statistics, a tensor of zero or less computes them and prunes nothing.
         """
-        tau = resolve_temperature(temperature, self.temperature, image.device)
+        tau = self.resolve(temperature, image.device)
         states, vision = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
         return CaptionOutput(states, vision.token_counts())

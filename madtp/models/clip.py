@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from madtp.errors import InputError
 from madtp.models.config import ClipConfig
-from madtp.models.pruning import PruningState, align, compact, resolve_temperature
+from madtp.models.model import PrunedModel
+from madtp.models.pruning import PruningState, align, compact
 from madtp.ops.reference import merge_heads, split_heads
 
 IMAGE_MAX_KEEP = 1  # an image layer prunes where more than this many patches stay
@@ -44,14 +45,14 @@ def _rounded(value: Any) -> Any:
     return value.to(torch.float16).to(torch.float32)
 
 
-class ImageOutput(NamedTuple):
+class ImageFeatures(NamedTuple):
     """Features [B, E] in the joint space, not normalised; tokens after each layer [B, layers], int32."""
 
     image_feature: Tensor
     vision_token_counts: Tensor
 
 
-class TextOutput(NamedTuple):
+class TextFeatures(NamedTuple):
     """Features [B, E] in the joint space, not normalised; tokens after each layer [B, layers], int32.
 
     `text_picked_position` [B] int32: position in the caption of the token that the feature was read from, -(layer + 1)
@@ -188,26 +189,13 @@ def _no_mask(x: Tensor) -> Tensor:
     return x.new_zeros(x.shape[:2], dtype=torch.float32)
 
 
-class ClipModel(nn.Module):
-    """CLIP with MADTP, parameters named as in the official checkpoints.
-
-    `model.half()` and `model.bfloat16()` work: images and outputs stay float32, and so do all pruning scores.
-
-    Attributes:
-        config: its sizes.
-        task: "clip".
-        temperature: the pruning temperature that the checkpoint was trained to; the default of every method.
-    """
+class ClipModel(PrunedModel[ClipConfig]):
+    """CLIP with MADTP."""
 
     task = "clip"
-    input_names = ("image", "input_ids", "temperature")
-    output_names = ClipOutput._fields
 
     def __init__(self, config: ClipConfig, temperature: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
-        self.temperature = temperature
-        self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+        super().__init__(config, temperature)
         self.visual = VisionTransformer(config)
         self.transformer = Transformer(
             config.text_width,
@@ -222,18 +210,18 @@ class ClipModel(nn.Module):
         self.ln_final = nn.LayerNorm(config.text_width, eps=config.layer_norm_eps)
         self.text_projection = nn.Parameter(torch.zeros(config.text_width, config.embed_dim))
 
-    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
-        """Features of images [B, 3, S, S], normalised; `temperature` as in `forward`."""
-        tau = resolve_temperature(temperature, self.temperature, image.device)
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageFeatures:
+        """Features of images [B, 3, S, S], normalised."""
+        tau = self.resolve(temperature, image.device)
         feature, state = self.visual(image.to(self.space_dict.dtype), self.space_dict, tau)
-        return ImageOutput(feature.to(self._output_dtype()), state.token_counts())
+        return ImageFeatures(feature.to(self._output_dtype()), state.token_counts())
 
-    def encode_text(self, input_ids: Tensor, temperature: Tensor | float | None = None) -> TextOutput:
-        """Features of captions; `temperature` as in `forward`.
+    def encode_text(self, input_ids: Tensor, temperature: Tensor | float | None = None) -> TextFeatures:
+        """Features of captions.
 
         A caption's feature is read where its end-of-text token was before pruning, as the published code does. Layers
-        prune only while that position still exists in every caption of the batch, so a long caption keeps its batch
-        mates unpruned.
+        prune only while that position still exists in every caption of the batch, so a long caption keeps the
+        rest of its batch unpruned.
 
         Args:
             input_ids: [B, context_length] int64: start of text, words, end of text (the largest id of the vocabulary,
@@ -248,7 +236,7 @@ class ClipModel(nn.Module):
                 "Positions behind the caption take part in pruning, so every caption has the full context length.",
                 "Pad captions with zeros.",
             )
-        tau = resolve_temperature(temperature, self.temperature, input_ids.device)
+        tau = self.resolve(temperature, input_ids.device)
         x = self.token_embedding(input_ids) + self.positional_embedding
         end = input_ids.int().argmax(dim=-1, keepdim=True)  # of int64 ONNX Runtime has it from 1.20 on alone
         state = PruningState.start(_no_mask(x), tau)
@@ -257,7 +245,7 @@ class ClipModel(nn.Module):
         picked = x.gather(1, end[..., None].expand(-1, -1, x.shape[2])).squeeze(1)
         feature = self.ln_final(picked) @ self.text_projection
         position = state.source_ids.gather(1, end).squeeze(1)
-        return TextOutput(feature.to(self._output_dtype()), state.token_counts(), position)
+        return TextFeatures(feature.to(self._output_dtype()), state.token_counts(), position)
 
     def forward(self, image: Tensor, input_ids: Tensor, temperature: Tensor | float | None = None) -> ClipOutput:
         """Compare every image with every caption.
@@ -265,8 +253,6 @@ class ClipModel(nn.Module):
         Args:
             image: [B, 3, S, S] float, normalised.
             input_ids: [M, context_length] int64, see `encode_text`.
-            temperature: [] float32 tensor or float; None is the model's own. A float of zero or less runs the dense
-                model without any statistics, a tensor of zero or less computes them and prunes nothing.
         """
         images = self.encode_image(image, temperature)
         texts = self.encode_text(input_ids, temperature)

@@ -140,23 +140,12 @@ class BlipConfig(ModelConfig):
     task: str = ""
 
     def _widths(self) -> list[ConfigError]:
-        if self.PRUNES_TEXT and not self.vit_dim == self.text_hidden == self.sd_dim:
-            return [
-                ConfigError(
-                    f"vit_dim {self.vit_dim}, text_hidden {self.text_hidden} and sd_dim {self.sd_dim} differ",
-                    f"Both encoders of a {self.task} model are aligned with one space_dict, so all have one width.",
-                    "Correct them in --config.",
-                )
-            ]
-        if self.vit_dim != self.sd_dim:
-            return [
-                ConfigError(
-                    f"vit_dim {self.vit_dim} and sd_dim {self.sd_dim} differ",
-                    "The image encoder is aligned with space_dict, so both are one width.",
-                    "Correct them in --config.",
-                )
-            ]
-        return []
+        names = ["vit_dim", "text_hidden", "sd_dim"] if self.PRUNES_TEXT else ["vit_dim", "sd_dim"]
+        if len({getattr(self, name) for name in names}) == 1:
+            return []
+        *sizes, last = [f"{name} {getattr(self, name)}" for name in names]
+        why = f"What a {self.task} model prunes is aligned with one space_dict, so all have one width."
+        return [ConfigError(f"{', '.join(sizes)} and {last} differ", why, "Correct them in --config.")]
 
 
 @dataclass(frozen=True)

@@ -258,7 +258,6 @@ class DecoderSession:
     """A decoder over the states of one request, as a `madtp.tasks.generation.Step`: it keeps the cache.
 
     Args:
-        step: the decoder.
         source: [layers, 2, B, H, S, D], what its `source_cache` gave for the states.
         texts: n, texts that are written for each sample at once.
     """

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from madtp.models.config import NlvrConfig
-from madtp.models.pruning import resolve_temperature
-from madtp.models.text import TextEncoder
+from madtp.models.model import PrunedModel
+from madtp.models.text import TwinTextEncoder
 from madtp.models.vision import VisionTransformer
 
 
@@ -19,28 +19,15 @@ class NlvrOutput(NamedTuple):
     text_token_counts: Tensor
 
 
-class NlvrModel(nn.Module):
-    """BLIP-NLVR with MADTP, parameters named as in the official checkpoints.
-
-    `model.half()` and `model.bfloat16()` work: images and logits stay float32, and so do all pruning scores.
-
-    Attributes:
-        config: its sizes.
-        task: "nlvr".
-        temperature: the pruning temperature that the checkpoint was trained to; the default of `forward`.
-    """
+class NlvrModel(PrunedModel[NlvrConfig]):
+    """BLIP-NLVR with MADTP."""
 
     task = "nlvr"
-    input_names = ("image0", "image1", "input_ids", "attention_mask", "temperature")
-    output_names = NlvrOutput._fields
 
     def __init__(self, config: NlvrConfig, temperature: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
-        self.temperature = temperature
-        self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+        super().__init__(config, temperature)
         self.visual_encoder = VisionTransformer(config)
-        self.text_encoder = TextEncoder(config)
+        self.text_encoder = TwinTextEncoder(config)
         self.cls_head = nn.Sequential(
             nn.Linear(config.text_hidden, config.text_hidden), nn.ReLU(), nn.Linear(config.text_hidden, 2)
         )
@@ -58,35 +45,10 @@ class NlvrModel(nn.Module):
         Args:
             image0, image1: [B, 3, S, S] float, normalised.
             input_ids: [B, L] int64, first id [ENC]; attention_mask: [B, L], 1 for words and 0 for padding.
-            temperature: [] float32 tensor or float; None is the model's own. A float of zero or less runs the dense
-                model without any statistics, a tensor of zero or less computes them and prunes nothing.
         """
-        return self.run(image0, image1, input_ids, attention_mask, temperature)[0]
-
-    def run(
-        self,
-        image0: Tensor,
-        image1: Tensor,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        temperature: Tensor | float | None = None,
-        *,
-        collect_aligned: bool = False,
-    ) -> tuple[NlvrOutput, Tensor | float, Tensor | float]:
-        """`forward`, and the aligned features of vision [2B, T, C] and text [B, T, C] for the training loss."""
-        tau = resolve_temperature(temperature, self.temperature, image0.device)
-        images, vision = self.visual_encoder(
-            torch.cat([image0, image1]).to(self.space_dict.dtype), self.space_dict, tau, collect_aligned=collect_aligned
-        )
-        batch = image0.shape[0]
-        words, text = self.text_encoder(
-            input_ids,
-            attention_mask,
-            images[:batch],
-            images[batch:],
-            self.space_dict,
-            tau,
-            collect_aligned=collect_aligned,
-        )
-        output = NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())
-        return output, vision.aligned, text.aligned
+        tau = self.resolve(temperature, image0.device)
+        pixels = torch.cat([image0, image1]).to(self.space_dict.dtype)
+        images, vision = self.visual_encoder(pixels, self.space_dict, tau)
+        pair = images[: image0.shape[0]], images[image0.shape[0] :]
+        words, text = self.text_encoder(input_ids, attention_mask, pair, self.space_dict, tau)
+        return NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())

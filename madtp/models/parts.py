@@ -6,7 +6,7 @@ nlvr has one part, `model`. vqa and caption have an `encoder` and one step of th
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -27,11 +27,12 @@ TEXTS = "texts"  # texts that a decoder writes for each request at once: beams, 
 NEW = "new"  # ids that are new to a decoder: the prompt, then one
 PAST = "past"  # ids that its cache holds
 
+M = TypeVar("M", bound=nn.Module)
 INT64, FLOAT = torch.int64, torch.float32
 
 
 @dataclass(frozen=True)
-class TensorSpec:
+class InputSpec:
     """An input: its dimensions are numbers, or names of what varies."""
 
     name: str
@@ -53,10 +54,8 @@ class Part:
     """One part of a model.
 
     Attributes:
-        name: of the part.
         module: its `forward` takes `inputs` in order and returns a named tuple of `outputs`.
         inputs: `temperature` last where it prunes.
-        outputs: names, in order.
         encoders: the encoders that it prunes in the order in which they run, and their layers.
         limits: the most that a dimension which varies can be, where the model has such a limit. (A decoder's cache
             and new ids together have to fit its positions.)
@@ -64,7 +63,7 @@ class Part:
 
     name: str
     module: nn.Module
-    inputs: tuple[TensorSpec, ...]
+    inputs: tuple[InputSpec, ...]
     outputs: tuple[str, ...]
     encoders: dict[str, int] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
@@ -103,7 +102,7 @@ class ClipImage(NamedTuple):
 
 
 class ClipText(NamedTuple):
-    """Of B captions: as `ClipImage`; and where each feature was read, [B] int32 (`madtp.models.clip.TextOutput`)."""
+    """Of B captions: as `ClipImage`; and where each feature was read, [B] int32 (`madtp.models.clip.TextFeatures`)."""
 
     text_feature: Tensor
     text_embed: Tensor
@@ -111,12 +110,16 @@ class ClipText(NamedTuple):
     text_picked_position: Tensor
 
 
-class QuestionEncoder(nn.Module):
-    """Image and question -> states, and their keys and values, computed once a request."""
+class PartModule(nn.Module, Generic[M]):
+    """A part of a model as a module of its own."""
 
-    def __init__(self, model: VqaModel) -> None:
+    def __init__(self, model: M) -> None:
         super().__init__()
         self.model = model
+
+
+class QuestionEncoder(PartModule[VqaModel]):
+    """Image and question -> states, and their keys and values, computed once a request."""
 
     def forward(
         self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float
@@ -125,57 +128,37 @@ class QuestionEncoder(nn.Module):
         return EncodedQuestion(states, self.model.text_decoder.source_cache(states), vision, text)
 
 
-class ImageEncoder(nn.Module):
+class ImageEncoder(PartModule[CaptionModel]):
     """Image -> states, and their keys and values, computed once a request."""
-
-    def __init__(self, model: CaptionModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, temperature: Tensor | float) -> EncodedImage:
         states, vision = self.model(image, temperature)
         return EncodedImage(states, self.model.text_decoder.source_cache(states), vision)
 
 
-class DecoderPart(nn.Module):
+class DecoderPart(PartModule[TextDecoder]):
     """One step of a decoder."""
 
-    def __init__(self, decoder: TextDecoder) -> None:
-        super().__init__()
-        self.decoder = decoder
-
     def forward(self, input_ids: Tensor, rows: Tensor, past: Tensor, source_cache: Tensor) -> Decoded:
-        return Decoded(*self.decoder.step(input_ids, rows, past, source_cache))
+        return Decoded(*self.model.step(input_ids, rows, past, source_cache))
 
 
-class RetrievalImage(nn.Module):
+class RetrievalImage(PartModule[RetrievalModel]):
     """`RetrievalModel.encode_image`."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, temperature: Tensor | float) -> ImageOutput:
         return self.model.encode_image(image, temperature)
 
 
-class RetrievalText(nn.Module):
+class RetrievalText(PartModule[RetrievalModel]):
     """`RetrievalModel.encode_text`."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float) -> TextOutput:
         return self.model.encode_text(input_ids, attention_mask, temperature)
 
 
-class RetrievalMatch(nn.Module):
+class RetrievalMatch(PartModule[RetrievalModel]):
     """`RetrievalModel.match`."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, image_tokens: Tensor, temperature: Tensor | float
@@ -183,24 +166,16 @@ class RetrievalMatch(nn.Module):
         return self.model.match(input_ids, attention_mask, image_tokens, temperature)
 
 
-class ClipImagePart(nn.Module):
+class ClipImagePart(PartModule[ClipModel]):
     """`ClipModel.encode_image`, and embeddings."""
-
-    def __init__(self, model: ClipModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, image: Tensor, temperature: Tensor | float) -> ClipImage:
         feature, counts = self.model.encode_image(image, temperature)
         return ClipImage(feature, normalize(feature), counts)
 
 
-class ClipTextPart(nn.Module):
+class ClipTextPart(PartModule[ClipModel]):
     """`ClipModel.encode_text`, and embeddings."""
-
-    def __init__(self, model: ClipModel) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor, temperature: Tensor | float) -> ClipText:
         feature, counts, position = self.model.encode_text(input_ids, temperature)
@@ -213,12 +188,12 @@ def parts_of(model: Any) -> dict[str, Part]:
     return {part.name: part for part in parts}
 
 
-def _image(config: BlipConfig | ClipConfig, name: str = "image") -> TensorSpec:
-    return TensorSpec(name, FLOAT, (BATCH, 3, config.image_size, config.image_size))
+def _image(config: BlipConfig | ClipConfig, name: str = "image") -> InputSpec:
+    return InputSpec(name, FLOAT, (BATCH, 3, config.image_size, config.image_size))
 
 
-_TEXT = tuple(TensorSpec(name, INT64, (BATCH, TEXT)) for name in ("input_ids", "attention_mask"))
-_TEMPERATURE = TensorSpec("temperature", FLOAT, ())
+_TEXT = tuple(InputSpec(name, INT64, (BATCH, TEXT)) for name in ("input_ids", "attention_mask"))
+_TEMPERATURE = InputSpec("temperature", FLOAT, ())
 
 
 def _nlvr(model: NlvrModel) -> tuple[Part, ...]:
@@ -251,10 +226,10 @@ def _caption(model: CaptionModel) -> tuple[Part, ...]:
 def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
     layers, heads, size = config.text_layers, config.text_heads, config.text_hidden // config.text_heads
     inputs = (
-        TensorSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
-        TensorSpec("rows", INT64, (BATCH, TEXTS)),
-        TensorSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
-        TensorSpec("source_cache", FLOAT, (layers, 2, BATCH, heads, SOURCE, size)),
+        InputSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
+        InputSpec("rows", INT64, (BATCH, TEXTS)),
+        InputSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
+        InputSpec("source_cache", FLOAT, (layers, 2, BATCH, heads, SOURCE, size)),
     )
     # The tracer, which takes 0 and 1 for constants, assumes two at least of each, and both share the positions.
     limits = {NEW: config.max_position - 2, PAST: config.max_position - 2, SOURCE: source}
@@ -263,7 +238,7 @@ def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
 
 def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
     config = model.config
-    tokens = TensorSpec("image_tokens", FLOAT, (BATCH, SOURCE, config.vit_dim))
+    tokens = InputSpec("image_tokens", FLOAT, (BATCH, SOURCE, config.vit_dim))
     image, text = {"vision": config.vit_depth}, {"text": config.text_layers}
     match, limits = {"match": config.text_layers}, {TEXT: config.max_position}
     pairs = {**limits, SOURCE: config.vision_tokens}
@@ -276,7 +251,7 @@ def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
 
 def _clip(model: ClipModel) -> tuple[Part, ...]:
     config = model.config
-    ids = TensorSpec("input_ids", INT64, (BATCH, config.context_length))
+    ids = InputSpec("input_ids", INT64, (BATCH, config.context_length))
     image, text = {"vision": config.vision_layers}, {"text": config.text_layers}
     return (
         Part("image", ClipImagePart(model), (_image(config), _TEMPERATURE), ClipImage._fields, image),

@@ -15,7 +15,6 @@ class PruningState:
         key_mask: [B, L] float32, added to attention scores (0 or -10000).
         source_ids: [B, L] int32, position of each token in the encoder's input, -(layer + 1) for merged ones.
         temperature: [] float32 tensor, or None for the dense model: no statistics, no alignment, nothing pruned.
-        min_keep: [] int64.
         counts: tokens after each layer, one [] int64 tensor a layer.
         aligned: [B, T, C] sum over layers of the aligned features, when `collect_aligned` is set (training).
     """

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from madtp.models.bert import TextEncoder
 from madtp.models.config import RetrievalConfig
-from madtp.models.pruning import resolve_temperature
+from madtp.models.model import PrunedModel
 from madtp.models.vision import VisionTransformer
 
 
@@ -35,31 +35,18 @@ class MatchOutput(NamedTuple):
     text_token_counts: Tensor
 
 
-class RetrievalModel(nn.Module):
-    """BLIP retrieval with MADTP, parameters named as in the official checkpoints.
+class RetrievalModel(PrunedModel[RetrievalConfig]):
+    """BLIP retrieval with MADTP.
 
     Three parts, each a method: `encode_image` and `encode_text` make the embeddings that are compared first, `match`
     looks at one image and one text together. All three prune; `encode_text` and `match` share the text encoder, and
-    `match` alone uses its cross-attention. The temperature of each is a [] float32 tensor or a float; None is the
-    model's own. A float of zero or less runs the dense model without any statistics, a tensor of zero or less computes
-    them and prunes nothing.
-
-    `model.half()` and `model.bfloat16()` work: images, embeddings and logits stay float32, and so do all pruning
-    scores. The image tokens have the model's type.
-
-    Attributes:
-        config: its sizes.
-        task: "retrieval".
-        temperature: the pruning temperature that the checkpoint was trained to; the default of every part.
+    `match` alone uses its cross-attention. The image tokens have the model's type.
     """
 
     task = "retrieval"
 
     def __init__(self, config: RetrievalConfig, temperature: float = 0.0) -> None:
-        super().__init__()
-        self.config = config
-        self.temperature = temperature
-        self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+        super().__init__(config, temperature)
         self.visual_encoder = VisionTransformer(config)
         self.text_encoder = TextEncoder(config)
         self.vision_proj = nn.Linear(config.vit_dim, config.embed_dim)
@@ -67,13 +54,8 @@ class RetrievalModel(nn.Module):
         self.itm_head = nn.Linear(config.text_hidden, 2)
 
     def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
-        """Embed images.
-
-        Args:
-            image: [B, 3, S, S] float, normalised.
-            temperature: see the class.
-        """
-        tau = resolve_temperature(temperature, self.temperature, image.device)
+        """Embed images [B, 3, S, S] float, normalised."""
+        tau = self.resolve(temperature, image.device)
         tokens, state = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
         return ImageOutput(_embed(self.vision_proj, tokens), tokens, state.token_counts())
 
@@ -84,10 +66,9 @@ class RetrievalModel(nn.Module):
 
         Args:
             input_ids: [B, L] int64, first id [CLS]; attention_mask: [B, L], 1 for words and 0 for padding.
-            temperature: see the class.
         """
-        tau = resolve_temperature(temperature, self.temperature, input_ids.device)
-        words, state = self.text_encoder(input_ids, attention_mask, None, self.space_dict, tau)
+        tau = self.resolve(temperature, input_ids.device)
+        words, state = self.text_encoder(input_ids, attention_mask, (), self.space_dict, tau)
         return TextOutput(_embed(self.text_proj, words), state.token_counts())
 
     def match(
@@ -102,11 +83,10 @@ class RetrievalModel(nn.Module):
         Args:
             input_ids: [B, L] int64, first id [ENC]; attention_mask: [B, L], 1 for words and 0 for padding.
             image_tokens: [B, n, C] of `encode_image`, one image a text. The text attends to all n of them.
-            temperature: see the class.
         """
-        tau = resolve_temperature(temperature, self.temperature, input_ids.device)
+        tau = self.resolve(temperature, input_ids.device)
         words, state = self.text_encoder(
-            input_ids, attention_mask, image_tokens.to(self.space_dict.dtype), self.space_dict, tau
+            input_ids, attention_mask, (image_tokens.to(self.space_dict.dtype),), self.space_dict, tau
         )
         return MatchOutput(_at_least_float32(self.itm_head(words[:, 0])), state.token_counts())
 

@@ -69,11 +69,7 @@ class Block(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Images [B, 3, S, S] -> tokens [B, n, C] after the final norm.
-
-    Attributes:
-        grid: patches along one side of the image.
-    """
+    """Images [B, 3, S, S] -> tokens [B, n, C] after the final norm."""
 
     def __init__(self, config: BlipConfig) -> None:
         super().__init__()

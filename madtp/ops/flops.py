@@ -17,12 +17,7 @@ LAYER_NORM_FLOPS = 5  # per element, as fvcore counts an affine layer norm
 
 @dataclass(frozen=True)
 class Flops:
-    """Multiply-adds of one call.
-
-    Attributes:
-        total: all of them.
-        by_operator: per operator name.
-    """
+    """Multiply-adds of one call."""
 
     total: int
     by_operator: dict[str, int]
@@ -82,7 +77,6 @@ def count_flops(model: nn.Module, inputs: Mapping[str, Tensor], temperature: flo
     """Run `model` once and count.
 
     Args:
-        model: a model of this package.
         inputs: its inputs by name, without `temperature`. Under the reference rule one K serves the whole batch, so
             count requests one at a time to learn what each of them costs.
         temperature: zero or less counts the dense model, which has neither statistics nor alignment.

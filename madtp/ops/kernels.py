@@ -34,7 +34,7 @@ class KernelOps:
     """Both ops through a loaded library of kernels, on torch's current stream.
 
     The signatures are those of `madtp.ops.reference`; the results differ by rounding alone. Other types than float32,
-    float16 and bfloat16 (float64, the yardstick of the others) run the reference.
+    float16 and bfloat16 (float64, the reference of the others) run the reference.
 
     Args:
         library: of `load_library`; its kernels take pointers of the tensors' device.

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from madtp.ops.reference import learned_threshold, token_counts, token_importance
+from madtp.ops.reference import counts_above, learned_threshold, token_importance
 
 
 @dataclass(frozen=True)
@@ -16,15 +16,11 @@ class CompactRecord:
     """One pruning step.
 
     Attributes:
-        layer: index of the encoder layer.
         importance: [B, N] float32; threshold: [B] float32.
         counts: [B] int64, tokens above their own threshold.
         keep: K, the largest of `counts`.
-        pruned: whether tokens were dropped.
-        tokens_out: tokens after the layer, class token included.
         source_ids: [B, tokens_out] int32.
         entering_ids: [B, 1 + N] int32, source ids before the step.
-        min_keep: least K that prunes.
     """
 
     layer: int
@@ -86,7 +82,7 @@ def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:
     counts = torch.full((tokens.shape[0],), importance.shape[1])
     if temperature > 0:
         threshold = learned_threshold(importance, alignment, temperature)
-        counts = token_counts(importance, threshold)
+        counts = counts_above(importance, threshold)
     tokens_out = output[0].shape[1]
     return CompactRecord(
         layer=layer,

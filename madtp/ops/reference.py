@@ -38,7 +38,7 @@ def aligned_attention(qkv: Tensor, key_mask: Tensor, causal: int, heads: int) ->
 
     Returns:
         context [B, L, C] in the dtype of `qkv`; column_score [B, L - 1] and class_score [B, L - 1], float32 (float64
-        where `qkv` is: the yardstick that other precisions are held against).
+        where `qkv` is: the reference of other precisions).
     """
     query, key, value = (split_heads(part, heads) for part in qkv.chunk(3, dim=-1))
     scores = product(query / math.sqrt(query.shape[-1]), key.mT) + key_mask[:, None, None, :].to(qkv.dtype)
@@ -73,13 +73,12 @@ def learned_threshold(importance: Tensor, alignment: Tensor, temperature: Tensor
     Args:
         importance: [B, N] float32.
         alignment: [B, N, T] float32.
-        temperature: tau > 0.
     """
     weights = (alignment / temperature).softmax(dim=1)
     return torch.einsum("bnt,bn->bt", weights, importance).amin(dim=1)
 
 
-def token_counts(importance: Tensor, threshold: Tensor) -> Tensor:
+def counts_above(importance: Tensor, threshold: Tensor) -> Tensor:
     """k [B] int64: tokens above their sample's threshold; all N of them where a score is NaN or infinite.
 
     A score that is not finite must not decide what is thrown away, so its sample asks to keep everything.
@@ -124,7 +123,7 @@ def token_compact(
     importance = token_importance(column_score, class_score, alignment)
     keep = importance.shape[1]
     if temperature > 0:
-        keep = int(token_counts(importance, learned_threshold(importance, alignment, temperature)).max())
+        keep = int(counts_above(importance, learned_threshold(importance, alignment, temperature)).max())
     if keep < int(min_keep) or importance.shape[1] - keep < 2:
         count = torch.tensor(tokens.shape[1], device=tokens.device)
         return tokens.clone(), key_mask.clone(), source_ids.clone(), count

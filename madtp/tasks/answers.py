@@ -9,7 +9,7 @@ from torch import Tensor
 from madtp.errors import InputError
 from madtp.models.config import VqaConfig
 from madtp.models.decoder import DecoderSession, DecoderStep
-from madtp.tasks.generation import Limits, beam_search, greedy_search
+from madtp.tasks.generation import write_texts
 
 LABEL_SMOOTHING = 0.1  # part of the score by which the published code ranks answers
 K_ANSWERS = 128  # candidates that the published evaluation reads to the end
@@ -40,7 +40,6 @@ def rank_answers(
     """Choose an answer from a list for each question.
 
     Args:
-        step: the decoder, in torch or an engine.
         source: what its `source_cache` gave for the question states.
         answer_ids, answer_mask: [A, L] int64, [DEC] first and [SEP] last; the mask is 1 for words, 0 for padding.
         k: answers, likeliest first words first, that are read to the end.
@@ -82,22 +81,9 @@ def write_answers(
     max_length: int = 10,
     min_length: int = 1,
 ) -> Tensor:
-    """Write an answer to each question.
-
-    Args:
-        step, source: as those of `rank_answers`.
-        beams: 1 is greedy search.
-        max_length, min_length: see `Limits`; [DEC] counts.
-
-    Returns:
-        [B, length] int64, [DEC] first, padding behind [SEP].
-    """
-    prompt, limits = _prompt(source, config), Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
-    limits.check(prompt, config.max_position)
-    session = DecoderSession(step, source, beams)
-    if beams == 1:
-        return greedy_search(session, prompt, limits)
-    return beam_search(session, prompt, limits, beams)
+    """Write an answer to each question; see `write_texts`. [DEC] is the prompt, and counts."""
+    lengths = {"max_length": max_length, "min_length": min_length}
+    return write_texts(step, source, _prompt(source, config), config, beams=beams, **lengths)
 
 
 def _prompt(source: Tensor, config: VqaConfig) -> Tensor:

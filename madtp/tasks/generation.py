@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from madtp.errors import InputError
+from madtp.models.config import BlipConfig
+from madtp.models.decoder import DecoderSession, DecoderStep
 
 NEVER = -1e9  # initial score of all beams of a sample but the first, which would otherwise all be the same
 
@@ -55,7 +57,6 @@ class Limits:
         """Raise InputError where a search from `prompt_ids` [B, P] cannot work.
 
         Args:
-            prompt_ids: first ids of every text.
             max_position: ids that the decoder has position embeddings for, if it is known.
         """
         if prompt_ids.dim() != 2 or prompt_ids.numel() == 0:
@@ -85,13 +86,41 @@ class Limits:
             )
 
 
+def write_texts(
+    step: DecoderStep,
+    source: Tensor,
+    prompt_ids: Tensor,
+    config: BlipConfig,
+    *,
+    beams: int = 3,
+    max_length: int = 20,
+    min_length: int = 5,
+) -> Tensor:
+    """Texts about encoder states; by default as the published evaluation writes captions.
+
+    Args:
+        step: the decoder, in torch or an engine.
+        source: what its `source_cache` gave for the states.
+        prompt_ids: [B, P] int64, [DEC] first, without [SEP].
+        beams: 1 is greedy search.
+        max_length, min_length: see `Limits`; the prompt counts.
+
+    Returns:
+        [B, length] int64, prompt included, padding behind [SEP].
+    """
+    limits = Limits(max_length, min_length, config.sep_token_id, config.pad_token_id)
+    limits.check(prompt_ids, config.max_position)
+    session = DecoderSession(step, source, beams)
+    if beams == 1:
+        return greedy_search(session, prompt_ids, limits)
+    return beam_search(session, prompt_ids, limits, beams)
+
+
 def greedy_search(step: Step, prompt_ids: Tensor, limits: Limits) -> Tensor:
     """The likeliest next id again and again.
 
     Args:
-        step: runs the decoder over B rows.
         prompt_ids: [B, P] int64, without padding.
-        limits: lengths and ids.
 
     Returns:
         [B, length] int64, prompt included, [SEP] where a text has ended, padding behind it.
@@ -112,10 +141,7 @@ def beam_search(step: Step, prompt_ids: Tensor, limits: Limits, beams: int) -> T
     """The text of the best mean log probability among those that `beams` parallel searches find.
 
     Args:
-        step: runs the decoder over B * beams rows.
         prompt_ids: [B, P] int64, without padding.
-        limits: lengths and ids.
-        beams: texts pursued for each sample.
 
     Returns:
         [B, length] int64, prompt included, [SEP] where a text has ended, padding behind it.

@@ -76,13 +76,9 @@ def rank(
     part of the result.
 
     Args:
-        model: the parts.
         images: batches [b, 3, S, S] float, normalised; the caller chooses their sizes.
         input_ids: [T, L] int64, first id [CLS]; attention_mask: [T, L], 1 for words and 0 for padding.
         k_test: candidates of each row; all of them where there are fewer.
-        text_batch: texts that are embedded together.
-        match_batch: see `Matcher`.
-        temperature: as for the parts; None is the model's own.
 
     Raises:
         InputError: no images or no texts, images of another size, ids that do not start with [CLS], a mask of another
@@ -121,9 +117,6 @@ class Matcher:
     """Matches each image or text with its best candidates.
 
     Args:
-        model: the parts.
-        embeddings: what `embed` gave for the images and texts.
-        input_ids, attention_mask, k_test, temperature: as those of `rank`.
         match_batch: pairs of a row that are matched together; None is all of them, as published. Smaller batches may
             keep other tokens, and so give other scores. 1 matches each pair on its own, without filling of its image
             (see `image_tokens`): its score depends on nothing else.

@@ -11,7 +11,7 @@ from madtp.models.decoder import DecoderStep
 from madtp.models.parts import Part
 from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
 from madtp.tasks.answers import start_logits, write_answers
-from madtp.tasks.captions import write_captions
+from madtp.tasks.generation import write_texts
 
 COUNTS_SUFFIX = "_token_counts"  # of the outputs that say how many tokens each layer kept
 Outputs = dict[str, Tensor]
@@ -93,11 +93,8 @@ def run_request(
     """Everything that a batch of requests comes to, through all parts.
 
     Args:
-        config: of the model.
-        runners: of all its parts.
         inputs: of the request, see `madtp.data.samples.collate`; retrieval and clip take pairs, as many images as
             texts.
-        temperature: zero or less is the dense model.
 
     Returns:
         Outputs of the parts by name, and what follows from them: `answer_ids` [B, length] and `start_logits` of vqa,
@@ -139,7 +136,7 @@ def _vqa(config: VqaConfig, runners: Runners, inputs: Mapping[str, Tensor], temp
 def _caption(config: CaptionConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
     outputs = runners["encoder"].run({"image": inputs["image"]}, temperature)
     source, step = outputs.pop("source_cache"), decoder_step(runners["decoder"])
-    return {**outputs, "caption_ids": write_captions(step, source, inputs["prompt_ids"], config)}
+    return {**outputs, "caption_ids": write_texts(step, source, inputs["prompt_ids"], config)}
 
 
 def _retrieval(config: RetrievalConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:

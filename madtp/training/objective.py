@@ -76,7 +76,7 @@ def nlvr_loss(
 ) -> Tensor:
     """L_task + `similarity_weight` * L_sim of a batch, [].
 
-    Every image is encoded once, however many statements there are about it; with one a pair this is `NlvrModel.run`.
+    Every image is encoded once, however many statements there are about it; with one a pair the logits are the model's.
 
     Args:
         temperature: [] float32, zero prunes nothing; None trains the dense model, which is not aligned: L_task alone.
@@ -87,7 +87,7 @@ def nlvr_loss(
     )
     first, second = _per_statement(images, batch.statements).chunk(2)
     words, text = model.text_encoder(
-        batch.input_ids, batch.attention_mask, first, second, model.space_dict, temperature, collect_aligned=collect
+        batch.input_ids, batch.attention_mask, (first, second), model.space_dict, temperature, collect_aligned=collect
     )
     task = F.cross_entropy(model.cls_head(words[:, 0]), batch.labels)
     if not isinstance(vision.aligned, Tensor) or not isinstance(text.aligned, Tensor):
@@ -122,7 +122,6 @@ def retrieval_loss(
     """L_task + `similarity_weight` * L_sim of a batch, []; L_task is BLIP's: contrast of embeddings, and matching.
 
     Args:
-        temperature: as in `nlvr_loss`.
         generator: draws the wrong partners that pairs are matched with, likelier the more similar they are.
         images_at_once: so many images does the vision encoder see together; None is all of them. The image that keeps
             the most tokens decides for these, so a model that is deployed on few at once is trained on few, too.
@@ -136,7 +135,7 @@ def retrieval_loss(
     tokens = [image for encoded, _ in vision for image in encoded]
     image = image_tokens(tokens, torch.arange(len(tokens)))
     words, text = model.text_encoder(
-        batch.input_ids, batch.attention_mask, None, model.space_dict, temperature, collect_aligned=collect
+        batch.input_ids, batch.attention_mask, (), model.space_dict, temperature, collect_aligned=collect
     )
     image_embed = F.normalize(model.vision_proj(image[:, 0]), dim=-1)
     text_embed = F.normalize(model.text_proj(words[:, 0]), dim=-1)
@@ -174,7 +173,7 @@ def _matching_loss(
     ids = batch.input_ids[texts]
     ids[:, 0] = model.config.enc_token_id
     shown = image.index_select(0, images)  # the gradient of image[images] adds up in any order
-    words, _ = model.text_encoder(ids, batch.attention_mask[texts], shown, model.space_dict, temperature)
+    words, _ = model.text_encoder(ids, batch.attention_mask[texts], (shown,), model.space_dict, temperature)
     labels = torch.zeros(len(images), dtype=torch.int64)
     labels[: len(own)] = 1
     return F.cross_entropy(model.itm_head(words[:, 0]), labels)

@@ -6,7 +6,7 @@ from torch import Tensor
 from madtp.models.caption import CaptionModel
 from madtp.models.vqa import VqaModel
 from madtp.tasks.answers import RankedAnswers, rank_answers, write_answers
-from madtp.tasks.captions import write_captions
+from madtp.tasks.generation import write_texts
 
 
 @torch.no_grad()
@@ -25,6 +25,6 @@ def answer(model: VqaModel, states: Tensor, **search: int) -> Tensor:
 
 @torch.no_grad()
 def caption(model: CaptionModel, states: Tensor, prompt_ids: Tensor, **search: int) -> Tensor:
-    """`write_captions` on image states [B, S, C]."""
+    """`write_texts` on image states [B, S, C]."""
     decoder = model.text_decoder
-    return write_captions(decoder.step, decoder.source_cache(states), prompt_ids, model.config, **search)
+    return write_texts(decoder.step, decoder.source_cache(states), prompt_ids, model.config, **search)

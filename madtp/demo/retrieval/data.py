@@ -7,12 +7,12 @@ from functools import cache
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
 from madtp.data.default_samples import FOLDER
 from madtp.data.preprocess import Sample
 from madtp.demo import demo_extra
+from madtp.demo.data import SPECIAL, Bytes, Ints
 
 SIZE = 96  # pixels along one side of a picture
 SHORT_SIDE = 160  # pixels of a photograph's shorter side before it is cut
@@ -22,7 +22,6 @@ CELLS = 8  # of the shorter side; a cell of crop centres is either trained or he
 HELD_OUT_EVERY = 4  # every fourth cell, and every fourth combination of template and words
 HELD_OUT_SEED = 1_000_003
 
-SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 TEMPLATES = (
     "a photo of {}",
     "{} from near",
@@ -33,9 +32,6 @@ TEMPLATES = (
     "this is a part of a picture of {}",
     "somebody took a photo of {}",
 )
-
-Bytes = NDArray[np.uint8]
-Ints = NDArray[np.int64]
 
 
 class Photograph(NamedTuple):

@@ -1,9 +1,8 @@
 """How good the retrieval demonstration's model is, and what ranking with it costs."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from rich.table import Table
@@ -12,17 +11,17 @@ from torch import Tensor
 from madtp.data.tokenize import TextProcessor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval.data import HeldOut
-from madtp.models.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
+from madtp.models.parts import Part, parts_of
+from madtp.models.retrieval import RetrievalModel
 from madtp.ops.flops import count_call
 from madtp.tasks.ranking import rank
+from madtp.tasks.requests import Outputs, RetrievalRunners, TorchRunner, token_counts
 
 CANDIDATES = 8  # of each picture and each caption that are matched
 COUNTED_EVERY = 8  # GFLOPs are the mean of every so many calls of a part, because counting takes time
 LEAST_FOUND = 0.80  # recall@1, both ways
 LEAST_PRUNED = 0.30  # of the dense model's GFLOPs
 MOST_LOST = 0.05  # recall@1, against the dense model
-
-Output = TypeVar("Output", ImageOutput, TextOutput, MatchOutput)
 
 
 @dataclass(frozen=True)
@@ -44,26 +43,26 @@ class RetrievalEvaluation:
     match_tokens: tuple[float, ...]
 
 
-@dataclass
-class _Measure:
-    """Tokens and GFLOPs of the calls of one part."""
+class _MeasuredRunner:
+    """A part in torch, with the tokens and GFLOPs of its calls, of one picture, caption or pair."""
 
-    counts: list[Tensor] = field(default_factory=list)
-    gflops: list[float] = field(default_factory=list)  # of one picture, caption or pair
+    def __init__(self, part: Part) -> None:
+        self._runner = TorchRunner(part)
+        self.counts: list[Tensor] = []
+        self.gflops: list[float] = []
 
-    def call(self, part: Callable[[], Output]) -> Output:
-        outputs: list[Output] = []
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        outputs: Outputs = {}
         if len(self.counts) % COUNTED_EVERY == 0:
-            total = count_call(lambda: outputs.append(part())).giga
-            self.gflops.append(total / len(outputs[0][-1]))
+            total = count_call(lambda: outputs.update(self._runner.run(inputs, temperature))).giga
+            self.gflops.append(total / len(next(iter(inputs.values()))))
         else:
-            outputs.append(part())
-        self.counts.append(outputs[0][-1])
-        return outputs[0]
+            outputs = self._runner.run(inputs, temperature)
+        self.counts += token_counts(outputs).values()
+        return outputs
 
     @property
     def mean_gflops(self) -> float:
-        """Of one picture, caption or pair."""
         return sum(self.gflops) / len(self.gflops)
 
     @property
@@ -72,33 +71,6 @@ class _Measure:
         return tuple(torch.cat(self.counts).float().mean(dim=0).tolist())
 
 
-class _MeasuredModel:
-    """The parts of a model as `rank` calls them, each of them measured."""
-
-    def __init__(self, model: RetrievalModel) -> None:
-        self.config = model.config
-        self._model = model
-        self.vision, self.text, self.matching = _Measure(), _Measure(), _Measure()
-
-    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
-        return self.vision.call(lambda: self._model.encode_image(image, temperature))
-
-    def encode_text(
-        self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
-    ) -> TextOutput:
-        return self.text.call(lambda: self._model.encode_text(input_ids, attention_mask, temperature))
-
-    def match(
-        self,
-        input_ids: Tensor,
-        attention_mask: Tensor,
-        image_tokens: Tensor,
-        temperature: Tensor | float | None = None,
-    ) -> MatchOutput:
-        return self.matching.call(lambda: self._model.match(input_ids, attention_mask, image_tokens, temperature))
-
-
-@torch.no_grad()
 def evaluate(
     model: RetrievalModel,
     vocab: Path,
@@ -110,7 +82,7 @@ def evaluate(
 
     Pictures and captions are embedded one at a time, and the candidates of one query matched together, as published.
     """
-    measured = _MeasuredModel(model)
+    runners = {name: _MeasuredRunner(part) for name, part in parts_of(model).items()}
 
     def batches() -> Iterator[Tensor]:
         for image in image_batch(held_out.pictures).split(1):
@@ -118,20 +90,18 @@ def evaluate(
             progress()
 
     ranking = rank(
-        measured,
+        RetrievalRunners(model.config, runners, temperature),
         batches(),
         *TextProcessor(vocab, model.config).batch(held_out.captions),
         k_test=CANDIDATES,
         text_batch=1,
-        temperature=temperature,
     )
     shown, described = torch.from_numpy(held_out.shown), torch.from_numpy(held_out.described)
-    parts = (measured.vision, measured.text, measured.matching)
     return RetrievalEvaluation(
         _share(described[ranking.score_i2t.argmax(dim=1)] == shown),
         _share(shown[ranking.score_t2i.argmax(dim=1)] == described),
-        sum(part.mean_gflops for part in parts),
-        *(part.mean_tokens for part in parts),
+        sum(part.mean_gflops for part in runners.values()),
+        *(part.mean_tokens for part in runners.values()),
     )
 
 

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from madtp.data.tokenize import ADDED_TOKENS, READERS, TextProcessor
+from madtp.data.tokenize import READERS, TextProcessor
 from madtp.demo.data import image_batch
 from madtp.demo.retrieval import vocab_path
 from madtp.demo.retrieval.data import PHOTOGRAPHS, SIZE, captions, picture, vocabulary
-from madtp.demo.train import Progress
+from madtp.demo.train import Progress, vocabulary_sizes
 from madtp.models.config import RetrievalConfig
 from madtp.models.retrieval import RetrievalModel
 from madtp.training.loop import Stage, optimise
@@ -19,7 +19,6 @@ from madtp.training.temperature import ramp
 
 def config() -> RetrievalConfig:
     """Sizes of the model."""
-    pieces = vocabulary()
     return RetrievalConfig(
         image_size=SIZE,
         patch_size=16,
@@ -31,15 +30,10 @@ def config() -> RetrievalConfig:
         text_layers=3,
         text_heads=4,
         text_inter=128,
-        vocab_size=len(pieces) + ADDED_TOKENS,
         max_position=READERS["retrieval"].max_ids or 0,
         sd_num=16,
         sd_dim=64,
-        pad_token_id=pieces.index("[PAD]"),
-        cls_token_id=pieces.index("[CLS]"),
-        sep_token_id=pieces.index("[SEP]"),
-        bos_token_id=len(pieces),
-        enc_token_id=len(pieces) + 1,
+        **vocabulary_sizes(vocabulary()),
         embed_dim=32,
     )
 

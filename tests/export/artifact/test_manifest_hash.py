@@ -51,7 +51,7 @@ def test_files_are_named_without_folders(where: str, name: str, exported: tuple[
     path = manifest_path(exported[0])
     edit_manifest(path, lambda manifest: NAMES[where](manifest, name))
     for changed in (False, True):
-        with pytest.raises(ManifestError, match="is no bare file name"):
+        with pytest.raises(ManifestError, match="is not a bare file name"):
             read_manifest(path, changed=changed)
 
 

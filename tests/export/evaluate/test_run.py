@@ -48,7 +48,7 @@ def test_a_whole_run(nlvr: Dataset, output: Path) -> None:
     }
     identity = results["identity"]
     assert identity["artifacts"] == {"out.onnx": "ab"}
-    assert identity["data"] == {"nlvr_test.json": nlvr.sha256}
+    assert identity["data"] == {"nlvr_test.json": nlvr.sources[0].sha256}
     assert (identity["temperature"], identity["options"]) == (0.5, {"batch": 2})
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from export.evaluate.evaluation import scored
-from export.evaluate.metrics import caption_scores, recall, vqa_score
+from export.evaluate.metrics import Scores, caption_scores, recall, vqa_score
 from madtp.errors import InputError
 from tests.helpers.artifacts import TaskArtifacts
 from tests.helpers.command_line import Ran
@@ -117,10 +117,10 @@ def test_candidates_that_were_not_matched_are_not_recalled() -> None:
 
 
 def test_reasons_are_told_once() -> None:
-    outcome = scored({"a": 1.0}, {"b": "few", "c": "few", "d": "none"}, [])
+    outcome = scored(Scores({"a": 1.0}, {"b": "few", "c": "few", "d": "none"}), [])
     assert (outcome.metrics, outcome.unscored) == ({"a": 1.0}, "b, c: few; d: none")
-    assert scored({}, {"b": "few"}, []).metrics is None
-    assert scored({"a": 1.0}, {}, []).unscored is None
+    assert scored(Scores({}, {"b": "few"}), []).metrics is None
+    assert scored(Scores({"a": 1.0}), []).unscored is None
 
 
 @pytest.fixture

@@ -215,7 +215,7 @@ CONTENTS: dict[str, tuple[Damage, tuple[str, ...]]] = {
     "no model": (entries(model=None), ("no 'model' entry", "config, epoch, temperature")),
     "model is a list": (entries(model=[1]), ("no 'model' entry",)),
     "empty model": (entries(model={}), ("no known task",)),
-    "keys are numbers": (entries(model={0: torch.zeros(1)}), ("keys that are no strings",)),
+    "keys are numbers": (entries(model={0: torch.zeros(1)}), ("keys that are not strings",)),
     "retrieval": (
         architecture(
             "itm_head.weight", "text_encoder.encoder.layer.0.crossattention.self.key.bias", "visual_encoder_m.x"

@@ -103,7 +103,7 @@ def test_nlvr(write: Write, tmp_path: Path) -> None:
         NlvrItem((second, third), "One cat.", False, "1"),
     )
     assert (dataset.task, dataset.split, dataset.annotation, len(dataset)) == ("nlvr", "val", path, 2)
-    assert dataset.sha256 == sha256(path.read_bytes()).hexdigest()
+    assert dataset.sources[0].sha256 == sha256(path.read_bytes()).hexdigest()
     assert (dataset.retrieval, dataset.answer_list, dataset.missing) == (None, None, ())
     assert read_dataset("nlvr", tmp_path, "dev") == read_dataset("nlvr", tmp_path, "val") == dataset
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from madtp.ops.reference import learned_threshold, token_counts, token_importance
+from madtp.ops.reference import counts_above, learned_threshold, token_importance
 from tests.helpers.kernel_calls import compact_inputs
 
 ATTEND = torch.ops.madtp.aligned_attention
@@ -141,7 +141,7 @@ def test_nothing_above_the_threshold_keeps_everything() -> None:
     inputs["class_score"] = torch.zeros(2, 10)
     inputs["alignment"] = torch.zeros(2, 10, 4)
     importance, threshold = scores(inputs, 0.7)
-    assert int(token_counts(importance, threshold).max()) == 0
+    assert int(counts_above(importance, threshold).max()) == 0
     assert is_unchanged(inputs, compact(inputs))
 
 
@@ -153,7 +153,7 @@ def test_all_but_one_kept_leaves_everything() -> None:
     inputs["class_score"] = torch.zeros(1, 10)
     inputs["alignment"] = torch.ones(1, 10, 4)
     importance, threshold = scores(inputs, 0.7)
-    assert token_counts(importance, threshold).tolist() == [9]
+    assert counts_above(importance, threshold).tolist() == [9]
     assert is_unchanged(inputs, compact(inputs))
 
 
@@ -178,7 +178,7 @@ def test_a_sample_gives_the_same_in_every_slot_and_alone_where_it_sets_k(tokens:
     for batched, moved in zip(outputs[:3], shuffled[:3], strict=True):
         torch.testing.assert_close(batched[order], moved, atol=1e-6, rtol=1e-5)
     importance, threshold = scores(inputs, 0.7)
-    counts = token_counts(importance, threshold)
+    counts = counts_above(importance, threshold)
     if counts[slot] == counts.max():  # the reference rule: one K for the batch, the largest
         alone = compact({name: tensor[slot : slot + 1] for name, tensor in inputs.items()})
         for batched, single in zip(outputs[:3], alone[:3], strict=True):

@@ -131,7 +131,7 @@ def test_the_preflight_says_what_an_export_would_write(
 
 @pytest.mark.parametrize("task", ["nlvr", "vqa", "retrieval"])
 def test_encoders_that_share_a_dictionary_share_a_width(task: str) -> None:
-    with pytest.raises(ConfigError, match=f"Both encoders of a {task} model"):
+    with pytest.raises(ConfigError, match="text_hidden 128"):
         CONFIGS[task](**SIZES[task] | {"text_hidden": 128})
     with pytest.raises(ConfigError, match="vit_dim 64"):
         CONFIGS[task](**SIZES[task] | {"sd_dim": 128})
@@ -139,7 +139,7 @@ def test_encoders_that_share_a_dictionary_share_a_width(task: str) -> None:
 
 def test_captioning_has_a_decoder_of_any_width() -> None:
     CONFIGS["caption"](**SIZES["caption"] | {"text_hidden": 128})
-    with pytest.raises(ConfigError, match="The image encoder is aligned"):
+    with pytest.raises(ConfigError, match="sd_dim 128"):
         CONFIGS["caption"](**SIZES["caption"] | {"sd_dim": 128})
 
 

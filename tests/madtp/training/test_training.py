@@ -148,10 +148,13 @@ def test_initial_weights_depend_on_the_generator_alone() -> None:
 
 def test_loss_is_that_of_the_model_with_one_statement_a_pair() -> None:
     model, batch = tiny_model(), tiny_batch(4, 1)
-    output, vision, text = model.run(
-        batch.image0, batch.image1, batch.input_ids, batch.attention_mask, TAU, collect_aligned=True
+    output = model(batch.image0, batch.image1, batch.input_ids, batch.attention_mask, TAU)
+    pixels = torch.cat([batch.image0, batch.image1])
+    images, vision = model.visual_encoder(pixels, model.space_dict, TAU, collect_aligned=True)
+    _, text = model.text_encoder(
+        batch.input_ids, batch.attention_mask, images.chunk(2), model.space_dict, TAU, collect_aligned=True
     )
-    wanted = F.cross_entropy(output.logits, batch.labels) + 0.1 * similarity_loss(vision, text)
+    wanted = F.cross_entropy(output.logits, batch.labels) + 0.1 * similarity_loss(vision.aligned, text.aligned)
     torch.testing.assert_close(nlvr_loss(model, batch, TAU), wanted)
 
 

@@ -1,0 +1,36 @@
+"""What the models of all tasks have: sizes, the dictionary that tokens are aligned with, and a temperature."""
+
+from typing import ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from madtp.models.config import BlipConfig, ClipConfig
+from madtp.models.pruning import resolve_temperature
+
+C = TypeVar("C", bound=BlipConfig | ClipConfig)
+
+
+class PrunedModel(nn.Module, Generic[C]):
+    """A model with MADTP, parameters named as in the official checkpoints.
+
+    `model.half()` and `model.bfloat16()` work: images, embeddings and logits stay float32, and so do all pruning
+    scores. The `temperature` argument of every call is a [] float32 tensor or a float; None is the model's own. A float
+    of zero or less runs the dense model without any statistics, a tensor of zero or less computes them and prunes
+    nothing.
+
+    Attributes:
+        temperature: the pruning temperature that the checkpoint was trained to.
+    """
+
+    task: ClassVar[str]
+
+    def __init__(self, config: C, temperature: float = 0.0) -> None:
+        super().__init__()
+        self.config = config
+        self.temperature = temperature
+        self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+
+    def resolve(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:
+        """The [] float32 tensor of a call's temperature, or None for the dense model."""
+        return resolve_temperature(temperature, self.temperature, device)
