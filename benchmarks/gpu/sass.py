@@ -83,20 +83,20 @@ def executed_turn(code: Sequence[Instruction], begin: int, end: int) -> list[Ins
     run: list[Instruction] = []
     index = begin
     while index <= end:
-        here = code[index]
-        run.append(here)
+        branch = code[index]
+        run.append(branch)
         index += 1
-        if here.target is None or not here.predicated or not index < here.target <= end:
+        if branch.target is None or not branch.predicated or not index < branch.target <= end:
             continue
-        first, last = code[index : here.target], code[here.target - 1]
+        first, last = code[index : branch.target], code[branch.target - 1]
         joined = last.target if last.opcode == "BRA" and not last.predicated else None
-        if joined is not None and here.target < joined <= end + 1:
-            second = code[here.target : joined]
+        if joined is not None and branch.target < joined <= end + 1:
+            second = code[branch.target : joined]
             copies = [arm for arm in (first, second) if _has(arm, "LDGSTS", "STS")]
             run += copies[0] if copies else min(first, second, key=len)
             index = joined
         elif not _has(first, "LDG", "LDSM", "HMMA", "BAR"):
-            index = here.target
+            index = branch.target
     return run
 
 

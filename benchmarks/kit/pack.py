@@ -252,7 +252,7 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
         pack_recordings(kit)
         packed = datetime.now(UTC).isoformat(timespec="seconds")
         static = json.loads((ROOT / "benchmarks" / "gpu" / "static.json").read_text())
-        about = {
+        summary = {
             "commit": commit(),
             "packed": packed,
             "sm": list(sm),
@@ -260,7 +260,7 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
             "predictions_current": static["source"] == source_hash(),
             "left_out": kit.left_out,
         }
-        write_json(folder / ABOUT, about)
+        write_json(folder / ABOUT, summary)
         size = folder_bytes(folder)
         if size > MOST_BYTES:
             raise OutputError(

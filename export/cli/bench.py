@@ -17,7 +17,7 @@ UNDECIDED = 3
 
 @click.command(short_help="Measure latency, and compare it with a baseline.")
 @click.argument("artifact", type=PATH)
-@click.option("--samples", type=PATH, metavar="DIR", help="Folder of samples.  [default: the default samples]")
+@click.option("--samples", type=PATH, metavar="DIR", help="Folder of samples (default: the demo's samples).")
 @allow_outside
 @click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids; their token counts mean little.")
 @click.option(
@@ -32,7 +32,9 @@ UNDECIDED = 3
 @click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, as a baseline for --against.")
 @click.option("--against", type=PATH, metavar="JSON", help="Compare with recorded latencies (written by --save).")
 @click.option("--against-engine", type=PATH, metavar="FILE", help="Compare with this artifact, side by side.")
-@click.option("--max-regression", default="5%", show_default=True, help="Maximum slow-down that passes.")
+@click.option(
+    "--max-regression", metavar="PERCENT", default="5%", show_default=True, help="Maximum slow-down that passes."
+)
 @click.option("--cuda-graphs", is_flag=True, help="Replay a plan as CUDA graphs, where TensorRT can.")
 @click.option("--no-profile", is_flag=True, help="Skip the profile of operators or layers.")
 @click.option("--junit", type=PATH, metavar="XML", help="Write the verdicts as JUnit XML.")

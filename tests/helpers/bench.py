@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from export.artifact.manifest import BackendEntry
 from export.bench.instruments import Instruments
 from export.bench.measurement import Measurement
 from export.bench.run import BenchOptions, bench
 from export.bench.timer import Time
-from export.runtime.artifact import Artifact
+from export.runtime.artifact import Artifact, backend_of
 from export.runtime.runner import RunnerOptions
 from madtp.tasks.requests import Outputs, Runner
 
@@ -118,3 +119,10 @@ def save(measurement: Measurement, target: Path, **artifact: Any) -> Path:
     changed = replace(measurement, artifact={**measurement.artifact, **artifact})
     target.write_text(json.dumps(changed.to_json()))
     return target
+
+
+def as_plan(described: Artifact) -> Artifact:
+    """The same, as if it were a plan of TensorRT for RTX."""
+    backend = BackendEntry("tensorrt-rtx", "1.7.1.116", "there is no GPU")
+    manifest = replace(described.manifest, artifact="out.plan", backend=backend)
+    return replace(described, manifest=manifest, backend=backend_of(manifest))

@@ -113,21 +113,30 @@ def test_an_interval_that_says_nothing_is_no_percentage(ratio: Ratio, p50: tuple
     assert (said == TOO_NOISY) == ("(" not in sentence(verdict))
 
 
-def test_noise_is_said_to_be_noise_everywhere(noisy: BenchResult) -> None:
+def test_noise_is_said_to_be_noise_in_tables(noisy: BenchResult) -> None:
     assert {verdict.outcome for verdict in noisy.verdicts} == {Verdict.UNDECIDED}
     assert all(verdict.too_noisy for verdict in noisy.verdicts)
     assert cells(verdict_table(noisy)).count(TOO_NOISY) == 2
     assert re.fullmatch(rf"temperature .*, batch 1 \| {TOO_NOISY} \| [\d.]+x \| ", cells(speed_up_table(noisy)))
+
+
+def test_noise_is_said_to_be_noise_in_json(noisy: BenchResult) -> None:
     content = to_json(noisy)
     assert [entry["said"] for entry in content["comparison"]["verdicts"]] == [TOO_NOISY] * 2
     assert (content["comparison"]["verdict"], content["comparison"]["said"]) == ("undecided", TOO_NOISY)
     assert content["speed_ups"][0]["said"] == TOO_NOISY
-    document = junit(noisy)
-    for entry in cases_of(document):
+
+
+def test_noise_is_said_to_be_noise_in_junit(noisy: BenchResult) -> None:
+    for entry in cases_of(junit(noisy)):
         (skipped,) = entry.result
         assert isinstance(skipped, junitparser.Skipped)
         assert skipped.message == f"{TOO_NOISY}; allowed 5 %"
         assert TOO_NOISY in entry.system_out
+
+
+def test_noise_has_no_percentages(noisy: BenchResult) -> None:
+    document = junit(noisy)
     verdict = f"verdict: {TOO_NOISY} (of 2 cases 2 undecided; allowed 5 % slower; side by side"
     assert f"\n\n**{verdict}" in markdown(noisy)
     assert lines(noisy)[-1].startswith(verdict)
