@@ -126,7 +126,7 @@ def check_form(task: str, images: int, texts: int, given: Mapping[str, Any]) -> 
         "clip": images >= 1 and texts >= 1,
     }[task]
     if not fits:
-        raise click.UsageError(f"{images} images and {texts} texts are not a {task} request: run {FORMS[task]}")
+        raise click.UsageError(f"{images} images and {texts} texts do not fit the task {task}: run {FORMS[task]}")
 
 
 def read_images(paths: Sequence[Path], rotate: bool) -> "list[Image.Image]":

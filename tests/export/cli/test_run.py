@@ -81,8 +81,8 @@ def test_the_artifacts_own_name_will_do(run: Callable[..., Ran], request_files: 
 @pytest.mark.parametrize(
     ("more", "parts"),
     [
-        ((), ("2 images and 0 texts are not a nlvr request", "--image LEFT --image RIGHT --text")),
-        (("--text", "a", "--text", "b"), ("2 images and 2 texts are not a nlvr request",)),
+        ((), ("2 images and 0 texts do not fit the task nlvr", "--image LEFT --image RIGHT --text")),
+        (("--text", "a", "--text", "b"), ("2 images and 2 texts do not fit the task nlvr",)),
         (("--text", "a", "--beams", 2), ("--beams does not apply to nlvr", "vqa, caption")),
         (("--text", "a", "--k-test", 2), ("--k-test does not apply to nlvr", "retrieval")),
         (("--text", "a", "--prompt", "x"), ("--prompt does not apply to nlvr", "caption")),
@@ -119,7 +119,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch, task: str, session: Any) -> None:
 @pytest.mark.parametrize(
     ("task", "form", "message"),
     [
-        ("vqa", ("--image", "x"), "1 images and 0 texts are not a vqa request"),
+        ("vqa", ("--image", "x"), "1 images and 0 texts do not fit the task vqa"),
         ("vqa", ("--image", "x", "--image", "y", "--text", "a"), "2 images and 1 texts"),
         ("caption", ("--image", "x", "--text", "a"), "1 images and 1 texts"),
         ("retrieval", ("--text", "a"), "0 images and 1 texts"),
