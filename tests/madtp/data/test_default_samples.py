@@ -6,16 +6,17 @@ import sys
 import numpy as np
 import pytest
 
+from export.bench.calls import DEMO_SAMPLES
 from madtp.data.datasets import TASKS
 from madtp.data.default_samples import demo_samples
-from madtp.demo.data import held_out_samples
+from madtp.demo.default_samples import default_samples
 from tests.helpers.paths import ROOT
 
 DEMO_ONLY = ("sklearn", "skimage")
 
 
 def test_digits_are_those_that_the_demo_draws() -> None:
-    for stored, drawn in zip(demo_samples("nlvr", 16), held_out_samples(16), strict=True):
+    for stored, drawn in zip(demo_samples("nlvr", 24), default_samples(), strict=True):
         assert (stored.text, stored.label) == (drawn.text, drawn.label)
         assert all(map(np.array_equal, stored.images, drawn.images))
 
@@ -27,10 +28,16 @@ def test_photographs_are_those_of_scikit_learn() -> None:
     assert np.array_equal(first.images[0], load_sample_image("china.jpg")[20:244, 94:318])
 
 
+def test_a_bench_of_digits_repeats_no_sample() -> None:
+    samples = demo_samples("nlvr", DEMO_SAMPLES)
+    assert len({b"".join(image.tobytes() for image in sample.images) for sample in samples}) == DEMO_SAMPLES
+
+
 @pytest.mark.parametrize("task", TASKS)
 def test_samples_begin_anew_after_the_last(task: str) -> None:
-    samples = demo_samples(task, 17)
-    assert samples[16] == samples[0] != samples[1]
+    number = 24 if task == "nlvr" else 16
+    samples = demo_samples(task, number + 1)
+    assert samples[number] == samples[0] != samples[1]
     assert all(len(sample.images) == (2 if task == "nlvr" else 1) for sample in samples)
 
 
