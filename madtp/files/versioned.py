@@ -5,18 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from madtp.errors import MadtpError
-from madtp.files.inputs import MOST_BYTES, read_json
+from madtp.files.inputs import read_json
 
 
 def read_versioned(
-    path: Path,
-    name: str,
-    versions: Collection[int],
-    error: type[MadtpError],
-    fix: str,
-    *,
-    most: int = MOST_BYTES,
-    unique: bool = False,
+    path: Path, name: str, versions: Collection[int], error: type[MadtpError], fix: str
 ) -> dict[str, Any]:
     """The object that a JSON file holds, of a schema that this version reads.
 
@@ -24,7 +17,7 @@ def read_versioned(
         error: the file is missing, not JSON, not an object, or of another schema.
     """
     try:
-        content = read_json(path, most, unique=unique)
+        content = read_json(path)
     except (OSError, ValueError, RecursionError) as cause:
         raise error(f"cannot read {name} '{path}'", str(cause), fix) from cause
     return check_version(content, f"{name} '{path}'", versions, error, fix)
