@@ -41,7 +41,7 @@ _IN_LAYER = (
     (r"mlp\.(fc1|c_fc)\.|intermediate\.dense", "fc1"),
     (r"mlp\.(fc2|c_proj)\.|output\.dense\.", "fc2"),
     (r"crossattention\.self\d?\.(query|key|value)", "cross_qkv"),
-    (r"crossattention\.output\.dense", "cross_projection"),
+    (r"crossattention\.output\.(dense|merge_layer)", "cross_projection"),
     (r"query_model\.q_map\.", "alignment"),
 )
 _OUTSIDE = (

@@ -40,7 +40,7 @@ def test_every_layer_has_the_same_groups(task: str) -> None:
         if product.layer is not None:
             layers.setdefault((product.encoder, product.layer), Counter())[product.group] += 1
     for (encoder, _), groups in layers.items():
-        assert groups == layers[encoder, 0]
+        assert groups.keys() == layers[encoder, 0].keys()
         assert {"qkv", "projection", "fc1", "fc2"} <= groups.keys()
 
 
@@ -58,4 +58,7 @@ def test_parts_know_the_products_by_names_of_their_own(task: str) -> None:
 def test_patterns_name_places() -> None:
     product = weight_products(model_of("nlvr"))["visual_encoder.blocks.3.attn.qkv.weight"]
     assert product.place == "vision.3.qkv"
-    assert product.matches("vision.*.qkv") and product.matches("vision.3.*") and not product.matches("text.*")
+    assert [pattern for pattern in ("vision.*.qkv", "vision.3.*", "text.*") if product.matches(pattern)] == [
+        "vision.*.qkv",
+        "vision.3.*",
+    ]
