@@ -45,7 +45,7 @@ class WeightNode:
     @property
     def channel_axis(self) -> int:
         """The axis of the weight that counts output channels."""
-        by_rows = self.node.op_type == "Conv" or self.node.attributes.get_int("transB", default=0)
+        by_rows = self.node.op_type == "Conv" or bool(self.node.attributes.get_int("transB"))
         return 0 if by_rows else 1
 
 
