@@ -1,36 +1,56 @@
 """`python -m calibration`, or `madtp-calibration`: statistics of data for an export."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.table import Table
-from torch import Tensor
 
 import madtp
+from calibration.ranges import METHODS, RANGES, RangeTable, collect_ranges_resumable
+from calibration.requests import LIMIT, DataChoice, Requests, choose_requests
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.console.interrupts import raise_interrupts
 from madtp.console.printing import say
 from madtp.console.progress import ConsoleProgress
-from madtp.data.samples import (
-    INDEX,
-    Config,
-    Processor,
-    collate,
-    find_vocabulary,
-    prepare_sample,
-    read_index,
-    read_sample,
-    sample_processor,
-)
+from madtp.data.samples import INDEX, find_vocabulary
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.files.outputs import check_outputs
 from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.parts import parts_of
+from madtp.models.weight_products import weight_products
+
+checkpoint_options = (
+    click.option("--ckpt", type=PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth)."),
+    click.option("--config", type=PATH, help="JSON of model sizes that override inferred ones."),
+    click.option("--temperature", type=float, help="Pruning temperature (default: the checkpoint's)."),
+)
+data_options = (
+    click.option(
+        "--data", type=PATH, metavar="DIR", help="Folder of samples (samples.json and images), or of a data set."
+    ),
+    click.option("--split", metavar="NAME", help="Split of a data set (default: test if present, else val)."),
+    click.option(
+        "--limit", type=int, metavar="N", default=LIMIT, show_default=True, help="Use at most N, evenly spaced."
+    ),
+)
+
+
+def with_options(*options: Any) -> Callable[[Any], Any]:
+    """Several options at once, in the order in which they are listed in the help."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.group()
@@ -40,6 +60,7 @@ def cli() -> None:
 
     \b
     python -m calibration tokens --ckpt x.pt --data DIR -o tokens.json
+    python -m calibration ranges --ckpt x.pt --data DIR -o ranges.json
     """
 
 
@@ -60,23 +81,86 @@ def tokens(
     \b
     Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
     """
-    inputs = [ckpt, config, data / INDEX, find_vocabulary(ckpt, data)]
-    check_outputs([(output, TOKENS)], inputs)
+    choice = DataChoice(data, limit=None, allow_outside=allow_outside)
+    check_outputs([(output, TOKENS)], inputs_of(ckpt, config, choice))
     with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
-        _tokens(ckpt, data, output, config, temperature, allow_outside, progress)
+        setup = prepare(ckpt, config, temperature, choice)
+
+        def show(statistics: TokenStatistics) -> None:
+            progress.stop()
+            output_console().print(statistics_table(statistics))
+
+        requests = setup.requests.inputs(setup.model.config)
+        on_sample = partial(progress.count, "counting tokens of samples", total=len(requests))
+        collect_resumable(setup.model.config, parts_of(setup.model), requests, setup.source, output, on_sample, show)
     say(f"wrote {output}")
 
 
-def _tokens(
+@cli.command()
+@with_options(*checkpoint_options, *data_options)
+@click.option("--synthetic", is_flag=True, help="Use random data instead; the file says so.")
+@click.option("-o", "--output", type=PATH, default=Path("ranges.json"), show_default=True, help="Range table to write.")
+@allow_outside
+def ranges(
     ckpt: Path,
-    data: Path,
-    output: Path,
     config: Path | None,
     temperature: float | None,
-    allow_outside: bool,
-    progress: ConsoleProgress,
+    output: Path,
+    **choice: Any,
 ) -> None:
-    model = madtp.load(ckpt, config)
+    """Measure between what values the input of every weight product lies, for static INT8 and FP8.
+
+    The pruned model runs, so they are ranges of the tokens that survive. An interrupted run resumes with the same
+    command.
+
+    \b
+    Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
+    """
+    chosen = DataChoice(**choice)
+    check_outputs([(output, RANGES)], inputs_of(ckpt, config, chosen))
+    with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
+        setup = prepare(ckpt, config, temperature, chosen)
+
+        def show(table: RangeTable) -> None:
+            progress.stop()
+            output_console().print(ranges_table(table, setup.model))
+
+        requests = setup.requests.inputs(setup.model.config)
+        on_sample = partial(progress.count, "measuring ranges over samples", total=len(requests))
+        collect_ranges_resumable(
+            setup.model,
+            requests,
+            setup.source,
+            output,
+            synthetic=chosen.synthetic,
+            on_sample=on_sample,
+            show=show,
+        )
+    say(f"wrote {output}")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model, and what to run it over."""
+
+    model: Any
+    requests: Requests
+    source: Source
+
+
+def inputs_of(checkpoint: Path, config: Path | None, choice: DataChoice) -> list[Path | None]:
+    """Files that a run reads, as far as options name them."""
+    index = None if choice.data is None else choice.data / INDEX
+    return [checkpoint, config, index, find_vocabulary(checkpoint, choice.data)]
+
+
+def prepare(checkpoint: Path, config: Path | None, temperature: float | None, choice: DataChoice) -> Setup:
+    """Read the checkpoint, and find the samples.
+
+    Raises:
+        MadtpError: one of them cannot be used, or the model would not prune.
+    """
+    model = madtp.load(checkpoint, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
         raise InputError(
@@ -84,31 +168,8 @@ def _tokens(
             "At zero the model is dense: every layer keeps all tokens.",
             f"Give --temperature between 0 and {MAX_TEMPERATURE:g}.",
         )
-    entries = read_index(data, model.task)
-    processor = sample_processor(ckpt, data, model.config)
-    index_sha256 = sha256(data / INDEX)
-    source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
-    read = partial(_inputs, data, processor=processor, config=model.config, allow_outside=allow_outside)
-    requests = [partial(read, number, entry) for number, entry in enumerate(entries)]
-
-    def on_sample(done: int) -> None:
-        progress.count("counting tokens of samples", done, len(requests))
-
-    def show(statistics: TokenStatistics) -> None:
-        progress.stop()
-        output_console().print(statistics_table(statistics))
-
-    collect_resumable(model.config, parts_of(model), requests, source, output, on_sample, show)
-
-
-def _inputs(
-    folder: Path, number: int, entry: object, processor: Processor, config: Config, allow_outside: bool
-) -> Mapping[str, Tensor]:
-    sample = read_sample(folder, number, entry, config.task, allow_outside=allow_outside)
-    try:
-        return collate([prepare_sample(sample, processor, config)], config)
-    except InputError as error:
-        raise InputError(error.what, f"{error.why} It is entry {number} of '{folder / INDEX}'.", error.fix) from error
+    requests = choose_requests(choice, checkpoint, model.config)
+    return Setup(model, requests, Source(sha256(checkpoint), model.task, tau, requests.origin, requests.index_sha256))
 
 
 def statistics_table(statistics: TokenStatistics) -> Table:
@@ -123,6 +184,27 @@ def statistics_table(statistics: TokenStatistics) -> Table:
             shares = (str(entry["quantiles"][share]) for share in ("0.05", "0.5", "0.95"))
             table.add_row(encoder, str(entry["layer"]), f"{entry['mean']:.1f}", *shares)
     return table
+
+
+def ranges_table(table: RangeTable, model: Any) -> Table:
+    """Ranges of every place: the widest of its products."""
+    places: dict[str, list[str]] = {}
+    for name, product in weight_products(model).items():
+        if name in table.ranges:
+            places.setdefault(product.place, []).append(name)
+    kind = "random samples" if table.synthetic else "samples"
+    shown = Table(
+        title=f"ranges of activations, {table.samples} {kind}, temperature {table.source.temperature:g}",
+    )
+    for heading in ("input of", *METHODS):
+        shown.add_column(heading, justify="left" if heading == "input of" else "right")
+    for place, names in places.items():
+        cells = []
+        for method in METHODS:
+            found = [table.ranges[name][method] for name in names]
+            cells.append(f"{min(low for low, _ in found):.3g} to {max(high for _, high in found):.3g}")
+        shown.add_row(place, *cells)
+    return shown
 
 
 def main() -> int:
