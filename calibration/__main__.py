@@ -8,17 +8,28 @@ from pathlib import Path
 from typing import Any
 
 import click
-from rich.table import Table
 
 import madtp
-from calibration.ranges import METHODS, RANGES, RangeTable, collect_ranges_resumable
+from calibration.fake_quantization import FakeQuantization
+from calibration.keep import KEEP, PRECISIONS, KeepFile, write_keep
+from calibration.ranges import (
+    METHODS,
+    RANGES,
+    RangeTable,
+    check_count,
+    check_ranges,
+    collect_ranges_resumable,
+    read_ranges,
+)
 from calibration.requests import LIMIT, DataChoice, Requests, choose_requests
+from calibration.sensitivity import Goal, Proposal, Trials, rank_and_propose
+from calibration.tables import places_table, proposal_table, ranges_table, statistics_table, threshold_table
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.console.interrupts import raise_interrupts
 from madtp.console.printing import say
 from madtp.console.progress import ConsoleProgress
-from madtp.data.samples import INDEX, find_vocabulary
+from madtp.data.samples import INDEX, collate, find_vocabulary
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.files.outputs import check_outputs
@@ -61,6 +72,7 @@ def cli() -> None:
     \b
     python -m calibration tokens --ckpt x.pt --data DIR -o tokens.json
     python -m calibration ranges --ckpt x.pt --data DIR -o ranges.json
+    python -m calibration sensitivity --ckpt x.pt --data DIR -o keep.json
     """
 
 
@@ -139,6 +151,101 @@ def ranges(
     say(f"wrote {output}")
 
 
+@cli.command()
+@with_options(*checkpoint_options, *data_options)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True, help="What to try.")
+@click.option("--ranges", "table", type=PATH, help="Range table: static activations (fp8 needs one).")
+@click.option(
+    "--method", type=click.Choice(METHODS), default="percentile", show_default=True, help="Ranges of the table to take."
+)
+@click.option(
+    "--agreement",
+    type=click.FloatRange(0, 1),
+    default=Goal.agreement,
+    show_default=True,
+    metavar="SHARE",
+    help="Least share of decisions equal to float32's.",
+)
+@click.option(
+    "--jaccard",
+    type=click.FloatRange(0, 1),
+    default=Goal.jaccard,
+    show_default=True,
+    metavar="SHARE",
+    help="Least mean |kept by both| / |kept by either|.",
+)
+@click.option(
+    "--probe",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Samples on which a place is tried alone.",
+)
+@click.option("--quantize-scores", is_flag=True, help="Try the products that score tokens, too.")
+@click.option("-o", "--output", type=PATH, default=Path("keep.json"), show_default=True, help="Keep file to write.")
+@allow_outside
+def sensitivity(
+    ckpt: Path,
+    config: Path | None,
+    temperature: float | None,
+    precision: str,
+    table: Path | None,
+    method: str,
+    agreement: float,
+    jaccard: float,
+    probe: int,
+    quantize_scores: bool,
+    output: Path,
+    **choice: Any,
+) -> None:
+    """Rank layers by the damage that a low precision does to answers and kept tokens, and propose which to keep.
+
+    Weight products are computed in torch as ONNX Runtime does: INT8 with activations by what each tensor holds, or
+    with --ranges by a table. The keep file is for `python -m export --keep`.
+
+    \b
+    Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
+    """
+    chosen = DataChoice(**choice)
+    check_outputs([(output, KEEP)], [*inputs_of(ckpt, config, chosen), table])
+    with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
+        setup = prepare(ckpt, config, temperature, chosen)
+        trials = setup.trials(precision, table, method, probe, quantize_scores, progress.count)
+        goal = Goal(agreement, jaccard)
+        try:
+            proposal = rank_and_propose(trials, goal)
+        except KeyboardInterrupt as error:
+            raise click.Abort("interrupted: nothing was written") from error
+    activations = "dynamic" if table is None else f"static, {method}"
+    evidence = {
+        "temperature": setup.source.temperature,
+        "data": setup.source.data,
+        "data_sha256": setup.source.data_sha256,
+        "activations": activations,
+        "jaccard": jaccard,
+        **proposal.to_json(),
+    }
+    show_proposal(proposal, f"{precision}, activations {activations}", min(probe, len(trials.inputs)))
+    source = setup.source
+    write_keep(KeepFile(source.checkpoint_sha256, source.task, precision, agreement, proposal.keep, evidence), output)
+    say(f"wrote {output}")
+
+
+def show_proposal(proposal: Proposal, what: str, probe: int) -> None:
+    """Print all tables."""
+    console = output_console()
+    console.print(places_table(proposal.layers, f"whole layers in {what}, {probe} samples"))
+    console.print(places_table(proposal.places, f"places in {what}, {probe} samples"))
+    samples = proposal.found.samples
+    console.print(threshold_table(proposal, f"scores and threshold, everything in {what}, {samples} samples"))
+    console.print(proposal_table(proposal, f"{what}, {samples} samples"))
+    names = ", ".join(proposal.kept_places())
+    say(f"keep in float32: {names or 'nothing'}")
+    if not proposal.reached:
+        say("Keeping everything is not enough for what was asked.")
+
+
 @dataclass(frozen=True)
 class Setup:
     """A model, and what to run it over."""
@@ -146,6 +253,47 @@ class Setup:
     model: Any
     requests: Requests
     source: Source
+
+    def trials(
+        self,
+        precision: str,
+        table: Path | None,
+        method: str,
+        probe: int,
+        quantize_scores: bool,
+        on_step: Callable[[str, int, int], None],
+    ) -> Trials:
+        """Trials of a precision, activations by a table if there is one.
+
+        Raises:
+            MadtpError: no table where one is needed, or one of another checkpoint; too few samples.
+        """
+        if precision == "fp8" and table is None:
+            raise InputError(
+                "fp8 needs ranges of activations",
+                "Its scales are fixed before it runs.",
+                "Make a table with `python -m calibration ranges`, and give it with --ranges.",
+            )
+        check_count(len(self.requests.reads), self.source.data)
+        found = None
+        if table is not None:
+            content = read_ranges(table)
+            check_ranges(content, self.source.checkpoint_sha256, self.source.task, table)
+            found = {name: methods[method] for name, methods in content.ranges.items()}
+            precision = "static-int8" if precision == "int8" else precision
+        read = [read() for read in self.requests.reads]
+        products = weight_products(self.model).values()
+        never = frozenset(product.name for product in products if product.group == "alignment" and not quantize_scores)
+        return Trials(
+            self.model,
+            [collate([request], self.model.config) for request in read],
+            self.source.temperature,
+            FakeQuantization(self.model, precision, found),
+            [request.label for request in read],
+            probe,
+            never,
+            on_step,
+        )
 
 
 def inputs_of(checkpoint: Path, config: Path | None, choice: DataChoice) -> list[Path | None]:
@@ -170,41 +318,6 @@ def prepare(checkpoint: Path, config: Path | None, temperature: float | None, ch
         )
     requests = choose_requests(choice, checkpoint, model.config)
     return Setup(model, requests, Source(sha256(checkpoint), model.task, tau, requests.origin, requests.index_sha256))
-
-
-def statistics_table(statistics: TokenStatistics) -> Table:
-    """Mean and quantiles of every layer."""
-    table = Table(
-        title=f"kept tokens per request, {statistics.samples} samples, temperature {statistics.source.temperature:g}"
-    )
-    for heading in ("encoder", "layer", "mean", "p5", "p50", "p95"):
-        table.add_column(heading, justify="left" if heading == "encoder" else "right")
-    for encoder, entries in statistics.to_json()["encoders"].items():
-        for entry in entries:
-            shares = (str(entry["quantiles"][share]) for share in ("0.05", "0.5", "0.95"))
-            table.add_row(encoder, str(entry["layer"]), f"{entry['mean']:.1f}", *shares)
-    return table
-
-
-def ranges_table(table: RangeTable, model: Any) -> Table:
-    """Ranges of every place: the widest of its products."""
-    places: dict[str, list[str]] = {}
-    for name, product in weight_products(model).items():
-        if name in table.ranges:
-            places.setdefault(product.place, []).append(name)
-    kind = "random samples" if table.synthetic else "samples"
-    shown = Table(
-        title=f"ranges of activations, {table.samples} {kind}, temperature {table.source.temperature:g}",
-    )
-    for heading in ("input of", *METHODS):
-        shown.add_column(heading, justify="left" if heading == "input of" else "right")
-    for place, names in places.items():
-        cells = []
-        for method in METHODS:
-            found = [table.ranges[name][method] for name in names]
-            cells.append(f"{min(low for low, _ in found):.3g} to {max(high for _, high in found):.3g}")
-        shown.add_row(place, *cells)
-    return shown
 
 
 def main() -> int:

@@ -91,7 +91,7 @@ def _halved(histogram: Histogram) -> Histogram:
 
 
 def _coarse(histogram: Histogram) -> Histogram:
-    while len(histogram[0]) > ENTROPY_BINS:
+    while len(histogram[0]) > max(ENTROPY_BINS, 2 * QUANTIZED_BINS):
         histogram = _halved(histogram)
     return histogram
 

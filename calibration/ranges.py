@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from calibration.histograms import PERCENTILE, Histograms, Range
-from calibration.products import ProductMode
+from calibration.products import Product, ProductMode
 from calibration.tokens import Source, partial_path
 from madtp.errors import OutputError, RangesError
 from madtp.files.outputs import check_outputs, json_kind, write_output
@@ -138,14 +138,14 @@ class RangeCollector:
         check_count(self.samples, self.source.data)
         return RangeTable(self.source, self.samples, self.synthetic, self.histograms.ranges())
 
-    def _see(self, name: str, activations: Tensor, _: Tensor) -> None:
-        if not activations.isfinite().all():
+    def _see(self, product: Product) -> None:
+        if not product.activations.isfinite().all():
             raise RangesError(
-                f"the input of '{name}' is NaN or infinite on sample {self.samples}",
+                f"the input of '{product.name}' is NaN or infinite on sample {self.samples}",
                 f"It has no range. The data are {self.source.data}.",
                 "Leave the sample out, or look for the fault in the checkpoint: fp32 gives NaN there, too.",
             )
-        self.histograms.add(name, activations.numpy())
+        self.histograms.add(product.name, product.activations.numpy())
 
     def to_json(self) -> dict[str, Any]:
         """Content of a partial file."""
@@ -166,8 +166,8 @@ def check_count(samples: int, data: str) -> None:
     """
     if samples < LEAST_SAMPLES:
         raise RangesError(
-            f"{samples} sample{'s' * (samples != 1)} cannot give ranges",
-            f"The data are {data}; ranges of fewer than {LEAST_SAMPLES} samples say nothing about others.",
+            f"{samples} sample{'s' * (samples != 1)} cannot be calibrated with",
+            f"The data are {data}; fewer than {LEAST_SAMPLES} samples say nothing about others.",
             f"Give {LEAST_SAMPLES} or more, better some hundred.",
         )
 
