@@ -49,7 +49,7 @@ class FakeQuantization:
     Args:
         model: a `madtp.checkpoint.loading.Model`.
         precision: "int8" (activations uint8 by what each tensor holds, weights int8 per channel), "static-int8"
-            (activations int8 by a table), "fp8" (E4M3 by a table, one scale a weight), "bf16" or "fp16".
+            (activations int8 by a table), "fp8" (E4M3, likewise), "bf16" or "fp16".
         ranges: of each product's activations, for the precisions that take them from a table.
     """
 
@@ -81,7 +81,7 @@ _Weights = Callable[[Tensor, int], Tensor]
 _ROUNDING: dict[str, tuple[_Activations, _Weights]] = {
     "int8": (lambda x, _: round_uint8(x), lambda w, axis: round_int8(w, channel_maxima(w, axis))),
     "static-int8": (round_int8, lambda w, axis: round_int8(w, channel_maxima(w, axis))),
-    "fp8": (round_fp8, lambda w, _: round_fp8(w, w.abs().amax())),
+    "fp8": (round_fp8, lambda w, axis: round_fp8(w, channel_maxima(w, axis))),
     "bf16": (lambda x, _: x.bfloat16().to(x.dtype), lambda w, _: w.bfloat16().to(w.dtype)),
     "fp16": (lambda x, _: x.half().to(x.dtype), lambda w, _: w.half().to(w.dtype)),
 }

@@ -336,6 +336,41 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class CalibrationEntry:
+    """The data that ranges of activations come from."""
+
+    method: Annotated[Literal["minmax", "entropy", "percentile"], "which ranges of the table"]
+    data: Annotated[str, "in words"]
+    data_sha256: Annotated[str | None, "of the file that lists them; null: there is none"]
+    samples: int
+    synthetic: Annotated[bool, "random data, whose ranges say nothing about real ones"]
+    temperature: Annotated[float, "at which the pruned model ran"]
+
+
+@dataclass(frozen=True)
+class Limits(Row):
+    """The range of a product's activations that was quantized."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class QuantizationEntry:
+    """How weight products were quantized."""
+
+    mode: Annotated[Literal["dynamic", "static"], "whether ranges of activations are measured while the model runs"]
+    why: Annotated[str, "reason for the mode"]
+    weights: Annotated[str, "their quantization, in words"]
+    activations: Annotated[str, "likewise"]
+    kept_by: Annotated[str, "what chose the products to keep: a keep file, or a recipe"]
+    kept: Annotated[tuple[str, ...], "weight products that stayed float32"]
+    calibration: Annotated[CalibrationEntry | None, "static only"] = None
+    ranges: Annotated[dict[str, Limits] | None, "static: product -> limits of its activations"] = None
+    ranges_file: Annotated[FileName | None, "table beside the artifact, for the next export, if one was made"] = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a manifest says."""
 
@@ -354,7 +389,7 @@ class Manifest:
     batching: Annotated[
         Literal["reference"], "reference: one K for the whole batch, so an answer depends on the rest of the batch"
     ]
-    precision: Literal["fp32"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
     backend: BackendEntry
     tools: Annotated[dict[str, str], "package versions"]
     plugins: Annotated[Plugins, "none: function bodies inlined, no library needed"]
@@ -362,6 +397,7 @@ class Manifest:
     preprocessing: Preprocessing
     seconds: Annotated[dict[str, float], "duration of each stage"]
     validation: Validation
+    quantization: Annotated[QuantizationEntry | None, "int8 and fp8 only"] = None
     manifest_sha256: Annotated[Sha256, "of everything else in here, as compact JSON with sorted keys"] = ""
 
     @classmethod

@@ -1,15 +1,17 @@
 """Options of an export, checked as far as possible without reading a file."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.build.quantization_options import QuantizationOptions
 from export.engine.range import Range
 from export.errors import OptionError
 from madtp.models.config import MAX_TEMPERATURE
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+OFFERED = ("fp32", "int8", "fp8")  # precisions
 LAYOUTS = ("dynamic", "packed")
 NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names of files
 
@@ -46,7 +48,7 @@ class ExportOptions:
             file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: embed the plugin library in the plan, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
-        calib: folder of calibration data; unused yet.
+        quantization: of int8 and fp8.
         allow_outside: also read images of samples that lie outside their folder.
     """
 
@@ -64,7 +66,7 @@ class ExportOptions:
     plugins: str = "auto"
     embed_plugins: bool = False
     tokens: Path | None = None
-    calib: Path | None = None
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     samples: Path | None = None
     allow_outside: bool = False
 
@@ -78,7 +80,7 @@ class ExportOptions:
             )
         for option, value, known, works in (
             ("backend", self.backend, BACKENDS, BACKENDS),
-            ("precision", self.precision, PRECISIONS, PRECISIONS[:1]),
+            ("precision", self.precision, PRECISIONS, OFFERED),
             ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
         ):
             if value not in known:
@@ -90,10 +92,11 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        for option, value, only in (("precision", self.precision, "fp32"), ("layout", self.layout, "dynamic")):
-            if value != only:
-                why = f"This version exports {only} only."
-                raise OptionError(f"--{option} {value} is not available", why, f"Use --{option} {only}.")
+        for option, value, works in (("precision", self.precision, OFFERED), ("layout", self.layout, LAYOUTS[:1])):
+            if value not in works:
+                why = f"This version exports {', '.join(works)} only."
+                raise OptionError(f"--{option} {value} is not available", why, f"Use --{option} {works[0]}.")
+        self.quantization.check(self.precision, suffix)
         if suffix == ".onnx" and self.plugins not in ("none", "auto"):
             raise OptionError(
                 f"--plugins {self.plugins} does not apply to an .onnx file",
@@ -111,12 +114,6 @@ class ExportOptions:
                 "--tokens is given, but nothing is tuned with it",
                 "Token statistics size the plugin layers of a plan.",
                 "Omit --tokens.",
-            )
-        if self.calib is not None:
-            raise OptionError(
-                "--calib is given, but nothing is quantized",
-                "Calibration data is for int8 and fp8 only.",
-                "Omit --calib.",
             )
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(

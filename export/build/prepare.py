@@ -8,6 +8,7 @@ from export.artifact.manifest import Checkpoint
 from export.artifact.outputs import check_export
 from export.build.files import output_names
 from export.build.options import ExportOptions
+from export.build.quantization import Quantization, prepare_quantization
 from export.engine.backends import Backend, choose_backend
 from export.engine.plugin_build import check_tools
 from export.engine.plugin_library import loadable_library
@@ -30,6 +31,7 @@ class Prepared:
         written: what a decoder is built for; None for a model without one.
         tokens: the statistics of --tokens.
         encoders: pruned encoder -> number of layers.
+        quantization: None where nothing is quantized.
     """
 
     options: ExportOptions
@@ -45,6 +47,7 @@ class Prepared:
     tokens: TokenStatistics | None
     parts: tuple[str, ...]
     encoders: dict[str, int]
+    quantization: Quantization | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -103,6 +106,7 @@ def prepare(options: ExportOptions) -> Prepared:
         tokens=tokens,
         parts=tuple(parts),
         encoders=depths(parts),
+        quantization=prepare_quantization(options, model, checkpoint.sha256),
     )
 
 
@@ -110,7 +114,10 @@ def input_files(options: ExportOptions, vocabulary: Path | None) -> list[Path | 
     """Files that an export reads and could write over; images are none."""
     library = None if options.plugins in ("auto", "none") else Path(options.plugins)
     index = None if options.samples is None else options.samples / INDEX
-    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary]
+    quantization = options.quantization
+    calibrated = None if quantization.calib is None or quantization.table else quantization.calib / INDEX
+    quantized = [quantization.table, calibrated, quantization.keep]
+    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary, *quantized]
 
 
 def needed_bytes(options: ExportOptions, weight_bytes: int) -> int:

@@ -16,6 +16,7 @@ from export.graph.trace import write_part
 from madtp.files.inputs import sha256
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part, parts_of
+from madtp.models.weight_products import part_weight_names
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class TracedPart:
         part: without its weights.
         files: name of `source`, and of its external weights if it has some.
         custom_nodes: custom op -> number of nodes.
+        quantized: names of the weight products that were quantized.
     """
 
     part: Part
@@ -35,6 +37,7 @@ class TracedPart:
     inputs: tuple[TensorInfo, ...]
     outputs: tuple[TensorInfo, ...]
     custom_nodes: dict[str, int]
+    quantized: frozenset[str] = frozenset()
 
 
 def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], None]) -> dict[str, TracedPart]:
@@ -43,11 +46,15 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
     target = options.engine
     single_file = is_single_file(options, prepared.weight_bytes)
     traced = {}
-    for name, part in parts_of(prepared.load_model()).items():
+    model = prepared.load_model()
+    quantizer = None if prepared.quantization is None else prepared.quantization.quantizer
+    for name, part in parts_of(model).items():
         on_detail(name)
         source = folder / Path(artifact_name(target, name, len(prepared.parts))).with_suffix(".onnx")
         with write_errors(target):
-            write_part(part, source, external_data=not single_file)
+            quantized: set[str] = set()
+            passes = [] if quantizer is None else [quantizer.graph_pass(part_weight_names(model, part), quantized)]
+            write_part(part, source, external_data=not single_file, passes=passes)
             if target.suffix == ".onnx" and options.plugins == "none":
                 inline_functions(source, source)
         graph = onnx.load(str(source), load_external_data=False).graph
@@ -59,6 +66,7 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
             inputs=tuple(_tensor(value) for value in graph.input),
             outputs=tuple(_tensor(value) for value in graph.output),
             custom_nodes=custom_nodes(source),
+            quantized=frozenset(quantized),
         )
     return traced
 

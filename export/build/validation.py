@@ -2,7 +2,7 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -107,7 +107,7 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     # the ids as outputs would have to be built too.
     kept_ids = {} if runs_plan else kept_ids_runners(files, open_onnx_intermediates(files))
     runners = _open(prepared, built, runs_plan)
-    reference = TorchModelRunner("torch", prepared.load_model(), tolerance_of(prepared.options.precision).dtype)
+    reference = _reference(prepared, built)
     artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
     pairs, counts = _compare(prepared, reference, artifact, on_detail)
     on_detail("counting GFLOPs")
@@ -134,6 +134,16 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
         validated="artifact" if prepared.backend.can_run else "onnx",
         caveats=tuple(warnings(machine(None), before, activity(), neighbours.share())),
     )
+
+
+def _reference(prepared: Prepared, built: BuiltArtifact) -> TorchModelRunner:
+    """Torch in the artifact's precision."""
+    model, dtype = prepared.load_model(), tolerance_of(prepared.options.precision).dtype
+    if prepared.quantization is None:
+        return TorchModelRunner("torch", model, dtype)
+    quantized = frozenset[str]().union(*(part.traced.quantized for part in built.parts.values()))
+    quantizer = replace(prepared.quantization.quantizer, products=quantized)
+    return TorchModelRunner("torch", model, dtype, quantizer.in_torch(model))
 
 
 def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:

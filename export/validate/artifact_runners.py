@@ -18,6 +18,7 @@ from export.validate.intermediates import (
     trace_parts,
 )
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
+from export.validate.quantization import passes_of
 from madtp.tasks.requests import Runner
 
 
@@ -48,7 +49,7 @@ def open_runners(artifact: Artifact, reference: TorchModelRunner, scratch: Path,
         files = artifact.part_files
         return ArtifactRunners(files, [_runner("onnx", reference, artifact.open_runners(), _onnx_kept_ids(files))])
     progress.stage("tracing the checkpoint to ONNX")
-    files = trace_parts(reference.parts, scratch, progress.detail)
+    files = trace_parts(reference.parts, scratch, progress.detail, passes_of(artifact.manifest, reference.model))
     onnx = _runner("onnx", reference, _open_traced(artifact.manifest, files), _onnx_kept_ids(files))
     if not artifact.backend.can_run:
         return ArtifactRunners(files, [onnx])

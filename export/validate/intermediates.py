@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import torch
+from onnxscript import ir
 from torch import Tensor
 
 from export.artifact.schema import encode
@@ -25,6 +26,8 @@ from export.runtime.runner import feed, running
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
 from madtp.tasks.requests import Outputs, Runner
+
+PassesOf = Callable[[Part], Sequence[Callable[[ir.Model], None]]]
 
 
 class OpenIntermediates(Protocol):
@@ -112,14 +115,22 @@ class IntermediatesPlanBuilder:
             )
 
 
-def trace_parts(parts: Mapping[str, Part], folder: Path, on_part: Callable[[str], None]) -> dict[str, Path]:
-    """Trace every part anew, as an ONNX file in `folder`; `on_part` is called with its name."""
+def trace_parts(
+    parts: Mapping[str, Part],
+    folder: Path,
+    on_part: Callable[[str], None],
+    passes_of: PassesOf = lambda _: (),
+) -> dict[str, Path]:
+    """Trace every part anew, as an ONNX file in `folder`; `on_part` is called with its name.
+
+    `passes_of` gives the passes over a part's graph (`export.validate.quantization`).
+    """
     files = {}
     for name, part in parts.items():
         on_part(name)
         files[name] = folder / f"{name}.onnx"
         with write_errors(files[name]):
-            write_part(part, files[name], external_data=True)
+            write_part(part, files[name], external_data=True, passes=passes_of(part))
     return files
 
 

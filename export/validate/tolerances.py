@@ -36,6 +36,8 @@ TOLERANCES = {
     "fp32": Tolerance(torch.float32, floor=1e-4, score=1e-5, node=1e-6, segment=1e-5),
     "fp16": Tolerance(torch.float16, floor=5e-3, score=5e-3, node=2e-3, segment=1e-2),
     "bf16": Tolerance(torch.bfloat16, floor=4e-2, score=4e-2, node=1.6e-2, segment=8e-2),
+    "int8": Tolerance(torch.float32, floor=1e-1, score=5e-2, node=1e-6, segment=1e-1),
+    "fp8": Tolerance(torch.float32, floor=1e-1, score=5e-2, node=1e-6, segment=1e-1),
 }
 
 
