@@ -25,8 +25,7 @@ from calibration.ranges import (
 )
 from calibration.requests import LIMIT, DataChoice, Requests, choose_requests
 from calibration.sensitivity import Goal, Proposal, Trials, rank_and_propose
-from calibration.smoothing import SAMPLES as SMOOTH_SAMPLES
-from calibration.smoothing import channel_ranges, smooth
+from calibration.smoothing import default_channels, smooth
 from calibration.tables import places_table, proposal_table, ranges_table, statistics_table, threshold_table
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
@@ -292,7 +291,7 @@ class Setup:
         model = self.model
         if smoothed:
             model = copy.deepcopy(model)
-            smooth(model, channel_ranges(model, self.inputs[:SMOOTH_SAMPLES], self.source.temperature))
+            smooth(model, default_channels(model, self.source.temperature))
         return FakeQuantization(model, precision)
 
     def trials(

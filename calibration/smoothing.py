@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from calibration.products import Product, ProductMode
+from madtp.data.samples import collate, load_samples
 from madtp.errors import RangesError
 from madtp.models import clip, vision
 from madtp.models.parts import parts_of
-from madtp.tasks.requests import run_request, torch_runners
+from madtp.tasks.requests import count_tokens, torch_runners
 
-SAMPLES = 16  # that are enough
+SAMPLES = 8  # of the package, that are enough
 LEAST, MOST = 1 / 64, 64.0  # of a channel's scale
 Channels = Mapping[str, tuple[Tensor, Tensor]]
 
@@ -75,8 +76,14 @@ def channel_ranges(model: Any, requests: Iterable[Mapping[str, Tensor]], tempera
     runners = torch_runners(parts_of(model))
     with torch.no_grad(), ProductMode(model, see):
         for inputs in requests:
-            run_request(model.config, runners, inputs, temperature)
+            count_tokens(model.config, runners, inputs, temperature)
     return found
+
+
+def default_channels(model: Any, temperature: float) -> Channels:
+    """`channel_ranges` over samples of the package: the same for one checkpoint wherever they are asked for."""
+    requests = load_samples(None, None, model.config, demos=SAMPLES).requests
+    return channel_ranges(model, (collate([request], model.config) for request in requests), temperature)
 
 
 def smooth(model: Any, channels: Channels) -> list[str]:
