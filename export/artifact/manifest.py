@@ -220,6 +220,18 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class CostEntry:
+    """What a quantized precision costs: the artifact against the fp64 reference."""
+
+    decisions: Annotated[int, "requests with an answer"]
+    equal: Annotated[int, "requests with the same answer"]
+    jaccard: Annotated[Difference, "mean over requests and layers of |kept by both| / |kept by either|, where visible"]
+    more_tokens: Annotated[float, "share by which more tokens are kept"]
+    flips: Annotated[int, "tokens that the first layer that differs decides otherwise"]
+    explained: Annotated[int, "of those, as near to the threshold as this precision moves scores"]
+
+
+@dataclass(frozen=True)
 class Parity:
     """What the export's own check found at one temperature."""
 
@@ -234,6 +246,7 @@ class Parity:
     explained: Annotated[int, "excluded requests: a score lies within rounding of the threshold"]
     failures: tuple[str, ...]
     mean_tokens: Annotated[dict[str, tuple[float, ...]], "encoder -> mean tokens after each layer"]
+    cost: Annotated[CostEntry | None, "int8 and fp8 only"] = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +303,7 @@ class PairEntry:
     outputs: tuple[OutputEntry, ...]
     layers: int
     layers_equal: Annotated[int, "layers that kept the same tokens in every comparison"]
+    cost: Annotated[CostEntry | None, "int8 and fp8 only"] = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from export.artifact.manifest import Gflops, LatencyEntry, Parity, Validation
+from export.artifact.manifest import CostEntry, Gflops, LatencyEntry, Parity, Validation
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
@@ -84,8 +84,9 @@ def parity_of(pair: PairResult, counts: TokenCounts) -> Parity:
         layers_equal=pair.selection.layers_equal,
         layers=len(pair.selection.layers),
         explained=pair.excluded,
-        failures=tuple(failure.text for failure in pair.failures),
+        failures=(*(failure.text for failure in pair.failures), *pair.damage),
         mean_tokens={name: tuple(torch.tensor(rows).double().mean(dim=0).tolist()) for name, rows in counts.items()},
+        cost=None if pair.cost is None else CostEntry(**pair.cost.entry()),
     )
 
 

@@ -134,8 +134,16 @@ class _Artifact:
             "library": library,
             "vocabulary": vocabulary,
             "parts": parts,
+            "quantization": self._quantization(),
             "validation": self._validation(),
         }
+
+    def _quantization(self) -> dict[str, Any] | None:
+        found = self._content.get("quantization")
+        if not isinstance(found, dict):
+            return None
+        keys = ("mode", "why", "weights", "activations", "kept_by", "calibration")
+        return {key: found.get(key) for key in keys} | {"kept": entries(found.get("kept"))}
 
     def _library(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What the library beside the manifest records; what it does not record is None."""

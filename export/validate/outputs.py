@@ -134,6 +134,17 @@ def _decide(total: OutputAgreement, same: Tensor) -> list[str]:
     return [] if same.all() else [f"{int((~same).sum())} decisions differ ({total.output})"]
 
 
+def same_decisions(output: str, expected: Tensor, actual: Tensor | None, pad_id: int) -> Tensor | None:
+    """[B]: which requests have the same answer, ties apart; None for an output that is none."""
+    if output in DECIDED_BY_LARGEST and expected.shape[1] > 1:
+        if actual is None or actual.shape != expected.shape:
+            return torch.zeros(len(expected), dtype=torch.bool)
+        return actual.argmax(dim=1) == expected.argmax(dim=1)
+    if output in DECIDED_AS_WRITTEN and actual is not None:
+        return texts_equal(expected, actual, pad_id)
+    return None
+
+
 def texts_equal(expected: Tensor, actual: Tensor, pad_id: int) -> Tensor:
     """[B]: which generated texts are the same; how far a batch's longest text pads the others does not matter."""
     pairs = zip(strip_padding(expected, pad_id), strip_padding(actual, pad_id), strict=True)
