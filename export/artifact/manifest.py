@@ -379,6 +379,7 @@ class QuantizationEntry:
     activations: Annotated[str, "likewise"]
     kept_by: Annotated[str, "what chose the products to keep: a keep file, or a recipe"]
     kept: Annotated[tuple[str, ...], "weight products that stayed float32"]
+    smoothed_at: Annotated[float | None, "temperature at which channels were measured to be made alike first"] = None
     calibration: Annotated[CalibrationEntry | None, "static only"] = None
     ranges: Annotated[dict[str, Limits] | None, "static: product -> limits of its activations"] = None
     ranges_file: Annotated[FileName | None, "table beside the artifact, for the next export, if one was made"] = None

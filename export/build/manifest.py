@@ -99,6 +99,7 @@ def _quantization(prepared: Prepared, built: BuiltArtifact) -> QuantizationEntry
         activations=found.activations,
         kept_by=found.kept_by,
         kept=tuple(name for name in found.products if name not in quantized),
+        smoothed_at=None if found.channels is None else prepared.temperature,
     )
     if found.table is None or found.method is None:
         return entry

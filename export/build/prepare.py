@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.smoothing import smooth
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
 from export.artifact.manifest import Checkpoint
 from export.artifact.outputs import check_export
@@ -55,8 +56,14 @@ class Prepared:
         return needed_bytes(self.options, self.weight_bytes)
 
     def load_model(self) -> Model:
-        """The model, anew: nobody holds its weights while an engine is built, when memory is shortest."""
-        return read_model(self.options.checkpoint, self.options.config).model
+        """The model, anew: nobody holds its weights while an engine is built, when memory is shortest.
+
+        It is smoothed where the export quantizes a smoothed one.
+        """
+        model = read_model(self.options.checkpoint, self.options.config).model
+        if self.quantization is not None and self.quantization.channels is not None:
+            smooth(model, self.quantization.channels)
+        return model
 
 
 def prepare(options: ExportOptions) -> Prepared:
@@ -106,7 +113,7 @@ def prepare(options: ExportOptions) -> Prepared:
         tokens=tokens,
         parts=tuple(parts),
         encoders=depths(parts),
-        quantization=prepare_quantization(options, model, checkpoint.sha256),
+        quantization=prepare_quantization(options, model, checkpoint.sha256, temperature),
     )
 
 

@@ -1,12 +1,14 @@
 """What of an export is quantized, and with which ranges."""
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal, cast
 
 from calibration.keep import check_keep, read_keep
 from calibration.ranges import RangeTable, check_count, check_ranges, collect_ranges, read_ranges
+from calibration.recipes import recipe
 from calibration.requests import DataChoice, Requests, choose_requests
+from calibration.smoothing import Channels, default_channels
 from calibration.tokens import Source
 from export.build.options import ExportOptions
 from export.build.quantization_options import DEFAULT_METHOD, QUANTIZED
@@ -15,7 +17,6 @@ from export.graph.quantize import Mode, Precision, Quantizer
 from madtp.checkpoint.loading import Model
 from madtp.models.weight_products import weight_products
 
-RECIPE = ("*.patches", "*.head")
 SCORES = "alignment"  # group of products
 Method = Literal["minmax", "entropy", "percentile"]
 
@@ -31,6 +32,7 @@ class Quantization:
         method: which ranges of the table are taken; None for dynamic quantization.
         data: what to measure ranges on; None if they are not needed, or read from a file.
         table: None until they are measured.
+        channels: by which the model is smoothed before it is traced (`calibration.smoothing`); None where it is not.
     """
 
     precision: Precision
@@ -43,6 +45,7 @@ class Quantization:
     method: Method | None = None
     data: Requests | None = None
     table: RangeTable | None = None
+    channels: Channels | None = field(default=None, repr=False, compare=False)
 
     @property
     def activations(self) -> str:
@@ -62,7 +65,9 @@ class Quantization:
         return Quantizer(self.precision, self.mode, frozenset(self.products) - self.kept, ranges, self.tensorrt)
 
 
-def prepare_quantization(options: ExportOptions, model: Model, checkpoint_sha256: str) -> Quantization | None:
+def prepare_quantization(
+    options: ExportOptions, model: Model, checkpoint_sha256: str, temperature: float
+) -> Quantization | None:
     """Decide how to quantize, and check all data for it; None for a precision that is not quantized.
 
     Raises:
@@ -77,7 +82,8 @@ def prepare_quantization(options: ExportOptions, model: Model, checkpoint_sha256
     names = tuple(weight_products(model))
     found = Quantization(precision, mode, why, names, kept, kept_by, tensorrt=options.engine.suffix == ".plan")
     if mode == "dynamic":
-        return found
+        smoothed = recipe(model.task, precision).smooth
+        return replace(found, channels=default_channels(model, temperature)) if smoothed else found
     found = replace(found, method=cast(Method, asked.calib_method or DEFAULT_METHOD))
     if asked.table is not None:
         table = read_ranges(asked.table)
@@ -103,7 +109,7 @@ def _kept(options: ExportOptions, model: Model, checkpoint_sha256: str) -> tuple
         check_keep(file, checkpoint_sha256, model.task, options.precision, set(products), path)
         kept, kept_by = set(file.keep), path.name
     else:
-        kept = {name for name, product in products.items() if any(map(product.matches, RECIPE))}
+        kept = set(recipe(model.task, options.precision).kept(products.values()))
         kept_by = f"the recipe for {model.task}"
     scores = {name for name, product in products.items() if product.group == SCORES}
     return frozenset(kept - scores if options.quantization.quantize_scores else kept | scores), kept_by

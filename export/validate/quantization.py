@@ -5,12 +5,20 @@ from contextlib import AbstractContextManager, nullcontext
 
 from onnxscript import ir
 
+from calibration.smoothing import default_channels, smooth
 from export.artifact.manifest import Manifest
 from export.graph.quantize import Precision, Quantizer
 from export.validate.intermediates import PassesOf
 from madtp.checkpoint.loading import Model
 from madtp.models.parts import Part
 from madtp.models.weight_products import part_weight_names, weight_products
+
+
+def smooth_as(manifest: Manifest, model: Model) -> None:
+    """Smooth a model, in place, as the export did before it traced it."""
+    entry = manifest.quantization
+    if entry is not None and entry.smoothed_at is not None:
+        smooth(model, default_channels(model, entry.smoothed_at))
 
 
 def quantizer_of(manifest: Manifest, model: Model) -> Quantizer | None:

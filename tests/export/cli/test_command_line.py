@@ -40,7 +40,7 @@ HELPS = {
     "export": (cli,),
     **{name: (cli, name) for name in COMMANDS},
     "calibration": (calibration,),
-    "calibration tokens": (calibration, "tokens"),
+    **{f"calibration {name}": (calibration, name) for name in calibration.commands},
     "demo": (demo,),
 }
 
