@@ -225,6 +225,7 @@ class CostEntry:
 
     decisions: Annotated[int, "requests with an answer"]
     equal: Annotated[int, "requests with the same answer"]
+    tied: Annotated[int, "requests with another answer that the reference nearly gave"]
     jaccard: Annotated[Difference, "mean over requests and layers of |kept by both| / |kept by either|, where visible"]
     more_tokens: Annotated[float, "share by which more tokens are kept"]
     flips: Annotated[int, "tokens that the first layer that differs decides otherwise"]

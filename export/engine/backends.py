@@ -1,6 +1,7 @@
 """Backends: the runtime that builds and runs an artifact on this machine."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
@@ -13,6 +14,8 @@ from export.errors import BackendError
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
 
+
+OLDEST_FP8 = (8, 9)  # compute capability
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -83,6 +86,32 @@ def choose_backend(requested: str, suffix: str) -> Backend:
             "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
         )
     return _backend("tensorrt" if requested == "tensorrt" else "tensorrt-rtx", gpus, "requested")
+
+
+def check_fp8(backend: Backend, sm: Sequence[int] | None) -> None:
+    """Refuse to build an FP8 plan that no GPU here, or of those that it is built for, could run.
+
+    Args:
+        sm: compute capabilities of the plugin library that the plan will need, 90 for 9.0; None without one.
+
+    Raises:
+        BackendError: naming the GPU or the capabilities.
+    """
+    needs = f"FP8 needs compute capability {'.'.join(map(str, OLDEST_FP8))} or newer"
+    instead = "Use --precision int8 or fp16"
+    gpus = [] if backend.name == "onnxruntime" else find_gpus()
+    if gpus and all(gpu.capability < OLDEST_FP8 for gpu in gpus):
+        found = ", ".join(f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in gpus)
+        raise BackendError(
+            f"the GPU here cannot run FP8: {found}", f"{needs}.", f"{instead}, or build on a machine with such a GPU."
+        )
+    if sm and max(sm) < 10 * OLDEST_FP8[0] + OLDEST_FP8[1]:
+        known = ", ".join(f"{number // 10}.{number % 10}" for number in sm)
+        raise BackendError(
+            f"the plugin library is for compute capability {known}, and FP8 is for none of these",
+            f"{needs}.",
+            f"{instead}, or a plugin library for newer GPUs (MADTP_SM=89).",
+        )
 
 
 def _installed(module: str) -> bool:
