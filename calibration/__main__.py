@@ -1,13 +1,15 @@
 """`python -m calibration`, or `madtp-calibration`: statistics of data for an export."""
 
+import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import click
+from torch import Tensor
 
 import madtp
 from calibration.fake_quantization import FakeQuantization
@@ -23,13 +25,14 @@ from calibration.ranges import (
 )
 from calibration.requests import LIMIT, DataChoice, Requests, choose_requests
 from calibration.sensitivity import Goal, Proposal, Trials, rank_and_propose
+from calibration.smoothing import default_channels, smooth
 from calibration.tables import places_table, proposal_table, ranges_table, statistics_table, threshold_table
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.console.interrupts import raise_interrupts
 from madtp.console.printing import say
 from madtp.console.progress import ConsoleProgress
-from madtp.data.samples import INDEX, collate, find_vocabulary
+from madtp.data.samples import INDEX, Request, collate, find_vocabulary
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.files.outputs import check_outputs
@@ -183,6 +186,7 @@ def ranges(
     help="Samples on which a place is tried alone.",
 )
 @click.option("--quantize-scores", is_flag=True, help="Try the products that score tokens, too.")
+@click.option("--no-smooth", is_flag=True, help="Dynamic INT8 of the model as it is, without making channels alike.")
 @click.option("-o", "--output", type=PATH, default=Path("keep.json"), show_default=True, help="Keep file to write.")
 @allow_outside
 def sensitivity(
@@ -196,6 +200,7 @@ def sensitivity(
     jaccard: float,
     probe: int,
     quantize_scores: bool,
+    no_smooth: bool,
     output: Path,
     **choice: Any,
 ) -> None:
@@ -211,13 +216,14 @@ def sensitivity(
     check_outputs([(output, KEEP)], [*inputs_of(ckpt, config, chosen), table])
     with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
         setup = prepare(ckpt, config, temperature, chosen)
-        trials = setup.trials(precision, table, method, probe, quantize_scores, progress.count)
+        low_precision = setup.low_precision(precision, table, method, smoothed=table is None and not no_smooth)
+        trials = setup.trials(low_precision, probe, quantize_scores, progress.count)
         goal = Goal(agreement, jaccard)
         try:
             proposal = rank_and_propose(trials, goal)
         except KeyboardInterrupt as error:
             raise click.Abort("interrupted: nothing was written") from error
-    activations = "dynamic" if table is None else f"static, {method}"
+    activations = f"static, {method}" if table is not None else "dynamic" if no_smooth else "dynamic, smoothed"
     evidence = {
         "temperature": setup.source.temperature,
         "data": setup.source.data,
@@ -254,46 +260,56 @@ class Setup:
     requests: Requests
     source: Source
 
-    def trials(
-        self,
-        precision: str,
-        table: Path | None,
-        method: str,
-        probe: int,
-        quantize_scores: bool,
-        on_step: Callable[[str, int, int], None],
-    ) -> Trials:
-        """Trials of a precision, activations by a table if there is one.
+    @cached_property
+    def read(self) -> list[Request]:
+        """All requests."""
+        check_count(len(self.requests.reads), self.source.data)
+        return [read() for read in self.requests.reads]
+
+    @property
+    def inputs(self) -> list[Mapping[str, Tensor]]:
+        """Inputs of `run_request`, one request each."""
+        return [collate([request], self.model.config) for request in self.read]
+
+    def low_precision(self, precision: str, table: Path | None, method: str, *, smoothed: bool) -> FakeQuantization:
+        """How products are computed in a precision: with activations by a table if there is one.
 
         Raises:
             MadtpError: no table where one is needed, or one of another checkpoint; too few samples.
         """
-        if precision == "fp8" and table is None:
+        if table is not None:
+            content = read_ranges(table)
+            check_ranges(content, self.source.checkpoint_sha256, self.source.task, table)
+            found = {name: methods[method] for name, methods in content.ranges.items()}
+            return FakeQuantization(self.model, "static-int8" if precision == "int8" else precision, found)
+        if precision == "fp8":
             raise InputError(
                 "fp8 needs ranges of activations",
                 "Its scales are fixed before it runs.",
                 "Make a table with `python -m calibration ranges`, and give it with --ranges.",
             )
-        check_count(len(self.requests.reads), self.source.data)
-        found = None
-        if table is not None:
-            content = read_ranges(table)
-            check_ranges(content, self.source.checkpoint_sha256, self.source.task, table)
-            found = {name: methods[method] for name, methods in content.ranges.items()}
-            precision = "static-int8" if precision == "int8" else precision
-        read = [read() for read in self.requests.reads]
+        model = self.model
+        if smoothed:
+            model = copy.deepcopy(model)
+            smooth(model, default_channels(model, self.source.temperature))
+        return FakeQuantization(model, precision)
+
+    def trials(
+        self,
+        low_precision: FakeQuantization,
+        probe: int,
+        quantize_scores: bool,
+        on_step: Callable[[str, int, int], None],
+    ) -> Trials:
+        """Trials over all requests.
+
+        Raises:
+            MadtpError: too few samples, or one that cannot be read.
+        """
         products = weight_products(self.model).values()
         never = frozenset(product.name for product in products if product.group == "alignment" and not quantize_scores)
-        return Trials(
-            self.model,
-            [collate([request], self.model.config) for request in read],
-            self.source.temperature,
-            FakeQuantization(self.model, precision, found),
-            [request.label for request in read],
-            probe,
-            never,
-            on_step,
-        )
+        labels = [request.label for request in self.read]
+        return Trials(self.model, self.inputs, self.source.temperature, low_precision, labels, probe, never, on_step)
 
 
 def inputs_of(checkpoint: Path, config: Path | None, choice: DataChoice) -> list[Path | None]:

@@ -54,13 +54,13 @@ class FakeQuantization:
     """
 
     def __init__(self, model: Any, precision: str, ranges: Mapping[str, Range] | None = None) -> None:
-        self._model, self._precision, self._ranges = model, precision, ranges or {}
+        self.model, self._precision, self._ranges = model, precision, ranges or {}
         self._activations, self._weights = _ROUNDING[precision]
         self._rounded: dict[str, Tensor] = {}
 
     def of(self, products: Collection[str]) -> AbstractContextManager[Any]:
         """Context in which these products are computed so; the others stay in float32."""
-        return ProductMode(self._model, partial(self._round, frozenset(products)))
+        return ProductMode(self.model, partial(self._round, frozenset(products)))
 
     def can_run(self, product: Product) -> bool:
         """Whether the runtime has it in this precision: of dynamic INT8 it has MatMul alone."""

@@ -96,6 +96,8 @@ class Trials:
     """Runs of one model over the same samples with some products in low precision.
 
     Args:
+        model: in float32, what runs are compared with.
+        quantization: of that model, or of one that computes the same (`calibration.smoothing`).
         probe: samples, the first ones, on which places are tried alone.
         never: names of products that stay in float32 anyway, and are in no keep file.
 
@@ -136,7 +138,8 @@ class Trials:
     def run(self, low: Sequence[str], on_sample: Callable[[], None], count: int | None = None) -> Agreement:
         """The run with the products `low` in low precision, over the first `count` samples."""
         inputs = self.inputs[:count]
-        seen = observe(self.model, inputs, self.temperature, self.quantization.of(low), on_sample)
+        low_precision = self.quantization
+        seen = observe(low_precision.model, inputs, self.temperature, low_precision.of(low), on_sample)
         return compare(self.model, self._reference[: len(inputs)], seen, self.labels[: len(inputs)])
 
     def alone(self, groups: Mapping[str, Sequence[str]], what: str) -> tuple[Place, ...]:
