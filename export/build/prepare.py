@@ -8,7 +8,7 @@ from export.artifact.manifest import Checkpoint
 from export.artifact.outputs import check_export
 from export.build.files import output_names
 from export.build.options import ExportOptions
-from export.engine.backends import Backend, choose_backend
+from export.engine.backends import Backend, check_precision, choose_backend
 from export.engine.plugin_build import check_tools
 from export.engine.plugin_library import loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
@@ -64,6 +64,7 @@ def prepare(options: ExportOptions) -> Prepared:
     """
     check_export(options.engine, [], input_files(options, None))
     backend = choose_backend(options.backend, options.engine.suffix)
+    check_precision(backend, options.precision)
     loaded = read_model(options.checkpoint, options.config)
     model = loaded.model
     parts = parts_of(model)

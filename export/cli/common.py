@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from export.build.options import BACKENDS, ExportOptions
+from export.build.options import BACKENDS, EXPORTED_PRECISIONS, IO_DTYPES, ExportOptions
 from export.engine.range import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
 from madtp.console.interrupts import raise_interrupts
@@ -27,7 +27,20 @@ def export_options(command: Any) -> Any:
             click.option("--config", type=PATH, help="JSON file of model sizes (default: inferred)."),
             click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=BACKEND),
             # What ExportOptions knows and refuses, with its reason, is not offered.
-            click.option("--precision", metavar="[fp32]", default="fp32", show_default=True, help="Engine precision."),
+            click.option(
+                "--precision",
+                metavar=f"[{'|'.join(EXPORTED_PRECISIONS)}]",
+                default="fp32",
+                show_default=True,
+                help="Engine precision.",
+            ),
+            click.option(
+                "--io-dtype",
+                type=click.Choice(IO_DTYPES),
+                default="fp32",
+                show_default=True,
+                help="Inputs and outputs; fp16 with --precision fp16.",
+            ),
             click.option(
                 "--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Layout of pruned tokens."
             ),

@@ -12,7 +12,7 @@ from export.errors import BackendError
 # GPUs that a plan of TensorRT for RTX runs on. It knows 7.5 too, but only plans that were built for nothing else:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
-
+LEAST_CAPABILITY = {"bf16": (8, 0)}  # of precisions that not every GPU has
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -83,6 +83,25 @@ def choose_backend(requested: str, suffix: str) -> Backend:
             "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
         )
     return _backend("tensorrt" if requested == "tensorrt" else "tensorrt-rtx", gpus, "requested")
+
+
+def check_precision(backend: Backend, precision: str) -> None:
+    """Refuse a precision that the GPU for which TensorRT builds does not have; RTX_CAPABILITIES have these.
+
+    Raises:
+        BackendError: naming the GPU, and what it lacks.
+    """
+    needed = LEAST_CAPABILITY.get(precision)
+    if needed is None or backend.name != "tensorrt":
+        return
+    gpu = next(iter(find_gpus()), None)  # TensorRT builds for the first
+    if gpu is not None and gpu.capability < needed:
+        own, least = (".".join(map(str, capability)) for capability in (gpu.capability, needed))
+        raise BackendError(
+            f"--precision {precision} is not available on the GPU here",
+            f"{gpu.name} has compute capability {own}; {precision} needs {least} or newer.",
+            "Use --precision fp16.",
+        )
 
 
 def _installed(module: str) -> bool:

@@ -185,7 +185,7 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
     why = CANNOT_RUN
     if artifact.backend.can_run:
         progress.detail("building a plan that shows the tokens it keeps")
-        files = trace_parts(opened.parts, scratch, progress.detail)
+        files = trace_parts(opened.parts, scratch, progress.detail, *manifest.graph_form, runnable=False)
         builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
         description = "the plan, built anew so that it gives out its source ids"
         try:

@@ -17,6 +17,7 @@ from export.validate.plan_bisection import bisect_plan
 from export.validate.repro import save_repro
 from export.validate.result import Bisection, ValidationResult
 from madtp.errors import OutputError
+from madtp.models.parts import parts_of
 
 
 def bisect_failures(
@@ -46,7 +47,7 @@ def bisect_failures(
             return Bisection(f"the plan could not be bisected: {error.what}")
         node = found.divergent_node
         return Bisection(str(found), node, "" if node is None else _repro(node, repro, tolerance.segment))
-    references = _graphs(_trace_alike(reference, opened.files, scratch, progress))
+    references = _graphs(_trace_alike(reference, manifest, opened.files, scratch, progress))
     node = first_divergent_node(calls, references, artifacts, tolerance.node, progress.detail)
     if node is None:
         return Bisection("no single node differs from the checkpoint's given identical inputs")
@@ -57,10 +58,10 @@ def bisect_failures(
 
 
 def _trace_alike(
-    reference: TorchModelRunner, files: Mapping[str, Path], scratch: Path, progress: Progress
+    reference: TorchModelRunner, manifest: Manifest, files: Mapping[str, Path], scratch: Path, progress: Progress
 ) -> dict[str, Path]:
     """The checkpoint traced anew, with function bodies inlined where the artifact's ONNX has them inlined."""
-    traced = trace_parts(reference.parts, scratch, progress.detail)
+    traced = trace_parts(parts_of(reference.model), scratch, progress.detail, *manifest.graph_form)
     for part, path in traced.items():
         if not custom_nodes(files[part]):
             inline_functions(path, path)
