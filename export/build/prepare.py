@@ -9,7 +9,7 @@ from export.artifact.outputs import check_export
 from export.build.files import output_names
 from export.build.options import ExportOptions
 from export.build.quantization import Quantization, prepare_quantization
-from export.engine.backends import Backend, check_fp8, choose_backend
+from export.engine.backends import Backend, check_precision, choose_backend
 from export.engine.plugin_build import architectures, check_tools
 from export.engine.plugin_library import loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
@@ -94,8 +94,7 @@ def prepare(options: ExportOptions) -> Prepared:
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
         sm = architectures()
-    if options.precision == "fp8":
-        check_fp8(backend, sm)
+    check_precision(backend, options.precision, sm)
     return Prepared(
         options=options,
         config=model.config,

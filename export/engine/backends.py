@@ -13,9 +13,7 @@ from export.errors import BackendError
 # GPUs that a plan of TensorRT for RTX runs on. It knows 7.5 too, but only plans that were built for nothing else:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
-
-
-OLDEST_FP8 = (8, 9)  # compute capability
+LEAST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}  # of precisions that not every GPU has
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -88,29 +86,33 @@ def choose_backend(requested: str, suffix: str) -> Backend:
     return _backend("tensorrt" if requested == "tensorrt" else "tensorrt-rtx", gpus, "requested")
 
 
-def check_fp8(backend: Backend, sm: Sequence[int] | None) -> None:
-    """Refuse to build an FP8 plan that no GPU here, or of those that it is built for, could run.
+def check_precision(backend: Backend, precision: str, sm: Sequence[int] | None = None) -> None:
+    """Refuse a plan in a precision that no GPU here, or of those that it is built for, has.
 
     Args:
         sm: compute capabilities of the plugin library that the plan will need, 90 for 9.0; None without one.
 
     Raises:
-        BackendError: naming the GPU or the capabilities.
+        BackendError: naming the GPU or the capabilities, and what they lack.
     """
-    needs = f"FP8 needs compute capability {'.'.join(map(str, OLDEST_FP8))} or newer"
-    instead = "Use --precision int8 or fp16"
-    gpus = [] if backend.name == "onnxruntime" else find_gpus()
-    if gpus and all(gpu.capability < OLDEST_FP8 for gpu in gpus):
-        found = ", ".join(f"{gpu.name} ({'.'.join(map(str, gpu.capability))})" for gpu in gpus)
+    needed = LEAST_CAPABILITY.get(precision)
+    if needed is None or backend.name == "onnxruntime":
+        return
+    least = ".".join(map(str, needed))
+    gpus = find_gpus()[: 1 if backend.name == "tensorrt" else None]  # TensorRT builds for the first
+    if gpus and all(gpu.capability < needed for gpu in gpus):
+        found = " and ".join(f"{gpu.name} has compute capability {'.'.join(map(str, gpu.capability))}" for gpu in gpus)
         raise BackendError(
-            f"the GPU here cannot run FP8: {found}", f"{needs}.", f"{instead}, or build on a machine with such a GPU."
+            f"--precision {precision} is not available on the GPU here",
+            f"{found}; {precision} needs {least} or newer.",
+            "Use --precision fp16.",
         )
-    if sm and max(sm) < 10 * OLDEST_FP8[0] + OLDEST_FP8[1]:
+    if sm and max(sm) < 10 * needed[0] + needed[1]:
         known = ", ".join(f"{number // 10}.{number % 10}" for number in sm)
         raise BackendError(
-            f"the plugin library is for compute capability {known}, and FP8 is for none of these",
-            f"{needs}.",
-            f"{instead}, or a plugin library for newer GPUs (MADTP_SM=89).",
+            f"--precision {precision} is not available on the GPUs that the plugin library is for",
+            f"It is for compute capability {known}; {precision} needs {least} or newer.",
+            "Use --precision fp16, or a library for newer GPUs (MADTP_SM).",
         )
 
 
