@@ -160,6 +160,9 @@ class Part:
     sha256: Sha256
     bytes: int
     external_data: Annotated[ExternalData | None, "null: weights are in the artifact"]
+    float32_nodes: Annotated[
+        dict[str, int] | None, "fp16, bf16: why nodes outside of the custom ops stayed in float32 -> how many"
+    ] = None
 
     @property
     def is_plan(self) -> bool:
@@ -225,6 +228,7 @@ class CostEntry:
 
     decisions: Annotated[int, "requests with an answer"]
     equal: Annotated[int, "requests with the same answer"]
+    tied: Annotated[int, "requests with another answer that the reference nearly gave"]
     jaccard: Annotated[Difference, "mean over requests and layers of |kept by both| / |kept by either|, where visible"]
     more_tokens: Annotated[float, "share by which more tokens are kept"]
     flips: Annotated[int, "tokens that the first layer that differs decides otherwise"]
@@ -429,6 +433,17 @@ class Manifest:
     def is_plan(self) -> bool:
         """Whether the parts are TensorRT plans, and not ONNX files."""
         return self.artifact.endswith(".plan")
+
+    @property
+    def io_dtype(self) -> str:
+        """The floating-point type of inputs and outputs, in the words of `--io-dtype`."""
+        narrow = any(tensor.dtype == "float16" for part in self.parts for tensor in (*part.inputs, *part.outputs))
+        return "fp16" if narrow else "fp32"
+
+    @property
+    def graph_form(self) -> tuple[str, str]:
+        """Precision, and floating-point type of inputs and outputs: what a graph is traced anew with."""
+        return self.precision, self.io_dtype
 
     @property
     def part_hashes(self) -> dict[str, str]:

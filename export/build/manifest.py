@@ -77,6 +77,7 @@ def _part(name: Any, part: BuiltPart, checkpoint_sha256: str, built: BuiltArtifa
         profile=part.profile,
         timing_cache=part.timing_cache,
         custom_nodes=traced.custom_nodes,
+        float32_nodes=traced.float32_nodes,
         layers=part.layers,
         plugin_layers=dict(part.plugin_layers),
         tokens=part.tokens,

@@ -11,7 +11,7 @@ from madtp.models.config import MAX_TEMPERATURE
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
-OFFERED = ("fp32", "int8", "fp8")  # precisions
+IO_DTYPES = ("fp32", "fp16")
 LAYOUTS = ("dynamic", "packed")
 NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names of files
 
@@ -38,6 +38,7 @@ class ExportOptions:
     Attributes:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of model sizes that override the checkpoint's.
+        io_dtype: floating-point type of inputs and outputs; the temperature is float32 always.
         batch: requests per call; None is 1:1:8.
         text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.
@@ -57,6 +58,7 @@ class ExportOptions:
     config: Path | None = None
     backend: str = "auto"
     precision: str = "fp32"
+    io_dtype: str = "fp32"
     layout: str = "dynamic"
     batch: Range | None = None
     text: Range | None = None
@@ -80,7 +82,8 @@ class ExportOptions:
             )
         for option, value, known, works in (
             ("backend", self.backend, BACKENDS, BACKENDS),
-            ("precision", self.precision, PRECISIONS, OFFERED),
+            ("precision", self.precision, PRECISIONS, PRECISIONS),
+            ("io-dtype", self.io_dtype, IO_DTYPES, IO_DTYPES),
             ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
         ):
             if value not in known:
@@ -92,10 +95,15 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        for option, value, works in (("precision", self.precision, OFFERED), ("layout", self.layout, LAYOUTS[:1])):
-            if value not in works:
-                why = f"This version exports {', '.join(works)} only."
-                raise OptionError(f"--{option} {value} is not available", why, f"Use --{option} {works[0]}.")
+        if self.layout != "dynamic":
+            why = "This version exports dynamic only."
+            raise OptionError(f"--layout {self.layout} is not available", why, "Use --layout dynamic.")
+        if self.io_dtype not in ("fp32", self.precision):
+            raise OptionError(
+                f"--io-dtype {self.io_dtype} does not go with --precision {self.precision}",
+                "Inputs and outputs are float32, or of the type that the engine computes in.",
+                "Omit --io-dtype.",
+            )
         self.quantization.check(self.precision, suffix)
         if suffix == ".onnx" and self.plugins not in ("none", "auto"):
             raise OptionError(

@@ -10,8 +10,8 @@ from export.artifact.outputs import check_export
 from export.build.files import output_names
 from export.build.options import ExportOptions
 from export.build.quantization import Quantization, prepare_quantization
-from export.engine.backends import Backend, choose_backend
-from export.engine.plugin_build import check_tools
+from export.engine.backends import Backend, check_precision, choose_backend
+from export.engine.plugin_build import architectures, check_tools
 from export.engine.plugin_library import loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
 from export.engine.range import Range
@@ -95,10 +95,13 @@ def prepare(options: ExportOptions) -> Prepared:
         own = Source(checkpoint.sha256, model.task, temperature, "", None)
         check_source(tokens.source, own, options.tokens)
         check_encoders(tokens, parts, options.tokens)
+    sm: tuple[int, ...] | None = None
     if options.plugins not in ("auto", "none"):
-        loadable_library(Path(options.plugins))
+        sm = loadable_library(Path(options.plugins)).sm
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
+        sm = architectures()
+    check_precision(backend, options.precision, sm)
     return Prepared(
         options=options,
         config=model.config,

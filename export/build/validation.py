@@ -21,6 +21,7 @@ from export.validate.intermediates import kept_ids_runners, open_onnx_intermedia
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
 from export.validate.tolerances import Bounds, tolerance_of
 from madtp.data.samples import collate
+from madtp.models.parts import parts_of
 from madtp.tasks.requests import Runner, Runners, run_request, torch_runners
 
 LATENCY_SECONDS = 6.0
@@ -103,7 +104,7 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     """
     config, samples, temperature = prepared.config, prepared.samples, prepared.temperature
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
-    files = {name: part.traced.source for name, part in built.parts.items()}
+    files = {name: part.traced.runnable for name, part in built.parts.items()}
     # First, because ONNX Runtime holds weights twice while it opens. Plans are compared by token counts: one that has
     # the ids as outputs would have to be built too.
     kept_ids = {} if runs_plan else kept_ids_runners(files, open_onnx_intermediates(files))
@@ -112,16 +113,17 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
     pairs, counts = _compare(prepared, reference, artifact, on_detail)
     on_detail("counting GFLOPs")
-    gflops = Gflops(*(mean_gflops(config, reference.parts, samples, tau) for tau in (0.0, temperature)))
+    torch_parts = parts_of(reference.model)  # float32: what a user would run on a CPU, and what FLOPs do not depend on
+    gflops = Gflops(*(mean_gflops(config, torch_parts, samples, tau) for tau in (0.0, temperature)))
     on_detail("timing")
     before, neighbours = activity(), Neighbours()
     inputs = collate(samples.requests[: prepared.batch.min], config)
-    torch_parts = torch_runners(reference.parts)
+    eager = torch_runners(torch_parts)
     times = time_rounds(
         {
-            "torch dense": lambda: run_request(config, torch_parts, inputs, 0.0),
+            "torch dense": lambda: run_request(config, eager, inputs, 0.0),
             "artifact dense": lambda: run_request(config, runners, inputs, 0.0),
-            "torch pruned": lambda: run_request(config, torch_parts, inputs, temperature),
+            "torch pruned": lambda: run_request(config, eager, inputs, temperature),
             "artifact pruned": lambda: run_request(config, runners, inputs, temperature),
         },
         seconds=LATENCY_SECONDS,
@@ -156,7 +158,7 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
                 built.folder / part.files[0], prepared.backend, built.library_path, prepared.options.embed_plugins
             )
             if runs_plan
-            else OnnxRunner(part.traced.source)
+            else OnnxRunner(part.traced.runnable)
         )
         runners[name] = CheckedRunner(runner, part.traced.inputs, part.traced.outputs, part.profile)
     return runners

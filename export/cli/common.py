@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from calibration.ranges import METHODS
-from export.build.options import BACKENDS, OFFERED, ExportOptions
+from export.build.options import BACKENDS, IO_DTYPES, PRECISIONS, ExportOptions
 from export.build.quantization_options import DEFAULT_METHOD, MODES, split_options
 from export.engine.range import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
@@ -34,7 +34,14 @@ def export_options(command: Any) -> Any:
             click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=BACKEND),
             # What ExportOptions knows and refuses, with its reason, is not offered.
             click.option(
-                "--precision", metavar=f"[{'|'.join(OFFERED)}]", default="fp32", show_default=True, help=PRECISION
+                "--precision", metavar=f"[{'|'.join(PRECISIONS)}]", default="fp32", show_default=True, help=PRECISION
+            ),
+            click.option(
+                "--io-dtype",
+                type=click.Choice(IO_DTYPES),
+                default="fp32",
+                show_default=True,
+                help="Inputs and outputs; fp16 with --precision fp16.",
             ),
             click.option(
                 "--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Layout of pruned tokens."

@@ -270,7 +270,8 @@ class _Artifact:
             if made != metadata.version(PRODUCT):
                 damage.append(f"its plugin library has version {made}, and this package {metadata.version(PRODUCT)}")
             sm = [number for number in listed if isinstance(number, int)] if isinstance(listed, list) else []
-        return plan_compatibility(name, version, sm, damage, machine)
+        precision = str(self._content.get("precision"))
+        return plan_compatibility(name, version, sm, damage, machine, precision=precision)
 
 
 def _inside(folder: Path, name: Any) -> Path | None:

@@ -142,7 +142,7 @@ class Comparator:
                 if other.name in ran:
                     result = self._result(f"{REFERENCE}/{other.name}", temperature)
                     result.cost = result.cost or PrecisionCost(cost)
-                    result.cost.add(fp64, ran[other.name], errors, self.pad_id)
+                    result.cost.add(fp64, ran[other.name], reference, self._bounds, errors, self.pad_id)
         return ran
 
     def _result(self, pair: str, temperature: float) -> PairResult:

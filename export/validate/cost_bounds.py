@@ -10,7 +10,7 @@ class CostBounds:
     They tell damage from a careful quantization, which is well within, even on few samples.
 
     Attributes:
-        agreement: least share of requests with the same answer.
+        agreement: least share of requests with the same answer, near ties apart.
         jaccard: least mean of |kept by both| / |kept by either| over requests and layers.
         tokens: most that the mean number of tokens may change, as a share.
     """

@@ -17,10 +17,12 @@ from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import plugin_library
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.graph.precision import precision_pass
 from export.graph.source_ids import kept_ids
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import write_part
 from export.runtime.artifact import Artifact
+from export.runtime.onnx_runner import float16_inputs
 from export.runtime.plan_runner import PlanRunner
 from export.runtime.runner import feed, running
 from madtp.files.staging import write_errors
@@ -44,10 +46,11 @@ class IntermediatesRunner:
     def __init__(self, graph: OnnxGraph, values: Iterable[str]) -> None:
         self._session = open_graph(graph, exposed=values)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._float16 = float16_inputs(self._session)
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        given = feed(inputs, temperature, self._inputs)
+        given = feed(inputs, temperature, self._inputs, self._float16)
         with running("ONNX Runtime cannot run a copy of the artifact whose intermediate values are outputs"):
             arrays = self._session.run(self._outputs, given)
         return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
@@ -119,18 +122,22 @@ def trace_parts(
     parts: Mapping[str, Part],
     folder: Path,
     on_part: Callable[[str], None],
+    precision: str = "fp32",
+    io_dtype: str = "fp32",
+    runnable: bool = True,
     passes_of: PassesOf = lambda _: (),
 ) -> dict[str, Path]:
-    """Trace every part anew, as an ONNX file in `folder`; `on_part` is called with its name.
+    """Trace every part of a float32 model anew, as an ONNX file in `folder`; `on_part` is called with its name.
 
-    `passes_of` gives the passes over a part's graph (`export.validate.quantization`).
+    `passes_of` quantizes (`export.validate.quantization`). For the rest see `export.graph.precision.precision_pass`.
     """
     files = {}
     for name, part in parts.items():
         on_part(name)
         files[name] = folder / f"{name}.onnx"
         with write_errors(files[name]):
-            write_part(part, files[name], external_data=True, passes=passes_of(part))
+            change = precision_pass(precision, io_dtype, runnable)
+            write_part(part, files[name], external_data=True, passes=[*passes_of(part), change])
     return files
 
 
