@@ -14,8 +14,8 @@ from torch import Tensor
 import madtp
 from calibration.fake_quantization import FakeQuantization
 from calibration.keep import KEEP, PRECISIONS, KeepFile, write_keep
+from calibration.methods import METHODS
 from calibration.ranges import (
-    METHODS,
     RANGES,
     RangeTable,
     check_count,

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from calibration.histograms import PERCENTILE, Histograms, Range
+from calibration.methods import METHODS
 from calibration.products import Product, ProductMode
 from calibration.tokens import Source, partial_path
 from madtp.errors import OutputError, RangesError
@@ -24,7 +25,6 @@ from madtp.models.parts import parts_of
 from madtp.tasks.requests import run_request, torch_runners
 
 SCHEMA_VERSION = 1
-METHODS = ("minmax", "entropy", "percentile")
 LEAST_SAMPLES = 8  # fewer say nothing about others
 RANGES = json_kind("a file of ranges", "schema", "checkpoint_sha256", "samples", "ranges")
 PARTIAL = json_kind("a partial file of ranges", "schema", "checkpoint_sha256", "samples", "histograms")

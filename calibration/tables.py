@@ -4,7 +4,8 @@ from typing import Any
 
 from rich.table import Table
 
-from calibration.ranges import METHODS, RangeTable
+from calibration.methods import METHODS
+from calibration.ranges import RangeTable
 from calibration.sensitivity import Place, Proposal
 from calibration.tokens import TokenStatistics
 from madtp.models.weight_products import weight_products

@@ -4,7 +4,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from calibration.ranges import METHODS
+from calibration.methods import METHODS
 from export.errors import OptionError
 
 QUANTIZED = ("int8", "fp8")  # precisions
@@ -21,7 +21,7 @@ class QuantizationOptions:
         quantization: "dynamic" measures ranges of activations while the model runs, "static" beforehand. "auto" is
             static where the artifact or calibration data ask for it, else dynamic.
         calib: what ranges come from: a folder of samples or of a data set, or a range table (.json).
-        calib_method: which ranges of a table are taken, one of `calibration.ranges.METHODS`.
+        calib_method: which ranges of a table are taken, one of `calibration.methods.METHODS`.
         synthetic: take the ranges of random data.
         keep: file of the products to leave in higher precision (`python -m calibration sensitivity`); None is the
             task's recipe.

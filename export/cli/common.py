@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from calibration.ranges import METHODS
+from calibration.methods import METHODS
 from export.build.options import BACKENDS, IO_DTYPES, PRECISIONS, ExportOptions
 from export.build.quantization_options import DEFAULT_METHOD, MODES, split_options
 from export.engine.range import Range

@@ -11,8 +11,8 @@ from torch import Tensor
 
 import madtp
 from calibration.keep import KeepFile, check_keep, read_keep, write_keep
+from calibration.methods import METHODS
 from calibration.ranges import (
-    METHODS,
     RangeTable,
     check_ranges,
     collect_ranges,
