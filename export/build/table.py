@@ -118,7 +118,9 @@ def quantization_lines(manifest: Manifest) -> list[str]:
     entry = manifest.quantization
     if entry is None:
         return []
-    lines = [f"quantized: {entry.mode} ({entry.why}); {len(entry.kept)} products stay float32 ({entry.kept_by})"]
+    kept = f"{len(entry.kept)} products stay float32 ({entry.kept_by})"
+    smoothed = "" if entry.smoothed_at is None else "; channels were made alike before"
+    lines = [f"quantized: {entry.mode} ({entry.why}); {kept}{smoothed}"]
     found = entry.calibration
     if found is not None:
         what = "RANDOM data, which say nothing about real ones: " if found.synthetic else ""

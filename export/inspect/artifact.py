@@ -142,7 +142,7 @@ class _Artifact:
         found = self._content.get("quantization")
         if not isinstance(found, dict):
             return None
-        keys = ("mode", "why", "weights", "activations", "kept_by", "calibration")
+        keys = ("mode", "why", "weights", "activations", "smoothed_at", "kept_by", "calibration")
         return {key: found.get(key) for key in keys} | {"kept": entries(found.get("kept"))}
 
     def _library(self, entry: Mapping[str, Any]) -> dict[str, Any]:

@@ -96,7 +96,8 @@ def _quantization_rows(quantization: Any) -> Iterator[Row]:
     get = _reader(quantization)
     yield "quantization", f"{get('mode')} ({get('why')})"
     yield "  weights", get("weights")
-    yield "  activations", get("activations")
+    smoothed = "" if quantization["smoothed_at"] is None else "; channels were made alike before"
+    yield "  activations", f"{get('activations')}{smoothed}"
     kept = _list(quantization["kept"])
     yield "  stays float32", f"{len(kept)} products ({get('kept_by')})"
     yield from (("    ", _text(name)) for name in kept[:LISTED])
