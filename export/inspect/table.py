@@ -119,6 +119,8 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
             yield label, _tensor(entry, profile)
         yield from _and_more(label, len(entries))
     yield "  custom nodes", _counts(part["custom_nodes"])
+    if isinstance(part["float32_nodes"], dict):
+        yield "  in float32", _counts(part["float32_nodes"])
     if part["opsets"] is not None:
         standard = "" if set(part["opsets"]).difference(STANDARD) or part["functions"] else ": standard ONNX only"
         yield "  opsets", f"{_opsets(part['opsets'])} (IR version {part['ir_version']}){standard}"
