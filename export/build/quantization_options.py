@@ -10,7 +10,7 @@ from export.errors import OptionError
 QUANTIZED = ("int8", "fp8")  # precisions
 Mode = Literal["dynamic", "static"]
 MODES = ("auto", "dynamic", "static")
-DEFAULT_METHOD = "minmax"
+DEFAULT_METHOD = "percentile"
 
 
 @dataclass(frozen=True)

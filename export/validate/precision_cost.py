@@ -106,7 +106,7 @@ class PrecisionCost:
     def __str__(self) -> str:
         kept = "" if self.jaccard is None else f", mean Jaccard of kept tokens {self.jaccard:.3f}"
         flips = f", {self.flips} tokens decided otherwise first, {self.explained} of them near the threshold"
-        ties = f" ({self.tied} others nearly tied)" if self.tied else ""
+        ties = f" ({self.tied} more nearly tied)" if self.tied else ""
         return (
             f"{self.equal}/{self.decisions} answers of the fp64 reference{ties}, {self.more_tokens:+.2%} tokens{kept}"
             f"{flips if self.flips else ''}"

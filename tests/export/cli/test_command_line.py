@@ -77,7 +77,7 @@ def test_commands_about_an_artifact_name_its_files(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [("precision", "fp16"), ("precision", "bf16"), ("layout", "packed")],
+    [("layout", "packed")],
 )
 def test_what_does_not_work_yet_is_understood_and_refused(run_cli: Run, option: str, value: str) -> None:
     ran = run_cli("--ckpt", "x.pt", "--engine", "out.plan", f"--{option}", value)
