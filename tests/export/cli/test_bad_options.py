@@ -35,8 +35,8 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nan temperature": ("--temperature=nan", ("--temperature is nan",)),
     "infinite temperature": ("--temperature=inf", ("--temperature is inf",)),
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
-    "fp16": ("--precision=fp16", ("--precision fp16 is not available", "Use --precision fp32")),
-    "int8": ("--precision=int8", ("--precision int8 is not available", "This version exports fp32 only")),
+    "int8": ("--precision=int8", ("--precision int8 is not available", "This version exports fp32, fp16, bf16 only")),
+    "io-dtype of another precision": ("--io-dtype=fp16", ("--io-dtype fp16 does not go with --precision fp32",)),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (

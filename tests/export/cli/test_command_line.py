@@ -48,7 +48,7 @@ HELPS = {
 @pytest.mark.parametrize("name", HELPS)
 def test_help_offers_what_works_alone(name: str) -> None:
     text = help_of(*HELPS[name])
-    for word in ("fp16", "bf16", "int8", "fp8", "packed", "calib "):
+    for word in ("int8", "fp8", "packed", "calib "):
         assert word not in text, text
 
 
@@ -78,7 +78,7 @@ def test_commands_about_an_artifact_name_its_files(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [*(("precision", value) for value in ("fp16", "bf16", "int8", "fp8")), ("layout", "packed"), ("calib", "folder")],
+    [*(("precision", value) for value in ("int8", "fp8")), ("layout", "packed"), ("calib", "folder")],
 )
 def test_what_does_not_work_yet_is_understood_and_refused(run_cli: Run, option: str, value: str) -> None:
     ran = run_cli("--ckpt", "x.pt", "--engine", "out.plan", f"--{option}", value)
