@@ -17,7 +17,9 @@ def overflowing(model: nn.Module, dtype: torch.dtype) -> list[str]:
     return [
         name
         for name, weight in model.named_parameters()
-        if weight.numel() and bool(weight.isfinite().all()) and float(weight.abs().max()) > torch.finfo(dtype).max
+        if weight.numel()
+        and bool(weight.isfinite().all())
+        and float(weight.detach().abs().max()) > torch.finfo(dtype).max
     ]
 
 

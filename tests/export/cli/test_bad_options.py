@@ -35,6 +35,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nan temperature": ("--temperature=nan", ("--temperature is nan",)),
     "infinite temperature": ("--temperature=inf", ("--temperature is inf",)),
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
+    "io-dtype of another precision": ("--io-dtype=fp16", ("--io-dtype fp16 does not go with --precision fp32",)),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
