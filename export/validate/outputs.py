@@ -8,10 +8,8 @@ import torch
 from torch import Tensor
 
 from export.validate.tolerances import Bounds
+from madtp.tasks.decisions import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST, texts_equal
 from madtp.tasks.requests import COUNTS_SUFFIX, Outputs
-
-DECIDED_BY_LARGEST = ("logits", "itm_logits", "sim")  # outputs whose largest column is the answer
-DECIDED_AS_WRITTEN = ("answer_ids", "caption_ids")  # generated texts, which are the answer
 
 
 @dataclass
@@ -132,18 +130,6 @@ def _decide(total: OutputAgreement, same: Tensor) -> list[str]:
     total.decisions += len(same)
     total.decided += int(same.sum())
     return [] if same.all() else [f"{int((~same).sum())} decisions differ ({total.output})"]
-
-
-def texts_equal(expected: Tensor, actual: Tensor, pad_id: int) -> Tensor:
-    """[B]: which generated texts are the same; how far a batch's longest text pads the others does not matter."""
-    pairs = zip(strip_padding(expected, pad_id), strip_padding(actual, pad_id), strict=True)
-    return torch.tensor([left == right for left, right in pairs])
-
-
-def strip_padding(texts: Tensor, pad_id: int) -> list[list[int]]:
-    """Ids of every text [B, L] without the padding behind them."""
-    lengths = ((texts != pad_id) * torch.arange(1, texts.shape[1] + 1)).amax(dim=1).tolist()
-    return [ids[:length] for ids, length in zip(texts.tolist(), lengths, strict=True)]
 
 
 def _largest(values: Tensor) -> float:

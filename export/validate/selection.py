@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from export.graph.source_ids import jaccards
 from export.validate.run_result import LayerTokens, RunResult
 from export.validate.tolerances import FP64_FACTOR, Tolerance
 from madtp.ops.recorder import CompactRecord
@@ -150,12 +150,6 @@ def score_errors(reference: RunResult, fp64: RunResult | None, tolerance: Tolera
         found.append(max(tolerance.score, FP64_FACTOR * own) if math.isfinite(own) else tolerance.score)
         comparable = comparable and same_tokens(left, right)
     return found
-
-
-def jaccards(left: Tensor, right: Tensor) -> list[float]:
-    """|kept by both| / |kept by either| of each sequence's source ids, [sequences, n] each."""
-    pairs = [(set(a), set(b)) for a, b in zip(left.tolist(), right.tolist(), strict=True)]
-    return [len(a & b) / len(a | b) for a, b in pairs]
 
 
 def differing_tokens(left: LayerTokens, right: LayerTokens, score_error: float) -> list[TokenDifference]:

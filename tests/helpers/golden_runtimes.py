@@ -135,7 +135,7 @@ class OnnxRuntime:
 
     def _open(self, graph: Any, ids: list[str]) -> Runner:
         """A runner of a graph that gives these source ids too."""
-        from export.validate.intermediates import IntermediatesRunner
+        from export.runtime.intermediates_runner import IntermediatesRunner
 
         return IntermediatesRunner(graph, ids)
 

@@ -28,8 +28,9 @@ from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
 from export.runtime.artifact import Artifact
+from export.runtime.intermediates_runner import IntermediatesRunner
 from export.validate.divergent_node import record_calls
-from export.validate.intermediates import IntermediatesPlanBuilder, IntermediatesRunner
+from export.validate.intermediates import IntermediatesPlanBuilder
 from export.validate.model_runner import TorchModelRunner
 from export.validate.plan_bisection import PlanBisection, bisect_plan
 from export.validate.repro import save_repro
