@@ -90,6 +90,11 @@ class Comparison:
     def first(self) -> Compared:
         return self.compared[0]
 
+    @property
+    def cases(self) -> list[Case]:
+        """In the order in which they were measured."""
+        return list(self.measurement.cases)
+
 
 def compare(
     options: BenchOptions,

@@ -65,7 +65,7 @@ def explanation(comparison: Comparison) -> str:
 
 def tables(comparison: Comparison) -> list[Table]:
     """A table for every case."""
-    *cases, last = comparison.measurement.cases
+    *cases, last = comparison.cases
     under = {last: explanation(comparison)}
     return [
         table_of(heading(comparison, case), COLUMNS, rows(comparison, case), under.get(case)) for case in (*cases, last)
@@ -100,7 +100,7 @@ def lines(comparison: Comparison) -> list[str]:
 def markdown(comparison: Comparison) -> str:
     """The tables for a pull request."""
     parts = [f"**Comparison with `{comparison.first.name}`**\n{MARK}"]
-    for case in comparison.measurement.cases:
+    for case in comparison.cases:
         table = [list(COLUMNS), ["---"] * len(COLUMNS), *rows(comparison, case)]
         parts.append(f"{heading(comparison, case)}\n\n" + "\n".join("| " + " | ".join(row) + " |" for row in table))
     parts.append("\n".join(f"- {line}" for line in (explanation(comparison), *lines(comparison))))
