@@ -1,5 +1,6 @@
-"""What is learned from data before an export: how many tokens each layer keeps.
+"""What is learned from data before an export: tokens that layers keep, ranges of activations, and what to keep precise.
 
-One module a room: `tokens.py` (token statistics). Each has a function that collects, a dataclass that is written and
-read as JSON, and a command in `__main__.py`. Calibration knows `madtp`; `export` reads its files.
+Commands in `__main__.py`: `tokens.py` (token statistics), `ranges.py` (range table), `sensitivity.py` (keep file,
+`keep.py`). Each has a dataclass that is written and read as JSON. `recipes.py` and `smoothing.py` are for exports that
+were given no such file. Calibration knows `madtp`; `export` reads its files.
 """

@@ -1,36 +1,70 @@
 """`python -m calibration`, or `madtp-calibration`: statistics of data for an export."""
 
+import copy
 import sys
-from collections.abc import Mapping
-from functools import partial
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import click
-from rich.table import Table
 from torch import Tensor
 
 import madtp
+from calibration.fake_quantization import FakeQuantization
+from calibration.keep import KEEP, PRECISIONS, KeepFile, write_keep
+from calibration.methods import METHODS
+from calibration.ranges import (
+    RANGES,
+    RangeTable,
+    check_count,
+    check_ranges,
+    collect_ranges_resumable,
+    read_ranges,
+)
+from calibration.requests import LIMIT, DataChoice, Requests, choose_requests
+from calibration.sensitivity import Goal, Proposal, Trials, rank_and_propose
+from calibration.smoothing import default_channels, smooth
+from calibration.tables import places_table, proposal_table, ranges_table, statistics_table, threshold_table
 from calibration.tokens import TOKENS, Source, TokenStatistics, collect_resumable
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.console.interrupts import raise_interrupts
 from madtp.console.printing import say
 from madtp.console.progress import ConsoleProgress
-from madtp.data.samples import (
-    INDEX,
-    Config,
-    Processor,
-    collate,
-    find_vocabulary,
-    prepare_sample,
-    read_index,
-    read_sample,
-    sample_processor,
-)
+from madtp.data.samples import INDEX, Request, collate, find_vocabulary
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from madtp.files.outputs import check_outputs
 from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.parts import parts_of
+from madtp.models.weight_products import weight_products
+
+checkpoint_options = (
+    click.option("--ckpt", type=PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth)."),
+    click.option("--config", type=PATH, help="JSON of model sizes that override inferred ones."),
+    click.option("--temperature", type=float, help="Pruning temperature (default: the checkpoint's)."),
+)
+data_options = (
+    click.option(
+        "--data", type=PATH, metavar="DIR", help="Folder of samples (samples.json and images), or of a data set."
+    ),
+    click.option("--split", metavar="NAME", help="Split of a data set (default: test if present, else val)."),
+    click.option(
+        "--limit", type=int, metavar="N", default=LIMIT, show_default=True, help="Use at most N, evenly spaced."
+    ),
+)
+
+
+def with_options(*options: Any) -> Callable[[Any], Any]:
+    """Several options at once, in the order in which they are listed in the help."""
+
+    def add(command: Any) -> Any:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return add
 
 
 @click.group()
@@ -40,6 +74,8 @@ def cli() -> None:
 
     \b
     python -m calibration tokens --ckpt x.pt --data DIR -o tokens.json
+    python -m calibration ranges --ckpt x.pt --data DIR -o ranges.json
+    python -m calibration sensitivity --ckpt x.pt --data DIR -o keep.json
     """
 
 
@@ -60,23 +96,235 @@ def tokens(
     \b
     Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
     """
-    inputs = [ckpt, config, data / INDEX, find_vocabulary(ckpt, data)]
-    check_outputs([(output, TOKENS)], inputs)
+    choice = DataChoice(data, limit=None, allow_outside=allow_outside)
+    check_outputs([(output, TOKENS)], inputs_of(ckpt, config, choice))
     with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
-        _tokens(ckpt, data, output, config, temperature, allow_outside, progress)
+        setup = prepare(ckpt, config, temperature, choice)
+
+        def show(statistics: TokenStatistics) -> None:
+            progress.stop()
+            output_console().print(statistics_table(statistics))
+
+        requests = setup.requests.inputs(setup.model.config)
+        on_sample = partial(progress.count, "counting tokens of samples", total=len(requests))
+        collect_resumable(setup.model.config, parts_of(setup.model), requests, setup.source, output, on_sample, show)
     say(f"wrote {output}")
 
 
-def _tokens(
+@cli.command()
+@with_options(*checkpoint_options, *data_options)
+@click.option("--synthetic", is_flag=True, help="Use random data instead; the file says so.")
+@click.option("-o", "--output", type=PATH, default=Path("ranges.json"), show_default=True, help="Range table to write.")
+@allow_outside
+def ranges(
     ckpt: Path,
-    data: Path,
-    output: Path,
     config: Path | None,
     temperature: float | None,
-    allow_outside: bool,
-    progress: ConsoleProgress,
+    output: Path,
+    **choice: Any,
 ) -> None:
-    model = madtp.load(ckpt, config)
+    """Measure between what values the input of every weight product lies, for static INT8 and FP8.
+
+    The pruned model runs, so they are ranges of the tokens that survive. An interrupted run resumes with the same
+    command.
+
+    \b
+    Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
+    """
+    chosen = DataChoice(**choice)
+    check_outputs([(output, RANGES)], inputs_of(ckpt, config, chosen))
+    with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
+        setup = prepare(ckpt, config, temperature, chosen)
+
+        def show(table: RangeTable) -> None:
+            progress.stop()
+            output_console().print(ranges_table(table, setup.model))
+
+        requests = setup.requests.inputs(setup.model.config)
+        on_sample = partial(progress.count, "measuring ranges over samples", total=len(requests))
+        collect_ranges_resumable(
+            setup.model,
+            requests,
+            setup.source,
+            output,
+            synthetic=chosen.synthetic,
+            on_sample=on_sample,
+            show=show,
+        )
+    say(f"wrote {output}")
+
+
+@cli.command()
+@with_options(*checkpoint_options, *data_options)
+@click.option("--precision", type=click.Choice(PRECISIONS), default="int8", show_default=True, help="What to try.")
+@click.option("--ranges", "table", type=PATH, help="Range table: static activations (fp8 needs one).")
+@click.option(
+    "--method", type=click.Choice(METHODS), default="percentile", show_default=True, help="Ranges of the table to take."
+)
+@click.option(
+    "--agreement",
+    type=click.FloatRange(0, 1),
+    default=Goal.agreement,
+    show_default=True,
+    metavar="SHARE",
+    help="Least share of decisions equal to float32's.",
+)
+@click.option(
+    "--jaccard",
+    type=click.FloatRange(0, 1),
+    default=Goal.jaccard,
+    show_default=True,
+    metavar="SHARE",
+    help="Least mean |kept by both| / |kept by either|.",
+)
+@click.option(
+    "--probe",
+    type=click.IntRange(min=1),
+    default=32,
+    show_default=True,
+    metavar="N",
+    help="Samples on which a place is tried alone.",
+)
+@click.option("--quantize-scores", is_flag=True, help="Try the products that score tokens, too.")
+@click.option("--no-smooth", is_flag=True, help="Dynamic INT8 of the model as it is, without making channels alike.")
+@click.option("-o", "--output", type=PATH, default=Path("keep.json"), show_default=True, help="Keep file to write.")
+@allow_outside
+def sensitivity(
+    ckpt: Path,
+    config: Path | None,
+    temperature: float | None,
+    precision: str,
+    table: Path | None,
+    method: str,
+    agreement: float,
+    jaccard: float,
+    probe: int,
+    quantize_scores: bool,
+    no_smooth: bool,
+    output: Path,
+    **choice: Any,
+) -> None:
+    """Rank layers by the damage that a low precision does to answers and kept tokens, and propose which to keep.
+
+    Weight products are computed in torch as ONNX Runtime does: INT8 with activations by what each tensor holds, or
+    with --ranges by a table. The keep file is for `python -m export --keep`.
+
+    \b
+    Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
+    """
+    chosen = DataChoice(**choice)
+    check_outputs([(output, KEEP)], [*inputs_of(ckpt, config, chosen), table])
+    with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
+        setup = prepare(ckpt, config, temperature, chosen)
+        low_precision = setup.low_precision(precision, table, method, smoothed=table is None and not no_smooth)
+        trials = setup.trials(low_precision, probe, quantize_scores, progress.count)
+        goal = Goal(agreement, jaccard)
+        try:
+            proposal = rank_and_propose(trials, goal)
+        except KeyboardInterrupt as error:
+            raise click.Abort("interrupted: nothing was written") from error
+    activations = f"static, {method}" if table is not None else "dynamic" if no_smooth else "dynamic, smoothed"
+    evidence = {
+        "temperature": setup.source.temperature,
+        "data": setup.source.data,
+        "data_sha256": setup.source.data_sha256,
+        "activations": activations,
+        "jaccard": jaccard,
+        **proposal.to_json(),
+    }
+    show_proposal(proposal, f"{precision}, activations {activations}", min(probe, len(trials.inputs)))
+    source = setup.source
+    write_keep(KeepFile(source.checkpoint_sha256, source.task, precision, agreement, proposal.keep, evidence), output)
+    say(f"wrote {output}")
+
+
+def show_proposal(proposal: Proposal, what: str, probe: int) -> None:
+    """Print all tables."""
+    console = output_console()
+    console.print(places_table(proposal.layers, f"whole layers in {what}, {probe} samples"))
+    console.print(places_table(proposal.places, f"places in {what}, {probe} samples"))
+    samples = proposal.found.samples
+    console.print(threshold_table(proposal, f"scores and threshold, everything in {what}, {samples} samples"))
+    console.print(proposal_table(proposal, f"{what}, {samples} samples"))
+    names = ", ".join(proposal.kept_places())
+    say(f"keep in float32: {names or 'nothing'}")
+    if not proposal.reached:
+        say("Keeping everything is not enough for what was asked.")
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A model, and what to run it over."""
+
+    model: Any
+    requests: Requests
+    source: Source
+
+    @cached_property
+    def read(self) -> list[Request]:
+        """All requests."""
+        check_count(len(self.requests.reads), self.source.data)
+        return [read() for read in self.requests.reads]
+
+    @property
+    def inputs(self) -> list[Mapping[str, Tensor]]:
+        """Inputs of `run_request`, one request each."""
+        return [collate([request], self.model.config) for request in self.read]
+
+    def low_precision(self, precision: str, table: Path | None, method: str, *, smoothed: bool) -> FakeQuantization:
+        """How products are computed in a precision: with activations by a table if there is one.
+
+        Raises:
+            MadtpError: no table where one is needed, or one of another checkpoint; too few samples.
+        """
+        if table is not None:
+            content = read_ranges(table)
+            check_ranges(content, self.source.checkpoint_sha256, self.source.task, table)
+            found = {name: methods[method] for name, methods in content.ranges.items()}
+            return FakeQuantization(self.model, "static-int8" if precision == "int8" else precision, found)
+        if precision == "fp8":
+            raise InputError(
+                "fp8 needs ranges of activations",
+                "Its scales are fixed before it runs.",
+                "Make a table with `python -m calibration ranges`, and give it with --ranges.",
+            )
+        model = self.model
+        if smoothed:
+            model = copy.deepcopy(model)
+            smooth(model, default_channels(model, self.source.temperature))
+        return FakeQuantization(model, precision)
+
+    def trials(
+        self,
+        low_precision: FakeQuantization,
+        probe: int,
+        quantize_scores: bool,
+        on_step: Callable[[str, int, int], None],
+    ) -> Trials:
+        """Trials over all requests.
+
+        Raises:
+            MadtpError: too few samples, or one that cannot be read.
+        """
+        products = weight_products(self.model).values()
+        never = frozenset(product.name for product in products if product.group == "alignment" and not quantize_scores)
+        labels = [request.label for request in self.read]
+        return Trials(self.model, self.inputs, self.source.temperature, low_precision, labels, probe, never, on_step)
+
+
+def inputs_of(checkpoint: Path, config: Path | None, choice: DataChoice) -> list[Path | None]:
+    """Files that a run reads, as far as options name them."""
+    index = None if choice.data is None else choice.data / INDEX
+    return [checkpoint, config, index, find_vocabulary(checkpoint, choice.data)]
+
+
+def prepare(checkpoint: Path, config: Path | None, temperature: float | None, choice: DataChoice) -> Setup:
+    """Read the checkpoint, and find the samples.
+
+    Raises:
+        MadtpError: one of them cannot be used, or the model would not prune.
+    """
+    model = madtp.load(checkpoint, config)
     tau = model.temperature if temperature is None else temperature
     if not 0 < tau <= MAX_TEMPERATURE:
         raise InputError(
@@ -84,45 +332,8 @@ def _tokens(
             "At zero the model is dense: every layer keeps all tokens.",
             f"Give --temperature between 0 and {MAX_TEMPERATURE:g}.",
         )
-    entries = read_index(data, model.task)
-    processor = sample_processor(ckpt, data, model.config)
-    index_sha256 = sha256(data / INDEX)
-    source = Source(sha256(ckpt), model.task, tau, f"{len(entries)} samples of '{data}'", index_sha256)
-    read = partial(_inputs, data, processor=processor, config=model.config, allow_outside=allow_outside)
-    requests = [partial(read, number, entry) for number, entry in enumerate(entries)]
-
-    def on_sample(done: int) -> None:
-        progress.count("counting tokens of samples", done, len(requests))
-
-    def show(statistics: TokenStatistics) -> None:
-        progress.stop()
-        output_console().print(statistics_table(statistics))
-
-    collect_resumable(model.config, parts_of(model), requests, source, output, on_sample, show)
-
-
-def _inputs(
-    folder: Path, number: int, entry: object, processor: Processor, config: Config, allow_outside: bool
-) -> Mapping[str, Tensor]:
-    sample = read_sample(folder, number, entry, config.task, allow_outside=allow_outside)
-    try:
-        return collate([prepare_sample(sample, processor, config)], config)
-    except InputError as error:
-        raise InputError(error.what, f"{error.why} It is entry {number} of '{folder / INDEX}'.", error.fix) from error
-
-
-def statistics_table(statistics: TokenStatistics) -> Table:
-    """Mean and quantiles of every layer."""
-    table = Table(
-        title=f"kept tokens per request, {statistics.samples} samples, temperature {statistics.source.temperature:g}"
-    )
-    for heading in ("encoder", "layer", "mean", "p5", "p50", "p95"):
-        table.add_column(heading, justify="left" if heading == "encoder" else "right")
-    for encoder, entries in statistics.to_json()["encoders"].items():
-        for entry in entries:
-            shares = (str(entry["quantiles"][share]) for share in ("0.05", "0.5", "0.95"))
-            table.add_row(encoder, str(entry["layer"]), f"{entry['mean']:.1f}", *shares)
-    return table
+    requests = choose_requests(choice, checkpoint, model.config)
+    return Setup(model, requests, Source(sha256(checkpoint), model.task, tau, requests.origin, requests.index_sha256))
 
 
 def main() -> int:

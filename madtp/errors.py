@@ -42,6 +42,14 @@ class TokensError(MadtpError):
     """A token statistics file cannot be read, or belongs to another checkpoint."""
 
 
+class RangesError(MadtpError):
+    """Activations have no ranges, or a file of ranges cannot be read or belongs to another checkpoint."""
+
+
+class KeepError(MadtpError):
+    """A file of products to keep cannot be read, or belongs to another checkpoint."""
+
+
 def listing(names: Iterable[str], room: int = 400) -> str:
     """The first names, at most LISTED and about `room` characters of them, and how many there are besides."""
     shown = list[str]()

@@ -33,6 +33,7 @@ def named_files(content: Any) -> set[str]:
     names = [find(part, *keys) for part in parts for keys in (("artifact",), ("external_data", "file"))]
     names += [find(part, "timing_cache", "file") for part in parts]
     names += [find(content, "plugins", "library", "file"), find(content, *VOCABULARY, "file")]
+    names += [find(content, "quantization", "ranges_file")]
     return {name for name in names if isinstance(name, str)}
 
 

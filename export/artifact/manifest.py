@@ -160,6 +160,9 @@ class Part:
     sha256: Sha256
     bytes: int
     external_data: Annotated[ExternalData | None, "null: weights are in the artifact"]
+    float32_nodes: Annotated[
+        dict[str, int] | None, "fp16, bf16: why nodes outside of the custom ops stayed in float32 -> how many"
+    ] = None
 
     @property
     def is_plan(self) -> bool:
@@ -220,6 +223,19 @@ class Preprocessing:
 
 
 @dataclass(frozen=True)
+class CostEntry:
+    """What a quantized precision costs: the artifact against the fp64 reference."""
+
+    decisions: Annotated[int, "requests with an answer"]
+    equal: Annotated[int, "requests with the same answer"]
+    tied: Annotated[int, "requests with another answer that the reference nearly gave"]
+    jaccard: Annotated[Difference, "mean over requests and layers of |kept by both| / |kept by either|, where visible"]
+    more_tokens: Annotated[float, "share by which more tokens are kept"]
+    flips: Annotated[int, "tokens that the first layer that differs decides otherwise"]
+    explained: Annotated[int, "of those, as near to the threshold as this precision moves scores"]
+
+
+@dataclass(frozen=True)
 class Parity:
     """What the export's own check found at one temperature."""
 
@@ -234,6 +250,7 @@ class Parity:
     explained: Annotated[int, "excluded requests: a score lies within rounding of the threshold"]
     failures: tuple[str, ...]
     mean_tokens: Annotated[dict[str, tuple[float, ...]], "encoder -> mean tokens after each layer"]
+    cost: Annotated[CostEntry | None, "int8 and fp8 only"] = None
 
 
 @dataclass(frozen=True)
@@ -290,6 +307,7 @@ class PairEntry:
     outputs: tuple[OutputEntry, ...]
     layers: int
     layers_equal: Annotated[int, "layers that kept the same tokens in every comparison"]
+    cost: Annotated[CostEntry | None, "int8 and fp8 only"] = None
 
 
 @dataclass(frozen=True)
@@ -336,6 +354,42 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class CalibrationEntry:
+    """The data that ranges of activations come from."""
+
+    method: Annotated[Literal["minmax", "entropy", "percentile"], "which ranges of the table"]
+    data: Annotated[str, "in words"]
+    data_sha256: Annotated[str | None, "of the file that lists them; null: there is none"]
+    samples: int
+    synthetic: Annotated[bool, "random data, whose ranges say nothing about real ones"]
+    temperature: Annotated[float, "at which the pruned model ran"]
+
+
+@dataclass(frozen=True)
+class Limits(Row):
+    """The range of a product's activations that was quantized."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class QuantizationEntry:
+    """How weight products were quantized."""
+
+    mode: Annotated[Literal["dynamic", "static"], "whether ranges of activations are measured while the model runs"]
+    why: Annotated[str, "reason for the mode"]
+    weights: Annotated[str, "their quantization, in words"]
+    activations: Annotated[str, "likewise"]
+    kept_by: Annotated[str, "what chose the products to keep: a keep file, or a recipe"]
+    kept: Annotated[tuple[str, ...], "weight products that stayed float32"]
+    smoothed_at: Annotated[float | None, "temperature at which channels were measured to be made alike first"] = None
+    calibration: Annotated[CalibrationEntry | None, "static only"] = None
+    ranges: Annotated[dict[str, Limits] | None, "static: product -> limits of its activations"] = None
+    ranges_file: Annotated[FileName | None, "table beside the artifact, for the next export, if one was made"] = None
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a manifest says."""
 
@@ -354,7 +408,7 @@ class Manifest:
     batching: Annotated[
         Literal["reference"], "reference: one K for the whole batch, so an answer depends on the rest of the batch"
     ]
-    precision: Literal["fp32"]
+    precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
     backend: BackendEntry
     tools: Annotated[dict[str, str], "package versions"]
     plugins: Annotated[Plugins, "none: function bodies inlined, no library needed"]
@@ -362,6 +416,7 @@ class Manifest:
     preprocessing: Preprocessing
     seconds: Annotated[dict[str, float], "duration of each stage"]
     validation: Validation
+    quantization: Annotated[QuantizationEntry | None, "int8 and fp8 only"] = None
     manifest_sha256: Annotated[Sha256, "of everything else in here, as compact JSON with sorted keys"] = ""
 
     @classmethod
@@ -378,6 +433,17 @@ class Manifest:
     def is_plan(self) -> bool:
         """Whether the parts are TensorRT plans, and not ONNX files."""
         return self.artifact.endswith(".plan")
+
+    @property
+    def io_dtype(self) -> str:
+        """The floating-point type of inputs and outputs, in the words of `--io-dtype`."""
+        narrow = any(tensor.dtype == "float16" for part in self.parts for tensor in (*part.inputs, *part.outputs))
+        return "fp16" if narrow else "fp32"
+
+    @property
+    def graph_form(self) -> tuple[str, str]:
+        """Precision, and floating-point type of inputs and outputs: what a graph is traced anew with."""
+        return self.precision, self.io_dtype
 
     @property
     def part_hashes(self) -> dict[str, str]:

@@ -9,13 +9,14 @@ from torch import Tensor
 
 from export.bench.calls import Case, Inputs, Kept, kept_of
 from export.graph.onnx_graph import OnnxGraph
-from export.graph.source_ids import jaccards, kept_ids
+from export.graph.source_ids import kept_ids
 from export.runtime.artifact import Artifact
 from export.runtime.checked import finite_runners
 from export.runtime.intermediates_runner import IntermediatesRunner, KeptIdsRunner
 from export.runtime.runner import RunnerOptions
 from madtp.data.samples import Config
 from madtp.models.config import ClipConfig
+from madtp.ops.recorder import jaccards
 from madtp.tasks.decisions import decisions
 from madtp.tasks.requests import Outputs, Runner, run_request, token_counts
 
@@ -104,7 +105,7 @@ def _best_matches(embedded: Sequence[tuple[Tensor, Tensor]]) -> dict[str, list[H
     """Each image's best text and each text's best image among those of all calls; nothing for other tasks."""
     if not embedded:
         return {}
-    images, texts = (torch.cat(parts) for parts in zip(*embedded, strict=True))
+    images, texts = (torch.cat(parts).float() for parts in zip(*embedded, strict=True))
     similarity = images @ texts.mT
     return {"text of image": similarity.argmax(dim=1).tolist(), "image of text": similarity.argmax(dim=0).tolist()}
 

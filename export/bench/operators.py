@@ -22,6 +22,7 @@ from export.bench.calls import Case, Inputs, Kept, request_call
 from export.bench.statistics import evenly_spaced
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.runtime.artifact import Artifact
+from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import RunnerOptions, feed
 from madtp.files.scratch import scratch_folder
 from madtp.ops.spec import OPS
@@ -133,13 +134,14 @@ class ProfiledRunner:
                 node.name = f"{function.name}/{number}"
         self._session = open_graph(graph, options)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._float16 = float16_inputs(self._session)
         self._outputs = [value.name for value in self._session.get_outputs()]
         self._callers: list[int] = []
         self.caller = 0
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         self._callers.append(self.caller)
-        values = self._session.run(self._outputs, feed(inputs, temperature, self._inputs))
+        values = self._session.run(self._outputs, feed(inputs, temperature, self._inputs, self._float16))
         return {name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
 
     def events(self) -> defaultdict[int, list[dict[str, Any]]]:

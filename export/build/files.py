@@ -25,6 +25,11 @@ def vocabulary_name(engine: Path) -> str:
     return f"{engine.stem}.vocab.txt"
 
 
+def ranges_name(engine: Path) -> str:
+    """The range table that an export measured."""
+    return f"{engine.stem}.ranges.json"
+
+
 def is_single_file(options: ExportOptions, weight_bytes: int) -> bool:
     """Whether an ONNX file holds its weights itself."""
     return options.engine.suffix == ".onnx" and weight_bytes <= EXTERNAL_DATA_LIMIT
@@ -41,4 +46,5 @@ def output_names(
     else:
         ships = options.plugins != "none" and not options.embed_plugins
         names += [timing_name(engine), *([library_name(engine)] if ships else [])]
+    names += [ranges_name(engine)] if options.quantization.measures else []
     return names + ([] if vocabulary is None else [vocabulary_name(engine)])

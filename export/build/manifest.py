@@ -2,23 +2,27 @@
 
 import datetime
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from export.artifact.manifest import (
     SCHEMA_VERSION,
     BackendEntry,
+    CalibrationEntry,
     ExternalData,
     ImagePreprocessing,
+    Limits,
     Manifest,
     Part,
     Plugins,
     Preprocessing,
+    QuantizationEntry,
     TextPreprocessing,
     Vocabulary,
     tool_versions,
 )
 from export.build.built_artifact import BuiltArtifact, BuiltPart
+from export.build.files import ranges_name
 from export.build.prepare import Prepared
 from export.build.validation import ExportValidation
 from export.graph.functions import OLDEST_ONNXRUNTIME
@@ -55,6 +59,7 @@ def manifest_of(
         preprocessing=Preprocessing(_image(prepared), _text(prepared, vocabulary)),
         seconds=dict(seconds),
         validation=validation.entry(),
+        quantization=_quantization(prepared, built),
         **named,
     )
 
@@ -72,6 +77,7 @@ def _part(name: Any, part: BuiltPart, checkpoint_sha256: str, built: BuiltArtifa
         profile=part.profile,
         timing_cache=part.timing_cache,
         custom_nodes=traced.custom_nodes,
+        float32_nodes=traced.float32_nodes,
         layers=part.layers,
         plugin_layers=dict(part.plugin_layers),
         tokens=part.tokens,
@@ -80,6 +86,36 @@ def _part(name: Any, part: BuiltPart, checkpoint_sha256: str, built: BuiltArtifa
         bytes=artifact.stat().st_size,
         external_data=None if external is None else ExternalData(external, sha256(built.folder / external)),
     )
+
+
+def _quantization(prepared: Prepared, built: BuiltArtifact) -> QuantizationEntry | None:
+    found = prepared.quantization
+    if found is None:
+        return None
+    quantized = {name for part in built.parts.values() for name in part.traced.quantized}
+    entry = QuantizationEntry(
+        mode=found.mode,
+        why=found.why,
+        weights=f"{'E4M3' if found.precision == 'fp8' else 'int8'}, symmetric, a scale for each output channel",
+        activations=found.activations,
+        kept_by=found.kept_by,
+        kept=tuple(name for name in found.products if name not in quantized),
+        smoothed_at=None if found.channels is None else prepared.temperature,
+    )
+    if found.table is None or found.method is None:
+        return entry
+    source = found.table.source
+    calibration = CalibrationEntry(
+        method=found.method,
+        data=source.data,
+        data_sha256=source.data_sha256,
+        samples=found.table.samples,
+        synthetic=found.table.synthetic,
+        temperature=source.temperature,
+    )
+    measured = None if found.data is None else ranges_name(prepared.options.engine)
+    ranges = {name: Limits(*limits) for name, limits in found.quantizer.ranges.items() if name in quantized}
+    return replace(entry, calibration=calibration, ranges=ranges, ranges_file=measured)
 
 
 def _image(prepared: Prepared) -> ImagePreprocessing:

@@ -1,15 +1,17 @@
 """Options of an export, checked as far as possible without reading a file."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from export.build.quantization_options import QuantizationOptions
 from export.engine.range import Range
 from export.errors import OptionError
 from madtp.models.config import MAX_TEMPERATURE
 
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
+IO_DTYPES = ("fp32", "fp16")
 LAYOUTS = ("dynamic", "packed")
 NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names of files
 
@@ -36,6 +38,7 @@ class ExportOptions:
     Attributes:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of model sizes that override the checkpoint's.
+        io_dtype: floating-point type of inputs and outputs; the temperature is float32 always.
         batch: requests per call; None is 1:1:8.
         text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.
@@ -46,7 +49,7 @@ class ExportOptions:
             file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: embed the plugin library in the plan, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
-        calib: folder of calibration data; unused yet.
+        quantization: of int8 and fp8.
         allow_outside: also read images of samples that lie outside their folder.
     """
 
@@ -55,6 +58,7 @@ class ExportOptions:
     config: Path | None = None
     backend: str = "auto"
     precision: str = "fp32"
+    io_dtype: str = "fp32"
     layout: str = "dynamic"
     batch: Range | None = None
     text: Range | None = None
@@ -64,7 +68,7 @@ class ExportOptions:
     plugins: str = "auto"
     embed_plugins: bool = False
     tokens: Path | None = None
-    calib: Path | None = None
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     samples: Path | None = None
     allow_outside: bool = False
 
@@ -78,7 +82,8 @@ class ExportOptions:
             )
         for option, value, known, works in (
             ("backend", self.backend, BACKENDS, BACKENDS),
-            ("precision", self.precision, PRECISIONS, PRECISIONS[:1]),
+            ("precision", self.precision, PRECISIONS, PRECISIONS),
+            ("io-dtype", self.io_dtype, IO_DTYPES, IO_DTYPES),
             ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
         ):
             if value not in known:
@@ -90,10 +95,16 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        for option, value, only in (("precision", self.precision, "fp32"), ("layout", self.layout, "dynamic")):
-            if value != only:
-                why = f"This version exports {only} only."
-                raise OptionError(f"--{option} {value} is not available", why, f"Use --{option} {only}.")
+        if self.layout != "dynamic":
+            why = "This version exports dynamic only."
+            raise OptionError(f"--layout {self.layout} is not available", why, "Use --layout dynamic.")
+        if self.io_dtype not in ("fp32", self.precision):
+            raise OptionError(
+                f"--io-dtype {self.io_dtype} does not go with --precision {self.precision}",
+                "Inputs and outputs are float32, or of the type that the engine computes in.",
+                "Omit --io-dtype.",
+            )
+        self.quantization.check(self.precision, suffix)
         if suffix == ".onnx" and self.plugins not in ("none", "auto"):
             raise OptionError(
                 f"--plugins {self.plugins} does not apply to an .onnx file",
@@ -111,12 +122,6 @@ class ExportOptions:
                 "--tokens is given, but nothing is tuned with it",
                 "Token statistics size the plugin layers of a plan.",
                 "Omit --tokens.",
-            )
-        if self.calib is not None:
-            raise OptionError(
-                "--calib is given, but nothing is quantized",
-                "Calibration data is for int8 and fp8 only.",
-                "Omit --calib.",
             )
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(

@@ -3,16 +3,18 @@
 import gc
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from calibration.ranges import write_ranges
 from export.artifact.manifest import Manifest
 from export.artifact.outputs import check_export, stale_files
 from export.artifact.reader import manifest_path
 from export.artifact.seal import dump_manifest
 from export.build.built_artifact import BuiltArtifact, build_plans, keep_onnx
-from export.build.files import vocabulary_name
+from export.build.files import ranges_name, vocabulary_name
 from export.build.manifest import manifest_of
 from export.build.prepare import Prepared, input_files
+from export.build.quantization import measure_ranges
 from export.build.traced_part import trace_parts
 from export.build.validation import ExportValidation, validate
 from export.console import Progress
@@ -37,6 +39,9 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
     target, backend = prepared.options.engine, prepared.backend
     clock = _StageClock(progress)
     with Staging(target, prepared.needed_bytes) as staging:
+        if prepared.options.quantization.measures:
+            clock.start("measuring ranges of activations")
+            prepared = _with_ranges(prepared, progress)
         clock.start("tracing the model to ONNX")
         traced = trace_parts(prepared, staging.folder, progress.detail)
         gc.collect()  # traced programs hold reference cycles and, through them, the weights
@@ -53,6 +58,15 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
         return ExportResult(prepared, validation, commit(prepared, built, validation, seconds, staging))
 
 
+def _with_ranges(prepared: Prepared, progress: Progress) -> Prepared:
+    """With the range table measured that static quantization needs."""
+    if prepared.quantization is None:
+        return prepared
+    model, checkpoint = prepared.load_model(), prepared.checkpoint.sha256
+    measured = measure_ranges(prepared.quantization, model, checkpoint, prepared.temperature, progress.detail)
+    return replace(prepared, quantization=measured)
+
+
 def commit(
     prepared: Prepared, built: BuiltArtifact, validation: ExportValidation, seconds: dict[str, float], staging: Staging
 ) -> Manifest:
@@ -62,7 +76,11 @@ def commit(
         names = [] if vocabulary is None else [vocabulary_name(target)]  # the manifest alone is enough to ask
         if vocabulary is not None:
             shutil.copyfile(vocabulary, staging.folder / names[0])
-        manifest = manifest_of(prepared, built, validation, names[0] if names else None, seconds)
+        manifest = manifest_of(prepared, built, validation, names[0] if vocabulary else None, seconds)
+        quantization = prepared.quantization
+        if quantization is not None and quantization.data is not None and quantization.table is not None:
+            names.append(ranges_name(target))
+            write_ranges(quantization.table, staging.folder / names[-1])
         described = manifest_path(target).name
         (staging.folder / described).write_text(dump_manifest(manifest))
     if built.library_path is not None:

@@ -3,13 +3,15 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from calibration.smoothing import smooth
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
 from export.artifact.manifest import Checkpoint
 from export.artifact.outputs import check_export
 from export.build.files import output_names
 from export.build.options import ExportOptions
-from export.engine.backends import Backend, choose_backend
-from export.engine.plugin_build import check_tools
+from export.build.quantization import Quantization, prepare_quantization
+from export.engine.backends import Backend, check_precision, choose_backend
+from export.engine.plugin_build import architectures, check_tools
 from export.engine.plugin_library import loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
 from export.engine.range import Range
@@ -30,6 +32,7 @@ class Prepared:
         written: what a decoder is built for; None for a model without one.
         tokens: the statistics of --tokens.
         encoders: pruned encoder -> number of layers.
+        quantization: None where nothing is quantized.
     """
 
     options: ExportOptions
@@ -45,6 +48,7 @@ class Prepared:
     tokens: TokenStatistics | None
     parts: tuple[str, ...]
     encoders: dict[str, int]
+    quantization: Quantization | None = None
 
     @property
     def needed_bytes(self) -> int:
@@ -52,8 +56,14 @@ class Prepared:
         return needed_bytes(self.options, self.weight_bytes)
 
     def load_model(self) -> Model:
-        """The model, anew: nobody holds its weights while an engine is built, when memory is shortest."""
-        return read_model(self.options.checkpoint, self.options.config).model
+        """The model, anew: nobody holds its weights while an engine is built, when memory is shortest.
+
+        It is smoothed where the export quantizes a smoothed one.
+        """
+        model = read_model(self.options.checkpoint, self.options.config).model
+        if self.quantization is not None and self.quantization.channels is not None:
+            smooth(model, self.quantization.channels)
+        return model
 
 
 def prepare(options: ExportOptions) -> Prepared:
@@ -85,10 +95,13 @@ def prepare(options: ExportOptions) -> Prepared:
         own = Source(checkpoint.sha256, model.task, temperature, "", None)
         check_source(tokens.source, own, options.tokens)
         check_encoders(tokens, parts, options.tokens)
+    sm: tuple[int, ...] | None = None
     if options.plugins not in ("auto", "none"):
-        loadable_library(Path(options.plugins))
+        sm = loadable_library(Path(options.plugins)).sm
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
+        sm = architectures()
+    check_precision(backend, options.precision, sm)
     return Prepared(
         options=options,
         config=model.config,
@@ -103,6 +116,7 @@ def prepare(options: ExportOptions) -> Prepared:
         tokens=tokens,
         parts=tuple(parts),
         encoders=depths(parts),
+        quantization=prepare_quantization(options, model, checkpoint.sha256, temperature),
     )
 
 
@@ -110,7 +124,10 @@ def input_files(options: ExportOptions, vocabulary: Path | None) -> list[Path | 
     """Files that an export reads and could write over; images are none."""
     library = None if options.plugins in ("auto", "none") else Path(options.plugins)
     index = None if options.samples is None else options.samples / INDEX
-    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary]
+    quantization = options.quantization
+    calibrated = None if quantization.calib is None or quantization.table else quantization.calib / INDEX
+    quantized = [quantization.table, calibrated, quantization.keep]
+    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary, *quantized]
 
 
 def needed_bytes(options: ExportOptions, weight_bytes: int) -> int:

@@ -32,6 +32,10 @@ def preflight_table(prepared: Prepared) -> Table:
     table.add_row("output", ", ".join(str(options.engine.parent / name) for name in names))
     table.add_row("backend", f"{prepared.backend.name} {prepared.backend.version}: {prepared.backend.reason}")
     table.add_row("runs here", "yes" if prepared.backend.can_run else "no: the plan would be built, not run")
+    found = prepared.quantization
+    if found is not None:
+        table.add_row("quantization", f"{found.mode}: {found.why}")
+        table.add_row("stays float32", f"{len(found.kept)} of {len(found.products)} weight products ({found.kept_by})")
     table.add_row("batch", str(prepared.batch))
     if prepared.text.max > 1:
         table.add_row("text tokens", str(prepared.text))
@@ -90,6 +94,7 @@ def closing_lines(result: ExportResult) -> list[str]:
     backend, target, manifest = result.prepared.backend, result.prepared.options.engine, result.manifest
     lines = [f"backend: {backend.name} {backend.version} ({backend.reason})"]
     lines += [f"note on latency: {caveat}" for caveat in result.validation.caveats]
+    lines += [f"cost at {pair.temperature:g}: {pair.cost}" for pair in result.validation.pairs if pair.cost is not None]
     if manifest is None:
         failures = [failure for parity in result.validation.parity for failure in parity.failures]
         shown = failures[:5] + ([f"and {len(failures) - 5} more"] if len(failures) > 5 else [])
@@ -97,6 +102,7 @@ def closing_lines(result: ExportResult) -> list[str]:
     if result.validation.validated == "onnx":
         lines.append("the plan was built, not run: no GPU here can run it; the ONNX it was built from was validated")
     lines.extend(f"checkpoint: {note}" for note in manifest.checkpoint.notes or ())
+    lines.extend(quantization_lines(manifest))
     lines.extend(plugin_lines(manifest))
     if manifest.backend.oldest is not None:
         custom = any(part.custom_nodes for part in manifest.parts)
@@ -104,6 +110,19 @@ def closing_lines(result: ExportResult) -> list[str]:
         lines.append(f"file: {kind}; runs in ONNX Runtime {manifest.backend.oldest} and newer")
     artifacts = ", ".join(str(target.parent / part.artifact) for part in manifest.parts)
     lines.append(f"wrote {artifacts} and {manifest_path(target)}")
+    return lines
+
+
+def quantization_lines(manifest: Manifest) -> list[str]:
+    """One line on what was quantized, and one on calibration; none where nothing was."""
+    entry = manifest.quantization
+    if entry is None:
+        return []
+    lines = [f"quantized: {entry.mode} ({entry.why}); {len(entry.kept)} products stay float32 ({entry.kept_by})"]
+    found = entry.calibration
+    if found is not None:
+        what = "RANDOM data, which say nothing about real ones: " if found.synthetic else ""
+        lines.append(f"ranges: {found.method} over {what}{found.data}")
     return lines
 
 

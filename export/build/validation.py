@@ -2,12 +2,12 @@
 
 import platform
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 
-from export.artifact.manifest import Gflops, LatencyEntry, Parity, Validation
+from export.artifact.manifest import CostEntry, Gflops, LatencyEntry, Parity, Validation
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
@@ -21,6 +21,7 @@ from export.validate.intermediates import kept_ids_runners, open_onnx_intermedia
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
 from export.validate.tolerances import Bounds, tolerance_of
 from madtp.data.samples import collate
+from madtp.models.parts import parts_of
 from madtp.tasks.requests import Runner, Runners, run_request, torch_runners
 
 LATENCY_SECONDS = 6.0
@@ -84,8 +85,9 @@ def parity_of(pair: PairResult, counts: TokenCounts) -> Parity:
         layers_equal=pair.selection.layers_equal,
         layers=len(pair.selection.layers),
         explained=pair.excluded,
-        failures=tuple(failure.text for failure in pair.failures),
+        failures=(*(failure.text for failure in pair.failures), *pair.damage),
         mean_tokens={name: tuple(torch.tensor(rows).double().mean(dim=0).tolist()) for name, rows in counts.items()},
+        cost=None if pair.cost is None else CostEntry(**pair.cost.entry()),
     )
 
 
@@ -102,25 +104,26 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     """
     config, samples, temperature = prepared.config, prepared.samples, prepared.temperature
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
-    files = {name: part.traced.source for name, part in built.parts.items()}
+    files = {name: part.traced.runnable for name, part in built.parts.items()}
     # First, because ONNX Runtime holds weights twice while it opens. Plans are compared by token counts: one that has
     # the ids as outputs would have to be built too.
     kept_ids = {} if runs_plan else kept_ids_runners(files, open_onnx_intermediates(files))
     runners = _open(prepared, built, runs_plan)
-    reference = TorchModelRunner("torch", prepared.load_model(), tolerance_of(prepared.options.precision).dtype)
+    reference = _reference(prepared, built)
     artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
     pairs, counts = _compare(prepared, reference, artifact, on_detail)
     on_detail("counting GFLOPs")
-    gflops = Gflops(*(mean_gflops(config, reference.parts, samples, tau) for tau in (0.0, temperature)))
+    torch_parts = parts_of(reference.model)  # float32: what a user would run on a CPU, and what FLOPs do not depend on
+    gflops = Gflops(*(mean_gflops(config, torch_parts, samples, tau) for tau in (0.0, temperature)))
     on_detail("timing")
     before, neighbours = activity(), Neighbours()
     inputs = collate(samples.requests[: prepared.batch.min], config)
-    torch_parts = torch_runners(reference.parts)
+    eager = torch_runners(torch_parts)
     times = time_rounds(
         {
-            "torch dense": lambda: run_request(config, torch_parts, inputs, 0.0),
+            "torch dense": lambda: run_request(config, eager, inputs, 0.0),
             "artifact dense": lambda: run_request(config, runners, inputs, 0.0),
-            "torch pruned": lambda: run_request(config, torch_parts, inputs, temperature),
+            "torch pruned": lambda: run_request(config, eager, inputs, temperature),
             "artifact pruned": lambda: run_request(config, runners, inputs, temperature),
         },
         seconds=LATENCY_SECONDS,
@@ -136,6 +139,16 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     )
 
 
+def _reference(prepared: Prepared, built: BuiltArtifact) -> TorchModelRunner:
+    """Torch in the artifact's precision."""
+    model, dtype = prepared.load_model(), tolerance_of(prepared.options.precision).dtype
+    if prepared.quantization is None:
+        return TorchModelRunner("torch", model, dtype)
+    quantized = frozenset[str]().union(*(part.traced.quantized for part in built.parts.values()))
+    quantizer = replace(prepared.quantization.quantizer, products=quantized)
+    return TorchModelRunner("torch", model, dtype, quantizer.in_torch(model))
+
+
 def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
     """Runners of the artifact's parts; of the ONNX that they were built from where the plans cannot run here."""
     runners = {}
@@ -145,7 +158,7 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
                 built.folder / part.files[0], prepared.backend, built.library_path, prepared.options.embed_plugins
             )
             if runs_plan
-            else OnnxRunner(part.traced.source)
+            else OnnxRunner(part.traced.runnable)
         )
         runners[name] = CheckedRunner(runner, part.traced.inputs, part.traced.outputs, part.profile)
     return runners

@@ -7,7 +7,9 @@ from typing import Any
 
 import click
 
-from export.build.options import BACKENDS, ExportOptions
+from calibration.methods import METHODS
+from export.build.options import BACKENDS, IO_DTYPES, PRECISIONS, ExportOptions
+from export.build.quantization_options import DEFAULT_METHOD, MODES, split_options
 from export.engine.range import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
 from madtp.console.interrupts import raise_interrupts
@@ -15,6 +17,10 @@ from madtp.errors import OutputError
 
 FAILED = 1  # a check failed
 BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt if installed with a GPU, else tensorrt-rtx."
+PRECISION = "int8: for both; fp8: plans for compute capability 8.9 or newer, and files to try it."
+CALIB = "int8, fp8: samples or a data set to measure ranges on, or a table from `python -m calibration ranges`."
+MODE = "int8: measure ranges while the model runs (dynamic; .onnx only) or beforehand (static)."
+KEEP = "What to leave in float32, from `python -m calibration sensitivity` (default: a recipe for the task)."
 PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
 
 
@@ -27,7 +33,16 @@ def export_options(command: Any) -> Any:
             click.option("--config", type=PATH, help="JSON file of model sizes (default: inferred)."),
             click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help=BACKEND),
             # What ExportOptions knows and refuses, with its reason, is not offered.
-            click.option("--precision", metavar="[fp32]", default="fp32", show_default=True, help="Engine precision."),
+            click.option(
+                "--precision", metavar=f"[{'|'.join(PRECISIONS)}]", default="fp32", show_default=True, help=PRECISION
+            ),
+            click.option(
+                "--io-dtype",
+                type=click.Choice(IO_DTYPES),
+                default="fp32",
+                show_default=True,
+                help="Inputs and outputs; fp16 with --precision fp16.",
+            ),
             click.option(
                 "--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Layout of pruned tokens."
             ),
@@ -46,7 +61,16 @@ def export_options(command: Any) -> Any:
                 metavar="JSON",
                 help="Token statistics from `python -m calibration tokens`; plans only (default: measured on samples).",
             ),
-            click.option("--calib", type=PATH, metavar="DIR", hidden=True),
+            click.option("--calib", type=PATH, metavar="DIR|JSON", help=CALIB),
+            click.option(
+                "--calib-method",
+                type=click.Choice(METHODS),
+                help=f"Which ranges of the table to take (default: {DEFAULT_METHOD}).",
+            ),
+            click.option("--synthetic", is_flag=True, help="Take ranges of random data, for a trial."),
+            click.option("--quantization", type=click.Choice(MODES), default="auto", show_default=True, help=MODE),
+            click.option("--keep", type=PATH, metavar="JSON", help=KEEP),
+            click.option("--quantize-scores", is_flag=True, help="Quantize alignment scores too."),
             click.option(
                 "--samples", type=PATH, metavar="DIR", help="Samples to validate on (default: the demo's samples)."
             ),
@@ -66,7 +90,7 @@ def parse_options(given: dict[str, Any]) -> ExportOptions:
         name: None if given[name] is None else Range.parse(given[name], f"--{name}") for name in ("batch", "text")
     }
     renamed = {"checkpoint": given["ckpt"], **{key: value for key, value in given.items() if key != "ckpt"}}
-    return ExportOptions(**{**renamed, **ranges})
+    return ExportOptions(**split_options({**renamed, **ranges}))
 
 
 def deliver(show: Callable[[], None], writers: Iterable[tuple[Path | None, Callable[[Path], None]]]) -> None:

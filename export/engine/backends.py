@@ -1,6 +1,7 @@
 """Backends: the runtime that builds and runs an artifact on this machine."""
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Literal
@@ -12,7 +13,7 @@ from export.errors import BackendError
 # GPUs that a plan of TensorRT for RTX runs on. It knows 7.5 too, but only plans that were built for nothing else:
 # https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/cpu-engines.html
 RTX_CAPABILITIES = {(8, 0), (8, 6), (8, 9), (12, 0), (12, 1)}
-
+LEAST_CAPABILITY = {"bf16": (8, 0), "fp8": (8, 9)}  # of precisions that not every GPU has
 
 BackendName = Literal["onnxruntime", "tensorrt", "tensorrt-rtx"]
 
@@ -83,6 +84,36 @@ def choose_backend(requested: str, suffix: str) -> Backend:
             "Build on a machine with the target GPU, or use --backend tensorrt-rtx.",
         )
     return _backend("tensorrt" if requested == "tensorrt" else "tensorrt-rtx", gpus, "requested")
+
+
+def check_precision(backend: Backend, precision: str, sm: Sequence[int] | None = None) -> None:
+    """Refuse a plan in a precision that no GPU here, or of those that it is built for, has.
+
+    Args:
+        sm: compute capabilities of the plugin library that the plan will need, 90 for 9.0; None without one.
+
+    Raises:
+        BackendError: naming the GPU or the capabilities, and what they lack.
+    """
+    needed = LEAST_CAPABILITY.get(precision)
+    if needed is None or backend.name == "onnxruntime":
+        return
+    least = ".".join(map(str, needed))
+    gpus = find_gpus()[: 1 if backend.name == "tensorrt" else None]  # TensorRT builds for the first
+    if gpus and all(gpu.capability < needed for gpu in gpus):
+        found = " and ".join(f"{gpu.name} has compute capability {'.'.join(map(str, gpu.capability))}" for gpu in gpus)
+        raise BackendError(
+            f"--precision {precision} is not available on the GPU here",
+            f"{found}; {precision} needs {least} or newer.",
+            "Use --precision fp16.",
+        )
+    if sm and max(sm) < 10 * needed[0] + needed[1]:
+        known = ", ".join(f"{number // 10}.{number % 10}" for number in sm)
+        raise BackendError(
+            f"--precision {precision} is not available on the GPUs that the plugin library is for",
+            f"It is for compute capability {known}; {precision} needs {least} or newer.",
+            "Use --precision fp16, or a library for newer GPUs (MADTP_SM).",
+        )
 
 
 def _installed(module: str) -> bool:

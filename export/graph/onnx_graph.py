@@ -26,6 +26,15 @@ class OnnxGraph:
         """A file that an export wrote."""
         return cls(onnx.load(str(path), load_external_data=False), path.parent)
 
+    @property
+    def float16_inputs(self) -> set[str]:
+        """Names of the inputs that are of float16."""
+        return {
+            value.name
+            for value in self.model.graph.input
+            if value.type.tensor_type.elem_type == onnx.TensorProto.FLOAT16
+        }
+
     def weight(self, tensor: onnx.TensorProto) -> onnx.TensorProto:
         """An initializer with its data inside."""
         if not uses_external_data(tensor):
@@ -67,3 +76,12 @@ def open_graph(graph: OnnxGraph, options: Any = None, exposed: Iterable[str] = (
 def producers(graph: OnnxGraph) -> dict[str, onnx.NodeProto]:
     """The node that makes each value."""
     return {name: node for node in graph.model.graph.node for name in node.output if name}
+
+
+def visible_producers(graph: OnnxGraph) -> dict[str, onnx.NodeProto]:
+    """The same without values in bfloat16, which numpy does not have."""
+    return {name: node for name, node in producers(graph).items() if not _makes_bfloat16(node)}
+
+
+def _makes_bfloat16(node: onnx.NodeProto) -> bool:
+    return node.op_type == "Cast" and any(entry.i == onnx.TensorProto.BFLOAT16 for entry in node.attribute)

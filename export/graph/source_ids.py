@@ -2,8 +2,6 @@
 
 import re
 
-from torch import Tensor
-
 from export.graph.onnx_graph import OnnxGraph, producers
 from madtp.ops.spec import DOMAIN, TOKEN_COMPACT
 
@@ -23,9 +21,3 @@ def kept_ids(graph: OnnxGraph) -> list[str]:
         return [node.output[IDS_OUTPUT] for node in nodes]
     names = [name for name in producers(graph) if re.fullmatch(rf"{SOURCE_IDS}\d+", name)]
     return sorted(names, key=lambda name: int(name.removeprefix(SOURCE_IDS)))
-
-
-def jaccards(left: Tensor, right: Tensor) -> list[float]:
-    """|kept by both| / |kept by either| of each sequence's source ids, [sequences, n] each."""
-    pairs = [(set(a), set(b)) for a, b in zip(left.tolist(), right.tolist(), strict=True)]
-    return [len(a & b) / len(a | b) for a, b in pairs]

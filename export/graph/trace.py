@@ -3,7 +3,7 @@
 import gc
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -24,6 +24,7 @@ from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 TRACED_SIZES = {BATCH: 2, TEXT: 8, SOURCE: 7, TEXTS: 3, NEW: 4, PAST: 5}
 MIN_TEXT = 3  # for the tracer alone; the graph itself runs with two tokens, [ENC] and [SEP]
 EXTERNAL_DATA_LIMIT = 2_000_000_000  # bytes of weights; a protobuf file holds at most 2 GiB
+TRANSPOSED = ".T"  # behind a weight's name: its initializer holds the weight transposed
 IR_VERSION = 9  # the oldest that has opset 20: ONNX Runtime 1.17 reads it, of what torch writes only 1.18
 
 
@@ -56,10 +57,26 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     assert traced is not None
+    _name_transposed(traced.model)
     optimizer.fold_constants(traced.model)
     optimizer.remove_unused_nodes(traced.model)
     _attach_functions(traced.model)
     return traced
+
+
+def _name_transposed(model: ir.Model) -> None:
+    """Give every transposed weight, which folding makes an initializer, its weight's name and one copy of its data."""
+    transposed: dict[str, ir.Value] = {}
+    for node in list(model.graph):
+        weight = node.inputs[0] if node.op_type == "Transpose" else None
+        if weight is None or weight.name not in model.graph.initializers:
+            continue
+        name = f"{weight.name}{TRANSPOSED}"
+        if name in transposed:
+            ir.convenience.replace_all_uses_with(node.outputs[0], transposed[name])
+        else:
+            transposed[name] = node.outputs[0]
+            node.outputs[0].name = name
 
 
 def _translation(spec: OpSpec) -> Callable[..., Any]:
@@ -95,9 +112,14 @@ def _attach_functions(model: ir.Model) -> None:
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 
 
-def write_part(part: Part, path: Path, external_data: bool | None = None) -> None:
-    """Trace a part and write it; see `trace_part` and `save_onnx`."""
-    save_onnx(trace_part(part), path, external_data)
+def write_part(
+    part: Part, path: Path, external_data: bool | None = None, passes: Iterable[Callable[[ir.Model], None]] = ()
+) -> None:
+    """Trace a part, change its graph by `passes` in turn, and write it; see `trace_part` and `save_onnx`."""
+    program = trace_part(part)
+    for change in passes:
+        change(program.model)
+    save_onnx(program, path, external_data)
 
 
 def save_onnx(program: torch.onnx.ONNXProgram, path: Path, external_data: bool | None = None) -> None:

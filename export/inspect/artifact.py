@@ -134,8 +134,16 @@ class _Artifact:
             "library": library,
             "vocabulary": vocabulary,
             "parts": parts,
+            "quantization": self._quantization(),
             "validation": self._validation(),
         }
+
+    def _quantization(self) -> dict[str, Any] | None:
+        found = self._content.get("quantization")
+        if not isinstance(found, dict):
+            return None
+        keys = ("mode", "why", "weights", "activations", "kept_by", "calibration")
+        return {key: found.get(key) for key in keys} | {"kept": entries(found.get("kept"))}
 
     def _library(self, entry: Mapping[str, Any]) -> dict[str, Any]:
         """What the library beside the manifest records; what it does not record is None."""
@@ -262,7 +270,8 @@ class _Artifact:
             if made != metadata.version(PRODUCT):
                 damage.append(f"its plugin library has version {made}, and this package {metadata.version(PRODUCT)}")
             sm = [number for number in listed if isinstance(number, int)] if isinstance(listed, list) else []
-        return plan_compatibility(name, version, sm, damage, machine)
+        precision = str(self._content.get("precision"))
+        return plan_compatibility(name, version, sm, damage, machine, precision=precision)
 
 
 def _inside(folder: Path, name: Any) -> Path | None:

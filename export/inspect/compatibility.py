@@ -18,7 +18,7 @@ from importlib import metadata
 
 import pynvml
 
-from export.engine.backends import RTX_CAPABILITIES, Gpu, find_gpus
+from export.engine.backends import LEAST_CAPABILITY, RTX_CAPABILITIES, Gpu, find_gpus
 from export.inspect.onnx_file import OnnxFile
 
 PACKAGES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
@@ -82,7 +82,13 @@ def _installed(package: str) -> str | None:
 
 
 def plan_compatibility(
-    backend: str, version: str, plugin_sm: Collection[int] | None, damage: Sequence[str], machine: Machine
+    backend: str,
+    version: str,
+    plugin_sm: Collection[int] | None,
+    damage: Sequence[str],
+    machine: Machine,
+    *,
+    precision: str = "",
 ) -> Compatibility:
     """Whether a plan runs on a machine.
 
@@ -91,6 +97,7 @@ def plan_compatibility(
         version: the backend's, when it built the plan.
         plugin_sm: compute capabilities of the plugin library that it needs, 90 for 9.0; None if it needs none.
         damage: what is wrong with its files.
+        precision: of the engine; "" where it is not known.
     """
     reasons = list(damage)
     installed = machine.packages[backend]
@@ -98,7 +105,7 @@ def plan_compatibility(
         reasons.append(f"{backend} is not installed (the plan was built with {version})")
     elif installed != version:
         reasons.append(f"it was built with {backend} {version} and {installed} is installed; it needs the same version")
-    obstacles = [_gpu_obstacles(gpu, backend, plugin_sm, machine) for gpu in machine.gpus]
+    obstacles = [_gpu_obstacles(gpu, backend, plugin_sm, machine, precision) for gpu in machine.gpus]
     if not machine.gpus:
         reasons.append("there is no GPU")
     elif all(obstacles):
@@ -118,7 +125,9 @@ def has_code(sm: Collection[int], capability: tuple[int, int]) -> bool:
     return any(number // 10 == major and number % 10 <= minor for number in sm)
 
 
-def _gpu_obstacles(gpu: Gpu, backend: str, plugin_sm: Collection[int] | None, machine: Machine) -> list[str]:
+def _gpu_obstacles(
+    gpu: Gpu, backend: str, plugin_sm: Collection[int] | None, machine: Machine, precision: str
+) -> list[str]:
     major, minor = gpu.capability
     lacking = []
     if backend == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
@@ -126,6 +135,10 @@ def _gpu_obstacles(gpu: Gpu, backend: str, plugin_sm: Collection[int] | None, ma
         lacking.append(f"plans of TensorRT for RTX need compute capability {known} and {gpu.name} has {major}.{minor}")
     if plugin_sm is not None and not has_code(plugin_sm, gpu.capability):
         lacking.append(f"the plugin library has no code for compute capability {major}.{minor} of {gpu.name}")
+    least = LEAST_CAPABILITY.get(precision)
+    if least is not None and gpu.capability < least:
+        needed = ".".join(map(str, least))
+        lacking.append(f"{precision} needs compute capability {needed} or newer and {gpu.name} has {major}.{minor}")
     branch = gpu.driver.split(".")[0]
     if backend in machine.cuda13 and branch.isdecimal() and int(branch) < CUDA13_DRIVER:
         lacking.append(f"the driver is {gpu.driver} and CUDA 13, which {backend} uses, needs {CUDA13_DRIVER} or later")

@@ -72,6 +72,7 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
     yield from _and_more("  note", len(_list(notes)))
     yield "temperature", get("temperature")
     yield "layout, precision", f"{get('layout')} ({get('batching')} batching), {get('precision')}"
+    yield from _quantization_rows(manifest["quantization"])
     oldest = f" (runs in {get('backend', 'oldest')} and newer)" if get("backend", "oldest") != "?" else ""
     yield "backend", f"{get('backend', 'name')} {get('backend', 'version')}{oldest}"
     library = manifest["library"]
@@ -87,6 +88,23 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
         yield "vocabulary", f"{_text(vocabulary['file'] or 'built in')}: {vocabulary['state']}"
     else:
         yield "vocabulary", "none: the export found no vocabulary of this model"
+
+
+def _quantization_rows(quantization: Any) -> Iterator[Row]:
+    if not isinstance(quantization, dict):
+        return
+    get = _reader(quantization)
+    yield "quantization", f"{get('mode')} ({get('why')})"
+    yield "  weights", get("weights")
+    yield "  activations", get("activations")
+    kept = _list(quantization["kept"])
+    yield "  stays float32", f"{len(kept)} products ({get('kept_by')})"
+    yield from (("    ", _text(name)) for name in kept[:LISTED])
+    yield from _and_more("    ", len(kept))
+    if isinstance(quantization["calibration"], dict):
+        get = _reader(quantization["calibration"])
+        random = "RANDOM data: " if quantization["calibration"].get("synthetic") is True else ""
+        yield "  ranges", f"{get('method')} over {random}{get('data')}, temperature {get('temperature')}"
 
 
 def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:

@@ -34,7 +34,8 @@ from export.report.source_ids import SourceIdRecorder, record_artifact, record_t
 from export.report.token_names import token_names
 from export.runtime.artifact import CANNOT_RUN, Artifact
 from export.samples.choice import DataOptions, choose_samples
-from export.validate.intermediates import IntermediatesPlanBuilder, open_onnx_intermediates, trace_parts
+from export.validate.intermediates import IntermediatesPlanBuilder, PassesOf, open_onnx_intermediates, trace_parts
+from export.validate.quantization import passes_of
 from madtp.data.samples import SampleSet
 from madtp.files.outputs import check_outputs, write_output
 from madtp.files.scratch import scratch_folder
@@ -75,6 +76,7 @@ class _Opened:
     parts: Mapping[str, Part] | None
     runners: Mapping[str, Runner]
     least: int
+    passes: PassesOf | None = None  # that the export ran over graphs
 
 
 Show = Callable[[Manifest, Measurements], None]
@@ -142,12 +144,13 @@ def _check_options(options: ReportOptions) -> None:
 def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
     if options.checkpoint is None:
         artifact.check_runs("Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.")
-    parts = None
+    parts, passes = None, None
     if options.checkpoint is not None:
-        parts = parts_of(madtp.load(options.checkpoint, artifact.manifest.config))
+        model = madtp.load(options.checkpoint, artifact.manifest.config)
+        parts, passes = parts_of(model), passes_of(artifact.manifest, model)
     least = batch_and_text(artifact.manifest)[0].min
     if artifact.backend.can_run:
-        return _Opened(artifact, parts, artifact.open_runners(), least)
+        return _Opened(artifact, parts, artifact.open_runners(), least, passes)
     assert parts is not None
     return _Opened(artifact, parts, torch_runners(parts), least)
 
@@ -211,12 +214,13 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
         files = artifact.part_files
         description = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
         return record_artifact(manifest, files, open_onnx_intermediates(files), runners, description)
-    if opened.parts is None:
+    if opened.parts is None or opened.passes is None:
         return None
     why = CANNOT_RUN
     if artifact.backend.can_run:
         progress.detail("building a plan that shows the tokens it keeps")
-        files = trace_parts(opened.parts, scratch, progress.detail)
+        form = manifest.graph_form
+        files = trace_parts(opened.parts, scratch, progress.detail, *form, runnable=False, passes_of=opened.passes)
         builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
         description = "the plan, built anew so that it gives out its source ids"
         try:

@@ -13,7 +13,10 @@ from madtp.tasks.requests import Outputs, Runner
 
 
 class CheckedRunner:
-    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's."""
+    """A runner of a part that refuses inputs outside the profile, and outputs that are not the part's.
+
+    Whoever runs it gives and gets float32, whatever the type of the part's inputs and outputs.
+    """
 
     def __init__(
         self,
@@ -28,7 +31,7 @@ class CheckedRunner:
         check_part_inputs(inputs, self._inputs, self._profile)
         outputs = self._runner.run(inputs, temperature)
         check_part_outputs(outputs, self._outputs)
-        return outputs
+        return {name: value.float() if value.dtype == torch.float16 else value for name, value in outputs.items()}
 
     @property
     def capturable(self) -> bool:
@@ -85,8 +88,9 @@ def check_part_inputs(
         )
     for name, tensor in inputs.items():
         dtype = str(tensor.dtype).removeprefix("torch.")
-        if dtype != wanted[name].dtype:
-            raise InputError(f"input '{name}' is {dtype}", f"The artifact takes {wanted[name].dtype}.")
+        taken = wanted[name].dtype
+        if dtype != taken and (dtype, taken) != ("float32", "float16"):
+            raise InputError(f"input '{name}' is {dtype}", f"The artifact takes {taken}.")
         smallest, _, largest = map(list, profile[name])
         shape = list(tensor.shape)
         fits = len(shape) == len(smallest)

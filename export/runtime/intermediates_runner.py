@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import feed, running
 from madtp.tasks.requests import Outputs, Runner
 
@@ -25,10 +26,11 @@ class IntermediatesRunner:
             options.intra_op_num_threads = threads
         self._session = open_graph(graph, options, values)
         self._inputs = {value.name for value in self._session.get_inputs()}
+        self._float16 = float16_inputs(self._session)
         self._outputs = [value.name for value in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        given = feed(inputs, temperature, self._inputs)
+        given = feed(inputs, temperature, self._inputs, self._float16)
         with running("ONNX Runtime cannot run a copy of the artifact whose intermediate values are outputs"):
             arrays = self._session.run(self._outputs, given)
         return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,13 +30,19 @@ class OnnxRunner:
             options.intra_op_num_threads = threads
         self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input_names = {value.name for value in self.session.get_inputs()}
+        self._float16 = float16_inputs(self.session)
         self.output_names = [output.name for output in self.session.get_outputs()]
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        given = feed(inputs, temperature, self.input_names)
+        given = feed(inputs, temperature, self.input_names, self._float16)
         with running(f"ONNX Runtime cannot run '{self._path}'"):
             values = self.session.run(self.output_names, given)
         return {name: torch.from_numpy(value) for name, value in zip(self.output_names, values, strict=True)}
 
     def __del__(self) -> None:
         keep_in_child(self, self._process)
+
+
+def float16_inputs(session: Any) -> set[str]:
+    """The inputs of a session that are of float16."""
+    return {value.name for value in session.get_inputs() if value.type == "tensor(float16)"}

@@ -71,7 +71,9 @@ class PlanRunner:
         self._kept_alive = [runtime, engine]  # what is made of them may not do that
         self._runner: Any = TrtRunner(runnable)
         self._runner.activate()
-        self._input_names = set(self._runner.get_input_metadata())
+        taken = self._runner.get_input_metadata()
+        self._input_names = set(taken)
+        self._float16 = {name for name, value in taken.items() if np.dtype(value.dtype) == np.float16}
         if options.layer_milliseconds is not None:
             self._profiler = layer_profiler(trt, options.layer_milliseconds)  # TensorRT keeps no reference of its own
             self._runner.context.profiler = self._profiler
@@ -84,7 +86,7 @@ class PlanRunner:
         return bool(self._runner.context.is_stream_capturable(self._runner.stream.ptr))
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        given = feed(inputs, temperature, self._input_names)
+        given = feed(inputs, temperature, self._input_names, self._float16)
         with self._lock:
             if self._runner is None:
                 raise BackendError(f"'{self._path}' is closed", "Another thread closed it.", "Open it again.")

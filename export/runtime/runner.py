@@ -4,12 +4,13 @@ A runner is what `madtp.tasks.requests.Runner` describes: a part of a model behi
 """
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Collection, Iterator, Mapping, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -34,9 +35,19 @@ class RunnerOptions:
     layer_milliseconds: defaultdict[str, float] | None = None
 
 
-def feed(inputs: Mapping[str, Tensor], temperature: float, names: Set[str]) -> dict[str, NDArray[Any]]:
-    """The numpy inputs of a part, with the temperature if it is one of the part's input `names`."""
-    arrays = {name: tensor.numpy() for name, tensor in inputs.items()}
+def feed(
+    inputs: Mapping[str, Tensor], temperature: float, names: Set[str], float16: Collection[str] = ()
+) -> dict[str, NDArray[Any]]:
+    """The numpy inputs of a part, with the temperature if it is one of the part's input `names`.
+
+    Floating-point inputs are given in float32, those named in `float16` in that.
+    """
+
+    def typed(name: str, tensor: Tensor) -> Tensor:
+        wanted = torch.float16 if name in float16 else torch.float32
+        return tensor.to(wanted) if tensor.is_floating_point() else tensor
+
+    arrays = {name: typed(name, tensor).numpy() for name, tensor in inputs.items()}
     if "temperature" in names:
         arrays["temperature"] = np.array(temperature, dtype=np.float32)
     return arrays

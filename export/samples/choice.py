@@ -1,32 +1,19 @@
 """The samples that an artifact is run on: a folder's, a data set's, the demo's, or generated ones."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
 
 from export.engine.range import Range
 from export.errors import OptionError
 from export.samples.profile import check_samples
-from export.samples.synthetic import synthetic_samples
-from madtp.data.datasets import Item, NlvrItem, VqaItem, read_dataset
-from madtp.data.images import read_image
-from madtp.data.preprocess import image_tensor
-from madtp.data.samples import (
-    CAPTION_PROMPT,
-    Config,
-    Processor,
-    Request,
-    SampleSet,
-    find_vocabulary,
-    load_samples,
-)
-from madtp.data.texts import shown
-from madtp.data.tokenize import TextProcessor, text_processor
+from madtp.data.datasets import read_dataset
+from madtp.data.items import prepare_item, spread
+from madtp.data.samples import Config, SampleSet, find_vocabulary, load_samples
+from madtp.data.synthetic import synthetic_samples
+from madtp.data.tokenize import text_processor
 from madtp.errors import InputError
 
 DEFAULT_LIMIT = 32
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -81,7 +68,7 @@ def choose_samples(
         OptionError: samples that the profile does not allow.
     """
     if options.synthetic:
-        found = synthetic_samples(config, batch, text)
+        found = synthetic_samples(config, batch.min, (text.min, text.max) if text.max > 1 else None)
     elif options.data is not None:
         found = _data_samples(options, options.data, checkpoint, vocabulary, config)
     else:
@@ -116,33 +103,6 @@ def _data_samples(
     vocabulary = vocabulary or find_vocabulary(checkpoint, folder)
     processor = text_processor(config, vocabulary)
     items = spread(dataset.items, len(dataset) if options.limit is None else options.limit)
-    requests = [_request(item, processor, config) for item in items]
+    requests = [prepare_item(item, processor, config) for item in items]
     origin = f"{len(requests)} of {len(dataset)} items of '{dataset.annotation}' ({dataset.split})"
     return SampleSet(requests, origin, True, vocabulary, processor.sha256, "data set", processor=processor)
-
-
-def _request(item: Item, processor: Processor, config: Config) -> Request:
-    """An item as the model takes it; texts are cut where the published evaluation cuts them."""
-    paths = item.images if isinstance(item, NlvrItem) else (item.image,)
-    label = item.label if isinstance(item, NlvrItem) else None
-    if config.task == "caption" and isinstance(processor, TextProcessor):
-        ids = processor.prompt_ids(CAPTION_PROMPT)
-    else:
-        try:
-            ids = processor.ids(_text(item), cut=True)
-        except InputError as error:
-            raise InputError(f"the item {shown(item.key)}: {error.what}", error.why, error.fix) from error
-    images = tuple(image_tensor(read_image(path), config.image_size) for path in paths)
-    return Request(images, ids, None if label is None else int(label))
-
-
-def _text(item: Item) -> str:
-    if isinstance(item, NlvrItem):
-        return item.sentence
-    return item.question if isinstance(item, VqaItem) else next(iter(item.captions), "")
-
-
-def spread(items: Sequence[T], limit: int) -> list[T]:
-    """At most `limit` of the items, evenly spaced, beginning with the first."""
-    count = min(limit, len(items))
-    return [items[index * len(items) // count] for index in range(count)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from export.artifact.manifest import Manifest
 from export.console import Progress
 from export.errors import BackendError
+from export.graph.precision import needs_rounding, write_runnable
 from export.runtime.artifact import Artifact
 from export.runtime.checked import CheckedRunner
 from export.runtime.intermediates_runner import KeptIdsRunner
@@ -18,6 +19,9 @@ from export.validate.intermediates import (
     trace_parts,
 )
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
+from export.validate.quantization import passes_of
+from madtp.files.staging import write_errors
+from madtp.models.parts import parts_of
 from madtp.tasks.requests import Runner
 
 
@@ -26,7 +30,8 @@ class ArtifactRunners:
     """What is compared with torch.
 
     Attributes:
-        files: ONNX of every part: the artifact's, or traced from the checkpoint where that is a plan.
+        files: ONNX of every part that ONNX Runtime runs: the artifact's, or traced from the checkpoint where that is a
+            plan.
         runners: ONNX Runtime, and the plan where it can run.
         plan_builder: rebuilds the plan's parts with values inside them as outputs; None where no plan runs.
         notes: what is compared less closely than usual and why, a sentence each.
@@ -48,7 +53,10 @@ def open_runners(artifact: Artifact, reference: TorchModelRunner, scratch: Path,
         files = artifact.part_files
         return ArtifactRunners(files, [_runner("onnx", reference, artifact.open_runners(), _onnx_kept_ids(files))])
     progress.stage("tracing the checkpoint to ONNX")
-    files = trace_parts(reference.parts, scratch, progress.detail)
+    form = artifact.manifest.graph_form
+    passes = passes_of(artifact.manifest, reference.model)
+    networks = trace_parts(parts_of(reference.model), scratch, progress.detail, *form, runnable=False, passes_of=passes)
+    files = _runnable(networks, artifact.manifest.precision)
     onnx = _runner("onnx", reference, _open_traced(artifact.manifest, files), _onnx_kept_ids(files))
     if not artifact.backend.can_run:
         return ArtifactRunners(files, [onnx])
@@ -56,9 +64,20 @@ def open_runners(artifact: Artifact, reference: TorchModelRunner, scratch: Path,
     if artifact.changed:
         note = "compared token counts only for the changed plan: it has no outputs that tell kept-token ids"
         return ArtifactRunners(files, [onnx, _runner("plan", reference, plan, {})], notes=(note,))
-    builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
+    builder = IntermediatesPlanBuilder.of_artifact(artifact, networks, progress.detail)
     kept_ids, notes = _plan_kept_ids(files, builder, progress.detail)
     return ArtifactRunners(files, [onnx, _runner("plan", reference, plan, kept_ids)], builder, notes)
+
+
+def _runnable(networks: Mapping[str, Path], precision: str) -> dict[str, Path]:
+    """ONNX files for TensorRT as ONNX Runtime runs them."""
+    if not needs_rounding(precision):
+        return dict(networks)
+    files = {part: path.with_name(f"runnable-{path.name}") for part, path in networks.items()}
+    for part, path in files.items():
+        with write_errors(path):
+            write_runnable(networks[part], path)
+    return files
 
 
 def _runner(

@@ -14,9 +14,11 @@ from export.validate.divergent_node import DivergentNode, first_divergent_node, 
 from export.validate.intermediates import trace_parts
 from export.validate.model_runner import TorchModelRunner
 from export.validate.plan_bisection import bisect_plan
+from export.validate.quantization import passes_of
 from export.validate.repro import save_repro
 from export.validate.result import Bisection, ValidationResult
 from madtp.errors import OutputError
+from madtp.models.parts import parts_of
 
 
 def bisect_failures(
@@ -46,7 +48,7 @@ def bisect_failures(
             return Bisection(f"the plan could not be bisected: {error.what}")
         node = found.divergent_node
         return Bisection(str(found), node, "" if node is None else _repro(node, repro, tolerance.segment))
-    references = _graphs(_trace_alike(reference, opened.files, scratch, progress))
+    references = _graphs(_trace_alike(reference, manifest, opened.files, scratch, progress))
     node = first_divergent_node(calls, references, artifacts, tolerance.node, progress.detail)
     if node is None:
         return Bisection("no single node differs from the checkpoint's given identical inputs")
@@ -57,10 +59,12 @@ def bisect_failures(
 
 
 def _trace_alike(
-    reference: TorchModelRunner, files: Mapping[str, Path], scratch: Path, progress: Progress
+    reference: TorchModelRunner, manifest: Manifest, files: Mapping[str, Path], scratch: Path, progress: Progress
 ) -> dict[str, Path]:
     """The checkpoint traced anew, with function bodies inlined where the artifact's ONNX has them inlined."""
-    traced = trace_parts(reference.parts, scratch, progress.detail)
+    passes = passes_of(manifest, reference.model)
+    parts = parts_of(reference.model)
+    traced = trace_parts(parts, scratch, progress.detail, *manifest.graph_form, passes_of=passes)
     for part, path in traced.items():
         if not custom_nodes(files[part]):
             inline_functions(path, path)

@@ -9,6 +9,7 @@ from export.engine.range import Range
 from export.errors import BackendError
 from export.validate.model_runner import Inputs, ModelRunner, TorchModelRunner
 from export.validate.outputs import OutputAgreement, compare_outputs, float_outputs
+from export.validate.precision_cost import PrecisionCost
 from export.validate.run_result import RunResult
 from export.validate.selection import Selection, same_tokens, score_errors
 from export.validate.teacher_forcing import TEXT_LOGITS, GeneratedText, generated_text
@@ -39,6 +40,7 @@ class PairResult:
         excluded: requests of batches in which a score lies within rounding of the threshold; their outputs are not
             compared.
         against_fp64: of those, the ones whose errors were measured against the fp64 reference.
+        cost: of a quantized precision.
     """
 
     pair: str
@@ -50,11 +52,18 @@ class PairResult:
     outputs: dict[str, OutputAgreement] = field(default_factory=dict)
     selection: Selection = field(default_factory=Selection)
     failures: list[PairFailure] = field(default_factory=list)
+    cost: PrecisionCost | None = None
 
     @property
     def passed(self) -> bool:
-        """No failure, and something was compared to the end."""
-        return not self.failures and self.requests > self.excluded
+        """No failure, no damage, and something was compared to the end."""
+        return not self.failures and not self.damage and self.requests > self.excluded
+
+    @property
+    def damage(self) -> list[str]:
+        """What the precision costs beyond bounds, a sentence each."""
+        beyond = [] if self.cost is None else self.cost.damage
+        return [f"{self.pair}, temperature {self.temperature:g}: {text}" for text in beyond]
 
     @property
     def same_answers(self) -> int:
@@ -71,7 +80,8 @@ class PairResult:
             "yardstick": self.against_fp64,
             "outputs": [output.to_json() for output in self.outputs.values()],
             "selection": self.selection.to_json(),
-            "failures": [failure.text for failure in self.failures],
+            "failures": [failure.text for failure in self.failures] + self.damage,
+            **({} if self.cost is None else {"cost": self.cost.to_json()}),
         }
 
 
@@ -117,13 +127,22 @@ class Comparator:
                 wrong = f"it failed to run: {error.what}: {error.why}"
                 result.failures.append(self._failure(result, name, wrong, inputs, error))
         fp64 = None
-        if self._always_fp64 or not all(self._within_floor(*pair) for pair in combinations(ran.values(), 2)):
+        cost = self._bounds.tolerance.cost
+        always = self._always_fp64 or cost is not None
+        if always or not all(self._within_floor(*pair) for pair in combinations(ran.values(), 2)):
             fp64 = _with_text_logits(self._fp64, self._fp64.run(inputs, temperature), text)
         for (earlier, left), (later, right) in combinations(ran.items(), 2):
             result = self._result(f"{earlier}/{later}", temperature)
             result.requests += requests
             for wrong in self._judge(result, requests, left, right, reference, fp64):
                 result.failures.append(self._failure(result, name, wrong, inputs))
+        if cost is not None and fp64 is not None:
+            errors = score_errors(reference, fp64, self._bounds.tolerance)
+            for other in self._others:
+                if other.name in ran:
+                    result = self._result(f"{REFERENCE}/{other.name}", temperature)
+                    result.cost = result.cost or PrecisionCost(cost)
+                    result.cost.add(fp64, ran[other.name], reference, self._bounds, errors, self.pad_id)
         return ran
 
     def _result(self, pair: str, temperature: float) -> PairResult:

@@ -12,7 +12,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from export.graph.onnx_graph import Arrays, OnnxGraph, producers, run_graph
+from export.graph.onnx_graph import Arrays, OnnxGraph, run_graph, visible_producers
 from export.graph.subgraph import subgraph_of
 from export.runtime.runner import feed
 from export.validate.model_runner import Inputs
@@ -118,10 +118,10 @@ def _divergent_nodes(
     call: Call, reference: OnnxGraph, artifact: OnnxGraph, tolerance: float
 ) -> Iterator[DivergentNode]:
     names = {value.name for value in reference.model.graph.input}
-    known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, names)
-    values = list(producers(reference))
-    known |= run_graph(reference, known, values)
-    originals = producers(reference)
+    given = {name: value.contiguous() for name, value in call.inputs.items()}
+    known: Arrays = feed(given, call.temperature, names, reference.float16_inputs)
+    originals = visible_producers(reference)
+    known |= run_graph(reference, known, originals)
     for node in artifact.model.graph.node:
         outputs = [name for name in node.output if name in originals]
         if not outputs:

@@ -3,16 +3,19 @@
 A plan shows nothing but its outputs. One built from the same graph with more outputs shows the values inside it.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
+
+from onnxscript import ir
 
 from export.artifact.schema import encode
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import plugin_library
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
+from export.graph.precision import precision_pass
 from export.graph.source_ids import kept_ids
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import write_part
@@ -22,6 +25,8 @@ from export.runtime.plan_runner import PlanRunner
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
 from madtp.tasks.requests import Runner
+
+PassesOf = Callable[[Part], Sequence[Callable[[ir.Model], None]]]
 
 
 class OpenIntermediates(Protocol):
@@ -94,14 +99,26 @@ class IntermediatesPlanBuilder:
             )
 
 
-def trace_parts(parts: Mapping[str, Part], folder: Path, on_part: Callable[[str], None]) -> dict[str, Path]:
-    """Trace every part anew, as an ONNX file in `folder`; `on_part` is called with its name."""
+def trace_parts(
+    parts: Mapping[str, Part],
+    folder: Path,
+    on_part: Callable[[str], None],
+    precision: str = "fp32",
+    io_dtype: str = "fp32",
+    runnable: bool = True,
+    passes_of: PassesOf = lambda _: (),
+) -> dict[str, Path]:
+    """Trace every part of a float32 model anew, as an ONNX file in `folder`; `on_part` is called with its name.
+
+    `passes_of` quantizes (`export.validate.quantization`). For the rest see `export.graph.precision.precision_pass`.
+    """
     files = {}
     for name, part in parts.items():
         on_part(name)
         files[name] = folder / f"{name}.onnx"
         with write_errors(files[name]):
-            write_part(part, files[name], external_data=True)
+            change = precision_pass(precision, io_dtype, runnable)
+            write_part(part, files[name], external_data=True, passes=[*passes_of(part), change])
     return files
 
 

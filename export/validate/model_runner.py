@@ -1,7 +1,8 @@
 """What is compared: torch, ONNX Runtime and TensorRT, each with all parts of a model and the tokens that it keeps."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from typing import Protocol
@@ -53,14 +54,21 @@ class CastRunner(TorchRunner):
 class TorchModelRunner:
     """The model in torch, in one floating-point type; a temperature of zero runs it dense.
 
-    `model` itself is not changed: another type than float32 is a copy, made when it first runs.
+    `model` itself is not changed: another type than float32 is a copy, made when it first runs. `context` may compute
+    weight products otherwise (`export.graph.quantize`).
     """
 
-    def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:
+    def __init__(
+        self,
+        name: str,
+        model: Model,
+        dtype: torch.dtype,
+        context: Callable[[], AbstractContextManager[None]] = nullcontext,
+    ) -> None:
         forbid_tf32()
         self.name = name
         self.config: Config = model.config
-        self.model, self._dtype = model, dtype
+        self.model, self._dtype, self._context = model, dtype, context
 
     @cached_property
     def parts(self) -> dict[str, Part]:
@@ -74,10 +82,11 @@ class TorchModelRunner:
         return teacher_forcing_runners({name: CastRunner(part, self._dtype) for name, part in self.parts.items()})
 
     def text_logits(self, text: GeneratedText) -> Tensor:
-        return forced_logits(self.runners, text)
+        with self._context():
+            return forced_logits(self.runners, text)
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
-        with PruningRecorder() as recorder:
+        with self._context(), PruningRecorder() as recorder:
             outputs = run_request(self.config, self.runners, inputs, temperature)
         names = encoder_layers(self.parts)
         if not recorder.records:

@@ -83,17 +83,18 @@ def _first_wrong(
     if isinstance(runner, PlanRunner):
         runner.close()
     inputs = {value.name for value in file.model.graph.input}
-    known: Arrays = feed({name: value.contiguous() for name, value in call.inputs.items()}, call.temperature, inputs)
+    given = {name: value.contiguous() for name, value in call.inputs.items()}
+    known: Arrays = feed(given, call.temperature, inputs, file.float16_inputs)
     known |= {name: value.numpy() for name, value in outputs.items()}
     for node in file.model.graph.node:
         names = [name for name in node.output if name in outputs]
         if not names:
             continue
         subgraph = subgraph_of(file, node, known)
-        given = {value.name: known[value.name] for value in subgraph.model.graph.input}
+        read = {value.name: known[value.name] for value in subgraph.model.graph.input}
         made = {name: known[name] for name in names}
         try:
-            right = run_graph(subgraph, given, names)
+            right = run_graph(subgraph, read, names)
         except Exception:  # ONNX Runtime has no common type for kernels that it lacks, e.g. of bfloat16
             unchecked.append(node.name)
             continue
@@ -101,6 +102,6 @@ def _first_wrong(
             worst = relative_difference(right[name], made[name])
             if not worst <= tolerance:
                 return DivergentNode(
-                    call.part, node.name, node.op_type, name, worst, [], subgraph, given, made, origin=PLAN
+                    call.part, node.name, node.op_type, name, worst, [], subgraph, read, made, origin=PLAN
                 )
     return None

@@ -10,6 +10,7 @@ from typing import Any, Final
 from export.artifact.manifest import (
     KEPT_FAILURES,
     ArtifactStatus,
+    CostEntry,
     InvarianceEntry,
     Manifest,
     OutputEntry,
@@ -166,7 +167,7 @@ def _pair_check(result: PairResult) -> Check:
     temperature = f"{result.temperature!r}".removesuffix(".0")
     tokens = "kept tokens" if result.selection.shows_ids else "token counts"
     name = f"temperature {temperature}: outputs, answers, {tokens}"
-    why = [failure.text for failure in result.failures]
+    why = [failure.text for failure in result.failures] + result.damage
     if not why and not result.passed:
         why = [
             f"{result.pair}, temperature {result.temperature:g}: all requests are excluded: "
@@ -185,6 +186,7 @@ def _pair_entry(result: PairResult) -> PairEntry:
         outputs=tuple(OutputEntry(**_finite(output.to_json())) for output in result.outputs.values()),
         layers=len(result.selection.layers),
         layers_equal=result.selection.layers_equal,
+        cost=None if result.cost is None else CostEntry(**result.cost.entry()),
     )
 
 

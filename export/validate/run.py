@@ -20,6 +20,7 @@ from export.validate.batch_invariance import measure_batch_invariance
 from export.validate.bisection import bisect_failures
 from export.validate.comparator import Comparator, compare_samples
 from export.validate.model_runner import TorchModelRunner
+from export.validate.quantization import in_torch, smooth_as
 from export.validate.repro import check_repro
 from export.validate.result import ValidationResult, update_manifest
 from export.validate.tolerances import Bounds, tolerance_of
@@ -104,7 +105,8 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         samples = choose_samples(options.data, options.checkpoint, artifact.vocabulary, model.config, batch, text)
         if artifact.changed:
             artifact.check_runs("A changed plan has to run: validate it on a machine whose GPU runs it.")
-        reference = TorchModelRunner("torch", model, bounds.tolerance.dtype)
+        smooth_as(manifest, model)
+        reference = TorchModelRunner("torch", model, bounds.tolerance.dtype, in_torch(manifest, model))
         opened = open_runners(artifact, reference, scratch, progress)
         comparator = Comparator(reference, TorchModelRunner("torch fp64", model, torch.float64), opened.runners, bounds)
         result = _compare(options, artifact, samples, comparator, bounds, opened.notes, progress)

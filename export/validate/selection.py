@@ -7,10 +7,9 @@ from typing import Any
 
 import torch
 
-from export.graph.source_ids import jaccards
 from export.validate.run_result import LayerTokens, RunResult
 from export.validate.tolerances import FP64_FACTOR, Tolerance
-from madtp.ops.recorder import CompactRecord
+from madtp.ops.recorder import CompactRecord, jaccards
 
 LISTED = 20  # differing tokens that a result names
 

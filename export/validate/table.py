@@ -58,6 +58,7 @@ def result_lines(result: ValidationResult) -> list[str]:
     if excluded:
         requests = sum(pair.requests for pair in result.pairs)
         lines.append(f"{excluded} of {requests} requests excluded: a score within rounding of the threshold")
+    lines += [f"{pair.pair} at {pair.temperature:g}: {pair.cost}" for pair in result.pairs if pair.cost is not None]
     lines += _invariance_lines(result)
     if result.runs_plan is False:
         lines.append("the plan was not run: no GPU here can run it; compared ONNX traced from the checkpoint")

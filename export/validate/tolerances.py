@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 import torch
 
 from export.errors import OptionError
+from export.validate.cost_bounds import CostBounds
 
 FP64_FACTOR = 2.0  # an artifact's error against fp64 may exceed the floor by this multiple of torch's own error
 
@@ -19,6 +20,7 @@ class Tolerance:
         floor: error of an output; absolute, or relative to the output's largest |value| where that is above 1.
         score: error of a token's score or threshold, relative to the mean |score|.
         node: error of one node's output given identical inputs in the same runtime, relative to the largest |value|.
+        cost: of a quantized precision, whose errors are more than rounding.
         segment: error of a few nodes' output given identical inputs in another runtime, likewise.
     """
 
@@ -27,6 +29,7 @@ class Tolerance:
     score: float
     node: float
     segment: float
+    cost: CostBounds | None = None
 
 
 # The scores are computed in float32 in every precision, but from states that carry the precision's own error. fp16 and
@@ -36,6 +39,8 @@ TOLERANCES = {
     "fp32": Tolerance(torch.float32, floor=1e-4, score=1e-5, node=1e-6, segment=1e-5),
     "fp16": Tolerance(torch.float16, floor=5e-3, score=5e-3, node=2e-3, segment=1e-2),
     "bf16": Tolerance(torch.bfloat16, floor=4e-2, score=4e-2, node=1.6e-2, segment=8e-2),
+    "int8": Tolerance(torch.float32, floor=1e-1, score=5e-2, node=1e-6, segment=1e-1, cost=CostBounds()),
+    "fp8": Tolerance(torch.float32, floor=1e-1, score=5e-2, node=1e-6, segment=1e-1, cost=CostBounds()),
 }
 
 

@@ -55,6 +55,12 @@ class CompactRecord:
         return max(0.0, min(distances)) / max(self.importance.abs().mean().item(), 1e-30)
 
 
+def jaccards(left: Tensor, right: Tensor) -> list[float]:
+    """|kept by both| / |kept by either| of each sequence's source ids, [sequences, n] each."""
+    pairs = [(set(a), set(b)) for a, b in zip(left.tolist(), right.tolist(), strict=True)]
+    return [len(a & b) / len(a | b) for a, b in pairs]
+
+
 class PruningRecorder(TorchDispatchMode):
     """Context in which every pruning step of a model is recorded, in the order in which they run.
 

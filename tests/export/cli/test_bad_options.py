@@ -36,7 +36,6 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "infinite temperature": ("--temperature=inf", ("--temperature is inf",)),
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
     "fp16": ("--precision=fp16", ("--precision fp16 is not available", "Use --precision fp32")),
-    "int8": ("--precision=int8", ("--precision int8 is not available", "This version exports fp32 only")),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (
@@ -65,7 +64,6 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         "--engine={folder}/trt.plan --tokens={folder}/out.onnx",
         ("cannot read the token statistics",),
     ),
-    "calib": ("--calib=data", ("--calib is given", "quantized")),
     "unknown backend": ("--backend=openvino", ("Invalid value for '--backend'", "tensorrt-rtx")),
     "tensorrt writes no onnx": ("--backend=tensorrt", ("--backend tensorrt does not write .onnx",)),
     "onnxruntime writes no plan": (

@@ -40,7 +40,7 @@ HELPS = {
     "export": (cli,),
     **{name: (cli, name) for name in COMMANDS},
     "calibration": (calibration,),
-    "calibration tokens": (calibration, "tokens"),
+    **{f"calibration {name}": (calibration, name) for name in calibration.commands},
     "demo": (demo,),
 }
 
@@ -48,8 +48,7 @@ HELPS = {
 @pytest.mark.parametrize("name", HELPS)
 def test_help_offers_what_works_alone(name: str) -> None:
     text = help_of(*HELPS[name])
-    for word in ("fp16", "bf16", "int8", "fp8", "packed", "calib "):
-        assert word not in text, text
+    assert "packed" not in text, text
 
 
 @pytest.mark.parametrize("name", HELPS)
@@ -78,7 +77,7 @@ def test_commands_about_an_artifact_name_its_files(name: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value"),
-    [*(("precision", value) for value in ("fp16", "bf16", "int8", "fp8")), ("layout", "packed"), ("calib", "folder")],
+    [("precision", "fp16"), ("precision", "bf16"), ("layout", "packed")],
 )
 def test_what_does_not_work_yet_is_understood_and_refused(run_cli: Run, option: str, value: str) -> None:
     ran = run_cli("--ckpt", "x.pt", "--engine", "out.plan", f"--{option}", value)

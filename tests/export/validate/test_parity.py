@@ -16,10 +16,10 @@ from export.artifact.reader import manifest_path
 from export.engine.builder import BuildResult
 from export.engine.range import Range
 from export.runtime.onnx_runner import OnnxRunner
-from export.samples.synthetic import synthetic_samples
 from export.validate.comparator import Comparator, compare_samples
 from export.validate.model_runner import TorchModelRunner
 from export.validate.tolerances import TOLERANCES, Bounds
+from madtp.data.synthetic import synthetic_samples
 from madtp.files.inputs import sha256
 from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
@@ -109,7 +109,7 @@ def test_a_model_that_answers_nan_fails(tiny_checkpoint: Write) -> None:
     model = madtp.load(
         tiny_checkpoint(state={"cls_head.0.weight": torch.full((16, 16), 3e38), "cls_head.2.weight": last})
     )
-    samples = synthetic_samples(model.config, Range(1, 1, 2), Range(2, 8, 16))
+    samples = synthetic_samples(model.config, 1, (2, 16))
     fp64 = TorchModelRunner("torch fp64", model, torch.float64)
     runners = [TorchModelRunner(name, model, torch.float32) for name in ("torch", "onnx")]
     comparator = Comparator(runners[0], fp64, runners[1:], Bounds(TOLERANCES["fp32"]), always_fp64=False)

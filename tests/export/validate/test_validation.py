@@ -18,7 +18,6 @@ import madtp
 from export.artifact.manifest import SamplesEntry
 from export.errors import OptionError
 from export.graph.onnx_graph import OnnxGraph
-from export.samples.choice import spread
 from export.validate.batch_invariance import BatchInvariance, batch_invariance
 from export.validate.comparator import Comparator
 from export.validate.divergent_node import DivergentNode, first_divergent_node, record_calls
@@ -31,6 +30,7 @@ from export.validate.selection import Selection, count_margin, differing_tokens,
 from export.validate.table import result_table
 from export.validate.tolerances import TOLERANCES, Bounds, parse_tolerances
 from madtp.checkpoint.loading import Model
+from madtp.data.items import spread
 from madtp.data.samples import collate, load_samples
 from madtp.ops.recorder import CompactRecord
 from madtp.tasks.requests import Outputs

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 
 from export.artifact.files import MOST_BYTES
-from export.engine.range import Range
 from export.errors import ManifestError
 from export.evaluate.journal import Journal
-from export.samples.synthetic import synthetic_samples
 from export.session.session import Session
+from madtp.data.synthetic import synthetic_samples
 from madtp.errors import InputError, MadtpError
 from tests.helpers.command_line import Ran
 from tests.helpers.manifests import edit_manifest
@@ -92,7 +91,7 @@ def test_journals(kind: Callable[[Path], None], tmp_path: Path) -> None:
 def test_sizes_that_a_manifest_claims_are_not_believed(exported: tuple[Path, Path]) -> None:
     artifact, _ = exported
     with pytest.raises(InputError, match="synthetic samples take"):
-        synthetic_samples(BASE, Range(2**31 - 1, 2**31 - 1, 2**31 - 1), Range(2, 4, 8))
+        synthetic_samples(BASE, 2**31 - 1, (2, 8))
     edit_manifest(artifact.with_suffix(".json"), lambda manifest: manifest["config"].update(image_size=2**20))
     with pytest.raises(ManifestError, match="malformed"):
         Session(artifact)

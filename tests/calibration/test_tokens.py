@@ -15,31 +15,15 @@ import pytest
 import torch
 
 import madtp
-from calibration import __main__ as command
 from calibration.tokens import Source, TokenStatistics, collect_resumable, partial_path, read_tokens, write_tokens
 from madtp.data.samples import collate, load_samples
 from madtp.errors import TokensError
 from madtp.files.inputs import sha256
 from madtp.models.parts import parts_of
 from tests.helpers.checkpoints import TAU
-from tests.helpers.command_line import Ran
 
 Write = Callable[..., Path]
 SOURCE = Source("a" * 64, "nlvr", 0.5, "some samples", None)
-
-
-@pytest.fixture
-def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., Ran]:
-    def call(*arguments: object) -> Ran:
-        monkeypatch.setattr(sys, "argv", ["calibration", *map(str, arguments)])
-        before = signal.getsignal(signal.SIGTERM)
-        try:
-            status = command.main()
-        finally:
-            signal.signal(signal.SIGTERM, before)
-        return Ran(status, *capsys.readouterr())
-
-    return call
 
 
 def statistics_of(*requests: tuple[list[int], list[int]]) -> TokenStatistics:

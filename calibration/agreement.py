@@ -1,0 +1,201 @@
+"""Two runs of one model over the same requests, in float32 and otherwise: do they decide alike and keep the same?"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from madtp.models.parts import encoder_layers, parts_of
+from madtp.ops.recorder import CompactRecord, PruningRecorder, jaccards
+from madtp.tasks.requests import Outputs, run_request, torch_runners
+
+Layer = tuple[str, int]
+ANSWERS = {"vqa": "answer_ids", "caption": "caption_ids"}  # outputs that are the decision
+WITHIN = 2.0  # times the noise of a score: tokens that near to the threshold may fall on either side
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One request: what came out, and every pruning step in the order of `encoder_layers`."""
+
+    outputs: Outputs
+    steps: tuple[CompactRecord, ...]
+
+
+def observe(
+    model: Any,
+    inputs: Sequence[Mapping[str, Tensor]],
+    temperature: float,
+    context: AbstractContextManager[Any],
+    on_sample: Callable[[], None] = lambda: None,
+) -> list[Observation]:
+    """Run requests (inputs of `run_request`, batch 1 each) inside a context that says how products are computed."""
+    runners, seen = torch_runners(parts_of(model)), []
+    with torch.no_grad(), context:
+        for request in inputs:
+            with PruningRecorder() as recorder:
+                outputs = run_request(model.config, runners, request, temperature)
+            seen.append(Observation(outputs, tuple(recorder.records)))
+            on_sample()
+    return seen
+
+
+@dataclass(frozen=True)
+class LayerAgreement:
+    """One layer over all requests.
+
+    Attributes:
+        jaccard: mean of |kept by both| / |kept by either|.
+        flips: share of the tokens that entered both runs and that one kept and the other did not.
+        tokens: mean tokens after it, in float32 and otherwise.
+        noise: how far scores moved against their threshold (root mean square), relative to the mean |score|; of
+            requests of which the same tokens entered.
+        shift: the mean of that: a threshold that moved, and not tokens that did.
+        near: share of float32's tokens that lie within twice the noise of the threshold.
+    """
+
+    encoder: str
+    layer: int
+    jaccard: float
+    flips: float
+    tokens: tuple[float, float]
+    noise: float
+    shift: float
+    near: float
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How a run compares with float32.
+
+    Attributes:
+        decisions: share of equal ones: of logits which is largest, of texts all ids, of rankings the best text of
+            every image and the best image of every text, among those of the requests.
+        accuracy: of float32 and of the run, where it is known what is right.
+        output_error: root mean square of the difference of outputs, relative to that of the outputs.
+    """
+
+    samples: int
+    decisions: float
+    accuracy: tuple[float, float] | None
+    output_error: float
+    layers: tuple[LayerAgreement, ...]
+
+    @property
+    def jaccard(self) -> float:
+        """Mean over the layers."""
+        return sum(layer.jaccard for layer in self.layers) / len(self.layers)
+
+    @property
+    def flips(self) -> float:
+        """Mean over the layers."""
+        return sum(layer.flips for layer in self.layers) / len(self.layers)
+
+    @property
+    def tokens(self) -> float:
+        """Tokens after all layers relative to float32's, less one."""
+        before, after = (sum(layer.tokens[run] for layer in self.layers) for run in (0, 1))
+        return after / before - 1
+
+    @property
+    def damage(self) -> float:
+        """What places are ranked by: kept tokens that differ, and the error of outputs."""
+        return 1 - self.jaccard + self.output_error
+
+    def to_json(self) -> dict[str, Any]:
+        """Evidence for a file."""
+        return {
+            "samples": self.samples,
+            "agreement": self.decisions,
+            "accuracy": None if self.accuracy is None else list(self.accuracy),
+            "output_error": self.output_error,
+            "jaccard": self.jaccard,
+            "flips": self.flips,
+            "tokens": self.tokens,
+            "layers": [asdict(layer) for layer in self.layers],
+        }
+
+
+def compare(
+    model: Any, reference: Sequence[Observation], other: Sequence[Observation], labels: Sequence[int | None] = ()
+) -> Agreement:
+    """How a run compares with float32's of the same requests; `labels` are right classes of NLVR, None if unknown."""
+    task = model.config.task
+    before, after = (_decisions(task, [request.outputs for request in run]) for run in (reference, other))
+    equal = [torch.equal(one, two) for one, two in zip(before, after, strict=True)]
+    errors = [_error(one.outputs, two.outputs) for one, two in zip(reference, other, strict=True)]
+    layers = tuple(
+        _layer(encoder, layer, [run.steps[index] for run in reference], [run.steps[index] for run in other])
+        for index, (encoder, layer) in enumerate(encoder_layers(parts_of(model)))
+    )
+    known = [index for index, label in enumerate(labels) if label is not None]
+    accuracy = None
+    if known and task == "nlvr":
+        right = [sum(int(run[index]) == labels[index] for index in known) / len(known) for run in (before, after)]
+        accuracy = right[0], right[1]
+    return Agreement(len(reference), sum(equal) / len(equal), accuracy, sum(errors) / len(errors), layers)
+
+
+def _decisions(task: str, outputs: Sequence[Outputs]) -> list[Tensor]:
+    if task == "nlvr":
+        return [one["logits"].argmax(dim=1) for one in outputs]
+    if task in ANSWERS:
+        return [one[ANSWERS[task]] for one in outputs]
+    images, texts = (torch.cat([one[name] for one in outputs]) for name in ("image_embed", "text_embed"))
+    similarity = images @ texts.mT
+    decided = [*similarity.argmax(dim=1), *similarity.argmax(dim=0)]
+    return decided + [one["itm_logits"].argmax(dim=1) for one in outputs if "itm_logits" in one]
+
+
+def _error(reference: Outputs, other: Outputs) -> float:
+    """Of floating-point outputs of one shape, which tokens are not where other ones were kept."""
+    moved = size = 0.0
+    for name, value in reference.items():
+        if value.is_floating_point() and value.shape == other[name].shape:
+            moved += float((value - other[name]).square().mean())
+            size += float(value.square().mean())
+    return math.sqrt(moved / size) if size else 0.0
+
+
+def _layer(
+    encoder: str, layer: int, reference: Sequence[CompactRecord], other: Sequence[CompactRecord]
+) -> LayerAgreement:
+    kept: list[float] = []
+    flipped = entered = 0
+    moved: list[Tensor] = []
+    margins: list[Tensor] = []
+    for one, two in zip(reference, other, strict=True):
+        kept += jaccards(one.source_ids, two.source_ids)
+        rows = (one.entering_ids, two.entering_ids, one.source_ids, two.source_ids)
+        for before, after, left, right in zip(*(row.tolist() for row in rows), strict=True):
+            both = set(before) & set(after)
+            flipped += len(both & (set(left) ^ set(right)))
+            entered += len(both)
+        margins.append(_margins(one).flatten())
+        if torch.equal(one.entering_ids, two.entering_ids):
+            moved.append((_margins(two) - _margins(one)).flatten())
+    difference = torch.cat(moved) if moved else torch.zeros(1)
+    noise = float(difference.square().mean().sqrt())
+    return LayerAgreement(
+        encoder,
+        layer,
+        sum(kept) / len(kept),
+        flipped / max(entered, 1),
+        (_mean_tokens(reference), _mean_tokens(other)),
+        noise,
+        float(difference.mean()),
+        float((torch.cat(margins).abs() < WITHIN * noise).float().mean()),
+    )
+
+
+def _margins(record: CompactRecord) -> Tensor:
+    """[B, N]: how far scores lie above the threshold, relative to the mean |score|."""
+    return (record.importance - record.threshold[:, None]) / record.importance.abs().mean().clamp(min=1e-30)
+
+
+def _mean_tokens(records: Sequence[CompactRecord]) -> float:
+    return sum(record.tokens_out for record in records) / len(records)
