@@ -114,10 +114,10 @@ def test_a_task_of_several_parts_agrees_with_itself(task: str, task_artifacts: T
     artifact = Artifact.open(task_artifacts[task] / "out.json")
     cases, samples = cases_and_samples(BenchOptions(artifact.path, synthetic=True), artifact)
     runners = AnsweringRunners.of_artifact(artifact, RunnerOptions(threads=1))
-    found = runners.answers(calls_of(samples, artifact.config, 1), cases[-1])
+    found = runners.answers(calls_of(samples, artifact.config, 1)[:3], cases[-1])
     agreed = agreement(found, found)
     assert (agreed.equal, agreed.layers_equal, agreed.jaccard) == (agreed.requests, 1.0, 1.0)
-    assert agreed.requests == len(samples)
+    assert agreed.requests == 3
 
 
 def test_another_checkpoint_task_or_layout_is_refused(
