@@ -12,7 +12,7 @@ from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.checked import finite_runners
 from madtp.data.samples import Config, SampleSet, collate
-from madtp.tasks.requests import Runners, run_request, token_counts
+from madtp.tasks.requests import Outputs, Runners, run_request, token_counts
 
 DEMO_SAMPLES = 24
 MAX_CALLS = 64  # different calls of a case; further samples are not used
@@ -38,6 +38,15 @@ class Kept:
 
     last: dict[str, list[float]]  # by encoder, mean tokens of a sequence after the last layer
     total: list[float]  # tokens per request, summed over sequences and layers of all encoders
+
+
+def kept_of(counts: Sequence[Outputs], batch: int) -> Kept:
+    """What calls of `batch` requests keep, given the token counts [sequences, layers] of each call by encoder."""
+    last: dict[str, list[float]] = {}
+    for call in counts:
+        for encoder, tokens in call.items():
+            last.setdefault(encoder, []).append(float(tokens[:, -1].double().mean()))
+    return Kept(last, [sum(int(tokens.sum()) for tokens in call.values()) / batch for call in counts])
 
 
 def cases_of(manifest: Manifest, temperatures: Sequence[float], batches: Sequence[int]) -> list[Case]:
@@ -95,16 +104,11 @@ def probe(config: Config, runners: Runners, calls: Sequence[Inputs], case: Case)
     Raises:
         InputError: an output is not finite, or the artifact was not built for these inputs.
     """
-    last: dict[str, list[float]] = {}
-    totals = []
+    counts = []
     runs = dict.fromkeys(runners, 0)
     for number, inputs in enumerate(calls):
         checked = finite_runners(runners, f"{case}, call {number}")
-        outputs = run_request(config, checked, inputs, case.temperature)
-        counts = token_counts(outputs)
-        for encoder, tokens in counts.items():
-            last.setdefault(encoder, []).append(float(tokens[:, -1].double().mean()))
-        totals.append(sum(int(tokens.sum()) for tokens in counts.values()) / case.batch)
+        counts.append(token_counts(run_request(config, checked, inputs, case.temperature)))
         for part, runner in checked.items():
             runs[part] += runner.runs
-    return Kept(last, totals), {part: count / len(calls) for part, count in runs.items()}
+    return kept_of(counts, case.batch), {part: count / len(calls) for part, count in runs.items()}

@@ -6,6 +6,7 @@ import numpy as np
 from rich.table import Table
 
 from export.bench.environment import clocks
+from export.bench.measurement import Measurement
 from export.bench.run import BenchResult
 from export.bench.statistics import CONFIDENCE
 from export.bench.summary import (
@@ -39,7 +40,7 @@ def tables(result: BenchResult) -> list[Table]:
     return [table for table in (make(result) for make in makers) if table.row_count]
 
 
-def _table(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], caption: str | None = None) -> Table:
+def table_of(title: str, columns: Iterable[str], rows: Iterable[Iterable[str]], caption: str | None = None) -> Table:
     """Names in the first column, numbers in the others."""
     table = Table(title=title, caption=caption)
     for place, column in enumerate(columns):
@@ -72,7 +73,7 @@ def latency_table(result: BenchResult) -> Table:
                 "" if summary.gflops is None else f"{summary.gflops:.3f}",
             ]
         )
-    return _table(f"{result.described.path}: milliseconds per call", columns, rows, caption)
+    return table_of(f"{result.described.path}: milliseconds per call", columns, rows, caption)
 
 
 def group_table(result: BenchResult) -> Table:
@@ -88,7 +89,7 @@ def group_table(result: BenchResult) -> Table:
         for group in (summary.groups if len(summary.groups) > 1 else [])
     ]
     title = "Latency by tokens kept (of a request, all sequences and layers), milliseconds per call"
-    return _table(title, ("", "tokens", "calls", "p50", "p90", "p99"), rows)
+    return table_of(title, ("", "tokens", "calls", "p50", "p90", "p99"), rows)
 
 
 def speed_up_table(result: BenchResult) -> Table:
@@ -103,7 +104,7 @@ def speed_up_table(result: BenchResult) -> Table:
         for speed_up in speed_ups(result)
     ]
     title = f"Dense over pruned ({INTERVAL}); undecided if it includes 1"
-    return _table(title, ("", "latency", "GFLOPs", "efficiency"), rows)
+    return table_of(title, ("", "latency", "GFLOPs", "efficiency"), rows)
 
 
 def _efficiency(speed_up: SpeedUp) -> str:
@@ -154,7 +155,7 @@ def operator_table(result: BenchResult) -> Table:
         *(["lost"] if lost else []),
     )
     title = f"Time by operator, milliseconds per request under {profiles[0].profiler}"
-    return _table(title, columns, rows, caption)
+    return table_of(title, columns, rows, caption)
 
 
 def _agreed(number: str, left: float, calls: Sequence[Sequence[Mapping[str, float]]], operators: Sequence[str]) -> str:
@@ -178,7 +179,7 @@ def verdict_table(result: BenchResult) -> Table:
         for verdict in result.verdicts
     ]
     columns = ("", "baseline p50", "current p50", "slow-down", INTERVAL, "allowed", "noise floor", "verdict")
-    return _table(f"Slower? Compared {result.method}", columns, rows)
+    return table_of(f"Slower? Compared {result.method}", columns, rows)
 
 
 def verdict_line(result: BenchResult) -> str:
@@ -196,17 +197,14 @@ def verdict_line(result: BenchResult) -> str:
 
 def lines(result: BenchResult) -> list[str]:
     """Machine, host synchronisations, notes and the verdict, a line each."""
-    machine, measurement, summaries = result.measurement.machine, result.measurement, case_summaries(result)
-    device = f"{', '.join(machine.gpus)}, driver {machine.driver}" if machine.gpus else "no GPU"
+    measurement, summaries = result.measurement, case_summaries(result)
     backend = measurement.artifact["backend"]
     notes = [*result.notes, *measurement.caveats, *filter(None, map(_contradiction, result.verdicts))]
     if any(summary.gflops for summary in summaries) and not gflops_are_profiled(result):
         counted = result.described.manifest.validation.samples
         notes.insert(0, f"GFLOPs are the manifest's, of the export's samples: {counted}")
     found = [
-        f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
-        f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
-        f"clocks: before {clocks(measurement.before)}; after {clocks(measurement.after)}",
+        *machine_lines(measurement),
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
         f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
         "times are wall-clock, results on the host",
@@ -216,6 +214,17 @@ def lines(result: BenchResult) -> list[str]:
     if Verdict.UNDECIDED in {verdict.outcome for verdict in result.verdicts}:
         found.append("undecided: measure longer (--seconds), on a quieter machine, or side by side (--against-engine)")
     return [*found, verdict_line(result)]
+
+
+def machine_lines(measurement: Measurement) -> list[str]:
+    """The machine, and what it was doing, a line each."""
+    machine = measurement.machine
+    device = f"{', '.join(machine.gpus)}, driver {machine.driver}" if machine.gpus else "no GPU"
+    return [
+        f"machine: {machine.processor}, {machine.cores} cores, {machine.threads} threads, {device}; "
+        f"load {measurement.before.load:g} before, {measurement.after.load:g} after",
+        f"clocks: before {clocks(measurement.before)}; after {clocks(measurement.after)}",
+    ]
 
 
 def _contradiction(verdict: CaseVerdict) -> str:

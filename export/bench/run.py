@@ -1,18 +1,19 @@
 """`python -m export bench`: measure an artifact, and compare it with a baseline."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 from export.bench.artifact import identity
 from export.bench.baseline import Baseline, differences, saved_baseline, side_by_side
-from export.bench.calls import DEMO_SAMPLES, Case, Inputs, Kept, calls_of, cases_of, probe, request_call, samples_sha256
+from export.bench.calls import DEMO_SAMPLES, Case, Kept, calls_of, cases_of, probe, samples_sha256
 from export.bench.environment import activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
-from export.bench.measure import FIRST_LOOK, Call, Ended, Series, Timings, WarmUp, measure, warm_up
+from export.bench.measure import FIRST_LOOK, Series, Timings, WarmUp, measure, warm_up
 from export.bench.measurement import Conditions, Measurement
+from export.bench.opened import Key, Opened, time_opened
 from export.bench.operators import Opener, Operators, profile
 from export.bench.statistics import relative_half_width
 from export.bench.verdict import CaseVerdict, Verdict
@@ -23,16 +24,14 @@ from export.runtime.artifact import Artifact
 from export.runtime.checked import CheckedRunner
 from export.runtime.runner import RunnerOptions
 from export.samples.choice import DataOptions, choose_samples
+from madtp.data.samples import SampleSet
 from madtp.errors import MadtpError
-from madtp.tasks.requests import Runner
 
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4
 SWAPPED_LOOK = 40  # rounds at least, side by side, of either order of opening
 KEEP_SECONDS = 10.0  # between writings of what was measured so far
 NEW, OLD = "new", "old"  # the artifacts that are timed
-
-Key = tuple[str, Case]
 
 
 @dataclass(frozen=True)
@@ -100,15 +99,9 @@ def bench(
     """
     progress.stage("reading")
     described = Artifact.open(options.artifact)
-    if options.cuda_graphs and not described.manifest.is_plan:
-        raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
-    cases = cases_of(described.manifest, options.temperatures, options.batches)
-    data = DataOptions(options.samples, synthetic=options.synthetic, limit=None, allow_outside=options.allow_outside)
-    ranges = batch_and_text(described.manifest)
-    samples = choose_samples(data, None, described.vocabulary, described.config, *ranges, demos=DEMO_SAMPLES)
-    sampled = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
+    cases, samples = cases_and_samples(options, described)
     with pinned(options.threads):
-        conditions = Conditions(identity(described), sampled, machine(options.threads), options.cuda_graphs)
+        conditions = conditions_of(options, described, samples)
         baseline = None
         if options.against_engine is not None:
             baseline = side_by_side(options.against_engine, described, cases)
@@ -121,7 +114,7 @@ def bench(
             compared[OLD] = baseline.described
         calls = {case: calls_of(samples, described.config, case.batch) for case in cases}
         runner_options = RunnerOptions(options.threads, options.cuda_graphs, tools.meter)
-        opened = _Opened(compared, calls, lambda which: opener(which, runner_options))
+        opened = Opened(compared, calls, lambda which: opener(which, runner_options))
         probed = {case: probe(described.config, opened.runners[NEW], calls[case], case) for case in cases}
         kept = {case: tokens for case, (tokens, _) in probed.items()}
         runs = {case: counts for case, (_, counts) in probed.items()}
@@ -152,35 +145,24 @@ def bench(
     return BenchResult(described, measurement, runs, verdicts, method, earlier, operators, notes, interrupted)
 
 
-@dataclass
-class _Opened:
-    """The artifacts that are timed, opened in the order of `compared`."""
+def cases_and_samples(options: BenchOptions, described: Artifact) -> tuple[list[Case], SampleSet]:
+    """What to measure of an artifact, and on what.
 
-    compared: dict[str, Artifact]
-    calls: Mapping[Case, Sequence[Inputs]]
-    opener: Callable[[Artifact], dict[str, Runner]]
-    runners: dict[str, dict[str, Runner]] = field(default_factory=dict)
+    Raises:
+        MadtpError: options that do not fit the artifact, or samples that cannot be used.
+    """
+    if options.cuda_graphs and not described.manifest.is_plan:
+        raise OptionError("--cuda-graphs applies to plans", f"'{described.path}' runs on the CPU.", "Leave it out.")
+    cases = cases_of(described.manifest, options.temperatures, options.batches)
+    data = DataOptions(options.samples, synthetic=options.synthetic, limit=None, allow_outside=options.allow_outside)
+    ranges = batch_and_text(described.manifest)
+    return cases, choose_samples(data, None, described.vocabulary, described.config, *ranges, demos=DEMO_SAMPLES)
 
-    def __post_init__(self) -> None:
-        for name, described in self.compared.items():
-            self.runners[name] = self.opener(described)
-            for case, inputs in self.calls.items():  # allocates memory, which later calls use again
-                probe(described.config, self.runners[name], inputs[:1], case)
 
-    def swapped(self) -> "_Opened":
-        """Close all, and open them in the other order."""
-        for artifact in self.compared.values():
-            artifact.close()
-        self.runners.clear()
-        return _Opened(dict(reversed(self.compared.items())), self.calls, self.opener)
-
-    def candidates(self) -> dict[Key, Call]:
-        """What is timed."""
-        return {
-            (name, case): request_call(self.compared[name].config, runners, inputs, case)
-            for name, runners in self.runners.items()
-            for case, inputs in self.calls.items()
-        }
+def conditions_of(options: BenchOptions, described: Artifact, samples: SampleSet) -> Conditions:
+    """The conditions of a run on this machine."""
+    sampled = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
+    return Conditions(identity(described), sampled, machine(options.threads), options.cuda_graphs)
 
 
 @dataclass
@@ -200,14 +182,14 @@ class _Run:
         self.before, self.neighbours, self.began = activity(), self.tools.watch_neighbours(), self.tools.timer.now()
         self.warmed, self.kept_at = WarmUp(0, False), -math.inf
 
-    def measure(self, opened: _Opened) -> Timings[Key]:
+    def measure(self, opened: Opened) -> Timings[Key]:
         """Warm up and time whatever is open; side by side in both orders of opening, for half of the time each.
 
         Raises:
             KeyboardInterrupt: before the first round was complete.
         """
         timer, seconds = self.tools.timer, self.options.seconds
-        orders = len(opened.runners)  # what is opened last is some percent faster or slower than the others
+        orders = opened.orders
         least = FIRST_LOOK if orders == 1 else SWAPPED_LOOK
         text = f"measuring {len(self.kept)} cases for up to {seconds:g} s, {orders * least} rounds at least"
         self.progress.stage(text)
@@ -221,18 +203,7 @@ class _Run:
             least=least,
         )
         self.warmed = warm_up(opened.candidates(), timer, seconds)
-        timings: Timings[Key] = timed(opened.candidates(), seconds=self._left() / orders)
-        if orders > 1 and timings.ended != Ended.INTERRUPTED:
-            try:
-                candidates = opened.swapped().candidates()
-                warm_up(candidates, timer, self._left())
-                timings.swapped = len(timings.rounds)
-                timings = timed(candidates, seconds=self._left(), earlier=timings)
-            except KeyboardInterrupt:
-                timings.ended = Ended.INTERRUPTED
-        if not timings.rounds:
-            raise KeyboardInterrupt
-        return timings
+        return time_opened(opened, timer, self._left, timed)
 
     def measurement(self, timings: Timings[Key]) -> Measurement:
         """What was measured so far; partial while it goes on."""

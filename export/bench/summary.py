@@ -192,16 +192,16 @@ def to_json(result: BenchResult) -> dict[str, Any]:
         "notes": [*result.notes, *result.measurement.caveats],
         "interrupted": result.interrupted,
     }
-    finite: dict[str, Any] = _finite(content)
-    return finite
+    known: dict[str, Any] = finite(content)
+    return known
 
 
-def _finite(value: Any) -> Any:
-    """JSON has no infinity."""
+def finite(value: Any) -> Any:
+    """The same for JSON, which has no infinity: null in its place."""
     if isinstance(value, dict):
-        return {key: _finite(entry) for key, entry in value.items()}
+        return {key: finite(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(entry) for entry in value]
+        return [finite(entry) for entry in value]
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value

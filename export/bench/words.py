@@ -64,3 +64,13 @@ def sentence(verdict: CaseVerdict) -> str:
         return f"{sign(verdict)}; {allowed}"
     slowdown = verdict.slowdown
     return f"{SIGNS[verdict.outcome]}: {percent(slowdown.ratio)} ({bounds(slowdown)}), {allowed}"
+
+
+def ratio(speed_up: Ratio, decided: bool) -> str:
+    """A ratio with its interval; undecided where it was not `decided`."""
+    if speed_up.is_unknown:
+        return TOO_FEW
+    if not decided and speed_up.is_wide:
+        return TOO_NOISY
+    interval = f"({speed_up.low:.2f} to {speed_up.high:.2f})"
+    return f"{speed_up.ratio:.2f}x {interval}" if decided else f"undecided {interval}"

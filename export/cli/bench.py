@@ -8,6 +8,7 @@ from pathlib import Path
 import click
 
 from export.cli.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
+from export.errors import OptionError
 from madtp.console.command import WRONG_INPUT, allow_outside
 from madtp.console.printing import say
 from madtp.errors import OutputError
@@ -16,7 +17,7 @@ UNDECIDED = 3
 
 
 @click.command(short_help="Measure latency, and compare it with a baseline.")
-@click.argument("artifact", type=PATH)
+@click.argument("artifacts", type=PATH, nargs=-1, required=True, metavar="ARTIFACT...")
 @click.option("--samples", type=PATH, metavar="DIR", help="Folder of samples (default: the demo's samples).")
 @allow_outside
 @click.option("--synthetic", is_flag=True, help="Measure with random pixels and ids; their token counts mean little.")
@@ -43,7 +44,7 @@ UNDECIDED = 3
 @click.pass_context
 def command(
     context: click.Context,
-    artifact: Path,
+    artifacts: tuple[Path, ...],
     samples: Path | None,
     allow_outside: bool,
     synthetic: bool,
@@ -63,6 +64,9 @@ def command(
 ) -> None:
     """Measure the latency of ARTIFACT (out.json, out.onnx or out.plan), dense and pruned side by side.
 
+    Several artifacts of one checkpoint, e.g. its precisions, are compared with the first: latency, size, answers and
+    tokens.
+
     On a machine that others share, only --against-engine tells a slower artifact from a slower machine.
 
     \b
@@ -74,10 +78,12 @@ def command(
     from export.bench.run import STAGES, BenchOptions, BenchResult, bench
     from export.bench.summary import to_json
     from export.bench.verdict import Verdict, overall, parse_regression
+    from export.cli.bench_comparison import show_comparison
     from export.console import ConsoleProgress
     from madtp.files.outputs import Kind, check_outputs, write_output
 
     raise_interrupts()
+    artifact, *others = artifacts
     options = BenchOptions(
         artifact,
         samples,
@@ -93,6 +99,15 @@ def command(
         cuda_graphs,
         allow_outside,
     )
+
+    if others:
+        one = {"--save": save, "--against": against, "--against-engine": against_engine, "--junit": junit}
+        for option in (option for option, given in one.items() if given is not None):
+            what = f"{option} is of one artifact, and {len(artifacts)} are named"
+            raise OptionError(
+                what, "Several are compared with the first.", f"Leave {option} out, or name one artifact."
+            )
+        context.exit(WRONG_INPUT if show_comparison(options, others, json_file, markdown) else 0)
 
     def saved(measurement: Measurement) -> str:
         return json.dumps(measurement.to_json()) + "\n"

@@ -38,6 +38,7 @@ MISSING_SHOWN = 3
 @click.option("--generate", is_flag=True, help="vqa: generate answers instead of ranking those of answer_list.json.")
 @click.option("--k-test", type=int, help="retrieval: candidates matched per image and per text (default: 256).")
 @click.option("--limit", type=int, help="Maximum number of items, from the first (default: all).")
+@click.option("--against", type=PATH, metavar="JSON", help="Compare the answers with this result, e.g. of fp32.")
 @click.option("--skip-missing", is_flag=True, help="Skip items whose images are missing.")
 @allow_outside
 @click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt (default: the artifact's own).")
@@ -48,6 +49,7 @@ def command(
     task: str | None,
     split: str | None,
     output: Path,
+    against: Path | None,
     skip_missing: bool,
     allow_outside: bool,
     vocab: Path | None,
@@ -63,6 +65,7 @@ def command(
     """
     from export.artifact.outputs import files_of
     from export.artifact.reader import open_manifest
+    from export.evaluate.against import Earlier
     from export.evaluate.evaluation import EvaluateOptions
     from export.evaluate.run import RESULTS, evaluate, part_path
     from export.session.session import Session
@@ -74,7 +77,8 @@ def command(
     if threads is not None and threads < 1:
         raise OptionError(f"--threads is {threads}", "", "Use 1 or more.")
     path, manifest = open_manifest(artifact)
-    check_outputs([(output, RESULTS)], [vocab, *files_of(artifact)])
+    check_outputs([(output, RESULTS)], [vocab, against, *files_of(artifact)])
+    earlier = None if against is None else Earlier.read(against)
     if task not in (None, manifest.task):
         raise OptionError(
             f"--task is {task}, and the artifact is of {manifest.task}", "", "Leave --task out, or name another."
@@ -93,7 +97,7 @@ def command(
                         for line in closing_lines(results):
                             shown.print(line, soft_wrap=True)
 
-                evaluate(session, dataset, output, options, progress.count, show)
+                evaluate(session, dataset, output, options, progress.count, show, earlier)
     except KeyboardInterrupt as error:
         part = part_path(output)
         kept = (
@@ -112,6 +116,7 @@ def results_table(results: dict[str, Any], title: str) -> Table:
         table.add_row(name.replace("_", " "), f"{value:.2f}")
     partial = " (the first of the data set)" if results["partial"] else ""
     table.add_row("items", f"{results['items']}{partial}")
+    table.add_row("precision", results["precision"])
     table.add_row("temperature", f"{results['identity']['temperature']:g}")
     for encoder, layers in results["mean_tokens"].items():
         table.add_row(f"{encoder} tokens after the first and last layer", f"{layers[0]:.1f}, {layers[-1]:.1f}")
@@ -137,6 +142,11 @@ def closing_lines(results: dict[str, Any]) -> list[str]:
             f"{used['match_batch']} candidates were matched per batch, the artifact's maximum; the published "
             f"evaluation matches all {used['k_test']} in one batch (export with --batch 1:N:{used['k_test']})"
         )
+    if "against" in results:
+        against = results["against"]
+        tokens = ", ".join(f"{encoder} {more:+.1f} %" for encoder, more in against["tokens_percent"].items())
+        beside = f"'{against['path']}'" + (f" ({against['precision']})" if against["precision"] else "")
+        lines.append(f"against {beside}: {against['equal']} of {against['answers']} answers equal; tokens {tokens}")
     missing = results["missing_images"]
     if missing:
         more = ", ..." if len(missing) > MISSING_SHOWN else ""

@@ -10,7 +10,7 @@ from madtp.console.command import allow_outside
 
 
 @click.command(short_help="Write a page about an artifact.")
-@click.argument("artifact", type=PATH)
+@click.argument("artifacts", type=PATH, nargs=-1, required=True, metavar="ARTIFACT...")
 @click.option("-o", "--output", type=PATH, default=Path("report.html"), show_default=True, help="HTML file to write.")
 @click.option("--ckpt", type=PATH, help="Checkpoint of the artifact: for GFLOPs, and for plans that cannot run here.")
 @click.option("--samples", type=PATH, metavar="DIR", help="Folder of samples.  [default: the default samples]")
@@ -21,7 +21,7 @@ from madtp.console.command import allow_outside
     "--temperature", type=float, multiple=True, help="Temperature besides 0 and the default; may be repeated."
 )
 def command(
-    artifact: Path,
+    artifacts: tuple[Path, ...],
     output: Path,
     ckpt: Path | None,
     samples: Path | None,
@@ -32,20 +32,26 @@ def command(
 ) -> None:
     """Write a page about ARTIFACT (out.json, out.onnx or out.plan): parity, latency, tokens, what was pruned where.
 
+    Further artifacts of the same checkpoint, e.g. of other precisions, are compared with it in a section.
+
     The page is one HTML file that needs no network.
 
     \b
     Exit status: 0 written, 2 invalid input or machine, or interrupted.
     """
     from export.artifact.manifest import Manifest
+    from export.bench.comparison_report import sentences
     from export.console import ConsoleProgress
     from export.report.costs import costs_table, notes
     from export.report.page import Measurements
-    from export.report.run import STAGES, ReportOptions, report
+    from export.report.run import ReportOptions, report
 
     raise_interrupts()
-    options = ReportOptions(artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside)
-    with ConsoleProgress(errors_console(), STAGES) as progress:
+    artifact, *others = artifacts
+    options = ReportOptions(
+        artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside, tuple(others)
+    )
+    with ConsoleProgress(errors_console(), options.stages) as progress:
 
         def show(manifest: Manifest, measured: Measurements) -> None:
             progress.stop()
@@ -54,6 +60,8 @@ def command(
                 console.print(costs_table(manifest, measured))
                 for line in notes(measured):
                     console.print(f"note: {line}", soft_wrap=True)
+                for line in [] if measured.comparison is None else sentences(measured.comparison):
+                    console.print(line, soft_wrap=True)
 
         report(options, progress, show)
     output_console().print(f"wrote {output} ({output.stat().st_size / 1e6:.1f} MB)", soft_wrap=True)

@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from export.errors import OptionError
+from export.evaluate.against import Earlier
 from export.evaluate.evaluation import EvaluateOptions, Report, Work, batching, mean_tokens
 from export.evaluate.items import item_work
 from export.evaluate.journal import Entry, Journal
@@ -35,6 +36,7 @@ def evaluate(
     options: EvaluateOptions,
     report: Report,
     show: Callable[[Entry], None] = lambda _: None,
+    earlier: Earlier | None = None,
 ) -> Entry:
     """Run a data set through an artifact, score it, and write `output`.
 
@@ -43,6 +45,7 @@ def evaluate(
     Args:
         report: told of the stage, what of it is done, and all of it.
         show: given what is to be written before it is, which may fail.
+        earlier: results that the answers are compared with.
 
     Returns:
         What was written.
@@ -68,6 +71,8 @@ def evaluate(
         "temperature": temperature,
         "options": work.settings,
     }
+    if earlier is not None:
+        earlier.check(identity)
     with Journal(part_path(output), identity) as journal:
         for step in range(len(journal.entries), work.steps):
             begin = time.perf_counter()
@@ -79,6 +84,7 @@ def evaluate(
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "metrics": scoring.metrics,
             "unscored": scoring.unscored,
+            "precision": session.manifest.precision,
             "items": len(dataset),
             "partial": len(dataset) < whole,
             "batching": batching(size for name, size in work.settings.items() if name.endswith("batch")),
@@ -89,6 +95,8 @@ def evaluate(
             "identity": identity,
             "answers": scoring.answers,
         }
+        if earlier is not None:
+            results["against"] = earlier.agreement(results)
         try:
             show(results)
         finally:  # a closed pipe is no reason not to write

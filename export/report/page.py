@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from export.artifact.manifest import KEPT_FAILURES, Manifest, OutputEntry, Validation, VerdictEntry
+from export.bench.comparison import Comparison
+from export.bench.comparison_report import COLUMNS, explanation, heading, rows, sentences
 from export.bench.latency import summarize
 from export.bench.statistics import CONFIDENCE, paired_ratio
 from export.bench.words import milliseconds, times
@@ -46,6 +48,7 @@ class Measurements:
     examples: Sequence[Example]
     words_fit: bool  # the ids are those of the words; otherwise answers mean little
     caveats: Sequence[str]  # what makes `times` less reliable, a sentence each
+    comparison: Comparison | None = None  # with other artifacts of the checkpoint; None if there are none
 
     @property
     def of_torch(self) -> bool:
@@ -93,6 +96,7 @@ def render(manifest: Manifest, measured: Measurements) -> str:
         cost_title="GFLOPs" if cost_name == GFLOPS else "Tokens",
         pareto_plot=pareto_plot(costs, measured.times, default, cost_name, call),
         pareto=_pareto(measured, costs, cost_name),
+        compared=_compared(measured.comparison),
     )
 
 
@@ -223,6 +227,18 @@ def _recorded(validation: Validation) -> Table:
         for name, entry in validation.latency.items()
     ]
     return Table(["runner", "p50 ms", "p90 ms", "calls"], rows)
+
+
+def _compared(comparison: Comparison | None) -> dict[str, Any] | None:
+    """What the page says of other artifacts of the checkpoint."""
+    if comparison is None:
+        return None
+    return {
+        "tables": {heading(comparison, case): Table(COLUMNS, rows(comparison, case)) for case in comparison.cases},
+        "sentences": sentences(comparison),
+        "explanation": explanation(comparison),
+        "caveats": comparison.measurement.caveats,
+    }
 
 
 def _files(manifest: Manifest) -> list[tuple[str, str, str]]:

@@ -1,15 +1,18 @@
 """One report from options to page: measure, follow the tokens of examples, write."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import madtp
 from export.artifact.manifest import Manifest
 from export.artifact.outputs import files_of
 from export.bench.calls import samples_sha256
+from export.bench.comparison import STAGES as COMPARISON_STAGES
+from export.bench.comparison import Comparison, compare
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.measurement import ONE_SAMPLE
+from export.bench.run import BenchOptions
 from export.build.gflops import mean_gflops
 from export.console import Progress
 from export.engine.profile import batch_and_text
@@ -42,6 +45,7 @@ from madtp.tasks.requests import Runner, torch_runners
 
 STAGES = 5
 MAX_SAMPLES = 32  # each runs at every temperature
+COMPARED = 30.0  # seconds for the comparison with other artifacts
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,12 @@ class ReportOptions:
     bench: Path | None = None  # result of `python -m export bench`; None measures now
     temperatures: tuple[float, ...] = ()  # to compare; empty for some around the default
     allow_outside: bool = False  # images of samples may lie outside their folder
+    others: tuple[Path, ...] = ()  # artifacts of the same checkpoint, to compare with it
+
+    @property
+    def stages(self) -> int:
+        """How many are shown."""
+        return STAGES + (COMPARISON_STAGES if self.others else 0)
 
 
 @dataclass(frozen=True)
@@ -75,8 +85,8 @@ Show = Callable[[Manifest, Measurements], None]
 def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __: None) -> None:
     """Write the page.
 
-    `progress` shows STAGES stages. `show` gets the manifest and the measurements before the page is written, which may
-    fail.
+    `progress` shows `options.stages` stages. `show` gets the manifest and the measurements before the page is written,
+    which may fail.
 
     Raises:
         MadtpError: manifest, files, checkpoint, bench result, samples or output cannot be used, or nothing here can run
@@ -87,17 +97,38 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
     data = DataOptions(
         options.samples, synthetic=options.synthetic, limit=MAX_SAMPLES, allow_outside=options.allow_outside
     )
-    check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *files_of(options.artifact)])
+    inputs = [path for artifact in (options.artifact, *options.others) for path in files_of(artifact)]
+    check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *inputs])
     with Artifact.open(options.artifact, checkpoint=options.checkpoint) as artifact:
         manifest, config = artifact.manifest, artifact.config
         bench = None if options.bench is None else read_bench(options.bench, manifest)
         samples = choose_samples(data, options.checkpoint, artifact.vocabulary, config, *batch_and_text(manifest))
-        measured = _measure(options, _opened(options, artifact), samples, bench, progress)
+        comparison = _comparison(options, progress)
+        measured = replace(
+            _measure(options, _opened(options, artifact), samples, bench, progress), comparison=comparison
+        )
     try:
         show(manifest, measured)
     finally:  # a closed pipe is no reason not to write
         progress.stage("writing the page")
         write_output(options.output, render(manifest, measured), PAGE)
+
+
+def _comparison(options: ReportOptions, progress: Progress) -> Comparison | None:
+    """With the other artifacts, if there are some.
+
+    Raises:
+        KeyboardInterrupt: also if measuring was cut short.
+    """
+    if not options.others:
+        return None
+    how = BenchOptions(
+        options.artifact, options.samples, options.synthetic, allow_outside=options.allow_outside, seconds=COMPARED
+    )
+    comparison = compare(how, options.others, progress)
+    if comparison.measurement.partial:
+        raise KeyboardInterrupt
+    return comparison
 
 
 def _check_options(options: ReportOptions) -> None:

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from export.artifact.manifest import Manifest
 from export.artifact.manifest import Part as PartEntry
-from export.validate.intermediates import KeptIdsRunner, OpenIntermediates, kept_ids_runners
+from export.runtime.intermediates_runner import KeptIdsRunner
+from export.validate.intermediates import OpenIntermediates, kept_ids_runners
 from madtp.data.samples import Config
 from madtp.models.parts import Part
 from madtp.ops.recorder import PruningRecorder

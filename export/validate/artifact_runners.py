@@ -10,10 +10,10 @@ from export.errors import BackendError
 from export.graph.precision import needs_rounding, write_runnable
 from export.runtime.artifact import Artifact
 from export.runtime.checked import CheckedRunner
+from export.runtime.intermediates_runner import KeptIdsRunner
 from export.runtime.onnx_runner import OnnxRunner
 from export.validate.intermediates import (
     IntermediatesPlanBuilder,
-    KeptIdsRunner,
     kept_ids_runners,
     open_onnx_intermediates,
     trace_parts,

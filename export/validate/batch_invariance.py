@@ -9,9 +9,9 @@ from torch import Tensor
 
 from export.engine.range import Range
 from export.validate.comparator import Comparator
-from export.validate.outputs import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST, strip_padding
 from export.validate.run_result import RunResult
 from madtp.data.samples import Config, Request, SampleSet, collate, edge_ids
+from madtp.tasks.decisions import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST, strip_padding
 from madtp.tasks.requests import token_counts
 
 PROBES = 2  # samples that are put into batches

@@ -3,31 +3,28 @@
 A plan shows nothing but its outputs. One built from the same graph with more outputs shows the values inside it.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-import torch
 from onnxscript import ir
-from torch import Tensor
 
 from export.artifact.schema import encode
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import plugin_library
 from export.graph.inline import inline_functions
-from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.graph.onnx_graph import OnnxGraph
 from export.graph.precision import precision_pass
 from export.graph.source_ids import kept_ids
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import write_part
 from export.runtime.artifact import Artifact
-from export.runtime.onnx_runner import float16_inputs
+from export.runtime.intermediates_runner import IntermediatesRunner, KeptIdsRunner
 from export.runtime.plan_runner import PlanRunner
-from export.runtime.runner import feed, running
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
-from madtp.tasks.requests import Outputs, Runner
+from madtp.tasks.requests import Runner
 
 PassesOf = Callable[[Part], Sequence[Callable[[ir.Model], None]]]
 
@@ -38,22 +35,6 @@ class OpenIntermediates(Protocol):
     def __call__(self, part: str, values: set[str]) -> Runner:
         """The part, given the ONNX names of the values; those that a plan does not have are excluded."""
         ...
-
-
-class IntermediatesRunner:
-    """A part's ONNX graph in ONNX Runtime; the `values` inside it are outputs too."""
-
-    def __init__(self, graph: OnnxGraph, values: Iterable[str]) -> None:
-        self._session = open_graph(graph, exposed=values)
-        self._inputs = {value.name for value in self._session.get_inputs()}
-        self._float16 = float16_inputs(self._session)
-        self._outputs = [value.name for value in self._session.get_outputs()]
-
-    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        given = feed(inputs, temperature, self._inputs, self._float16)
-        with running("ONNX Runtime cannot run a copy of the artifact whose intermediate values are outputs"):
-            arrays = self._session.run(self._outputs, given)
-        return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
 
 
 def open_onnx_intermediates(files: Mapping[str, Path]) -> OpenIntermediates:
@@ -139,23 +120,6 @@ def trace_parts(
             change = precision_pass(precision, io_dtype, runnable)
             write_part(part, files[name], external_data=True, passes=[*passes_of(part), change])
     return files
-
-
-class KeptIdsRunner:
-    """A part that keeps the source ids of its tokens, which are the outputs `names` of its runner.
-
-    Attributes:
-        ids: [sequences, tokens] int32 for each layer, from the latest call.
-    """
-
-    def __init__(self, runner: Runner, names: Sequence[str]) -> None:
-        self._runner, self._names = runner, names
-        self.ids: list[Tensor] = []
-
-    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        outputs = dict(self._runner.run(inputs, temperature))
-        self.ids = [outputs.pop(name) for name in self._names]
-        return outputs
 
 
 def kept_ids_runners(files: Mapping[str, Path], open_part: OpenIntermediates) -> dict[str, KeptIdsRunner]:

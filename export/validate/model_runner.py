@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from export.validate.intermediates import KeptIdsRunner
+from export.runtime.intermediates_runner import KeptIdsRunner
 from export.validate.narrow_model import narrow_model
 from export.validate.run_result import LayerTokens, RunResult
 from export.validate.teacher_forcing import GeneratedText, forced_logits, teacher_forcing_runners

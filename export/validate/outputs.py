@@ -9,10 +9,8 @@ from torch import Tensor
 
 from export.validate.teacher_forcing import TEXT_LOGITS
 from export.validate.tolerances import Bounds
+from madtp.tasks.decisions import DECIDED_AS_WRITTEN, DECIDED_BY_LARGEST, texts_equal
 from madtp.tasks.requests import COUNTS_SUFFIX, Outputs
-
-DECIDED_BY_LARGEST = ("logits", "itm_logits", "sim")  # outputs whose largest column is the answer
-DECIDED_AS_WRITTEN = ("answer_ids", "caption_ids")  # generated texts, which are the answer
 
 
 @dataclass
@@ -170,18 +168,6 @@ def same_decisions(output: str, expected: Tensor, actual: Tensor | None, pad_id:
     if output in DECIDED_AS_WRITTEN and actual is not None:
         return texts_equal(expected, actual, pad_id)
     return None
-
-
-def texts_equal(expected: Tensor, actual: Tensor, pad_id: int) -> Tensor:
-    """[B]: which generated texts are the same; how far a batch's longest text pads the others does not matter."""
-    pairs = zip(strip_padding(expected, pad_id), strip_padding(actual, pad_id), strict=True)
-    return torch.tensor([left == right for left, right in pairs])
-
-
-def strip_padding(texts: Tensor, pad_id: int) -> list[list[int]]:
-    """Ids of every text [B, L] without the padding behind them."""
-    lengths = ((texts != pad_id) * torch.arange(1, texts.shape[1] + 1)).amax(dim=1).tolist()
-    return [ids[:length] for ids, length in zip(texts.tolist(), lengths, strict=True)]
 
 
 def _largest(values: Tensor) -> float:

@@ -119,25 +119,43 @@ class OnnxRuntime:
     """The exported graphs in ONNX Runtime; the source ids of every TokenCompact node are made outputs.
 
     Args:
-        model: model to trace.
-        folder: folder for the files.
+        parts: of the model.
+        files: the ONNX file of every part.
     """
 
     name = "onnx"
 
-    def __init__(self, model: Any, folder: Path) -> None:
+    def __init__(self, parts: Mapping[str, Part], files: Mapping[str, Path]) -> None:
         from export.graph.onnx_graph import OnnxGraph
         from export.graph.source_ids import kept_ids
-        from export.validate.intermediates import IntermediatesRunner, trace_parts
 
-        parts = parts_of(model)
-        graphs = {name: OnnxGraph.read(path) for name, path in trace_parts(parts, folder, lambda _: None).items()}
+        graphs = {name: OnnxGraph.read(path) for name, path in files.items()}
         ids = {name: kept_ids(graph) for name, graph in graphs.items()}
-        self._parts = [
-            (parts[name], IntermediatesRunner(graph, ids[name]), ids[name]) for name, graph in graphs.items()
-        ]
+        self._parts = [(parts[name], self._open(graph, ids[name]), ids[name]) for name, graph in graphs.items()]
+
+    def _open(self, graph: Any, ids: list[str]) -> Runner:
+        """A runner of a graph that gives these source ids too."""
+        from export.runtime.intermediates_runner import IntermediatesRunner
+
+        return IntermediatesRunner(graph, ids)
 
     def runners(self) -> tuple[dict[str, Runner], Towers]:
         """Return runners of all parts, and their record."""
         towers = Towers()
         return {part.name: OnnxPart(part, runner, ids, towers) for part, runner, ids in self._parts}, towers
+
+
+class OpenVinoRuntime(OnnxRuntime):
+    """The same graphs as standard ONNX, without custom ops, in OpenVINO in float32."""
+
+    name = "openvino"
+
+    def _open(self, graph: Any, ids: list[str]) -> Runner:
+        from export.graph.expose_outputs import expose_outputs
+        from export.graph.inline import inline_functions
+        from tests.helpers.openvino_runner import OpenVinoRunner
+
+        path = graph.folder / f"openvino-{len(list(graph.folder.glob('openvino-*')))}.onnx"
+        path.write_bytes(expose_outputs(graph.model, ids))
+        inline_functions(path, path)
+        return OpenVinoRunner(path)

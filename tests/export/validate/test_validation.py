@@ -22,7 +22,7 @@ from export.validate.batch_invariance import BatchInvariance, batch_invariance
 from export.validate.comparator import Comparator
 from export.validate.divergent_node import DivergentNode, first_divergent_node, record_calls
 from export.validate.model_runner import TorchModelRunner
-from export.validate.outputs import OutputAgreement, compare_outputs, texts_equal
+from export.validate.outputs import OutputAgreement, compare_outputs
 from export.validate.repro import save_repro
 from export.validate.result import ValidationResult
 from export.validate.run_result import LayerTokens, RunResult
@@ -211,25 +211,6 @@ def test_dependence_on_batch_mates_is_a_failure_of_packed_engines_only() -> None
 def test_a_limit_spreads_evenly() -> None:
     assert spread(range(10), 4) == [0, 2, 5, 7]
     assert spread(range(3), 32) == [0, 1, 2]
-
-
-# Generated texts: 9 is a word, 2 [SEP], 0 padding.
-
-
-def test_padding_behind_a_text_makes_no_difference() -> None:
-    expected = torch.tensor([[1, 9, 2], [1, 9, 9]])
-    padded = torch.tensor([[1, 9, 2, 0, 0], [1, 9, 9, 0, 0]])
-    assert texts_equal(expected, padded, pad_id=0).tolist() == [True, True]
-
-
-def test_one_longer_text_of_a_batch_is_the_only_one_that_differs() -> None:
-    expected = torch.tensor([[1, 9, 2], [1, 9, 2], [1, 2, 0]])
-    actual = torch.tensor([[1, 9, 2, 0], [1, 9, 9, 2], [1, 2, 0, 0]])
-    assert texts_equal(expected, actual, pad_id=0).tolist() == [True, False, True]
-
-
-def test_texts_of_different_ids_differ() -> None:
-    assert texts_equal(torch.tensor([[1, 9, 2]]), torch.tensor([[1, 8, 2]]), pad_id=0).tolist() == [False]
 
 
 def test_a_longer_text_counts_as_one_decision() -> None:

@@ -28,8 +28,9 @@ from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.graph.trace import save_onnx
 from export.runtime.artifact import Artifact
+from export.runtime.intermediates_runner import IntermediatesRunner
 from export.validate.divergent_node import record_calls
-from export.validate.intermediates import IntermediatesPlanBuilder, IntermediatesRunner
+from export.validate.intermediates import IntermediatesPlanBuilder
 from export.validate.model_runner import TorchModelRunner
 from export.validate.plan_bisection import PlanBisection, bisect_plan
 from export.validate.repro import save_repro
@@ -223,7 +224,7 @@ def test_plans_of_several_parts_are_validated(
     files = {path.suffixes[0][1:]: path for path in traced.glob("out.*.onnx")}
     for name, path in files.items():
         files[name] = path.rename(traced / f"{name}.onnx")
-    monkeypatch.setattr(export.validate.artifact_runners, "trace_parts", lambda *form, **runnable: files)
+    monkeypatch.setattr(export.validate.artifact_runners, "trace_parts", lambda *_, **__: files)
     plan = pass_for_plan(folder / "out.onnx", monkeypatch)
     ran = run_cli("validate", "--engine", plan, "--ckpt", folder / "tiny.pt", *FEW, "--json", tmp_path / "v.json")
     assert ran.status == 0, ran

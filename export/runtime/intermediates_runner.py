@@ -1,0 +1,53 @@
+"""A part's ONNX graph in ONNX Runtime, with values inside it as outputs."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.runtime.onnx_runner import float16_inputs
+from export.runtime.runner import feed, running
+from madtp.tasks.requests import Outputs, Runner
+
+
+class IntermediatesRunner:
+    """A part's ONNX graph in ONNX Runtime; the `values` inside it are outputs too.
+
+    Args:
+        threads: of ONNX Runtime; None leaves the number to it.
+    """
+
+    def __init__(self, graph: OnnxGraph, values: Iterable[str], threads: int | None = None) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        if threads is not None:
+            options.intra_op_num_threads = threads
+        self._session = open_graph(graph, options, values)
+        self._inputs = {value.name for value in self._session.get_inputs()}
+        self._float16 = float16_inputs(self._session)
+        self._outputs = [value.name for value in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        given = feed(inputs, temperature, self._inputs, self._float16)
+        with running("ONNX Runtime cannot run a copy of the artifact whose intermediate values are outputs"):
+            arrays = self._session.run(self._outputs, given)
+        return {name: torch.from_numpy(array) for name, array in zip(self._outputs, arrays, strict=True)}
+
+
+class KeptIdsRunner:
+    """A part that keeps the source ids of its tokens, which are the outputs `names` of its runner.
+
+    Attributes:
+        ids: [sequences, tokens] int32 for each layer, from the latest call.
+    """
+
+    def __init__(self, runner: Runner, names: Sequence[str]) -> None:
+        self._runner, self._names = runner, names
+        self.ids: list[Tensor] = []
+
+    def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
+        outputs = dict(self._runner.run(inputs, temperature))
+        self.ids = [outputs.pop(name) for name in self._names]
+        return outputs
