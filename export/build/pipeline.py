@@ -13,9 +13,11 @@ from export.build.built_artifact import BuiltArtifact, build_plans, keep_onnx
 from export.build.files import vocabulary_name
 from export.build.manifest import manifest_of
 from export.build.prepare import Prepared, input_files
+from export.build.torch_results import TorchResults
 from export.build.traced_part import trace_parts
 from export.build.validation import ExportValidation, validate
 from export.console import Progress
+from export.validate.tolerances import tolerance_of
 from madtp.files.staging import Staging, write_errors
 
 
@@ -40,13 +42,15 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
         clock.start("tracing the model to ONNX")
         traced = trace_parts(prepared, staging.folder, progress.detail)
         gc.collect()  # traced programs hold reference cycles and, through them, the weights
+        dtype = tolerance_of(prepared.options.precision).dtype
+        results = TorchResults(prepared.load_model, dtype, prepared.config, prepared.samples)
         if target.suffix == ".plan":
             clock.start(f"building the engine with {backend.name} {backend.version}")
-            built = build_plans(prepared, traced, staging.folder, progress.detail)
+            built = build_plans(prepared, traced, results, staging.folder, progress.detail)
         else:
             built = keep_onnx(prepared, traced, staging.folder)
         clock.start("checking answers, tokens and latency")
-        validation = validate(prepared, built, progress.detail)
+        validation = validate(prepared, built, results, progress.detail)
         seconds = clock.stop()
         if not validation.passed:
             return ExportResult(prepared, validation)

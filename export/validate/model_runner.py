@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.validate.intermediates import KeptIdsRunner
 from export.validate.run_result import LayerTokens, RunResult
@@ -65,8 +65,7 @@ class TorchModelRunner:
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The model's parts in this type."""
-        model = self.model if self._dtype == torch.float32 else copy.deepcopy(self.model).to(self._dtype)
-        return parts_of(model)
+        return parts_of(self.model if self._dtype == torch.float32 else _cast(self.model, self._dtype))
 
     @cached_property
     def runners(self) -> Runners:
@@ -87,6 +86,15 @@ class TorchModelRunner:
             for (encoder, index), record in zip(names, recorder.records, strict=True)
         ]
         return RunResult(outputs, layers)
+
+
+def _cast(model: Model, dtype: torch.dtype) -> Model:
+    """A copy in another type; its weights are copied once, into that type."""
+    cast: dict[int, Tensor] = {
+        id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in model.parameters()
+    }
+    cast |= {id(value): value.to(dtype) if value.is_floating_point() else value for value in model.buffers()}
+    return copy.deepcopy(model, cast)
 
 
 class ArtifactRunner:
@@ -114,17 +122,31 @@ class ArtifactRunner:
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
         outputs = run_request(self._config, self._runners, inputs, temperature)
-        layers = counted_layers(self._layers, outputs)
+        result = RunResult(outputs, counted_layers(self._layers, outputs))
         if not self._kept_ids or temperature <= 0:
-            return RunResult(outputs, layers)
+            return result
         # Outputs are those of what is shipped, ids those of a copy with more outputs: it may be optimised differently.
-        count_tokens(self._config, {**self._runners, **self._kept_ids}, inputs, temperature)
-        ids = [value for runner in self._kept_ids.values() for value in runner.ids]
-        if len(ids) != len(layers):
-            return RunResult(outputs, layers)  # it prunes otherwise than an export would: its counts tell
-        if any(layer.tokens != value.shape[1] for layer, value in zip(layers, ids, strict=True)):
-            return RunResult(outputs, layers)  # at a threshold, the copy rounded the other way
-        return RunResult(outputs, [replace(layer, source_ids=value) for layer, value in zip(layers, ids, strict=True)])
+        runners = {**self._runners, **self._kept_ids}
+        return with_kept_ids(result, run_kept_ids(self._config, runners, inputs, temperature))
+
+
+def run_kept_ids(config: Config, runners: Runners, inputs: Inputs, temperature: float) -> list[Tensor]:
+    """[sequences, tokens] int32 for each layer that prunes: the source ids of its tokens in one batch.
+
+    Of the runners, which are all parts but a decoder, those that prune are `KeptIdsRunner`.
+    """
+    count_tokens(config, runners, inputs, temperature)
+    return [ids for runner in runners.values() if isinstance(runner, KeptIdsRunner) for ids in runner.ids]
+
+
+def with_kept_ids(result: RunResult, ids: list[Tensor]) -> RunResult:
+    """A result with ids that a copy of the artifact gave, unless the copy kept another number of tokens."""
+    if len(ids) != len(result.layers):
+        return result  # it prunes otherwise than an export would: its counts tell
+    if any(layer.tokens != value.shape[1] for layer, value in zip(result.layers, ids, strict=True)):
+        return result  # at a threshold, the copy rounded the other way
+    layers = [replace(layer, source_ids=value) for layer, value in zip(result.layers, ids, strict=True)]
+    return replace(result, layers=layers)
 
 
 def counted_layers(names: list[tuple[str, int]], outputs: Outputs) -> list[LayerTokens]:
