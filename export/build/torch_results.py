@@ -4,17 +4,14 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
-from torch import Tensor
 
 from export.artifact.manifest import Gflops
 from export.build.gflops import FLOP_SAMPLES
 from export.validate.comparator import run_batch
 from export.validate.model_runner import Inputs, TorchModelRunner
 from export.validate.run_result import LayerTokens, RunResult
-from export.validate.teacher_forcing import GeneratedText
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import Config, SampleSet, collate
-from madtp.ops.flops import count_call
 from madtp.tasks.requests import COUNTS_SUFFIX, Outputs
 
 PAIRED = ("sim",)  # outputs of a request that the others of its batch are part of
@@ -79,28 +76,11 @@ class TorchResults:
         return joined_results(alone) if batch.temperature <= 0 and len(alone) == len(batch.samples) else None
 
     def _run(self, batch: Batch) -> RunResult:
-        runner = self._runner = self._runner or TorchModelRunner("torch", self._load_model(), self._dtype)
-        if len(batch.samples) > 1:
-            return run_batch(runner, self.inputs(batch), batch.temperature)
-        counted = _CountedRunner(runner)
-        result = run_batch(counted, self.inputs(batch), batch.temperature)
-        self._gflops[batch] = counted.gflops
+        if self._runner is None:
+            self._runner = TorchModelRunner("torch", self._load_model(), self._dtype, counts=True)
+        result = run_batch(self._runner, self.inputs(batch), batch.temperature)
+        self._gflops[batch] = self._runner.gflops
         return result
-
-
-class _CountedRunner:
-    """Torch, and the GFLOPs of its latest run."""
-
-    def __init__(self, runner: TorchModelRunner) -> None:
-        self.name, self.gflops, self._runner = runner.name, 0.0, runner
-
-    def run(self, inputs: Inputs, temperature: float) -> RunResult:
-        results: list[RunResult] = []
-        self.gflops = count_call(lambda: results.append(self._runner.run(inputs, temperature))).giga
-        return results[0]
-
-    def text_logits(self, text: GeneratedText) -> Tensor:
-        return self._runner.text_logits(text)
 
 
 def joined_results(alone: Sequence[RunResult]) -> RunResult | None:

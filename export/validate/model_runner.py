@@ -15,6 +15,7 @@ from export.validate.teacher_forcing import GeneratedText, forced_logits, teache
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import Config
 from madtp.models.parts import Part, encoder_layers, parts_of
+from madtp.ops.flops import count_call
 from madtp.ops.products import WideProducts
 from madtp.ops.recorder import PruningRecorder
 from madtp.ops.tf32 import forbid_tf32
@@ -54,11 +55,14 @@ class TorchModelRunner:
     """The model in torch, in one floating-point type; a temperature of zero runs it dense.
 
     `model` itself is not changed: another type than float32 is a copy, made when it first runs.
+
+    Attributes:
+        gflops: of the latest run, where it `counts`; a generated text counts with the length that it got.
     """
 
-    def __init__(self, name: str, model: Model, dtype: torch.dtype) -> None:
+    def __init__(self, name: str, model: Model, dtype: torch.dtype, *, counts: bool = False) -> None:
         forbid_tf32()
-        self.name = name
+        self.name, self.gflops, self._counts = name, 0.0, counts
         self.config: Config = model.config
         self.model, self._dtype = model, dtype
 
@@ -76,8 +80,16 @@ class TorchModelRunner:
         return forced_logits(self.runners, text)
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
-        with PruningRecorder() as recorder:
-            outputs = run_request(self.config, self.runners, inputs, temperature)
+        outputs: Outputs = {}
+
+        def run() -> None:
+            outputs.update(run_request(self.config, self.runners, inputs, temperature))
+
+        with PruningRecorder() as recorder:  # around the counting, which shall not see what recording computes
+            if self._counts:
+                self.gflops = count_call(run).giga
+            else:
+                run()
         names = encoder_layers(self.parts)
         if not recorder.records:
             return RunResult(outputs, counted_layers(names, outputs))
