@@ -28,7 +28,14 @@ from export.validate.comparator import (
     run_batch,
 )
 from export.validate.intermediates import kept_ids_runners, open_onnx_intermediates
-from export.validate.model_runner import ArtifactRunner, Inputs, TorchModelRunner, run_kept_ids, with_kept_ids
+from export.validate.model_runner import (
+    ArtifactRunner,
+    Inputs,
+    TorchModelRunner,
+    cast_model,
+    run_kept_ids,
+    with_kept_ids,
+)
 from export.validate.run_result import RunResult
 from export.validate.teacher_forcing import GeneratedText
 from export.validate.tolerances import Bounds, tolerance_of
@@ -246,7 +253,8 @@ class _Fp64Reference:
 
     @cached_property
     def _runner(self) -> TorchModelRunner:
-        return TorchModelRunner(self.name, self._load_model(), torch.float64)
+        model = cast_model(self._load_model(), torch.float64)  # and nobody keeps the one that it is made of
+        return TorchModelRunner(self.name, model, torch.float64)
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
         return self._runner.run(inputs, temperature)

@@ -54,7 +54,7 @@ class CastRunner(TorchRunner):
 class TorchModelRunner:
     """The model in torch, in one floating-point type; a temperature of zero runs it dense.
 
-    `model` itself is not changed: another type than float32 is a copy, made when it first runs.
+    `model` itself is not changed: another type than its own is a copy, made when it first runs.
 
     Attributes:
         gflops: of the latest run, where it `counts`; a generated text counts with the length that it got.
@@ -69,7 +69,8 @@ class TorchModelRunner:
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The model's parts in this type."""
-        return parts_of(self.model if self._dtype == torch.float32 else _cast(self.model, self._dtype))
+        held = next(self.model.parameters()).dtype
+        return parts_of(self.model if held == self._dtype else cast_model(self.model, self._dtype))
 
     @cached_property
     def runners(self) -> Runners:
@@ -100,7 +101,7 @@ class TorchModelRunner:
         return RunResult(outputs, layers)
 
 
-def _cast(model: Model, dtype: torch.dtype) -> Model:
+def cast_model(model: Model, dtype: torch.dtype) -> Model:
     """A copy in another type; its weights are copied once, into that type."""
     cast: dict[int, Tensor] = {
         id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in model.parameters()

@@ -1,5 +1,7 @@
 """Torch's results on an export's samples: each batch runs once, dense ones are put together where they can be."""
 
+import weakref
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +9,9 @@ import pytest
 import torch
 
 import madtp
+from export.build import validation
 from export.build.gflops import mean_gflops
+from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults, joined_results
 from export.engine.range import Range
 from export.samples.synthetic import synthetic_samples
@@ -17,6 +21,7 @@ from madtp.checkpoint.loading import Model
 from madtp.data.samples import Request, SampleSet, load_samples
 from madtp.models.parts import parts_of
 from tests.helpers.checkpoints import TAU, write_task_checkpoint
+from tests.helpers.command_line import Ran
 
 COUNT = 4
 
@@ -128,3 +133,30 @@ def test_no_batch_is_joined_of_requests_that_were_not_run(model: Model, samples:
     results.result(Batch((0,), 0.0))
     results.result(Batch((0, 1), 0.0))
     assert runs == [(1, 0.0), (2, 0.0)]
+
+
+def test_no_model_of_torch_is_in_memory_when_the_artifact_opens(
+    tiny_checkpoint: Callable[..., Path], tmp_path: Path, run_cli: Callable[..., Ran], quick: pytest.MonkeyPatch
+) -> None:
+    models: list[weakref.ref[Model]] = []
+    alive: list[int] = []
+    load, open_copy, open_artifact = Prepared.load_model, validation.kept_ids_runners, validation._open
+
+    def noted_load(self: Prepared) -> Model:
+        model = load(self)
+        models.append(weakref.ref(model))
+        return model
+
+    def counted(open_it: Callable[..., Any]) -> Callable[..., Any]:
+        def opened(*arguments: Any) -> Any:
+            alive.append(sum(model() is not None for model in models))
+            return open_it(*arguments)
+
+        return opened
+
+    quick.setattr(Prepared, "load_model", noted_load)
+    quick.setattr(validation, "kept_ids_runners", counted(open_copy))
+    quick.setattr(validation, "_open", counted(open_artifact))
+    assert run_cli("--ckpt", tiny_checkpoint(), "--engine", tmp_path / "out.onnx").status == 0
+    assert models
+    assert alive == [0, 0]
