@@ -2,8 +2,8 @@
 
     python -m benchmarks.nlvr_base [--json FILE]
 
-1. `python -m export --engine base.plan` in a separate process: seconds per stage, peak resident memory of each process
-   (sampled), as multiples of the checkpoint's size.
+1. `python -m export --engine base.plan` in a separate process: seconds per stage, CPU seconds, peak resident memory of
+   each process (sampled) and of all together, as multiples of the checkpoint's size.
 2. ONNX Runtime against our own eager torch, dense and at two temperatures, one request, interleaved round by round;
    medians with their 10th and 90th percentile. ONNX Runtime and torch use all cores, one after the other.
 
@@ -48,13 +48,19 @@ TEXT_TOKENS = 22
 SAMPLE_SECONDS = 0.05  # between looks at resident memory
 
 
-def peak_memory(process: "subprocess.Popen[str]") -> dict[str, float]:
-    """Follow a process and its children to their end; return peak resident bytes of each kind of process and of all."""
+def peak_memory(process: "subprocess.Popen[str]") -> tuple[dict[str, float], float]:
+    """Follow a process and its children to their end.
+
+    Returns:
+        Peak resident bytes of each kind of process and of all together, and the CPU seconds of all, which other
+        processes on the machine hardly change.
+    """
     peaks = {"export": 0.0, "engine worker": 0.0, "together": 0.0}
-    root = psutil.Process(process.pid)
+    root, cpu = psutil.Process(process.pid), 0.0
     while process.poll() is None:
         total = 0.0
         try:
+            cpu = max(cpu, sum(root.cpu_times()[:4]))  # with those of children that have ended
             for member in [root, *root.children(recursive=True)]:
                 resident = member.memory_info().rss
                 name = "export" if member.pid == root.pid else "engine worker"
@@ -64,7 +70,7 @@ def peak_memory(process: "subprocess.Popen[str]") -> dict[str, float]:
             continue
         peaks["together"] = max(peaks["together"], total)
         time.sleep(SAMPLE_SECONDS)
-    return peaks
+    return peaks, cpu
 
 
 def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
@@ -76,7 +82,7 @@ def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
     assert process.stdout is not None
     reader = threading.Thread(target=lines.extend, args=(process.stdout,))
     reader.start()
-    peaks = peak_memory(process)
+    peaks, cpu = peak_memory(process)
     reader.join()
     seconds = time.perf_counter() - begin
     if process.returncode != 0:
@@ -87,6 +93,7 @@ def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
         "checkpoint_bytes": size,
         "plan_bytes": manifest["parts"][0]["bytes"],
         "wall_seconds": round(seconds, 1),
+        "cpu_seconds": round(cpu, 1),
         "stage_seconds": manifest["seconds"],
         "peak_rss_over_checkpoint": {name: round(peak / size, 2) for name, peak in peaks.items()},
         "validation": manifest["validation"],

@@ -6,7 +6,7 @@ TensorRT tunes a layer for one size. With these numbers that is the size that re
 import json
 import math
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -172,19 +172,6 @@ def check_source(found: Source, wanted: Source, path: Path) -> None:
         )
 
 
-def collect(
-    config: BlipConfig | ClipConfig,
-    parts: Mapping[str, Part],
-    requests: Iterable[Mapping[str, Tensor]],
-    source: Source,
-) -> TokenStatistics:
-    """Statistics of `requests` (inputs of `run_request`, batch 1 each) at the source's temperature."""
-    statistics, runners = TokenStatistics(source), torch_runners(parts)
-    for inputs in requests:
-        statistics.add(count_tokens(config, runners, inputs, source.temperature))
-    return statistics
-
-
 def collect_resumable(
     config: BlipConfig | ClipConfig,
     parts: Mapping[str, Part],
@@ -194,7 +181,9 @@ def collect_resumable(
     on_sample: Callable[[int], None],
     show: Callable[[TokenStatistics], None] = lambda _: None,
 ) -> TokenStatistics:
-    """Like `collect`, writing `path` at the end and, on the way, a partial file that a later run goes on from.
+    """Statistics of requests (inputs of `run_request`, batch 1 each) at the source's temperature.
+
+    They are written to `path` at the end and, on the way, to a partial file that a later run goes on from.
 
     Args:
         requests: functions that read one request each, so that images are decoded when their turn comes.

@@ -9,6 +9,7 @@ from export.artifact.manifest import LibraryEntry, Profile, TimingCache, Tokens
 from export.artifact.schema import encode
 from export.build.files import artifact_name, library_name, timing_name
 from export.build.prepare import Prepared
+from export.build.torch_results import TorchResults
 from export.build.traced_part import TracedPart
 from export.engine.builder import build_plan
 from export.engine.plugin_build import plugin_library
@@ -20,7 +21,8 @@ from export.graph.token_sizes import set_token_sizes
 from madtp.errors import InputError
 from madtp.files.inputs import read_bytes
 from madtp.files.staging import write_errors
-from madtp.models.parts import Part, parts_of
+from madtp.models.parts import Part
+from madtp.tasks.requests import token_counts
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,11 @@ def keep_onnx(prepared: Prepared, traced: Mapping[str, TracedPart], folder: Path
 
 
 def build_plans(
-    prepared: Prepared, traced: Mapping[str, TracedPart], folder: Path, on_detail: Callable[[str], None]
+    prepared: Prepared,
+    traced: Mapping[str, TracedPart],
+    results: TorchResults,
+    folder: Path,
+    on_detail: Callable[[str], None],
 ) -> BuiltArtifact:
     """The artifact for TensorRT: a plan of every part, with the plugin library unless the plans carry it."""
     target, options = prepared.options.engine, prepared.options
@@ -73,7 +79,8 @@ def build_plans(
     tokens, entry = None, None
     with write_errors(target):
         if library is not None:
-            tokens = _token_plan(prepared, on_detail)
+            tokens = _token_plan(prepared, results, on_detail)
+            results.free_model()  # nobody holds its weights while an engine is built, when memory is shortest
             shipped = None if options.embed_plugins else library_name(target)
             entry = library.entry(shipped)
             if shipped is not None:
@@ -88,12 +95,13 @@ def build_plans(
     return BuiltArtifact(folder, parts, entry)
 
 
-def _token_plan(prepared: Prepared, on_detail: Callable[[str], None]) -> TokenPlan:
+def _token_plan(prepared: Prepared, results: TorchResults, on_detail: Callable[[str], None]) -> TokenPlan:
     return token_plan(
         prepared.config,
-        parts_of(prepared.load_model()),
+        prepared.encoders,
         prepared.samples,
         prepared.tokens,
+        lambda: (token_counts(outputs) for outputs in results.outputs_alone(prepared.temperature)),
         temperature=prepared.temperature,
         checkpoint_sha256=prepared.checkpoint.sha256,
         longest_text=prepared.text.max,

@@ -15,6 +15,7 @@ from export.build.files import ranges_name, vocabulary_name
 from export.build.manifest import manifest_of
 from export.build.prepare import Prepared, input_files
 from export.build.quantization import measure_ranges
+from export.build.torch_results import torch_results
 from export.build.traced_part import trace_parts
 from export.build.validation import ExportValidation, validate
 from export.console import Progress
@@ -45,13 +46,14 @@ def export(prepared: Prepared, progress: Progress) -> ExportResult:
         clock.start("tracing the model to ONNX")
         traced = trace_parts(prepared, staging.folder, progress.detail)
         gc.collect()  # traced programs hold reference cycles and, through them, the weights
+        results = torch_results(prepared, traced)
         if target.suffix == ".plan":
             clock.start(f"building the engine with {backend.name} {backend.version}")
-            built = build_plans(prepared, traced, staging.folder, progress.detail)
+            built = build_plans(prepared, traced, results, staging.folder, progress.detail)
         else:
             built = keep_onnx(prepared, traced, staging.folder)
         clock.start("checking answers, tokens and latency")
-        validation = validate(prepared, built, progress.detail)
+        validation = validate(prepared, built, results, progress.detail)
         seconds = clock.stop()
         if not validation.passed:
             return ExportResult(prepared, validation)

@@ -1,25 +1,45 @@
 """The fourth stage: validation on the samples at two temperatures, GFLOPs, and latency of torch and the artifact."""
 
 import platform
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from export.artifact.manifest import CostEntry, Gflops, LatencyEntry, Parity, Validation
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
-from export.build.gflops import mean_gflops
 from export.build.prepare import Prepared
+from export.build.torch_results import Batch, TorchResults
 from export.runtime.checked import CheckedRunner
 from export.runtime.onnx_runner import OnnxRunner
 from export.runtime.plan_runner import PlanRunner
-from export.validate.comparator import Comparator, PairResult, TokenCounts, compare_samples
+from export.validate.comparator import (
+    REFERENCE,
+    Judge,
+    PairResult,
+    TokenCounts,
+    add_token_counts,
+    batches_of,
+    run_batch,
+)
 from export.validate.intermediates import kept_ids_runners, open_onnx_intermediates
-from export.validate.model_runner import ArtifactRunner, TorchModelRunner
+from export.validate.model_runner import (
+    ArtifactRunner,
+    Inputs,
+    TorchModelRunner,
+    cast_model,
+    run_kept_ids,
+    with_kept_ids,
+)
+from export.validate.run_result import RunResult
+from export.validate.teacher_forcing import GeneratedText
 from export.validate.tolerances import Bounds, tolerance_of
+from madtp.checkpoint.loading import Model
 from madtp.data.samples import collate
 from madtp.models.parts import parts_of
 from madtp.tasks.requests import Runner, Runners, run_request, torch_runners
@@ -96,57 +116,101 @@ def _latency(times: list[float]) -> LatencyEntry:
     return LatencyEntry(latency.p50, latency.p10, latency.p90, latency.calls)
 
 
-def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str], None]) -> ExportValidation:
+def validate(
+    prepared: Prepared, built: BuiltArtifact, results: TorchResults, on_detail: Callable[[str], None]
+) -> ExportValidation:
     """Compare the artifact with torch on all samples, and time both.
+
+    Torch, the copy of the artifact that shows kept ids, the artifact and the fp64 reference run one after the other, so
+    that memory holds one of them at a time (timing takes torch and the artifact).
 
     Raises:
         BackendError: the artifact failed to run.
     """
-    config, samples, temperature = prepared.config, prepared.samples, prepared.temperature
+    temperatures = sorted({prepared.temperature, 0.0}, reverse=True)
+    groups = batches_of(prepared.samples, prepared.batch)
+    batches = [Batch(tuple(group), temperature) for temperature in temperatures for group in groups]
+    for batch in _announced(batches, "torch", on_detail):
+        results.result(batch)
+    gflops = results.gflops(prepared.temperature)
+    results.free_model()
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
-    files = {name: part.traced.runnable for name, part in built.parts.items()}
-    # First, because ONNX Runtime holds weights twice while it opens. Plans are compared by token counts: one that has
-    # the ids as outputs would have to be built too.
-    kept_ids = {} if runs_plan else kept_ids_runners(files, open_onnx_intermediates(files))
-    runners = _open(prepared, built, runs_plan)
-    reference = _reference(prepared, built)
-    artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
-    pairs, counts = _compare(prepared, reference, artifact, on_detail)
-    on_detail("counting GFLOPs")
-    torch_parts = parts_of(reference.model)  # float32: what a user would run on a CPU, and what FLOPs do not depend on
-    gflops = Gflops(*(mean_gflops(config, torch_parts, samples, tau) for tau in (0.0, temperature)))
-    on_detail("timing")
-    before, neighbours = activity(), Neighbours()
-    inputs = collate(samples.requests[: prepared.batch.min], config)
-    eager = torch_runners(torch_parts)
-    times = time_rounds(
-        {
-            "torch dense": lambda: run_request(config, eager, inputs, 0.0),
-            "artifact dense": lambda: run_request(config, runners, inputs, 0.0),
-            "torch pruned": lambda: run_request(config, eager, inputs, temperature),
-            "artifact pruned": lambda: run_request(config, runners, inputs, temperature),
-        },
-        seconds=LATENCY_SECONDS,
-    )
+    # Plans are compared by token counts: one that has the ids as outputs would have to be built too.
+    ids = {} if runs_plan else _kept_ids(prepared, built, results, batches, on_detail)
+    answers, times, caveats = _run_artifact(prepared, built, results, batches, runs_plan, on_detail)
+    answers |= {batch: with_kept_ids(answers[batch], kept) for batch, kept in ids.items()}
+    pairs = _judge(prepared, results, answers, "plan" if runs_plan else "onnx", on_detail)
+    counts: dict[float, TokenCounts] = {temperature: {} for temperature in temperatures}
+    for batch in batches:
+        if len(batch.samples) == prepared.batch.min:
+            add_token_counts(counts[batch.temperature], results.result(batch))
     return ExportValidation(
-        samples=samples.origin,
+        samples=prepared.samples.origin,
         pairs=pairs,
         token_counts=counts,
         gflops=gflops,
         times=times,
         validated="artifact" if prepared.backend.can_run else "onnx",
-        caveats=tuple(warnings(machine(None), before, activity(), neighbours.share())),
+        caveats=caveats,
     )
 
 
-def _reference(prepared: Prepared, built: BuiltArtifact) -> TorchModelRunner:
-    """Torch in the artifact's precision."""
-    model, dtype = prepared.load_model(), tolerance_of(prepared.options.precision).dtype
-    if prepared.quantization is None:
-        return TorchModelRunner("torch", model, dtype)
-    quantized = frozenset[str]().union(*(part.traced.quantized for part in built.parts.values()))
-    quantizer = replace(prepared.quantization.quantizer, products=quantized)
-    return TorchModelRunner("torch", model, dtype, quantizer.in_torch(model))
+def _announced(batches: Sequence[Batch], runner: str, on_detail: Callable[[str], None]) -> Iterator[Batch]:
+    """The batches, each told before it runs."""
+    for number, batch in enumerate(batches):
+        on_detail(f"{runner}: batch {number + 1} of {len(batches)}, temperature {batch.temperature:g}")
+        yield batch
+
+
+def _kept_ids(
+    prepared: Prepared,
+    built: BuiltArtifact,
+    results: TorchResults,
+    batches: Sequence[Batch],
+    on_detail: Callable[[str], None],
+) -> dict[Batch, list[Tensor]]:
+    """The ids of the tokens that the artifact keeps, by batch, from a copy that has them as outputs."""
+    pruned = [batch for batch in batches if batch.temperature > 0]
+    if not pruned:
+        return {}
+    files = {name: part.traced.runnable for name, part in built.parts.items() if part.traced.part.encoders}
+    runners = kept_ids_runners(files, open_onnx_intermediates(files))
+    if runners.keys() != files.keys():  # a part shows none
+        return {}
+    return {
+        batch: run_kept_ids(prepared.config, runners, results.inputs(batch), batch.temperature)
+        for batch in _announced(pruned, "kept ids", on_detail)
+    }
+
+
+def _run_artifact(
+    prepared: Prepared,
+    built: BuiltArtifact,
+    results: TorchResults,
+    batches: Sequence[Batch],
+    runs_plan: bool,
+    on_detail: Callable[[str], None],
+) -> tuple[dict[Batch, RunResult], Mapping[str, list[float]], tuple[str, ...]]:
+    """The artifact's results by batch; milliseconds of its calls and torch's, and what makes these worth less."""
+    runners = _open(prepared, built, runs_plan)
+    parts = {name: part.traced.part for name, part in built.parts.items()}
+    artifact = ArtifactRunner("artifact", prepared.config, parts, runners, {})
+    answers = {
+        batch: run_batch(artifact, results.inputs(batch), batch.temperature, results.result(batch))
+        for batch in _announced(batches, "artifact", on_detail)
+    }
+    on_detail("timing")
+    torch_parts = torch_runners(parts_of(prepared.load_model()))  # float32: what a user would run on a CPU
+    before, neighbours = activity(), Neighbours()
+    inputs = collate(prepared.samples.requests[: prepared.batch.min], prepared.config)
+    calls = {
+        "torch dense": lambda: run_request(prepared.config, torch_parts, inputs, 0.0),
+        "artifact dense": lambda: run_request(prepared.config, runners, inputs, 0.0),
+        "torch pruned": lambda: run_request(prepared.config, torch_parts, inputs, prepared.temperature),
+        "artifact pruned": lambda: run_request(prepared.config, runners, inputs, prepared.temperature),
+    }
+    times = time_rounds(calls, seconds=LATENCY_SECONDS)
+    return answers, times, tuple(warnings(machine(None), before, activity(), neighbours.share()))
 
 
 def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
@@ -164,17 +228,37 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
     return runners
 
 
-def _compare(
-    prepared: Prepared, reference: TorchModelRunner, artifact: ArtifactRunner, on_detail: Callable[[str], None]
-) -> tuple[tuple[PairResult, ...], Mapping[float, TokenCounts]]:
-    """Compare the artifact with torch at the default temperature and dense."""
-    fp64 = TorchModelRunner("torch fp64", reference.model, torch.float64)
-    bounds = Bounds(tolerance_of(prepared.options.precision))
-    comparator = Comparator(reference, fp64, [artifact], bounds, always_fp64=False)
-    temperatures = sorted({prepared.temperature, 0.0}, reverse=True)
-    counts = compare_samples(comparator, prepared.config, prepared.samples, temperatures, prepared.batch, on_detail)
-    pairs = tuple(comparator.results.values())
-    for error in (failure.error for pair in pairs for failure in pair.failures):
-        if error is not None:  # the runtime is at fault, not the artifact's answers
-            raise error
-    return pairs, counts
+def _judge(
+    prepared: Prepared,
+    results: TorchResults,
+    answers: Mapping[Batch, RunResult],
+    name: str,
+    on_detail: Callable[[str], None],
+) -> tuple[PairResult, ...]:
+    """Compare the artifact's results with torch's at the default temperature and dense."""
+    fp64 = _Fp64Reference(prepared.load_model)
+    judge = Judge(prepared.config, fp64, Bounds(tolerance_of(prepared.options.precision)), always_fp64=False)
+    for batch in _announced(list(answers), "comparing", on_detail):
+        ran = {REFERENCE: results.result(batch), name: answers[batch]}
+        judge.judge(f"samples {list(batch.samples)}", results.inputs(batch), batch.temperature, ran)
+    return tuple(judge.results.values())
+
+
+class _Fp64Reference:
+    """The fp64 reference, which is read when a batch needs it: it takes twice the checkpoint."""
+
+    name = "torch fp64"
+
+    def __init__(self, load_model: Callable[[], Model]) -> None:
+        self._load_model = load_model
+
+    @cached_property
+    def _runner(self) -> TorchModelRunner:
+        model = cast_model(self._load_model(), torch.float64)  # and nobody keeps the one that it is made of
+        return TorchModelRunner(self.name, model, torch.float64)
+
+    def run(self, inputs: Inputs, temperature: float) -> RunResult:
+        return self._runner.run(inputs, temperature)
+
+    def text_logits(self, text: GeneratedText) -> Tensor:
+        return self._runner.text_logits(text)

@@ -1,16 +1,17 @@
 """Token counts that TensorRT is told for each layer: from a file, measured on samples, or guessed."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from calibration.tokens import Source, TokenStatistics, collect
+from calibration.tokens import Source, TokenStatistics
 from export.artifact.manifest import Tokens, TokenSizes
-from madtp.data.samples import Config, SampleSet, collate
+from madtp.data.samples import Config, SampleSet
 from madtp.errors import TokensError
 from madtp.models.config import BlipConfig, ClipConfig
 from madtp.models.parts import SOURCE, Part, encoder_layers
+from madtp.tasks.requests import Outputs
 
 TokenSource = Literal["file", "measured", "guessed"]
 
@@ -72,9 +73,10 @@ def check_encoders(statistics: TokenStatistics, parts: Mapping[str, Part], path:
 
 def token_plan(
     config: Config,
-    parts: Mapping[str, Part],
+    layers: Mapping[str, int],
     samples: SampleSet,
     statistics: TokenStatistics | None,
+    count: Callable[[], Iterable[Outputs]],
     *,
     temperature: float,
     checkpoint_sha256: str,
@@ -85,22 +87,24 @@ def token_plan(
     """Token sizes for an export, from its token statistics, else measured on its samples.
 
     Args:
-        samples: to count on without statistics.
+        layers: of each pruned encoder, in the order in which they run.
+        samples: counted on without statistics.
+        count: gives the token counts of every sample alone, by encoder; not called where they are not needed.
         temperature: the default; zero prunes nothing.
         longest_text: maximum tokens per text.
         usual_batch: requests per call that the engine is tuned for.
     """
-    largest = {name: largest_tokens(config, longest_text, name) for name in depths(parts)}
+    largest = {name: largest_tokens(config, longest_text, name) for name in layers}
     source: TokenSource = "file"
     if statistics is None:
         source = "measured" if samples.fits else "guessed"
         if temperature > 0:
             on_detail("measuring token counts")
-            own = Source(checkpoint_sha256, config.task, temperature, samples.origin, None)
-            inputs = (collate([request], config) for request in samples.requests)
-            statistics = collect(config, parts, inputs, own)
+            statistics = TokenStatistics(Source(checkpoint_sha256, config.task, temperature, samples.origin, None))
+            for counts in count():
+                statistics.add(counts)
     if statistics is None:  # a dense default: every layer keeps everything
-        dense = {name: [largest[name]] * layers for name, layers in depths(parts).items()}
+        dense = {name: [largest[name]] * depth for name, depth in layers.items()}
         return _plan(dense, largest, "measured", "temperature 0 prunes nothing", 0)
     usual = {name: statistics.usual_tokens(name, usual_batch) for name in largest}
     return _plan(usual, largest, source, statistics.source.data, statistics.samples)

@@ -1,6 +1,6 @@
 """The comparator: outputs, answers and kept tokens of all pairs of runners, batch by batch, at every temperature."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import combinations
 from typing import Any
@@ -12,7 +12,7 @@ from export.validate.outputs import OutputAgreement, compare_outputs, float_outp
 from export.validate.precision_cost import PrecisionCost
 from export.validate.run_result import RunResult
 from export.validate.selection import Selection, same_tokens, score_errors
-from export.validate.teacher_forcing import TEXT_LOGITS, GeneratedText, generated_text
+from export.validate.teacher_forcing import TEXT_LOGITS, generated_text
 from export.validate.tolerances import Bounds, check_tolerances
 from madtp.data.samples import Config, SampleSet, collate
 from madtp.models.config import ClipConfig
@@ -85,52 +85,28 @@ class PairResult:
         }
 
 
-class Comparator:
-    """Compares torch in the artifact's precision (`reference`), its fp64 reference and the artifact, batch by batch.
+class Judge:
+    """Compares what torch in the artifact's precision, its fp64 reference and the artifact gave, batch by batch.
 
     With `always_fp64` the fp64 reference runs on every batch, so that every error is measured against it. Without, it
     runs where two runners differ by more than the floor or keep different tokens. Both pass and fail the same
     artifacts: what is within the floor of torch is within the floor and torch's own error of fp64.
     """
 
-    def __init__(
-        self,
-        reference: TorchModelRunner,
-        fp64: TorchModelRunner,
-        others: Sequence[ModelRunner],
-        bounds: Bounds,
-        *,
-        always_fp64: bool = True,
-    ) -> None:
-        self._reference, self._fp64, self._others, self._bounds = reference, fp64, others, bounds
-        self._always_fp64 = always_fp64
-        self.config = reference.config
-        self.pad_id = 0 if isinstance(self.config, ClipConfig) else self.config.pad_token_id
+    def __init__(self, config: Config, fp64: ModelRunner, bounds: Bounds, *, always_fp64: bool = True) -> None:
+        self.config = config
+        self.pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
         self.results: dict[tuple[str, float], PairResult] = {}
+        self._fp64, self._bounds, self._always_fp64 = fp64, bounds, always_fp64
 
-    def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, RunResult]:
-        """Run a batch from `collate` and compare all pairs; returns the result of each runner that did not fail.
-
-        `name` identifies the batch in failures.
-        """
-        reference = self._reference.run(inputs, temperature)
-        text = generated_text(inputs, reference.outputs)
-        reference = _with_text_logits(self._reference, reference, text)
-        check_tolerances(self._bounds.given, float_outputs(reference.outputs))
-        ran, requests = {REFERENCE: reference}, len(next(iter(inputs.values())))
-        for other in self._others:
-            try:
-                ran[other.name] = _with_text_logits(other, other.run(inputs, temperature), text)
-            except BackendError as error:
-                result = self._result(f"{REFERENCE}/{other.name}", temperature)
-                result.requests += requests
-                wrong = f"it failed to run: {error.what}: {error.why}"
-                result.failures.append(self._failure(result, name, wrong, inputs, error))
+    def judge(self, name: str, inputs: Inputs, temperature: float, ran: Mapping[str, RunResult]) -> None:
+        """Compare all pairs of what `run_batch` gave for one batch; torch's result is the first."""
+        reference, requests = ran[REFERENCE], len(next(iter(inputs.values())))
         fp64 = None
         cost = self._bounds.tolerance.cost
         always = self._always_fp64 or cost is not None
         if always or not all(self._within_floor(*pair) for pair in combinations(ran.values(), 2)):
-            fp64 = _with_text_logits(self._fp64, self._fp64.run(inputs, temperature), text)
+            fp64 = run_batch(self._fp64, inputs, temperature, reference)
         for (earlier, left), (later, right) in combinations(ran.items(), 2):
             result = self._result(f"{earlier}/{later}", temperature)
             result.requests += requests
@@ -138,12 +114,10 @@ class Comparator:
                 result.failures.append(self._failure(result, name, wrong, inputs))
         if cost is not None and fp64 is not None:
             errors = score_errors(reference, fp64, self._bounds.tolerance)
-            for other in self._others:
-                if other.name in ran:
-                    result = self._result(f"{REFERENCE}/{other.name}", temperature)
-                    result.cost = result.cost or PrecisionCost(cost)
-                    result.cost.add(fp64, ran[other.name], reference, self._bounds, errors, self.pad_id)
-        return ran
+            for other in list(ran)[1:]:
+                result = self._result(f"{REFERENCE}/{other}", temperature)
+                result.cost = result.cost or PrecisionCost(cost)
+                result.cost.add(fp64, ran[other], reference, self._bounds, errors, self.pad_id)
 
     def _result(self, pair: str, temperature: float) -> PairResult:
         return self.results.setdefault((pair, temperature), PairResult(pair, temperature))
@@ -196,8 +170,49 @@ class Comparator:
         )
 
 
-def _with_text_logits(runner: ModelRunner, result: RunResult, text: GeneratedText | None) -> RunResult:
-    """A result with the logits of torch's text, as many for everybody: ids alone would hide a small error."""
+class Comparator(Judge):
+    """A judge that runs a batch in torch (`reference`) and in all others, which are in memory together."""
+
+    def __init__(
+        self,
+        reference: TorchModelRunner,
+        fp64: ModelRunner,
+        others: Sequence[ModelRunner],
+        bounds: Bounds,
+        *,
+        always_fp64: bool = True,
+    ) -> None:
+        super().__init__(reference.config, fp64, bounds, always_fp64=always_fp64)
+        self._reference, self._others = reference, others
+
+    def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, RunResult]:
+        """Run a batch from `collate` and compare all pairs; returns the result of each runner that did not fail.
+
+        `name` identifies the batch in failures.
+        """
+        reference = run_batch(self._reference, inputs, temperature)
+        check_tolerances(self._bounds.given, float_outputs(reference.outputs))
+        ran, requests = {REFERENCE: reference}, len(next(iter(inputs.values())))
+        for other in self._others:
+            try:
+                ran[other.name] = run_batch(other, inputs, temperature, reference)
+            except BackendError as error:
+                result = self._result(f"{REFERENCE}/{other.name}", temperature)
+                result.requests += requests
+                wrong = f"it failed to run: {error.what}: {error.why}"
+                result.failures.append(self._failure(result, name, wrong, inputs, error))
+        self.judge(name, inputs, temperature, ran)
+        return ran
+
+
+def run_batch(runner: ModelRunner, inputs: Inputs, temperature: float, reference: RunResult | None = None) -> RunResult:
+    """Run a batch from `collate`.
+
+    Where text is generated, the outputs include logits after every id of the text of `reference`, torch's result (None:
+    this is it), as many for everybody: ids alone would hide a small error.
+    """
+    result = runner.run(inputs, temperature)
+    text = generated_text(inputs, (reference or result).outputs)
     if text is None:
         return result
     return replace(result, outputs={**result.outputs, TEXT_LOGITS: runner.text_logits(text)})
@@ -236,9 +251,14 @@ def compare_samples(
             inputs = collate([samples.requests[index] for index in indices], config)
             ran = comparator.compare(f"samples {indices}", inputs, temperature)
             if len(indices) == batch.min:
-                for layer in ran[REFERENCE].layers:
-                    if layer.index == 0:
-                        rows.setdefault(layer.encoder, []).append([])
-                    rows[layer.encoder][-1].append(layer.tokens)
+                add_token_counts(rows, ran[REFERENCE])
         counts[temperature] = rows
     return counts
+
+
+def add_token_counts(counts: TokenCounts, result: RunResult) -> None:
+    """Add a row for one batch."""
+    for layer in result.layers:
+        if layer.index == 0:
+            counts.setdefault(layer.encoder, []).append([])
+        counts[layer.encoder][-1].append(layer.tokens)

@@ -1,5 +1,6 @@
 """What is compared: torch, ONNX Runtime and TensorRT, each with all parts of a model and the tokens that it keeps."""
 
+import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -7,7 +8,7 @@ from functools import cached_property
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from export.runtime.intermediates_runner import KeptIdsRunner
 from export.validate.narrow_model import narrow_model
@@ -16,6 +17,7 @@ from export.validate.teacher_forcing import GeneratedText, forced_logits, teache
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import Config
 from madtp.models.parts import Part, encoder_layers, parts_of
+from madtp.ops.flops import count_call
 from madtp.ops.products import WideProducts
 from madtp.ops.recorder import PruningRecorder
 from madtp.ops.tf32 import forbid_tf32
@@ -54,8 +56,11 @@ class CastRunner(TorchRunner):
 class TorchModelRunner:
     """The model in torch, in one floating-point type; a temperature of zero runs it dense.
 
-    `model` itself is not changed: another type than float32 is a copy, made when it first runs. `context` may compute
+    `model` itself is not changed: another type than its own is a copy, made when it first runs. `context` may compute
     weight products otherwise (`export.graph.quantize`).
+
+    Attributes:
+        gflops: of the latest run, where it `counts`; a generated text counts with the length that it got.
     """
 
     def __init__(
@@ -64,17 +69,21 @@ class TorchModelRunner:
         model: Model,
         dtype: torch.dtype,
         context: Callable[[], AbstractContextManager[None]] = nullcontext,
+        *,
+        counts: bool = False,
     ) -> None:
         forbid_tf32()
-        self.name = name
+        self.name, self.gflops, self._counts = name, 0.0, counts
         self.config: Config = model.config
         self.model, self._dtype, self._context = model, dtype, context
 
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The model's parts in this type."""
-        model = self.model if self._dtype == torch.float32 else narrow_model(self.model, self._dtype)
-        return parts_of(model)
+        if next(self.model.parameters()).dtype == self._dtype:
+            return parts_of(self.model)
+        cast = cast_model if self._dtype == torch.float64 else narrow_model
+        return parts_of(cast(self.model, self._dtype))
 
     @cached_property
     def runners(self) -> Runners:
@@ -86,8 +95,17 @@ class TorchModelRunner:
             return forced_logits(self.runners, text)
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
-        with self._context(), PruningRecorder() as recorder:
-            outputs = run_request(self.config, self.runners, inputs, temperature)
+        outputs: Outputs = {}
+
+        def run() -> None:
+            with self._context():
+                outputs.update(run_request(self.config, self.runners, inputs, temperature))
+
+        with PruningRecorder() as recorder:  # around the counting, which shall not see what recording computes
+            if self._counts:
+                self.gflops = count_call(run).giga
+            else:
+                run()
         names = encoder_layers(self.parts)
         if not recorder.records:
             return RunResult(outputs, counted_layers(names, outputs))
@@ -96,6 +114,15 @@ class TorchModelRunner:
             for (encoder, index), record in zip(names, recorder.records, strict=True)
         ]
         return RunResult(outputs, layers)
+
+
+def cast_model(model: Model, dtype: torch.dtype) -> Model:
+    """A copy in another type; its weights are copied once, into that type."""
+    cast: dict[int, Tensor] = {
+        id(weight): nn.Parameter(weight.detach().to(dtype), requires_grad=False) for weight in model.parameters()
+    }
+    cast |= {id(value): value.to(dtype) if value.is_floating_point() else value for value in model.buffers()}
+    return copy.deepcopy(model, cast)
 
 
 class ArtifactRunner:
@@ -123,17 +150,31 @@ class ArtifactRunner:
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
         outputs = run_request(self._config, self._runners, inputs, temperature)
-        layers = counted_layers(self._layers, outputs)
+        result = RunResult(outputs, counted_layers(self._layers, outputs))
         if not self._kept_ids or temperature <= 0:
-            return RunResult(outputs, layers)
+            return result
         # Outputs are those of what is shipped, ids those of a copy with more outputs: it may be optimised differently.
-        count_tokens(self._config, {**self._runners, **self._kept_ids}, inputs, temperature)
-        ids = [value for runner in self._kept_ids.values() for value in runner.ids]
-        if len(ids) != len(layers):
-            return RunResult(outputs, layers)  # it prunes otherwise than an export would: its counts tell
-        if any(layer.tokens != value.shape[1] for layer, value in zip(layers, ids, strict=True)):
-            return RunResult(outputs, layers)  # at a threshold, the copy rounded the other way
-        return RunResult(outputs, [replace(layer, source_ids=value) for layer, value in zip(layers, ids, strict=True)])
+        runners = {**self._runners, **self._kept_ids}
+        return with_kept_ids(result, run_kept_ids(self._config, runners, inputs, temperature))
+
+
+def run_kept_ids(config: Config, runners: Runners, inputs: Inputs, temperature: float) -> list[Tensor]:
+    """[sequences, tokens] int32 for each layer that prunes: the source ids of its tokens in one batch.
+
+    Of the runners, which are all parts but a decoder, those that prune are `KeptIdsRunner`.
+    """
+    count_tokens(config, runners, inputs, temperature)
+    return [ids for runner in runners.values() if isinstance(runner, KeptIdsRunner) for ids in runner.ids]
+
+
+def with_kept_ids(result: RunResult, ids: list[Tensor]) -> RunResult:
+    """A result with ids that a copy of the artifact gave, unless the copy kept another number of tokens."""
+    if len(ids) != len(result.layers):
+        return result  # it prunes otherwise than an export would: its counts tell
+    if any(layer.tokens != value.shape[1] for layer, value in zip(result.layers, ids, strict=True)):
+        return result  # at a threshold, the copy rounded the other way
+    layers = [replace(layer, source_ids=value) for layer, value in zip(result.layers, ids, strict=True)]
+    return replace(result, layers=layers)
 
 
 def counted_layers(names: list[tuple[str, int]], outputs: Outputs) -> list[LayerTokens]:

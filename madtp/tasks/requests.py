@@ -113,7 +113,7 @@ def count_tokens(
     config: BlipConfig | ClipConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float
 ) -> Outputs:
     """The token counts of a batch of requests by encoder; as `run_request`, but nothing is written."""
-    if "decoder" in runners:
+    if "encoder" in runners:  # the decoder is not asked for
         asked = {name: tensor for name, tensor in inputs.items() if name != "prompt_ids"}
         return token_counts(runners["encoder"].run(asked, temperature))
     return token_counts(run_request(config, runners, inputs, temperature))

@@ -86,6 +86,31 @@ def test_an_artifact_that_answers_otherwise_is_not_written(
     outputs.untouched()
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["alone", "in batches"])
+@pytest.mark.parametrize("dense", [False, True], ids=["pruned", "dense"])
+def test_an_artifact_that_is_wrong_only_alone_or_in_batches_is_not_written(
+    together: bool,
+    dense: bool,
+    tiny_checkpoint: Write,
+    outputs: Outputs,
+    run_cli: Run,
+    quick: pytest.MonkeyPatch,
+) -> None:
+    run = OnnxRunner.run
+
+    def altered(self: OnnxRunner, inputs: Any, temperature: float) -> dict[str, torch.Tensor]:
+        answer = run(self, inputs, temperature)
+        if (len(inputs["input_ids"]) > 1) == together and (temperature <= 0) == dense:
+            answer["logits"][-1] += 1e-3
+        return answer
+
+    quick.setattr(OnnxRunner, "run", altered)
+    ran = run_cli("--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
+    assert ran.status == 1, ran
+    assert "parity FAILED, nothing was written" in ran.out
+    outputs.untouched()
+
+
 def test_a_plan_whose_onnx_answers_otherwise_is_not_written(
     answers: Callable[..., None], tiny_checkpoint: Write, outputs: Outputs, run_cli: Run, quick: pytest.MonkeyPatch
 ) -> None:
