@@ -53,7 +53,9 @@ class Prepared:
 
     def load_model(self) -> Model:
         """The model, anew: nobody holds its weights while an engine is built, when memory is shortest."""
-        return read_model(self.options.checkpoint, self.options.config).model
+        model = read_model(self.options.checkpoint, self.options.config).model
+        model.set_keep_margin(self.options.keep_margin)
+        return model
 
 
 def prepare(options: ExportOptions) -> Prepared:

@@ -11,7 +11,7 @@ from export.artifact.manifest import Gflops, LatencyEntry, Parity, Validation
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
-from export.build.gflops import mean_gflops
+from export.build.gflops import model_gflops
 from export.build.prepare import Prepared
 from export.runtime.checked import CheckedRunner
 from export.runtime.onnx_runner import OnnxRunner
@@ -111,7 +111,7 @@ def validate(prepared: Prepared, built: BuiltArtifact, on_detail: Callable[[str]
     artifact = ArtifactRunner("plan" if runs_plan else "onnx", config, reference.parts, runners, kept_ids)
     pairs, counts = _compare(prepared, reference, artifact, on_detail)
     on_detail("counting GFLOPs")
-    gflops = Gflops(*(mean_gflops(config, reference.parts, samples, tau) for tau in (0.0, temperature)))
+    gflops = model_gflops(reference.model, samples, temperature)
     on_detail("timing")
     before, neighbours = activity(), Neighbours()
     inputs = collate(samples.requests[: prepared.batch.min], config)

@@ -15,6 +15,7 @@ from madtp.errors import OutputError
 
 FAILED = 1  # a check failed
 BACKEND = "auto: onnxruntime for .onnx; for .plan tensorrt if installed with a GPU, else tensorrt-rtx."
+KEEP_MARGIN = "Also keep tokens this far below the threshold, as a fraction of the mean |score|."
 PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
 
 
@@ -38,6 +39,9 @@ def export_options(command: Any) -> Any:
                 "--max-length", type=int, help="Maximum ids of an answer or caption (default: vqa 17, caption 41)."
             ),
             click.option("--temperature", type=float, help="Default pruning temperature (default: the checkpoint's)."),
+            click.option(
+                "--keep-margin", type=float, default=0.0, show_default=True, metavar="FRACTION", help=KEEP_MARGIN
+            ),
             click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True, help=PLUGINS),
             click.option("--embed-plugins", is_flag=True, help="Embed the plugin library in the plan."),
             click.option(

@@ -9,7 +9,17 @@ from onnx import FunctionProto
 from onnx.defs import OpSchema
 
 from madtp.ops.reference import EPSILON
-from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import (
+    ALIGNED_ATTENTION,
+    DOMAIN,
+    FLOAT,
+    INT32,
+    KEEP_MARGIN,
+    OPS,
+    TOKEN_COMPACT,
+    VERSION,
+    OpSpec,
+)
 
 OPSET = 20
 OLDEST_ONNXRUNTIME = "1.17"  # that has it; 1.17.3 to 1.20.1 and 1.32.0 were tried, 1.16.3 refuses the file
@@ -121,8 +131,8 @@ _TOKEN_COMPACT_BODY = """
     weights = Softmax <axis = 1> (sharpened)
     importance_row = Unsqueeze (importance, at_1)
     weighted = MatMul (importance_row, weights)
-    threshold = ReduceMin <keepdims = 0> (weighted, at_2)
-
+    {LEARNED} = ReduceMin <keepdims = 0> (weighted, at_2)
+{MARGIN}
     # K: the largest count of the batch; a sample whose scores are not finite asks for all N tokens
     body_dim = Shape <start = 1> (importance)
     body_length = Squeeze (body_dim)
@@ -225,21 +235,39 @@ _TOKEN_COMPACT_BODY = """
     compacted_ids = GatherElements <axis = 1> (extended_ids, chosen)
 """
 
+_MARGIN = """
+    # a margin below it, in units of the mean |s|
+    importance_size = Abs (importance)
+    mean_size = ReduceMean <keepdims = 1> (importance_size, at_1)
+    keep_margin = Constant <value_float: float = @keep_margin> ()
+    margin = Mul (mean_size, keep_margin)
+    threshold = Sub (learned_threshold, margin)
+"""
 
-def _function(spec: OpSpec, body: str) -> FunctionProto:
-    inputs, outputs, attributes = (
-        ", ".join(entry.name for entry in part) for part in (spec.inputs, spec.outputs, spec.attributes)
-    )
+
+def _token_compact_body(keep_margin: bool) -> str:
+    """Without a margin there is nothing of it: every node costs time in every layer."""
+    learned, margin = ("learned_threshold", _MARGIN) if keep_margin else ("threshold", "")
+    return _TOKEN_COMPACT_BODY.replace("{LEARNED}", learned).replace("{MARGIN}", margin)
+
+
+def _function(spec: OpSpec, body: str, keep_margin: bool) -> FunctionProto:
+    inputs, outputs = (", ".join(entry.name for entry in part) for part in (spec.inputs, spec.outputs))
+    attributes = ", ".join(entry.name for entry in spec.attributes if keep_margin or entry.name != KEEP_MARGIN)
     return onnx.parser.parse_function(
         f'<opset_import: ["" : {OPSET}], domain: "{DOMAIN}">\n'
         f"{spec.onnx_name} <{attributes}> ({inputs}) => ({outputs}) {{{body.replace('{EPSILON}', f'{{{EPSILON}}}')}}}"
     )
 
 
-def functions() -> list[FunctionProto]:
-    """The function bodies of all custom ops, in the order of `madtp.ops.spec.OPS`."""
-    bodies = {ALIGNED_ATTENTION: _ALIGNED_ATTENTION_BODY, TOKEN_COMPACT: _TOKEN_COMPACT_BODY}
-    return [_function(spec, bodies[spec]) for spec in OPS]
+def functions(*, keep_margin: bool = False) -> list[FunctionProto]:
+    """The function bodies of all custom ops, in the order of `madtp.ops.spec.OPS`.
+
+    Args:
+        keep_margin: for nodes that have this attribute; all of a file have it, or none.
+    """
+    bodies = {ALIGNED_ATTENTION: _ALIGNED_ATTENTION_BODY, TOKEN_COMPACT: _token_compact_body(keep_margin)}
+    return [_function(spec, bodies[spec], keep_margin) for spec in OPS]
 
 
 def op_schema(spec: OpSpec) -> OpSchema:
@@ -257,9 +285,14 @@ def op_schema(spec: OpSpec) -> OpSchema:
         outputs=[parameter(entry.name, entry.dtype) for entry in spec.outputs],
         type_constraints=[(FLOAT, [f"tensor({t})" for t in ("float", "float16", "bfloat16")], "engine data type")],
         attributes=[
-            OpSchema.Attribute(entry.name, OpSchema.AttrType.INT, entry.doc, required=True) for entry in spec.attributes
+            OpSchema.Attribute(entry.name, _attribute_type(entry.dtype), entry.doc, required=entry.default is None)
+            for entry in spec.attributes
         ],
     )
+
+
+def _attribute_type(dtype: str) -> OpSchema.AttrType:
+    return OpSchema.AttrType.INT if dtype == INT32 else OpSchema.AttrType.FLOAT
 
 
 def _onnx_type(name: str) -> str:

@@ -18,7 +18,7 @@ from torch.export import Dim
 from export.graph.functions import OPSET, functions, op_schema
 from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
-from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import DOMAIN, KEEP_MARGIN, MARGIN_VERSION, OPS, TOKEN_COMPACT, VERSION, OpSpec
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.
 TRACED_SIZES = {BATCH: 2, TEXT: 8, SOURCE: 7, TEXTS: 3, NEW: 4, PAST: 5}
@@ -86,8 +86,9 @@ def _translation(spec: OpSpec) -> Callable[..., Any]:
 
     def translate(*arguments: Any) -> Any:
         # Attributes by name: the schema keeps them unordered, and torch.onnx would hand them over by position.
-        names = (attribute.name for attribute in spec.attributes)
-        return op(*arguments[:tensors], **dict(zip(names, arguments[tensors:], strict=True)))
+        given = zip(spec.attributes, arguments[tensors:], strict=False)  # torch leaves out what is the default
+        attributes = {attribute.name: value for attribute, value in given if value != attribute.default}
+        return op(*arguments[:tensors], **attributes)
 
     return translate
 
@@ -97,7 +98,8 @@ def _attach_functions(model: ir.Model) -> None:
 
     Source ids get names of ours, by which they are found where a file holds bodies in the place of the nodes.
     """
-    for function in functions():
+    margins = {KEEP_MARGIN in node.attributes for node in model.graph if node.op_type == TOKEN_COMPACT.onnx_name}
+    for function in functions(keep_margin=margins == {True}):
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION
@@ -107,7 +109,8 @@ def _attach_functions(model: ir.Model) -> None:
         node.metadata_props.clear()  # stack traces: paths of the machine that exported
         if node.domain == DOMAIN:
             node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
-            node.attributes.add(ir.AttrString("plugin_version", str(VERSION)))
+            version = MARGIN_VERSION if KEEP_MARGIN in node.attributes else VERSION
+            node.attributes.add(ir.AttrString("plugin_version", str(version)))
         if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 

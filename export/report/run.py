@@ -113,7 +113,9 @@ def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
         artifact.check_runs("Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.")
     parts = None
     if options.checkpoint is not None:
-        parts = parts_of(madtp.load(options.checkpoint, artifact.manifest.config))
+        model = madtp.load(options.checkpoint, artifact.manifest.config)
+        model.set_keep_margin(artifact.manifest.keep_margin or 0.0)
+        parts = parts_of(model)
     least = batch_and_text(artifact.manifest)[0].min
     if artifact.backend.can_run:
         return _Opened(artifact, parts, artifact.open_runners(), least)

@@ -5,14 +5,22 @@
 
 namespace madtp {
 
-class TokenCompactPlugin final : public PluginBase<TokenCompactPlugin, 3> {
+class TokenCompactPlugin final : public PluginBase<TokenCompactPlugin, 4> {
 public:
     static constexpr char const* kName = "TokenCompact";
     static constexpr int32_t kMostTokens = 1 << 24;
-    static constexpr std::array<FieldSpec, 3> kFields{{{"layer", 0, 65535, true},
-        {"opt_tokens", 0, kMostTokens, false}, {"max_tokens", 0, kMostTokens, false}}};
+    static constexpr std::array<FieldSpec, 4> kFields{
+        {{"layer", 0, 65535, true}, {"keep_margin", 0, 1, false, nvinfer1::PluginFieldType::kFLOAT32},
+            {"opt_tokens", 0, kMostTokens, false}, {"max_tokens", 0, kMostTokens, false}}};
+    // Of a node with a margin. TensorRT passes no field that a creator does not name, so a library that does not know
+    // margins would ignore it; for want of this version it is not asked.
+    static constexpr char const* kMarginVersion = "2";
 
     using PluginBase::PluginBase;
+
+    nvinfer1::AsciiChar const* getPluginVersion() const noexcept override {
+        return float_field(kKeepMargin) != 0.0f ? kMarginVersion : kVersion;
+    }
 
     int32_t getNbOutputs() const noexcept override { return kOutputs; }
     int32_t getOutputDataTypes(nvinfer1::DataType* outputs, int32_t output_count, nvinfer1::DataType const* inputs,
@@ -31,7 +39,7 @@ public:
         cudaStream_t stream) noexcept override;
 
 private:
-    enum Field { kLayer, kOptTokens, kMaxTokens };
+    enum Field { kLayer, kKeepMargin, kOptTokens, kMaxTokens };
     enum Input {
         kTokens,
         kKeyMask,
