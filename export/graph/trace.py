@@ -18,7 +18,16 @@ from torch.export import Dim
 from export.graph.functions import OPSET, functions, op_schema
 from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
-from madtp.ops.spec import DOMAIN, KEEP_MARGIN, MARGIN_VERSION, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import (
+    DOMAIN,
+    KEEP_MARGIN,
+    MARGIN_NAMESPACE,
+    MARGIN_VERSION,
+    OPS,
+    TOKEN_COMPACT,
+    VERSION,
+    OpSpec,
+)
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.
 TRACED_SIZES = {BATCH: 2, TEXT: 8, SOURCE: 7, TEXTS: 3, NEW: 4, PAST: 5}
@@ -108,9 +117,9 @@ def _attach_functions(model: ir.Model) -> None:
     for node in model.graph:
         node.metadata_props.clear()  # stack traces: paths of the machine that exported
         if node.domain == DOMAIN:
-            node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
-            version = MARGIN_VERSION if KEEP_MARGIN in node.attributes else VERSION
-            node.attributes.add(ir.AttrString("plugin_version", str(version)))
+            margin = KEEP_MARGIN in node.attributes
+            node.attributes.add(ir.AttrString("plugin_namespace", MARGIN_NAMESPACE if margin else DOMAIN))
+            node.attributes.add(ir.AttrString("plugin_version", str(MARGIN_VERSION if margin else VERSION)))
         if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 

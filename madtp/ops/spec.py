@@ -13,7 +13,11 @@ from dataclasses import dataclass
 DOMAIN = "madtp"
 VERSION = 1
 KEEP_MARGIN = "keep_margin"  # attribute of TokenCompact
-MARGIN_VERSION = 2  # of the plugin of a node with a margin: a library that does not know margins does not have it
+# The plugin of a node with a margin has a version of its own: TensorRT passes no attribute that a plugin does not name,
+# so a library from before margins would ignore one, but it lacks the version. It has a namespace of its own because
+# TensorRT for RTX 1.7 cannot load a library again that has two versions of a plugin in one.
+MARGIN_VERSION = 2
+MARGIN_NAMESPACE = f"{DOMAIN}.margin"
 
 FLOAT = "T"  # the engine's data type: float32, float16 or bfloat16
 FLOAT32 = "float32"
@@ -113,7 +117,7 @@ TOKEN_COMPACT = OpSpec(
 )
 
 OPS = (ALIGNED_ATTENTION, TOKEN_COMPACT)
-PLUGINS = (  # name and version of each that a library has
-    *((spec.onnx_name, VERSION) for spec in OPS),
-    (TOKEN_COMPACT.onnx_name, MARGIN_VERSION),
+PLUGINS = (  # name, version and namespace of each that a library has
+    *((spec.onnx_name, str(VERSION), DOMAIN) for spec in OPS),
+    (TOKEN_COMPACT.onnx_name, str(MARGIN_VERSION), MARGIN_NAMESPACE),
 )

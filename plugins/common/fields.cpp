@@ -66,7 +66,7 @@ bool read_fields(char const* plugin, nvinfer1::PluginFieldCollection const* fiel
         int32_t value;
         std::memcpy(&value, field.data, sizeof value);
         if (!in_range(*spec, value)) {
-            log_error("%s: field '%s' is %.9g. It has to be %d to %d. Export the model again.", plugin, name,
+            log_error("%s: field '%s' is %.10g. It has to be %d to %d. Export the model again.", plugin, name,
                 is_float(*spec) ? static_cast<double>(float_of(value)) : static_cast<double>(value), spec->smallest,
                 spec->largest);
             return false;

@@ -63,7 +63,8 @@ private:
 template <typename Plugin>
 class Creator final : public nvinfer1::IPluginCreatorV3One {
 public:
-    explicit Creator(char const* version = kVersion) noexcept : version_(version) {}
+    Creator() noexcept = default;
+    Creator(char const* version, char const* name_space) noexcept : version_(version), namespace_(name_space) {}
 
     nvinfer1::IPluginV3* createPlugin(nvinfer1::AsciiChar const*, nvinfer1::PluginFieldCollection const* fields,
         nvinfer1::TensorRTPhase) noexcept override {
@@ -78,10 +79,11 @@ public:
     nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return names_.collection(); }
     nvinfer1::AsciiChar const* getPluginName() const noexcept override { return Plugin::kName; }
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return version_; }
-    nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return kNamespace; }
+    nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return namespace_; }
 
 private:
-    char const* version_;
+    char const* version_ = kVersion;
+    char const* namespace_ = kNamespace;
     FieldValues<Plugin::kFields.size()> names_{Plugin::kFields, {}};
 };
 

@@ -12,14 +12,17 @@ public:
     static constexpr std::array<FieldSpec, 4> kFields{
         {{"layer", 0, 65535, true}, {"keep_margin", 0, 1, false, nvinfer1::PluginFieldType::kFLOAT32},
             {"opt_tokens", 0, kMostTokens, false}, {"max_tokens", 0, kMostTokens, false}}};
-    // Of a node with a margin. TensorRT passes no field that a creator does not name, so a library that does not know
-    // margins would ignore it; for want of this version it is not asked.
+    // Those of a node with a margin; madtp/ops/spec.py says why.
     static constexpr char const* kMarginVersion = "2";
+    static constexpr char const* kMarginNamespace = "madtp.margin";
 
     using PluginBase::PluginBase;
 
     nvinfer1::AsciiChar const* getPluginVersion() const noexcept override {
-        return float_field(kKeepMargin) != 0.0f ? kMarginVersion : kVersion;
+        return has_margin() ? kMarginVersion : kVersion;
+    }
+    nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override {
+        return has_margin() ? kMarginNamespace : kNamespace;
     }
 
     int32_t getNbOutputs() const noexcept override { return kOutputs; }
@@ -53,6 +56,7 @@ private:
     };
     enum Output { kCompacted, kCompactedMask, kCompactedIds, kCount, kOutputs };
 
+    bool has_margin() const noexcept { return float_field(kKeepMargin) != 0.0f; }
     bool check_counts(char const* where, int32_t input_count, int32_t output_count) const noexcept;
     MadtpCompactShape shape(
         nvinfer1::Dims const& tokens, nvinfer1::Dims const& alignment, nvinfer1::DataType type) const noexcept;

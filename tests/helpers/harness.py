@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madtp.ops.spec import DOMAIN
 from tests.helpers.native_build import build
 
 # nvinfer1::DataType, PluginFieldType, TensorRTPhase, PluginCapabilityType and ILogger::Severity, as far as used here
@@ -226,7 +227,8 @@ class PluginLibrary:
         self.handle = ctypes.c_void_p(self.c.harness_open(str(path).encode()))
         if not self.handle:
             raise OSError(f"{path}: {self.c.harness_load_error()}")
-        self.creators = {self.creator(index)[:2]: index for index in range(self.c.harness_creators(self.handle))}
+        found = map(self.creator, range(self.c.harness_creators(self.handle)))
+        self.creators = {(name, namespace): index for index, (name, _, namespace, _) in enumerate(found)}
 
     def _declare(self) -> None:
         for name in ("open", "create", "clone", "attach"):
@@ -244,9 +246,9 @@ class PluginLibrary:
         parts = ("name", "version", "namespace", "interface")
         return tuple(getattr(self.c, f"harness_creator_{part}")(self.handle, index).decode() for part in parts)
 
-    def field_types(self, plugin: str, version: str) -> dict[str, int]:
+    def field_types(self, plugin: str, namespace: str) -> dict[str, int]:
         """Name and type of the fields that a creator takes, each one number."""
-        collection = self.c.harness_field_names(self.handle, self.creators[plugin, version]).contents
+        collection = self.c.harness_field_names(self.handle, self.creators[plugin, namespace]).contents
         return {field.name.decode(): field.type for field in collection.fields[: collection.count] if field.length == 1}
 
     def create(
@@ -254,7 +256,7 @@ class PluginLibrary:
         plugin: str,
         fields: Mapping[str, float] | Sequence[Field] | Fields | None,
         phase: int = BUILD,
-        version: str = "1",
+        namespace: str = DOMAIN,
     ) -> Plugin | None:
         """createPlugin with values, raw fields, a raw collection or none; None where the creator refuses."""
         if isinstance(fields, Mapping):
@@ -265,7 +267,7 @@ class PluginLibrary:
         if fields is not None and not isinstance(fields, Fields):
             fields = Fields(len(fields), (Field * len(fields))(*fields))
         pointer = None if fields is None else ctypes.byref(fields)
-        handle = self.c.harness_create(self.handle, self.creators[plugin, version], pointer, phase)
+        handle = self.c.harness_create(self.handle, self.creators[plugin, namespace], pointer, phase)
         return None if handle is None else Plugin(self, handle)
 
     def messages(self) -> list[str]:

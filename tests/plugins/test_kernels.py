@@ -207,11 +207,11 @@ def test_random_compactions_are_mostly_decided_and_pruned(kernels: Kernels) -> N
 
 def test_a_margin_keeps_more_until_nothing_is_pruned(kernels: Kernels) -> None:
     margins = (0.0, 0.05, 0.2, 0.5, 5.0)
-    calls = [tuple(compact_call(3, 300, 2, torch.float32, 0.7, margin)) for margin in margins]
+    calls = [tuple(compact_call(2, 100, 2, torch.float32, 0.7, margin)) for margin in margins]
     assert all(map(is_decided, calls))
     counts = [check_compact(kernels, call).count for call in calls]
     assert counts == sorted(set(counts))
-    assert counts[-1] == 301
+    assert counts[-1] == 101
 
 
 def test_no_margin_is_the_call_without_one_bit_for_bit(kernels: Kernels) -> None:

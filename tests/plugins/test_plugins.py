@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from madtp.ops import reference as ops
-from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, MARGIN_VERSION, OPS, PLUGINS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, MARGIN_NAMESPACE, OPS, PLUGINS, TOKEN_COMPACT, VERSION, OpSpec
 from tests.helpers import harness
 from tests.helpers.harness import (
     BF16,
@@ -55,13 +55,13 @@ def test_the_library_shows_two_symbols_and_wants_nothing_of_tensorrt(kind: str) 
 
 def test_creators_are_those_of_the_op_definitions(library: PluginLibrary) -> None:
     creators = [library.creator(index) for index in range(len(library.creators))]
-    expected = [(name, str(version), DOMAIN, "PLUGIN CREATOR_V3ONE 1.0") for name, version in PLUGINS]
+    expected = [(*plugin, "PLUGIN CREATOR_V3ONE 1.0") for plugin in PLUGINS]
     assert creators == expected
     types = {"int32": FIELD_INT32, "float32": FIELD_FLOAT32}
     attributes = {spec.onnx_name: {entry.name: types[entry.dtype] for entry in spec.attributes} for spec in OPS}
     attributes["TokenCompact"] |= {"opt_tokens": FIELD_INT32, "max_tokens": FIELD_INT32}
-    for name, version in library.creators:
-        assert library.field_types(name, version) == attributes[name]
+    for name, namespace in library.creators:
+        assert library.field_types(name, namespace) == attributes[name]
 
 
 def copies(case: Case) -> list[Plugin]:
@@ -83,14 +83,14 @@ def test_every_copy_of_a_plugin_has_its_identity(case: Case) -> None:
 
 
 def test_a_margin_is_kept_by_every_copy_and_makes_another_version(library: PluginLibrary) -> None:
-    """TensorRT looks for the creator of a plan's plugin by the version that the plugin gives."""
+    """TensorRT looks for the creator of a plan's plugin by the version and namespace that the plugin gives."""
     fields = {**GOOD["TokenCompact"], "keep_margin": 0.1}
-    built = library.create("TokenCompact", fields, BUILD, str(MARGIN_VERSION))
+    built = library.create("TokenCompact", fields, BUILD, MARGIN_NAMESPACE)
     assert built is not None
-    loaded = library.create("TokenCompact", built.serialized(), RUNTIME, str(MARGIN_VERSION))
+    loaded = library.create("TokenCompact", built.serialized(), RUNTIME, MARGIN_NAMESPACE)
     assert loaded is not None
     for plugin in (built, loaded, built.clone(), loaded.clone(attach=True)):
-        assert plugin.identity() == ("TokenCompact", str(MARGIN_VERSION), DOMAIN)
+        assert plugin.identity() == PLUGINS[-1] == ("TokenCompact", "2", MARGIN_NAMESPACE)
         assert plugin.serialized() == {**fields, "keep_margin": pytest.approx(0.1, rel=1e-7)}
     assert library.messages() == []
 

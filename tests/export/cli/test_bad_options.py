@@ -35,6 +35,13 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "nan temperature": ("--temperature=nan", ("--temperature is nan",)),
     "infinite temperature": ("--temperature=inf", ("--temperature is inf",)),
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
+    "negative margin": ("--keep-margin=-0.1", ("--keep-margin is -0.1", "zero or more, less than 1", "Use e.g. 0.05")),
+    "margin of all": ("--keep-margin=1", ("--keep-margin is 1.0", "less than 1")),
+    "nan margin": ("--keep-margin=nan", ("--keep-margin is nan",)),
+    "margin and token statistics": (
+        "--engine={folder}/trt.plan --keep-margin=0.1 --tokens=tokens.json",
+        ("--tokens and --keep-margin exclude each other", "Omit --tokens"),
+    ),
     "fp16": ("--precision=fp16", ("--precision fp16 is not available", "Use --precision fp32")),
     "int8": ("--precision=int8", ("--precision int8 is not available", "This version exports fp32 only")),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
