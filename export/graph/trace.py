@@ -15,10 +15,11 @@ from onnx import checker
 from onnxscript import ir, optimizer
 from torch.export import Dim
 
-from export.graph.functions import OPSET, functions, op_schema
+from export.graph.functions import BIASED, OPSET, functions, op_schema
 from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
 from madtp.ops.spec import (
+    ALIGNED_ATTENTION,
     DOMAIN,
     KEEP_MARGIN,
     MARGIN_NAMESPACE,
@@ -120,8 +121,28 @@ def _attach_functions(model: ir.Model) -> None:
             margin = KEEP_MARGIN in node.attributes
             node.attributes.add(ir.AttrString("plugin_namespace", MARGIN_NAMESPACE if margin else DOMAIN))
             node.attributes.add(ir.AttrString("plugin_version", str(MARGIN_VERSION if margin else VERSION)))
+        if (node.domain, node.op_type) == (DOMAIN, ALIGNED_ATTENTION.onnx_name):
+            node.attributes.add(ir.AttrInt64(BIASED, int(not _is_unbiased(node))))
         if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
+
+
+def _is_unbiased(node: ir.Node) -> bool:
+    """Whether an AlignedAttention node adds nothing to its scores, whatever the inputs of the graph."""
+    return node.attributes["causal"].as_int() == 0 and _is_zero(node.inputs[1])
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether a key mask is zero everywhere: made so, and compacted by any number of layers."""
+    maker = None if value is None else value.producer()
+    if maker is None:
+        return False
+    if maker.op_type == TOKEN_COMPACT.onnx_name:
+        return _is_zero(maker.inputs[1])
+    if maker.op_type in ("Cast", "Expand", "Reshape"):
+        return _is_zero(maker.inputs[0])
+    fill = maker.attributes.get("value")
+    return maker.op_type == "ConstantOfShape" and (fill is None or not fill.as_tensor().numpy().any())
 
 
 def write_part(

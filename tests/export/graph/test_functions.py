@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from onnx import TensorProto, helper
 from torch import Tensor
 
-from export.graph.functions import OPSET, functions, op_schema
+from export.graph.functions import BIASED, OPSET, functions, op_schema
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, KEEP_MARGIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
 from tests.helpers.kernel_calls import compact_inputs
 
@@ -26,6 +26,8 @@ def one_node_model(spec: OpSpec, attributes: dict[str, float], data_type: int = 
         [helper.make_tensor_value_info(e.name, types[e.dtype], list(e.dims)) for e in part]
         for part in (spec.inputs, spec.outputs)
     )
+    if spec is ALIGNED_ATTENTION:
+        attributes = {BIASED: 1, **attributes}
     node = helper.make_node(
         spec.onnx_name, [e.name for e in spec.inputs], [e.name for e in spec.outputs], domain=DOMAIN, **attributes
     )
@@ -69,6 +71,15 @@ def test_attention_body_equals_the_op(batch: int, length: int, size: int, causal
     mask = -10000.0 * (torch.rand(batch, length, generator=g) < 0.3)
     expected = torch.ops.madtp.aligned_attention(qkv, mask, causal, 4)
     assert_same(run(ALIGNED_ATTENTION, {"qkv": qkv, "key_mask": mask}, causal=causal, heads=4), expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(batch=st.integers(1, 3), length=st.integers(2, 30), seed=st.integers(0, 10**6))
+def test_attention_body_without_a_bias_equals_the_op_without_a_mask(batch: int, length: int, seed: int) -> None:
+    qkv = torch.randn(batch, length, 3 * 32, generator=torch.Generator().manual_seed(seed))
+    expected = torch.ops.madtp.aligned_attention(qkv, torch.zeros(batch, length), 0, 4)
+    ignored = torch.full((batch, length), float("nan"))
+    assert_same(run(ALIGNED_ATTENTION, {"qkv": qkv, "key_mask": ignored}, causal=0, heads=4, biased=0), expected)
 
 
 def compare_compact(inputs: dict[str, Tensor], tau: float, min_keep: int = 1, margin: float = 0.0) -> int:
@@ -144,7 +155,8 @@ def test_one_definition_makes_op_schema_and_function(spec: OpSpec) -> None:
     function = next(f for f in functions(keep_margin=True) if f.name == spec.onnx_name)
     assert list(function.input) == [e.name for e in spec.inputs]
     assert list(function.output) == [e.name for e in spec.outputs]
-    assert sorted(function.attribute) == sorted(e.name for e in spec.attributes)
+    body_alone = [BIASED] if spec is ALIGNED_ATTENTION else []
+    assert sorted(function.attribute) == sorted([*(e.name for e in spec.attributes), *body_alone])
     onnx_schema = op_schema(spec)
     assert (onnx_schema.name, onnx_schema.domain, onnx_schema.since_version) == (spec.onnx_name, DOMAIN, VERSION)
     assert sorted(onnx_schema.attributes) == sorted(e.name for e in spec.attributes)
