@@ -171,8 +171,8 @@ _TOKEN_COMPACT_BODY = """
     sorted_importance, order = TopK <axis = 1, largest = 1, sorted = 1> (importance, body_dim)
     place = ScatterElements <axis = 1> (positions, order, positions)
 
-    # slot of every token in [class, K - 1 best by position, K-th best, merged, dropped ones]; where nothing is pruned, no
-    # place is the last or behind it, and the merged token's slot is behind all others
+    # slot of every token in [class, K - 1 best by position, K-th best, merged, dropped ones]; where nothing is
+    # pruned, no place is the last or behind it, and the slot of the merged token is behind all others
     last_place = Where (pruned, keep, length)
     is_best = Less (place, last_place)
     is_best_int = Cast <to = 7> (is_best)
