@@ -15,7 +15,9 @@ extern "C" {
 [[gnu::visibility("default")]] nvinfer1::IPluginCreatorInterface* const* getCreators(int32_t& count) noexcept {
     static madtp::Creator<madtp::AlignedAttentionPlugin> aligned_attention;
     static madtp::Creator<madtp::TokenCompactPlugin> token_compact;
-    static nvinfer1::IPluginCreatorInterface* const creators[] = {&aligned_attention, &token_compact};
+    static madtp::Creator<madtp::TokenCompactPlugin> with_margin{
+        madtp::TokenCompactPlugin::kMarginVersion, madtp::TokenCompactPlugin::kMarginNamespace};
+    static nvinfer1::IPluginCreatorInterface* const creators[] = {&aligned_attention, &token_compact, &with_margin};
     count = static_cast<int32_t>(sizeof creators / sizeof creators[0]);
     return creators;
 }

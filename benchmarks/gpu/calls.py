@@ -90,13 +90,14 @@ def attention_call(library: ctypes.CDLL, qkv: Tensor, key_mask: Tensor, causal: 
     return Call(run, (context, column, class_score), tensors)
 
 
-def compact_call(library: ctypes.CDLL, inputs: tuple[Tensor, ...], layer: int = 0) -> Call:
+def compact_call(library: ctypes.CDLL, inputs: tuple[Tensor, ...], layer: int = 0, keep_margin: float = 0.0) -> Call:
     """Prepare a call of TokenCompact on these inputs.
 
     Args:
         library: the kernels.
         inputs: tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep.
         layer: index that the id of the merged token encodes.
+        keep_margin: zero calls the function without it.
 
     Raises:
         KernelError: (by `run`) the call returned an error.
@@ -117,9 +118,11 @@ def compact_call(library: ctypes.CDLL, inputs: tuple[Tensor, ...], layer: int = 
     held = (*inputs, *outputs, workspace)
 
     def run(_held: object = held) -> None:  # whoever keeps `run` keeps the buffers
-        code = library.madtp_token_compact(
-            ctypes.byref(shape), ctypes.byref(given), ctypes.byref(wanted), _pointer(workspace), _stream(tokens)
-        )
+        structures = (ctypes.byref(shape), ctypes.byref(given), ctypes.byref(wanted))
+        if keep_margin:
+            code = library.madtp_token_compact_margin(*structures, keep_margin, _pointer(workspace), _stream(tokens))
+        else:
+            code = library.madtp_token_compact(*structures, _pointer(workspace), _stream(tokens))
         if code != SUCCESS:
             raise KernelError.of_call("madtp_token_compact", code)
 

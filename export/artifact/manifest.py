@@ -6,7 +6,7 @@ The classes are the schema: `manifest.schema.json`, which documents it, is gener
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -259,6 +259,7 @@ class Gflops:
 
     dense: Giga
     pruned: Giga
+    without_margin: Annotated[Giga | None, "pruned, had there been no keep_margin; absent without one"] = None
 
 
 @dataclass(frozen=True)
@@ -404,6 +405,11 @@ class Manifest:
         Bounds(minimum=0, maximum=3.4028234663852886e38),
         "default of the temperature input; the checkpoint's unless --temperature was given",
     ]
+    keep_margin: Annotated[
+        float | None,
+        Bounds(exclusive_minimum=0, maximum=1),
+        "tokens this far below the threshold stay too, in units of a layer's mean |importance|; absent without one",
+    ] = field(default=None, kw_only=True)
     layout: Literal["dynamic"]
     batching: Annotated[
         Literal["reference"], "reference: one K for the whole batch, so an answer depends on the rest of the batch"

@@ -51,6 +51,7 @@ def manifest_of(
         config=asdict(config),
         checkpoint=prepared.checkpoint,
         temperature=prepared.temperature,
+        keep_margin=options.keep_margin or None,
         batching="reference",
         backend=BackendEntry(backend.name, backend.version, backend.reason, oldest),
         tools=tool_versions(),

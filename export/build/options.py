@@ -45,6 +45,7 @@ class ExportOptions:
         max_length: maximum ids of an answer, or of a caption with its prompt, special ones included; None is 17 for
             vqa, 41 for caption.
         temperature: default written to the manifest.
+        keep_margin: tokens that are this far below the threshold stay too, in units of a layer's mean |importance|.
         plugins: "none" (function bodies are inlined: standard ONNX), "auto" (the library is built when needed; an .onnx
             file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: embed the plugin library in the plan, so that there is one file to ship.
@@ -65,6 +66,7 @@ class ExportOptions:
     beams: int | None = None
     max_length: int | None = None
     temperature: float | None = None
+    keep_margin: float = 0.0
     plugins: str = "auto"
     embed_plugins: bool = False
     tokens: Path | None = None
@@ -128,4 +130,16 @@ class ExportOptions:
                 f"--temperature is {self.temperature}",
                 "It has to be a finite number, zero or more.",
                 "Use 0 for the dense model.",
+            )
+        if not 0 <= self.keep_margin < 1:
+            raise OptionError(
+                f"--keep-margin is {self.keep_margin}",
+                "It is a fraction of a layer's mean |importance|: zero or more, less than 1.",
+                "Use e.g. 0.05, or 0 for no margin.",
+            )
+        if self.keep_margin and self.tokens is not None:
+            raise OptionError(
+                "--tokens and --keep-margin exclude each other",
+                "Token statistics are counted without a margin, so the plan would be tuned for too few tokens.",
+                "Omit --tokens: the export counts on its samples, with the margin.",
             )

@@ -66,6 +66,7 @@ class Prepared:
         It is smoothed where the export quantizes a smoothed one.
         """
         model = read_model(self.options.checkpoint, self.options.config).model
+        model.set_keep_margin(self.options.keep_margin)
         if self.quantization is not None and self.quantization.channels is not None:
             smooth(model, self.quantization.channels)
         return model

@@ -29,6 +29,8 @@ def preflight_table(prepared: Prepared) -> Table:
     table.add_row("layers", ", ".join(f"{layers} {name}" for name, layers in prepared.encoders.items()))
     table.add_row("image", f"{config.image_size} x {config.image_size} pixels, {config.vision_tokens} tokens")
     table.add_row("temperature", f"{prepared.temperature:g}")
+    if options.keep_margin:
+        table.add_row("keep margin", f"{options.keep_margin:g}")
     names = [artifact_name(options.engine, part, len(prepared.parts)) for part in prepared.parts]
     table.add_row("output", ", ".join(str(options.engine.parent / name) for name in names))
     table.add_row("backend", f"{prepared.backend.name} {prepared.backend.version}: {prepared.backend.reason}")
@@ -66,6 +68,13 @@ def validation_table(validation: ExportValidation, title: str) -> Table:
     gflops = validation.gflops
     ratio = f"{gflops.dense / gflops.pruned:.2f}x"
     table.add_row("GFLOPs per request", f"{gflops.dense:.3f}", f"{gflops.pruned:.3f}", ratio)
+    if gflops.without_margin is not None:
+        table.add_row(
+            "GFLOPs without the margin",
+            f"{gflops.dense:.3f}",
+            f"{gflops.without_margin:.3f}",
+            f"{gflops.dense / gflops.without_margin:.2f}x",
+        )
     names = {"torch": "torch, eager", "artifact": "artifact" if validation.validated == "artifact" else "its ONNX"}
     for key, name in names.items():
         slow, fast = validation.times[f"{key} dense"], validation.times[f"{key} pruned"]

@@ -42,6 +42,7 @@ class TorchResults:
 
     Args:
         context: of a model, the context in which it computes weight products as the artifact does; None: plainly.
+        counts: count GFLOPs on the way: a float32 model that computes plainly, without a margin.
     """
 
     def __init__(
@@ -51,9 +52,11 @@ class TorchResults:
         config: Config,
         samples: SampleSet,
         context: Callable[[Model], Callable[[], AbstractContextManager[None]]] | None = None,
+        *,
+        counts: bool = True,
     ) -> None:
         self._load_model, self._dtype, self._config, self._samples = load_model, dtype, config, samples
-        self._context = context
+        self._context, self._counts = context, counts
         self._results: dict[Batch, RunResult] = {}
         self._gflops: dict[Batch, float] = {}
         self._runner: TorchModelRunner | None = None
@@ -81,14 +84,9 @@ class TorchResults:
 
     def gflops(self, temperature: float) -> Gflops:
         """Of the float32 model, dense and at a temperature; counted anew where another model was run."""
-        model = None if self._counts else self._load_model()
-        if model is not None:
-            return model_gflops(model, self._samples, temperature)
+        if not self._counts:
+            return model_gflops(self._load_model(), self._samples, temperature)
         return Gflops(self.mean_gflops(0.0), self.mean_gflops(temperature))
-
-    @property
-    def _counts(self) -> bool:
-        return self._dtype == torch.float32 and self._context is None
 
     def free_model(self) -> None:
         """Let go of the model; it is loaded again for what has no result yet."""
@@ -111,11 +109,13 @@ class TorchResults:
 
 def torch_results(prepared: Prepared, traced: Mapping[str, TracedPart]) -> TorchResults:
     """Torch in the artifact's precision."""
-    dtype, context = tolerance_of(prepared.options.precision).dtype, None
+    options, context = prepared.options, None
     if prepared.quantization is not None:
         quantized = frozenset[str]().union(*(part.quantized for part in traced.values()))
         context = replace(prepared.quantization.quantizer, products=quantized).in_torch
-    return TorchResults(prepared.load_model, dtype, prepared.config, prepared.samples, context)
+    counts = options.precision == "fp32" and not options.keep_margin
+    dtype = tolerance_of(options.precision).dtype
+    return TorchResults(prepared.load_model, dtype, prepared.config, prepared.samples, context, counts=counts)
 
 
 def joined_results(alone: Sequence[RunResult]) -> RunResult | None:

@@ -21,6 +21,7 @@ PRECISION = "int8: for both; fp8: plans for compute capability 8.9 or newer, and
 CALIB = "int8, fp8: samples or a data set to measure ranges on, or a table from `python -m calibration ranges`."
 MODE = "int8: measure ranges while the model runs (dynamic; .onnx only) or beforehand (static)."
 KEEP = "What to leave in float32, from `python -m calibration sensitivity` (default: a recipe for the task)."
+KEEP_MARGIN = "Also keep tokens this far below the threshold, as a fraction of the mean |score|."
 PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
 
 
@@ -53,6 +54,9 @@ def export_options(command: Any) -> Any:
                 "--max-length", type=int, help="Maximum ids of an answer or caption (default: vqa 17, caption 41)."
             ),
             click.option("--temperature", type=float, help="Default pruning temperature (default: the checkpoint's)."),
+            click.option(
+                "--keep-margin", type=float, default=0.0, show_default=True, metavar="FRACTION", help=KEEP_MARGIN
+            ),
             click.option("--plugins", metavar="auto|none|PATH", default="auto", show_default=True, help=PLUGINS),
             click.option("--embed-plugins", is_flag=True, help="Embed the plugin library in the plan."),
             click.option(

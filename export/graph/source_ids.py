@@ -9,6 +9,11 @@ IDS_OUTPUT = [output.name for output in TOKEN_COMPACT.outputs].index("compacted_
 SOURCE_IDS = "source_ids_"  # and a number in the order of the graph: what the exporter calls these outputs
 
 
+def is_source_ids(name: str) -> bool:
+    """Whether a value is the source ids of a layer's tokens, by its name."""
+    return re.fullmatch(rf"{SOURCE_IDS}\d+", name) is not None
+
+
 def kept_ids(graph: OnnxGraph) -> list[str]:
     """The values that are the source ids of the tokens kept, of every layer that prunes, in the order of the graph.
 
@@ -19,5 +24,5 @@ def kept_ids(graph: OnnxGraph) -> list[str]:
     ]
     if nodes:
         return [node.output[IDS_OUTPUT] for node in nodes]
-    names = [name for name in producers(graph) if re.fullmatch(rf"{SOURCE_IDS}\d+", name)]
+    names = filter(is_source_ids, producers(graph))
     return sorted(names, key=lambda name: int(name.removeprefix(SOURCE_IDS)))

@@ -16,10 +16,20 @@ from onnxscript import ir, optimizer
 from torch.export import Dim
 from torch.onnx._internal.exporter import _fx_passes
 
-from export.graph.functions import OPSET, functions, op_schema
+from export.graph.functions import BIASED, OPSET, functions, op_schema
 from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
-from madtp.ops.spec import DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import (
+    ALIGNED_ATTENTION,
+    DOMAIN,
+    KEEP_MARGIN,
+    MARGIN_NAMESPACE,
+    MARGIN_VERSION,
+    OPS,
+    TOKEN_COMPACT,
+    VERSION,
+    OpSpec,
+)
 
 # Any numbers but 0 and 1, which torch.export would take for constants, and all different.
 TRACED_SIZES = {BATCH: 2, TEXT: 8, SOURCE: 7, TEXTS: 3, NEW: 4, PAST: 5}
@@ -87,8 +97,9 @@ def _translation(spec: OpSpec) -> Callable[..., Any]:
 
     def translate(*arguments: Any) -> Any:
         # Attributes by name: the schema keeps them unordered, and torch.onnx would hand them over by position.
-        names = (attribute.name for attribute in spec.attributes)
-        return op(*arguments[:tensors], **dict(zip(names, arguments[tensors:], strict=True)))
+        given = zip(spec.attributes, arguments[tensors:], strict=False)  # torch leaves out what is the default
+        attributes = {attribute.name: value for attribute, value in given if value != attribute.default}
+        return op(*arguments[:tensors], **attributes)
 
     return translate
 
@@ -98,7 +109,8 @@ def _attach_functions(model: ir.Model) -> None:
 
     Source ids get names of ours, by which they are found where a file holds bodies in the place of the nodes.
     """
-    for function in functions():
+    margins = {KEEP_MARGIN in node.attributes for node in model.graph if node.op_type == TOKEN_COMPACT.onnx_name}
+    for function in functions(keep_margin=margins == {True}):
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION
@@ -107,10 +119,31 @@ def _attach_functions(model: ir.Model) -> None:
     for node in model.graph:
         node.metadata_props.clear()  # stack traces: paths of the machine that exported
         if node.domain == DOMAIN:
-            node.attributes.add(ir.AttrString("plugin_namespace", DOMAIN))
-            node.attributes.add(ir.AttrString("plugin_version", str(VERSION)))
+            margin = KEEP_MARGIN in node.attributes
+            node.attributes.add(ir.AttrString("plugin_namespace", MARGIN_NAMESPACE if margin else DOMAIN))
+            node.attributes.add(ir.AttrString("plugin_version", str(MARGIN_VERSION if margin else VERSION)))
+        if (node.domain, node.op_type) == (DOMAIN, ALIGNED_ATTENTION.onnx_name):
+            node.attributes.add(ir.AttrInt64(BIASED, int(not _is_unbiased(node))))
         if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
+
+
+def _is_unbiased(node: ir.Node) -> bool:
+    """Whether an AlignedAttention node adds nothing to its scores, whatever the inputs of the graph."""
+    return node.attributes["causal"].as_int() == 0 and _is_zero(node.inputs[1])
+
+
+def _is_zero(value: ir.Value | None) -> bool:
+    """Whether a key mask is zero everywhere: made so, and compacted by any number of layers."""
+    maker = None if value is None else value.producer()
+    if maker is None:
+        return False
+    if maker.op_type == TOKEN_COMPACT.onnx_name:
+        return _is_zero(maker.inputs[1])
+    if maker.op_type in ("Cast", "Expand", "Reshape"):
+        return _is_zero(maker.inputs[0])
+    fill = maker.attributes.get("value")
+    return maker.op_type == "ConstantOfShape" and (fill is None or not fill.as_tensor().numpy().any())
 
 
 def write_part(

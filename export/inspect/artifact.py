@@ -125,7 +125,7 @@ class _Artifact:
             state = "in the tokenizer's package" if carried else self._state(vocabulary)
             vocabulary = {"file": vocabulary.get("file"), "sha256": vocabulary.get("sha256"), "state": state}
         keys = (
-            *("created", "task", "artifact", "checkpoint", "temperature"),
+            *("created", "task", "artifact", "checkpoint", "temperature", "keep_margin"),
             *("layout", "batching", "precision", "backend"),
         )
         return {

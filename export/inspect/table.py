@@ -71,6 +71,8 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
     yield from (("  note", _text(note)) for note in _list(notes)[:LISTED])
     yield from _and_more("  note", len(_list(notes)))
     yield "temperature", get("temperature")
+    if manifest["keep_margin"] is not None:
+        yield "keep margin", get("keep_margin")
     yield "layout, precision", f"{get('layout')} ({get('batching')} batching), {get('precision')}"
     yield from _quantization_rows(manifest["quantization"])
     oldest = f" (runs in {get('backend', 'oldest')} and newer)" if get("backend", "oldest") != "?" else ""

@@ -147,6 +147,7 @@ def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
     parts, passes = None, None
     if options.checkpoint is not None:
         model = madtp.load(options.checkpoint, artifact.manifest.config)
+        model.set_keep_margin(artifact.manifest.keep_margin or 0.0)
         parts, passes = parts_of(model), passes_of(artifact.manifest, model)
     least = batch_and_text(artifact.manifest)[0].min
     if artifact.backend.can_run:

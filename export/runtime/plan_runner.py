@@ -20,7 +20,7 @@ from export.runtime.forks import keep_in_child
 from export.runtime.gpu import MeteredContext, execution_context, layer_profiler
 from export.runtime.runner import RunnerOptions, feed, running
 from madtp.files.inputs import read_bytes
-from madtp.ops.spec import DOMAIN, OPS, VERSION
+from madtp.ops.spec import PLUGINS
 from madtp.tasks.requests import Outputs
 
 MOST_PLAN_BYTES = 2**36
@@ -140,7 +140,7 @@ def register_plugins(trt: Any, library: Path) -> None:
     """
     registry = trt.get_plugin_registry()
     known = {(one.name, one.plugin_version, one.plugin_namespace) for one in registry.all_creators}
-    if all((spec.onnx_name, str(VERSION), DOMAIN) in known for spec in OPS):  # get_creator would log an error
+    if known.issuperset(PLUGINS):  # get_creator would log an error
         return
     if registry.load_library(str(loadable_library(library).path)) is None:
         raise PluginError(

@@ -99,6 +99,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         manifest = artifact.manifest
         bounds = Bounds(tolerance_of(manifest.precision), options.tolerances)
         model = madtp.load(options.checkpoint, options.config)
+        model.set_keep_margin(manifest.keep_margin or 0.0)
         if artifact.path.name not in artifact.changed:
             _check_described(manifest, model.config, artifact.path)
         batch, text = batch_and_text(manifest)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.models.config import BlipConfig
-from madtp.models.pruning import PruningState, align, compact
+from madtp.models.pruning import PruningModule, PruningState, align, compact
 from madtp.ops.reference import MASKED, merge_heads, split_heads
 
 
@@ -135,7 +135,7 @@ class Encoder(nn.Module):
         self.layer = nn.ModuleList(Layer(config, crossattention) for crossattention in crossattentions)
 
 
-class TextEncoder(nn.Module):
+class TextEncoder(PruningModule):
     """Ids [B, L], and the tokens of images -> hidden states [B, n, C]."""
 
     def __init__(self, config: BlipConfig) -> None:
@@ -160,7 +160,8 @@ class TextEncoder(nn.Module):
     ) -> tuple[Tensor, PruningState]:
         """Args: input_ids, attention_mask [B, L] int64; images [B, S, C'] each; temperature None runs dense."""
         x = self.embeddings(input_ids)
-        state = PruningState.start(key_mask(attention_mask), temperature, collect_aligned=collect_aligned)
+        mask = key_mask(attention_mask)
+        state = PruningState.start(mask, temperature, keep_margin=self.keep_margin, collect_aligned=collect_aligned)
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, images, space_dict, state, index)
             if temperature is None:

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from madtp.errors import InputError
 from madtp.models.config import ClipConfig
 from madtp.models.model import PrunedModel
-from madtp.models.pruning import PruningState, align, compact
+from madtp.models.pruning import PruningModule, PruningState, align, compact
 from madtp.ops.reference import merge_heads, split_heads
 
 IMAGE_MAX_KEEP = 1  # an image layer prunes where more than this many patches stay
@@ -159,7 +159,7 @@ class Transformer(nn.Module):
         return x
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(PruningModule):
     """Images [B, 3, S, S] -> features [B, E] of the class token."""
 
     def __init__(self, config: ClipConfig) -> None:
@@ -179,7 +179,7 @@ class VisionTransformer(nn.Module):
         patches = self.conv1(image).flatten(2).mT
         x = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         x = self.ln_pre(x + self.positional_embedding)
-        state = PruningState.start(_no_mask(x), temperature, min_keep=IMAGE_MAX_KEEP + 1)
+        state = PruningState.start(_no_mask(x), temperature, min_keep=IMAGE_MAX_KEEP + 1, keep_margin=self.keep_margin)
         x = self.transformer(x, space_dict, state)
         return self.ln_post(x[:, 0]) @ self.proj, state
 
@@ -239,7 +239,7 @@ class ClipModel(PrunedModel[ClipConfig]):
         tau = self.resolve(temperature, input_ids.device)
         x = self.token_embedding(input_ids) + self.positional_embedding
         end = input_ids.int().argmax(dim=-1, keepdim=True)  # of int64 ONNX Runtime has it from 1.20 on alone
-        state = PruningState.start(_no_mask(x), tau)
+        state = PruningState.start(_no_mask(x), tau, keep_margin=self.keep_margin)
         state.min_keep = end.max() + (TEXT_MAX_KEEP + 1)
         x = self.transformer(x, self.space_dict, state)
         picked = x.gather(1, end[..., None].expand(-1, -1, x.shape[2])).squeeze(1)

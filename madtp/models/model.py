@@ -6,12 +6,12 @@ import torch
 from torch import Tensor, nn
 
 from madtp.models.config import BlipConfig, ClipConfig
-from madtp.models.pruning import resolve_temperature
+from madtp.models.pruning import PruningModule, resolve_temperature
 
 C = TypeVar("C", bound=BlipConfig | ClipConfig)
 
 
-class PrunedModel(nn.Module, Generic[C]):
+class PrunedModel(PruningModule, Generic[C]):
     """A model with MADTP, parameters named as in the official checkpoints.
 
     `model.half()` and `model.bfloat16()` work: images, embeddings and logits stay float32, and so do all pruning
@@ -30,6 +30,16 @@ class PrunedModel(nn.Module, Generic[C]):
         self.config = config
         self.temperature = temperature
         self.space_dict = nn.Parameter(torch.zeros(config.sd_num, config.sd_dim))
+
+    def set_keep_margin(self, keep_margin: float) -> None:
+        """Have all encoders also keep tokens that are within a margin below the threshold.
+
+        Args:
+            keep_margin: at least 0, in units of the mean |importance| of the layer; 0 is MADTP as it was trained.
+        """
+        for module in self.modules():
+            if isinstance(module, PruningModule):
+                module.keep_margin = keep_margin
 
     def resolve(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:
         """The [] float32 tensor of a call's temperature, or None for the dense model."""

@@ -4,7 +4,17 @@ import math
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+
+class PruningModule(nn.Module):
+    """A module that starts a `PruningState`.
+
+    Attributes:
+        keep_margin: how far below the threshold a token may be to stay, in units of the layer's mean |importance|.
+    """
+
+    keep_margin: float = 0.0
 
 
 @dataclass
@@ -15,6 +25,7 @@ class PruningState:
         key_mask: [B, L] float32, added to attention scores (0 or -10000).
         source_ids: [B, L] int32, position of each token in the encoder's input, -(layer + 1) for merged ones.
         temperature: [] float32 tensor, or None for the dense model: no statistics, no alignment, nothing pruned.
+        keep_margin: that of the module that started it.
         counts: tokens after each layer, one [] int64 tensor a layer.
         aligned: [B, T, C] sum over layers of the aligned features, when `collect_aligned` is set (training).
     """
@@ -23,18 +34,25 @@ class PruningState:
     source_ids: Tensor
     temperature: Tensor | None
     min_keep: Tensor
+    keep_margin: float = 0.0
     counts: list[Tensor] = field(default_factory=list)
     collect_aligned: bool = False
     aligned: Tensor | float = 0.0
 
     @classmethod
     def start(
-        cls, key_mask: Tensor, temperature: Tensor | None, *, min_keep: int = 1, collect_aligned: bool = False
+        cls,
+        key_mask: Tensor,
+        temperature: Tensor | None,
+        *,
+        min_keep: int = 1,
+        keep_margin: float = 0.0,
+        collect_aligned: bool = False,
     ) -> "PruningState":
         """State before the first layer for a [B, L] key mask."""
         ids = torch.arange(key_mask.shape[1], dtype=torch.int32, device=key_mask.device).expand(key_mask.shape)
         keep = torch.full((), min_keep, dtype=torch.int64, device=key_mask.device)
-        return cls(key_mask, ids, temperature, keep, collect_aligned=collect_aligned)
+        return cls(key_mask, ids, temperature, keep, keep_margin, collect_aligned=collect_aligned)
 
     def count_unpruned(self, tokens: Tensor) -> None:
         """Note a layer of the dense model, which leaves `tokens` [B, L, C]."""
@@ -83,6 +101,7 @@ def compact(
         state.temperature,
         state.min_keep,
         layer,
+        state.keep_margin,
     )
     state.counts.append(count)
     return tokens

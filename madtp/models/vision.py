@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.models.config import BlipConfig
-from madtp.models.pruning import PruningState, align, compact
+from madtp.models.pruning import PruningModule, PruningState, align, compact
 from madtp.ops.reference import merge_heads, split_heads
 
 
@@ -68,7 +68,7 @@ class Block(nn.Module):
         return hidden + self.mlp(self.norm2(hidden))
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(PruningModule):
     """Images [B, 3, S, S] -> tokens [B, n, C] after the final norm."""
 
     def __init__(self, config: BlipConfig) -> None:
@@ -89,7 +89,9 @@ class VisionTransformer(nn.Module):
         patches = self.patch_embed(image)
         x = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1), patches], dim=1) + self.pos_embed
         everything = x.new_zeros(x.shape[:2], dtype=torch.float32)  # patches are never masked
-        state = PruningState.start(everything, temperature, collect_aligned=collect_aligned)
+        state = PruningState.start(
+            everything, temperature, keep_margin=self.keep_margin, collect_aligned=collect_aligned
+        )
         for layer, block in enumerate(self.blocks):
             x = block(x, space_dict, state, layer)
             if temperature is None:

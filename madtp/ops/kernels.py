@@ -76,6 +76,7 @@ class KernelOps:
         temperature: Tensor,
         min_keep: Tensor,
         layer: int,
+        keep_margin: float = 0.0,
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Like the reference; temperature and min_keep may lie on the CPU, from where each copy waits for the device.
 
@@ -85,11 +86,9 @@ class KernelOps:
             KernelError: sizes that the kernels do not take, or a CUDA error.
             InputError: the tensors do not fit together, or lie on different devices.
         """
-        if tokens.dtype not in DTYPES:
-            return reference.token_compact(
-                tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep, layer
-            )
         tensors = (tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep)
+        if tokens.dtype not in DTYPES:
+            return reference.token_compact(*tensors, layer, keep_margin)
         given = _given(TOKEN_COMPACT, tensors)
         batch, length, width = tokens.shape
         shape = CompactShape(batch, length, width, alignment.shape[2], layer, 0, DTYPES[tokens.dtype])
@@ -105,10 +104,11 @@ class KernelOps:
         with _on(device):
             workspace = self._workspace("token_compact", shape, device)
             self._call(
-                "token_compact",
+                "token_compact_margin",
                 ctypes.byref(shape),
                 ctypes.byref(inputs),
                 ctypes.byref(outputs),
+                keep_margin,
                 workspace.data_ptr(),
                 _stream(device),
             )

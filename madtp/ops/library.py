@@ -3,6 +3,7 @@
 import ctypes
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,7 +17,14 @@ VARIABLE = "MADTP_KERNELS"  # environment variable: the library, where it is not
 INSTALLED = Path(__file__).resolve().parents[2] / "install" / "lib" / "libmadtp_kernels.so"
 
 MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
-FUNCTIONS = (("aligned_attention", 8), ("token_compact", 5))  # and their arguments
+_POINTER, _FLOAT = ctypes.c_void_p, ctypes.c_float
+FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # what it returns, and its arguments
+    "madtp_aligned_attention": (ctypes.c_int, [_POINTER] * 8),
+    "madtp_aligned_attention_workspace": (ctypes.c_size_t, [_POINTER]),
+    "madtp_token_compact": (ctypes.c_int, [_POINTER] * 5),
+    "madtp_token_compact_margin": (ctypes.c_int, [*[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
+    "madtp_token_compact_workspace": (ctypes.c_size_t, [_POINTER]),
+}
 
 _SIZES = "Keep to the sizes in madtp/kernels.h: heads of at most 256 columns, widths that are multiples of 8."
 _REASONS = {  # cudaError_t -> why, what to do
@@ -98,9 +106,9 @@ def library_path() -> Path:
 
 
 def load_library(path: Path | None = None) -> ctypes.CDLL:
-    """The library of kernels, its four functions declared; None is `library_path()`.
+    """The library of kernels, its functions declared; None is `library_path()`.
 
-    To load a library is to run code of it: what does not name all four functions is refused before that.
+    To load a library is to run code of it: what does not name all of FUNCTIONS is refused before that.
 
     Raises:
         KernelError: it is missing, no library of kernels, or cannot be loaded.
@@ -112,10 +120,9 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
     _check_kernels(path, fix)
     try:
         library = ctypes.CDLL(str(path.resolve()))  # a bare name would be searched for elsewhere
-        for op, arguments in FUNCTIONS:
-            call, workspace = getattr(library, f"madtp_{op}"), getattr(library, f"madtp_{op}_workspace")
-            call.restype, call.argtypes = ctypes.c_int, [ctypes.c_void_p] * arguments
-            workspace.restype, workspace.argtypes = ctypes.c_size_t, [ctypes.c_void_p]
+        for name, (result, arguments) in FUNCTIONS.items():
+            function = getattr(library, name)
+            function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise KernelError(f"the library of kernels '{path}' cannot be loaded", str(error), fix) from error
     return library
@@ -123,12 +130,11 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
 
 def _check_kernels(path: Path, fix: str) -> None:
     """Refuse, without running anything of it, what is no library of kernels."""
-    names = [f"madtp_{op}{end}" for op, _ in FUNCTIONS for end in ("", "_workspace")]
     try:
         content = read_bytes(path, MOST_BYTES)
         if not content.startswith(b"\x7fELF"):
             raise ValueError("It is not a shared library.")
-        for name in names:
+        for name in FUNCTIONS:
             if f"{name}\0".encode() not in content:
                 raise ValueError(f"It is not a library of kernels: undefined symbol: {name}.")
     except (OSError, ValueError) as error:

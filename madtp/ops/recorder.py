@@ -16,7 +16,7 @@ class CompactRecord:
     """One pruning step.
 
     Attributes:
-        importance: [B, N] float32; threshold: [B] float32.
+        importance: [B, N] float32; threshold: [B] float32, less the margin that the op was given.
         counts: [B] int64, tokens above their own threshold.
         keep: K, the largest of `counts`.
         source_ids: [B, tokens_out] int32.
@@ -82,12 +82,13 @@ class PruningRecorder(TorchDispatchMode):
 
 
 def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:
-    tokens, _, entering_ids, column_score, class_score, alignment, temperature, min_keep, layer = args
+    tokens, _, entering_ids, column_score, class_score, alignment, temperature, min_keep, layer = args[:9]
+    keep_margin = args[9] if len(args) > 9 else 0.0  # torch leaves out what is the default
     importance = token_importance(column_score, class_score, alignment)
     threshold = importance.new_full((tokens.shape[0],), -torch.inf)
     counts = torch.full((tokens.shape[0],), importance.shape[1])
     if temperature > 0:
-        threshold = learned_threshold(importance, alignment, temperature)
+        threshold = learned_threshold(importance, alignment, temperature, keep_margin)
         counts = counts_above(importance, threshold)
     tokens_out = output[0].shape[1]
     return CompactRecord(

@@ -67,15 +67,19 @@ def token_importance(column_score: Tensor, class_score: Tensor, alignment: Tenso
     return (column + aligned + class_score) / 3
 
 
-def learned_threshold(importance: Tensor, alignment: Tensor, temperature: Tensor | float) -> Tensor:
+def learned_threshold(
+    importance: Tensor, alignment: Tensor, temperature: Tensor | float, keep_margin: float = 0.0
+) -> Tensor:
     """Threshold theta [B]: the least, over the alignment tokens, of their softmax-weighted importance (section 4).
 
     Args:
         importance: [B, N] float32.
         alignment: [B, N, T] float32.
+        keep_margin: lowers it by this times the mean |importance| of the sample.
     """
     weights = (alignment / temperature).softmax(dim=1)
-    return torch.einsum("bnt,bn->bt", weights, importance).amin(dim=1)
+    threshold = torch.einsum("bnt,bn->bt", weights, importance).amin(dim=1)
+    return threshold - keep_margin * importance.abs().mean(dim=1) if keep_margin else threshold
 
 
 def counts_above(importance: Tensor, threshold: Tensor) -> Tensor:
@@ -106,6 +110,7 @@ def token_compact(
     temperature: Tensor,
     min_keep: Tensor,
     layer: int,
+    keep_margin: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Keep the K most important tokens, merge the rest into one (sections 5, 6); `reference` batching rule.
 
@@ -115,6 +120,7 @@ def token_compact(
         temperature: [] float32; zero, negative or NaN leaves everything as it is.
         min_keep: [] int64; K below it leaves everything as it is (1 for BLIP).
         layer: the merged token's source id is -(layer + 1).
+        keep_margin: at least 0; lowers the threshold by this times the mean |importance| of the sample.
 
     Returns:
         tokens, mask and ids of [class, the K - 1 best by position, the K-th best, merged]: [B, K + 2, ...], or copies
@@ -123,7 +129,8 @@ def token_compact(
     importance = token_importance(column_score, class_score, alignment)
     keep = importance.shape[1]
     if temperature > 0:
-        keep = int(counts_above(importance, learned_threshold(importance, alignment, temperature)).max())
+        threshold = learned_threshold(importance, alignment, temperature, keep_margin)
+        keep = int(counts_above(importance, threshold).max())
     if keep < int(min_keep) or importance.shape[1] - keep < 2:
         count = torch.tensor(tokens.shape[1], device=tokens.device)
         return tokens.clone(), key_mask.clone(), source_ids.clone(), count
@@ -187,6 +194,7 @@ def _(
     temperature: Tensor,
     min_keep: Tensor,
     layer: int,
+    keep_margin: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     length = torch.library.get_ctx().new_dynamic_size(min=2)  # a class token and at least one other
     batch, _, width = tokens.shape
@@ -227,7 +235,7 @@ def _compact_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ..
 def _compact_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     """Gradients through the gather and the merge weights; the choice of tokens itself has none."""
     if not ctx.pruned:
-        return (grad, *[None] * 8)
+        return (grad, *[None] * 9)
     with torch.enable_grad():
         leaves = [saved.detach().requires_grad_() for saved in ctx.saved_tensors]
         tokens, column_score, class_score, alignment = leaves
@@ -235,7 +243,7 @@ def _compact_backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None
         rank = importance_rank(importance.detach())
         output = _compact_tokens(tokens, importance, rank, _storage_order(rank, ctx.keep), ctx.keep)
         grads = torch.autograd.grad(output, leaves, grad)
-    return grads[0], None, None, *grads[1:], None, None, None
+    return grads[0], None, None, *grads[1:], None, None, None, None
 
 
 ALIGNED_ATTENTION_OP.register_autograd(_attention_backward, setup_context=_attention_context)

@@ -12,11 +12,19 @@ from dataclasses import dataclass
 
 DOMAIN = "madtp"
 VERSION = 1
+KEEP_MARGIN = "keep_margin"  # attribute of TokenCompact
+# The plugin of a node with a margin has a version of its own: TensorRT passes no attribute that a plugin does not name,
+# so a library from before margins would ignore one, but it lacks the version. It has a namespace of its own because
+# TensorRT for RTX 1.7 cannot load a library again that has two versions of a plugin in one.
+MARGIN_VERSION = 2
+MARGIN_NAMESPACE = f"{DOMAIN}.margin"
 
 FLOAT = "T"  # the engine's data type: float32, float16 or bfloat16
 FLOAT32 = "float32"
 INT32 = "int32"
 INT64 = "int64"
+
+_TORCH_TYPES = {INT32: "int", FLOAT32: "float"}
 
 
 @dataclass(frozen=True)
@@ -31,10 +39,21 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class AttributeSpec:
-    """One integer attribute (TensorRT takes float, int32 and string attributes only)."""
+    """One attribute: INT32 or FLOAT32 (TensorRT takes float, int32 and string attributes only).
+
+    One with a `default` is the last, and a node may lack it.
+    """
 
     name: str
     doc: str
+    dtype: str = INT32
+    default: float | None = None
+
+    @property
+    def torch_schema(self) -> str:
+        """The argument of the torch op."""
+        default = "" if self.default is None else f"={self.default}"
+        return f"{_TORCH_TYPES[self.dtype]} {self.name}{default}"
 
 
 @dataclass(frozen=True)
@@ -49,8 +68,8 @@ class OpSpec:
 
     @property
     def torch_schema(self) -> str:
-        """The schema of the torch op: tensors, then attributes as ints; one tensor for each of `outputs`."""
-        arguments = [f"Tensor {spec.name}" for spec in self.inputs] + [f"int {spec.name}" for spec in self.attributes]
+        """The schema of the torch op: tensors, then attributes; one tensor for each of `outputs`."""
+        arguments = [f"Tensor {spec.name}" for spec in self.inputs] + [spec.torch_schema for spec in self.attributes]
         return f"({', '.join(arguments)}) -> ({', '.join('Tensor' for _ in self.outputs)})"
 
 
@@ -91,7 +110,14 @@ TOKEN_COMPACT = OpSpec(
         TensorSpec("compacted_ids", INT32, ("B", "n"), "source ids of `compacted`; the merged one is -(layer + 1)"),
         TensorSpec("count", INT64, (), "n, the same for the whole batch"),
     ),
-    attributes=(AttributeSpec("layer", "index of the encoder layer, written into the merged token's id"),),
+    attributes=(
+        AttributeSpec("layer", "index of the encoder layer, written into the merged token's id"),
+        AttributeSpec(KEEP_MARGIN, "lowers the threshold, in units of the mean |importance|", FLOAT32, 0.0),
+    ),
 )
 
 OPS = (ALIGNED_ATTENTION, TOKEN_COMPACT)
+PLUGINS = (  # name, version and namespace of each that a library has
+    *((spec.onnx_name, str(VERSION), DOMAIN) for spec in OPS),
+    (TOKEN_COMPACT.onnx_name, str(MARGIN_VERSION), MARGIN_NAMESPACE),
+)

@@ -1,7 +1,5 @@
 #include "common/fields.h"
 
-#include <cstring>
-
 namespace madtp {
 namespace {
 
@@ -21,6 +19,15 @@ FieldSpec const* find(FieldSpec const* specs, size_t count, char const* name) no
     for (size_t index = 0; index < count; ++index)
         if (std::strcmp(specs[index].name, name) == 0) return &specs[index];
     return nullptr;
+}
+
+bool is_float(FieldSpec const& spec) noexcept { return spec.type == nvinfer1::PluginFieldType::kFLOAT32; }
+
+// Neither NaN nor infinity is.
+bool in_range(FieldSpec const& spec, int32_t value) noexcept {
+    if (!is_float(spec)) return value >= spec.smallest && value <= spec.largest;
+    float const number = float_of(value);
+    return number >= static_cast<float>(spec.smallest) && number <= static_cast<float>(spec.largest);
 }
 
 }  // namespace
@@ -43,11 +50,11 @@ bool read_fields(char const* plugin, nvinfer1::PluginFieldCollection const* fiel
                 plugin, Printable(name).text);
             return false;
         }
-        if (field.type != nvinfer1::PluginFieldType::kINT32 || field.length != 1 || field.data == nullptr) {
-            log_error("%s: field '%s' has type %d and length %d. It has to be one int32 (type %d, length 1). Export the "
+        if (field.type != spec->type || field.length != 1 || field.data == nullptr) {
+            log_error("%s: field '%s' has type %d and length %d. It has to be one %s (type %d, length 1). Export the "
                       "model again.",
                 plugin, name, static_cast<int>(field.type), static_cast<int>(field.length),
-                static_cast<int>(nvinfer1::PluginFieldType::kINT32));
+                is_float(*spec) ? "float32" : "int32", static_cast<int>(spec->type));
             return false;
         }
         auto const position = static_cast<size_t>(spec - specs);
@@ -58,9 +65,10 @@ bool read_fields(char const* plugin, nvinfer1::PluginFieldCollection const* fiel
         seen |= uint64_t{1} << position;
         int32_t value;
         std::memcpy(&value, field.data, sizeof value);
-        if (value < spec->smallest || value > spec->largest) {
-            log_error("%s: field '%s' is %d. It has to be %d to %d. Export the model again.", plugin, name, value,
-                spec->smallest, spec->largest);
+        if (!in_range(*spec, value)) {
+            log_error("%s: field '%s' is %.10g. It has to be %d to %d. Export the model again.", plugin, name,
+                is_float(*spec) ? static_cast<double>(float_of(value)) : static_cast<double>(value), spec->smallest,
+                spec->largest);
             return false;
         }
         values[position] = value;

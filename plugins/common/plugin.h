@@ -54,6 +54,7 @@ public:
 
 protected:
     int32_t field(size_t index) const noexcept { return fields_[index]; }
+    float float_field(size_t index) const noexcept { return fields_.as_float(index); }
 
 private:
     FieldValues<field_count> fields_;
@@ -62,6 +63,9 @@ private:
 template <typename Plugin>
 class Creator final : public nvinfer1::IPluginCreatorV3One {
 public:
+    Creator() noexcept = default;
+    Creator(char const* version, char const* name_space) noexcept : version_(version), namespace_(name_space) {}
+
     nvinfer1::IPluginV3* createPlugin(nvinfer1::AsciiChar const*, nvinfer1::PluginFieldCollection const* fields,
         nvinfer1::TensorRTPhase) noexcept override {
         typename Plugin::Values values{};
@@ -74,10 +78,12 @@ public:
     }
     nvinfer1::PluginFieldCollection const* getFieldNames() noexcept override { return names_.collection(); }
     nvinfer1::AsciiChar const* getPluginName() const noexcept override { return Plugin::kName; }
-    nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return kVersion; }
-    nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return kNamespace; }
+    nvinfer1::AsciiChar const* getPluginVersion() const noexcept override { return version_; }
+    nvinfer1::AsciiChar const* getPluginNamespace() const noexcept override { return namespace_; }
 
 private:
+    char const* version_ = kVersion;
+    char const* namespace_ = kNamespace;
     FieldValues<Plugin::kFields.size()> names_{Plugin::kFields, {}};
 };
 

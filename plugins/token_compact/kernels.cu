@@ -34,6 +34,7 @@ struct Arguments {
     int* dropped;           // [B, N], positions of the dropped tokens, ascending
     Plan* plan;
     int batch, length, body, width, alignments, tiles, layer, max_tokens;
+    float keep_margin;
 };
 
 __device__ __forceinline__ int thread_id() { return static_cast<int>(threadIdx.x); }
@@ -187,6 +188,11 @@ __global__ void __launch_bounds__(kThreads) rank_kernel(Arguments const a) {
     float threshold = kInfinity;
     for (int tile = 0; tile < a.tiles; ++tile)
         threshold = nan_min(threshold, a.thresholds[int64_t{sample} * a.tiles + tile]);
+    if (a.keep_margin > 0.0f) {
+        float sizes = 0.0f;
+        for (int other = thread_id(); other < a.body; other += kThreads) sizes += fabsf(a.importance[first + other]);
+        threshold -= a.keep_margin * (block_sum(sizes, shared.scratch) / static_cast<float>(a.body));
+    }
     int above = 0, strange = is_finite(threshold) ? 0 : 1;
     for (int other = thread_id(); other < a.body; other += kThreads) {
         float const importance = a.importance[first + other];
@@ -479,13 +485,20 @@ extern "C" size_t madtp_token_compact_workspace(MadtpCompactShape const* shape) 
 
 extern "C" cudaError_t madtp_token_compact(MadtpCompactShape const* shape, MadtpCompactInputs const* inputs,
     MadtpCompactOutputs const* outputs, void* workspace, cudaStream_t stream) noexcept {
+    return madtp_token_compact_margin(shape, inputs, outputs, 0.0f, workspace, stream);
+}
+
+extern "C" cudaError_t madtp_token_compact_margin(MadtpCompactShape const* shape, MadtpCompactInputs const* inputs,
+    MadtpCompactOutputs const* outputs, float keep_margin, void* workspace, cudaStream_t stream) noexcept {
     using namespace madtp::compact;
     if (shape == nullptr || inputs == nullptr || outputs == nullptr || !valid(*shape)) return cudaErrorInvalidValue;
+    if (!(keep_margin >= 0.0f && keep_margin < madtp::kInfinity)) return cudaErrorInvalidValue;  // nor NaN
     if (!aligned(*inputs, *outputs) || !madtp::is_aligned(workspace, madtp::kVectorBytes)) return cudaErrorInvalidValue;
     madtp::CallerError const caller_error;
     Arguments a = arguments_of(*shape);
     a.in = *inputs;
     a.out = *outputs;
+    a.keep_margin = keep_margin;
     divide_workspace(a, workspace);
     return launch_all(a, shape->dtype, stream);
 }

@@ -149,7 +149,8 @@ int32_t TokenCompactPlugin::enqueue(nvinfer1::PluginTensorDesc const* inputs, nv
         static_cast<float const*>(input_data[kTemperature]), static_cast<int64_t const*>(input_data[kMinKeep])};
     MadtpCompactOutputs const out{output_data[kCompacted], static_cast<float*>(output_data[kCompactedMask]),
         static_cast<int32_t*>(output_data[kCompactedIds]), static_cast<int64_t*>(output_data[kCount])};
-    cudaError_t const error = madtp_token_compact(&sizes, &in, &out, workspace, stream);
+    cudaError_t const error =
+        madtp_token_compact_margin(&sizes, &in, &out, float_field(kKeepMargin), workspace, stream);
     if (error == cudaSuccess) return 0;
     log_error("%s: %s, for %d x %d tokens of width %d, %d alignments, dtype %d. The kernels do not run on such sizes, or "
               "the GPU is in an error state. Keep to the profile of the engine, and look at earlier CUDA errors.",

@@ -32,11 +32,12 @@ def test_attention_call_gives_what_the_op_gives(host: ctypes.CDLL) -> None:
         torch.testing.assert_close(call.outputs, aligned_attention(qkv, key_mask, 0, 2), rtol=1e-4, atol=1e-5)
 
 
-def test_compact_call_gives_what_the_op_gives(host: ctypes.CDLL) -> None:
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_compact_call_gives_what_the_op_gives(host: ctypes.CDLL, margin: float) -> None:
     inputs = compact_inputs(2, 70, 64, 8, torch.float32, device="cpu")
-    call = compact_call(host, inputs)
+    call = compact_call(host, inputs, keep_margin=margin)
     call.run()
-    tokens, mask, ids, count = token_compact(*inputs, 0)
+    tokens, mask, ids, count = token_compact(*inputs, 0, margin)
     kept = int(call.outputs[3])
     assert kept == int(count)
     assert 2 < kept < 70  # the inputs of the benchmark are pruned, or it would time a copy

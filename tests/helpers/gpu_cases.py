@@ -35,6 +35,7 @@ class CompactCase:
     width: int
     alignments: int
     temperature: float = 1.0
+    keep_margin: float = 0.0
 
 
 # The tensor-core path takes heads of 32, 64 and 128 in 16-bit types; from 256 blocks on it has tiles of 128 queries.
@@ -56,6 +57,7 @@ COMPACT = tuple(
     for case in (
         CompactCase(f"{dtype}-pruned", dtype, 3, 197, 128, 20),
         CompactCase(f"{dtype}-two-rounds", dtype, 2, 577, 72, 100),
+        CompactCase(f"{dtype}-margin", dtype, 2, 577, 64, 20, keep_margin=0.1),
         CompactCase(f"{dtype}-unpruned", dtype, 2, 70, 64, 8, temperature=0.0),
     )
 )
@@ -73,7 +75,7 @@ def compact_of(library: ctypes.CDLL, case: CompactCase, seed: int = 0, device: s
     """The call of a case."""
     sizes, temperature = (case.batch, case.length, case.width, case.alignments), case.temperature
     inputs = compact_inputs(*sizes, DTYPES[case.dtype], temperature=temperature, seed=seed, device=device)
-    return compact_call(library, inputs)
+    return compact_call(library, inputs, keep_margin=case.keep_margin)
 
 
 def call_of(library: ctypes.CDLL, case: AttentionCase | CompactCase, device: str = "cuda") -> Call:

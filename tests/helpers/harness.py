@@ -9,13 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madtp.ops.spec import DOMAIN
 from tests.helpers.native_build import build
 
 # nvinfer1::DataType, PluginFieldType, TensorRTPhase, PluginCapabilityType and ILogger::Severity, as far as used here
 FLOAT, HALF, INT32, BF16, INT64 = 0, 1, 3, 7, 8
 DATA_TYPES, FORMATS = range(12), range(13)
 LINEAR = 0
-FIELD_TYPES, FIELD_INT32 = range(14), 5
+FIELD_TYPES, FIELD_FLOAT32, FIELD_INT32 = range(14), 1, 5
 BUILD, RUNTIME = 0, 1
 CAPABILITIES = ("PLUGIN_V3ONE_CORE 1.0", "PLUGIN_V3ONE_BUILD 1.0", "PLUGIN_V3ONE_RUNTIME 1.0")
 ERROR = 1
@@ -79,6 +80,11 @@ def int_field(name: str, value: int) -> Field:
     return Field(name.encode(), ctypes.addressof(_kept(ctypes.c_int32(value))), FIELD_INT32, 1)
 
 
+def float_field(name: str, value: float) -> Field:
+    """A field as TensorRT's parser makes it from a float attribute."""
+    return Field(name.encode(), ctypes.addressof(_kept(ctypes.c_float(value))), FIELD_FLOAT32, 1)
+
+
 _alive: list[Any] = []  # what fields point to
 
 
@@ -136,10 +142,10 @@ class Plugin:
         handle = getattr(self.library.c, "harness_attach" if attach else "harness_clone")(self.handle)
         return Plugin(self.library, handle)
 
-    def serialized(self) -> dict[str, int]:
-        """getFieldsToSerialize, each of which has to be one int32."""
+    def serialized(self) -> dict[str, float]:
+        """getFieldsToSerialize, each of which has to be one int32 or float32."""
         collection = self.library.c.harness_serialize(self.handle).contents
-        return {field.name.decode(): _int32(field) for field in collection.fields[: collection.count]}
+        return {field.name.decode(): _number(field) for field in collection.fields[: collection.count]}
 
     def output_count(self) -> int:
         """getNbOutputs."""
@@ -199,9 +205,10 @@ class Plugin:
         )
 
 
-def _int32(field: Field) -> int:
-    assert (field.type, field.length) == (FIELD_INT32, 1), (field.name, field.type, field.length)
-    return ctypes.c_int32.from_address(field.data).value
+def _number(field: Field) -> float:
+    assert (field.type in (FIELD_INT32, FIELD_FLOAT32), field.length) == (True, 1), (field.name, field.type)
+    kind = ctypes.c_int32 if field.type == FIELD_INT32 else ctypes.c_float
+    return kind.from_address(field.data).value
 
 
 class PluginLibrary:
@@ -220,7 +227,8 @@ class PluginLibrary:
         self.handle = ctypes.c_void_p(self.c.harness_open(str(path).encode()))
         if not self.handle:
             raise OSError(f"{path}: {self.c.harness_load_error()}")
-        self.creators = {self.creator(index)[0]: index for index in range(self.c.harness_creators(self.handle))}
+        found = map(self.creator, range(self.c.harness_creators(self.handle)))
+        self.creators = {(name, namespace): index for index, (name, _, namespace, _) in enumerate(found)}
 
     def _declare(self) -> None:
         for name in ("open", "create", "clone", "attach"):
@@ -238,22 +246,28 @@ class PluginLibrary:
         parts = ("name", "version", "namespace", "interface")
         return tuple(getattr(self.c, f"harness_creator_{part}")(self.handle, index).decode() for part in parts)
 
-    def field_names(self, plugin: str) -> list[str]:
-        """Names of the fields that a creator takes, each an int32."""
-        collection = self.c.harness_field_names(self.handle, self.creators[plugin]).contents
-        fields = collection.fields[: collection.count]
-        return [field.name.decode() for field in fields if (field.type, field.length) == (FIELD_INT32, 1)]
+    def field_types(self, plugin: str, namespace: str) -> dict[str, int]:
+        """Name and type of the fields that a creator takes, each one number."""
+        collection = self.c.harness_field_names(self.handle, self.creators[plugin, namespace]).contents
+        return {field.name.decode(): field.type for field in collection.fields[: collection.count] if field.length == 1}
 
     def create(
-        self, plugin: str, fields: Mapping[str, int] | Sequence[Field] | Fields | None, phase: int = BUILD
+        self,
+        plugin: str,
+        fields: Mapping[str, float] | Sequence[Field] | Fields | None,
+        phase: int = BUILD,
+        namespace: str = DOMAIN,
     ) -> Plugin | None:
         """createPlugin with values, raw fields, a raw collection or none; None where the creator refuses."""
         if isinstance(fields, Mapping):
-            fields = [int_field(name, value) for name, value in fields.items()]
+            fields = [
+                int_field(name, value) if isinstance(value, int) else float_field(name, value)
+                for name, value in fields.items()
+            ]
         if fields is not None and not isinstance(fields, Fields):
             fields = Fields(len(fields), (Field * len(fields))(*fields))
         pointer = None if fields is None else ctypes.byref(fields)
-        handle = self.c.harness_create(self.handle, self.creators[plugin], pointer, phase)
+        handle = self.c.harness_create(self.handle, self.creators[plugin, namespace], pointer, phase)
         return None if handle is None else Plugin(self, handle)
 
     def messages(self) -> list[str]:

@@ -53,7 +53,7 @@ def is_decided(inputs: tuple[Any, ...]) -> bool:
     if not temperature > 0 or not importance.isfinite().all():
         return True
     near = NEAR * importance.abs().amax()
-    margin = (importance - ops.learned_threshold(importance, alignment, temperature)[:, None]).abs()
+    margin = (importance - ops.learned_threshold(importance, alignment, temperature, *inputs[9:])[:, None]).abs()
     gaps = importance.sort(dim=1).values.diff(dim=1)
     return bool((margin > near).all() and ((gaps == 0) | (gaps > near)).all())
 
@@ -81,11 +81,13 @@ def attention_inputs(batch: int, length: int, heads: int, size: int, dtype: torc
     return qkv.to(dtype), -10000.0 * (torch.rand(batch, length, generator=generator) < 0.2), 0, heads
 
 
-def compact_call(batch: int, tokens: int, seed: int, dtype: torch.dtype, tau: float = 0.7, **sizes: int) -> list[Any]:
+def compact_call(
+    batch: int, tokens: int, seed: int, dtype: torch.dtype, tau: float = 0.7, margin: float = 0.0, **sizes: int
+) -> list[Any]:
     """Arguments of TokenCompact, random."""
     inputs = list(compact_inputs(batch, tokens, seed, **sizes).values())
     inputs[5] = inputs[5].abs()  # else the alignment may add up to nearly nothing, and rounding decides
-    return [inputs[0].to(dtype), *inputs[1:], torch.tensor(tau), torch.tensor(1), seed % 12]
+    return [inputs[0].to(dtype), *inputs[1:], torch.tensor(tau), torch.tensor(1), seed % 12, margin]
 
 
 def bits(tensor: Tensor) -> Tensor:

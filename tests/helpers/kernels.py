@@ -140,6 +140,7 @@ class Kernels:
         temperature: Tensor,
         min_keep: Tensor,
         layer: int,
+        keep_margin: float = 0.0,
         max_tokens: int = 0,
     ) -> Compacted:
         """Like `madtp.ops.reference.token_compact`.
@@ -157,10 +158,11 @@ class Kernels:
         given = self._given((tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep))
         outputs = (compacted, mask, ids, count)
         self._call(
-            "madtp_token_compact",
+            "madtp_token_compact_margin",
             ctypes.byref(shape),
             ctypes.byref(CompactInputs(*_pointers(given))),
             ctypes.byref(CompactOutputs(*_pointers(output.tensor for output in outputs))),
+            keep_margin,
             *_pointers([workspace.tensor]),
             rooms=(*outputs, workspace),
         )

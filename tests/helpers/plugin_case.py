@@ -13,9 +13,9 @@ from tests.helpers.harness import FLOAT as FP32
 from tests.helpers.native_build import build, cuda_library
 
 B, L, C, HEADS, T = 2, 21, 64, 4, 8
-GOOD = {
+GOOD: dict[str, dict[str, float]] = {
     "AlignedAttention": {"causal": 0, "heads": HEADS},
-    "TokenCompact": {"layer": 3, "opt_tokens": 12, "max_tokens": 0},
+    "TokenCompact": {"layer": 3, "keep_margin": 0.0, "opt_tokens": 12, "max_tokens": 0},
 }
 TENSORRT_TYPES = {"float32": FP32, "int32": INT32, "int64": INT64}
 IDS = [spec.onnx_name for spec in OPS]
@@ -55,7 +55,7 @@ class Case:
         sizes = [*self.sizes(**changed), *((),) * self.counts[1]]
         return descriptions(zip(sizes, self.types(dtype), strict=True))
 
-    def create(self, phase: int = BUILD, **fields: int) -> Plugin:
+    def create(self, phase: int = BUILD, **fields: float) -> Plugin:
         plugin = self.library.create(self.name, {**GOOD[self.name], **fields}, phase)
         assert plugin is not None, self.library.messages()
         return plugin

@@ -15,6 +15,7 @@ import click
 
 from tests.helpers import harness
 from tests.helpers.harness import (
+    FIELD_FLOAT32,
     FIELD_INT32,
     Description,
     Dims,
@@ -28,13 +29,25 @@ from tests.helpers.native_build import build
 
 KNOWN = {
     "AlignedAttention": {"causal": (0, 1), "heads": (1, 65535)},
-    "TokenCompact": {"layer": (0, 65535), "opt_tokens": (0, 1 << 24), "max_tokens": (0, 1 << 24)},
+    "TokenCompact": {
+        "layer": (0, 65535),
+        "keep_margin": (0, 1),
+        "opt_tokens": (0, 1 << 24),
+        "max_tokens": (0, 1 << 24),
+    },
 }
+FLOATS = {"keep_margin"}
 REQUIRED = {"causal", "heads", "layer"}
 COUNTS = {"AlignedAttention": (2, 3), "TokenCompact": (8, 4)}
 RANKS = {"AlignedAttention": (3, 2), "TokenCompact": (3, 2, 2, 2, 2, 3, 0, 0)}
 NUMBERS = (0, 1, 2, 3, 8, 12, 24, 64, 192, 256, 768, 65535, 65536, 1 << 24, 2**31 - 1, 2**31, 2**40 + 1, 2**63 - 1, -1)
 NUMBERS += (-2, -(2**31), -(2**63))
+
+
+def value_of(field: Field) -> float:
+    """The value of a field."""
+    kind = ctypes.c_float if field.type == FIELD_FLOAT32 else ctypes.c_int32
+    return kind.from_address(field.data).value
 
 
 class Fuzzer:
@@ -56,13 +69,14 @@ class Fuzzer:
         if plugin is None:
             return
         self.created += 1
-        expected = {field.name.decode(): ctypes.c_int32.from_address(field.data).value for field in given}
+        expected = {field.name.decode(): value_of(field) for field in given}
         assert plugin.serialized() == {**dict.fromkeys(KNOWN[name], 0), **expected}
         for _ in range(4):
             self.call(name, plugin)
 
     def value(self) -> int:
-        return self.random.choice((0, 1, 2, 12, 4, self.random.randint(-(2**31), 2**31 - 1)))
+        """A number; its bits are those of an int32, or, now and then, of a small float."""
+        return self.random.choice((0, 1, 2, 12, 4, 0x3E000000, self.random.randint(-(2**31), 2**31 - 1)))
 
     def collection(self, given: list[Field]) -> Fields | None:
         """Mostly as TensorRT makes it; sometimes null, or null where fields should be."""
@@ -79,7 +93,7 @@ class Fuzzer:
             junk = bytes(self.random.randint(1, 255) for _ in range(self.random.choice((0, 1, 5, 70, 3000))))
             name = self.random.choice((junk, junk, None, name, b"%s%n%d"))
         address: int | None = ctypes.addressof(values) + 4 * index
-        kind, length = FIELD_INT32, 1
+        kind, length = FIELD_FLOAT32 if name is not None and name.decode(errors="replace") in FLOATS else FIELD_INT32, 1
         if self.random.random() < 0.05:
             kind = self.random.choice((*harness.FIELD_TYPES, -1, 1000))
         if self.random.random() < 0.05:
@@ -98,10 +112,10 @@ class Fuzzer:
         if not REQUIRED & set(KNOWN[plugin]) <= set(names):
             return False
         for name, field in zip(names, given, strict=True):
-            if (field.type, field.length) != (FIELD_INT32, 1) or not field.data:
+            if (field.type, field.length) != (FIELD_FLOAT32 if name in FLOATS else FIELD_INT32, 1) or not field.data:
                 return False
             smallest, largest = KNOWN[plugin][name]
-            if not smallest <= ctypes.c_int32.from_address(field.data).value <= largest:
+            if not smallest <= value_of(field) <= largest:
                 return False
         return True
 

@@ -11,7 +11,9 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from benchmarks.gpu.calls import compact_call as compact_call_of
 from madtp.ops import reference as ops
+from madtp.ops.library import INVALID_VALUE, KernelError
 from tests.helpers import recorded
 from tests.helpers.kernel_calls import (
     NEAR,
@@ -169,6 +171,7 @@ def test_heads_of_64_are_right_in_both_tiles(kernels: Kernels, dtype: torch.dtyp
     sizes=st.sampled_from([(8, 1), (8, 31), (24, 32), (264, 33), (520, 100)]),
     dtype=st.sampled_from(DTYPES),
     tau=st.sampled_from([0.01, 0.3, 1.0, 5.0, 1e30, INFINITY, 0.0, -0.0, -1.0, -INFINITY, float("nan")]),
+    margin=st.sampled_from([0.0, 0.0, 0.02, 0.3, 1.0, 1e30]),
     ties=st.sampled_from([0, 1, 2, 7]),
     seed=st.integers(0, 2**31),
 )
@@ -179,12 +182,13 @@ def test_compaction_of_anything_is_the_references(
     sizes: tuple[int, int],
     dtype: torch.dtype,
     tau: float,
+    margin: float,
     ties: int,
     seed: int,
 ) -> None:
     kernels.seed(seed % 1000)
     batch = batch if tokens < 300 else 1 + batch % 3
-    inputs = compact_call(batch, tokens, seed, dtype, tau, width=sizes[0], entries=sizes[1])
+    inputs = compact_call(batch, tokens, seed, dtype, tau, margin, width=sizes[0], entries=sizes[1])
     if ties:  # only so many different tokens
         inputs[3:6] = [score[:, torch.arange(tokens) % ties % tokens] for score in inputs[3:6]]
     result = kernels.token_compact(*inputs)
@@ -199,6 +203,33 @@ def test_random_compactions_are_mostly_decided_and_pruned(kernels: Kernels) -> N
     decided = [call for seed in range(40) if is_decided(call := tuple(compact_call(2, 50, seed, torch.float32)))]
     assert len(decided) > 20
     assert sum(check_compact(kernels, call).count < 51 for call in decided) > 10
+
+
+def test_a_margin_keeps_more_until_nothing_is_pruned(kernels: Kernels) -> None:
+    margins = (0.0, 0.05, 0.2, 0.5, 5.0)
+    calls = [tuple(compact_call(2, 100, 2, torch.float32, 0.7, margin)) for margin in margins]
+    assert all(map(is_decided, calls))
+    counts = [check_compact(kernels, call).count for call in calls]
+    assert counts == sorted(set(counts))
+    assert counts[-1] == 101
+
+
+def test_no_margin_is_the_call_without_one_bit_for_bit(kernels: Kernels) -> None:
+    inputs = compact_call(2, 150, 4, torch.float16)
+    with_none = kernels.token_compact(*inputs)
+    without = compact_call_of(kernels.library, tuple(tensor.to(kernels.device) for tensor in inputs[:8]), inputs[8])
+    without.run()
+    tokens, mask, ids, count = (tensor.cpu() for tensor in without.outputs)
+    assert with_none.count == int(count) < 151
+    for got, room in ((with_none.tokens, tokens), (with_none.mask, mask), (with_none.ids, ids)):
+        assert torch.equal(bits(got.flatten()), bits(room.flatten()[: got.numel()]))
+
+
+@pytest.mark.parametrize("margin", [-0.1, INFINITY, float("nan")])
+def test_a_margin_that_is_no_margin_is_refused(kernels: Kernels, margin: float) -> None:
+    with pytest.raises(KernelError) as refused:
+        kernels.token_compact(*compact_call(1, 20, 0, torch.float32, margin=margin))
+    assert refused.value.code == INVALID_VALUE
 
 
 @pytest.mark.parametrize("keeps", ["nothing", "everything"])
@@ -247,7 +278,7 @@ def test_any_bytes_stay_inside_the_outputs(
 
     for index in torch.randperm(8, generator=generator)[: 1 + seed % 8].tolist():
         inputs[index] = noise(inputs[index])
-    kernels.token_compact(*inputs, 0 if room == 1 else room)  # Kernels looks at the guards and at the count
+    kernels.token_compact(*inputs, max_tokens=0 if room == 1 else room)  # Kernels looks at the guards and at the count
 
 
 @settings(max_examples=40, deadline=None)
@@ -257,7 +288,7 @@ def test_a_bound_leaves_the_best_tokens_that_fit(
 ) -> None:
     inputs = compact_call(batch, tokens, seed, torch.float32, 0.7 if prune else 0.0)
     free = kernels.token_compact(*inputs)
-    bounded = kernels.token_compact(*inputs, room)
+    bounded = kernels.token_compact(*inputs, max_tokens=room)
     assert bounded.count == min(free.count, room)
     if free.count <= room:
         assert torch.equal(bits(bounded.tokens), bits(free.tokens))

@@ -19,6 +19,7 @@ FUNCTIONS = {
     "madtp_aligned_attention",
     "madtp_aligned_attention_workspace",
     "madtp_token_compact",
+    "madtp_token_compact_margin",
     "madtp_token_compact_workspace",
 }
 NO_DRIVER = {35, 100}  # cudaErrorInsufficientDriver, cudaErrorNoDevice
@@ -62,7 +63,7 @@ extern "C" void* const* getCreators(int32_t& count) noexcept;
 int main() {
     int32_t creators = 0;
     getCreators(creators);
-    return creators - 2;
+    return creators - 3;
 }
 """
 CXX = """
@@ -186,7 +187,7 @@ def test_programs_in_c_and_cxx_find_link_and_call_the_package(
     for made in (configure(f"-DCUDAToolkit_ROOT={toolkit}"), run(tool("cmake"), "--build", tmp_path / "built")):
         assert made.returncode == 0, made.stdout + made.stderr
     attention, compact = workspaces(kernels)
-    for program, expected in (("in_c", [attention]), ("in_cxx", [2, compact])):
+    for program, expected in (("in_c", [attention]), ("in_cxx", [3, compact])):
         ran = run(tmp_path / "built" / program)
         assert (ran.returncode, ran.stderr) == (0, ""), ran
         *numbers, first, second = map(int, ran.stdout.split())

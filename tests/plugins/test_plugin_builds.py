@@ -14,10 +14,20 @@ from onnx import TensorProto, helper
 import export.engine.builder as engine
 from export.engine.backends import choose_backend
 from export.errors import BackendError
-from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import (
+    ALIGNED_ATTENTION,
+    DOMAIN,
+    MARGIN_NAMESPACE,
+    MARGIN_VERSION,
+    OPS,
+    TOKEN_COMPACT,
+    VERSION,
+    OpSpec,
+)
 from tests.helpers.logged_build import REFUSALS, THREADS
 from tests.helpers.plugin_case import GOOD, libraries, path_of, sizes_of
 
+WITH_MARGIN = (MARGIN_VERSION, MARGIN_NAMESPACE)
 ONNX_TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
 
 
@@ -26,6 +36,7 @@ def model(
     sizes: dict[str, tuple[int, ...]] | None = None,
     types: dict[str, int] | None = None,
     without: str | None = None,
+    identity: tuple[int, str] = (VERSION, DOMAIN),
     **fields: Any,
 ) -> onnx.ModelProto:
     """One node of `spec`, good but for what is said otherwise; a field that is None is left out."""
@@ -49,8 +60,8 @@ def model(
         [value.name for value in values],
         [value.name for value in outputs],
         domain=DOMAIN,
-        plugin_namespace=DOMAIN,
-        plugin_version=str(VERSION),
+        plugin_namespace=identity[1],
+        plugin_version=str(identity[0]),
         **attributes,
     )
     opsets = [helper.make_opsetid("", 20), helper.make_opsetid(DOMAIN, VERSION)]
@@ -72,6 +83,13 @@ WRONG = {
     "float": Wrong(model(ALIGNED_ATTENTION, heads=4.0), "AlignedAttention: field 'heads' has type 1 and length 1."),
     "list": Wrong(model(ALIGNED_ATTENTION, heads=[4, 4]), "AlignedAttention: field 'heads' has type 5 and length 2."),
     "string": Wrong(model(TOKEN_COMPACT, layer="3"), "TokenCompact: field 'layer' has type 6"),
+    "margin": Wrong(
+        model(TOKEN_COMPACT, identity=WITH_MARGIN, keep_margin=2.5),
+        "TokenCompact: field 'keep_margin' is 2.5. It has to be 0 to 1.",
+    ),
+    "whole margin": Wrong(
+        model(TOKEN_COMPACT, identity=WITH_MARGIN, keep_margin=1), "TokenCompact: field 'keep_margin' has type 5"
+    ),
     "bound": Wrong(model(TOKEN_COMPACT, max_tokens=1), "TokenCompact: max_tokens is 1."),
     "width": Wrong(model(ALIGNED_ATTENTION, heads=5), "AlignedAttention: qkv is 192 wide with 5 heads."),
     "rank": Wrong(
@@ -101,6 +119,10 @@ def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     """Of every model above and a good one of each op: what came of it."""
     folder, scratch = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("scratch")
     good = {spec.onnx_name: model(spec) for spec in OPS}
+    good |= {
+        "with margin": model(TOKEN_COMPACT, identity=WITH_MARGIN, keep_margin=0.1),
+        "unknown version": model(TOKEN_COMPACT, identity=(MARGIN_VERSION + 1, MARGIN_NAMESPACE)),
+    }
     for name, proto in {**good, **{name: case.model for name, case in WRONG.items()}}.items():
         onnx.save(proto, folder / f"{name}.onnx")
     backend = choose_backend("auto", ".plan")
@@ -123,9 +145,14 @@ def test_what_a_plugin_refuses_reaches_the_logger_as_an_error(outcomes: dict[str
 
 
 def test_good_nodes_are_built_and_the_logger_hears_no_error(outcomes: dict[str, Any]) -> None:
-    for spec in OPS:
-        assert outcomes[spec.onnx_name]["built"], outcomes[spec.onnx_name]
-        assert not [entry for entry in outcomes[spec.onnx_name]["said"] if "ERROR" in entry[0]]
+    for name in (*(spec.onnx_name for spec in OPS), "with margin"):
+        assert outcomes[name]["built"], outcomes[name]
+        assert not [entry for entry in outcomes[name]["said"] if "ERROR" in entry[0]]
+
+
+def test_a_node_of_a_version_that_a_library_lacks_is_not_given_to_another(outcomes: dict[str, Any]) -> None:
+    """So a library from before margins is not asked for one, and does not ignore it."""
+    assert not outcomes["unknown version"]["built"]
 
 
 def test_a_library_that_is_loaded_again_finds_the_logger_from_any_thread(outcomes: dict[str, Any]) -> None:

@@ -1,5 +1,7 @@
 """Every way in which plugins and their creators refuse, each with a message that says what, why, and what to do."""
 
+import math
+import re
 from collections.abc import Mapping
 
 import pytest
@@ -9,6 +11,7 @@ from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
 from tests.helpers import harness
 from tests.helpers.harness import (
     BUILD,
+    FIELD_FLOAT32,
     FIELD_INT32,
     FLOAT,
     RUNTIME,
@@ -16,6 +19,7 @@ from tests.helpers.harness import (
     Fields,
     PluginLibrary,
     descriptions,
+    float_field,
     int_field,
 )
 from tests.helpers.plugin_case import GOOD, IDS, Case, libraries, path_of, the_message
@@ -57,12 +61,15 @@ def test_creator_refuses_collections_that_are_none(case: Case, bad: str, phase: 
 def test_creator_refuses_missing_repeated_and_foreign_fields(case: Case) -> None:
     good = GOOD[case.name]
 
-    def refusal(fields: Mapping[str, int] | list[Field]) -> str:
+    def field_of(name: str, value: float) -> Field:
+        return int_field(name, value) if isinstance(value, int) else float_field(name, value)
+
+    def refusal(fields: Mapping[str, float] | list[Field]) -> str:
         assert case.library.create(case.name, fields) is None
         return the_message(case.library, case.name)
 
     def with_field(changed: Field) -> list[Field]:
-        others = [int_field(other, value) for other, value in good.items() if other.encode() != changed.name]
+        others = [field_of(other, value) for other, value in good.items() if other.encode() != changed.name]
         return [*others, changed]
 
     value = torch.tensor([1, 1], dtype=torch.int32)
@@ -74,15 +81,16 @@ def test_creator_refuses_missing_repeated_and_foreign_fields(case: Case) -> None
             plugin = case.library.create(case.name, without)
             assert plugin is not None
             assert plugin.serialized() == {**good, name: 0}
-        repeated = [int_field(other, value) for other, value in (*good.items(), (name, good[name]))]
+        repeated = [field_of(other, value) for other, value in (*good.items(), (name, good[name]))]
         assert f"field '{name}' is given twice" in refusal(repeated)
-        for wrong in set(harness.FIELD_TYPES) - {FIELD_INT32}:
+        right = FIELD_INT32 if isinstance(good[name], int) else FIELD_FLOAT32
+        for wrong in set(harness.FIELD_TYPES) - {right}:
             text = refusal(with_field(Field(name.encode(), value.data_ptr(), wrong, 1)))
             assert f"'{name}' has type {wrong} and length 1" in text
         for length in (0, 2, -1):
-            text = refusal(with_field(Field(name.encode(), value.data_ptr(), FIELD_INT32, length)))
-            assert f"'{name}' has type {FIELD_INT32} and length {length}" in text
-        assert f"'{name}' has type" in refusal(with_field(Field(name.encode(), None, FIELD_INT32, 1)))
+            text = refusal(with_field(Field(name.encode(), value.data_ptr(), right, length)))
+            assert f"'{name}' has type {right} and length {length}" in text
+        assert f"'{name}' has type" in refusal(with_field(Field(name.encode(), None, right, 1)))
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,15 @@ def test_field_values_have_a_range(
     for value in (smallest - 1, largest + 1, -(2**31), 2**31 - 1):
         assert library.create(plugin, {**GOOD[plugin], field: value}) is None
         assert f"'{field}' is {value}. It has to be {smallest} to {largest}" in the_message(library, plugin)
+
+
+@pytest.mark.parametrize("value", [-0.01, 1.01, math.nan, math.inf, -math.inf, 3e38])
+def test_a_margin_is_a_number_from_zero_to_one(library: PluginLibrary, value: float) -> None:
+    library.messages()
+    for good in (0.0, 1.0):
+        assert library.create("TokenCompact", {**GOOD["TokenCompact"], "keep_margin": good}) is not None
+    assert library.create("TokenCompact", {**GOOD["TokenCompact"], "keep_margin": value}) is None
+    assert re.search(r"'keep_margin' is [-\w.+]+\. It has to be 0 to 1", the_message(library, "TokenCompact"))
 
 
 @pytest.mark.parametrize("change", [(-1, 0), (1, 0), (0, -1), (0, 1)])

@@ -12,9 +12,19 @@ import torch
 from torch import Tensor
 
 from madtp.ops import reference as ops
-from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, OPS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, MARGIN_NAMESPACE, OPS, PLUGINS, TOKEN_COMPACT, VERSION, OpSpec
 from tests.helpers import harness
-from tests.helpers.harness import BF16, BUILD, FLOAT, HALF, RUNTIME, Plugin, PluginLibrary
+from tests.helpers.harness import (
+    BF16,
+    BUILD,
+    FIELD_FLOAT32,
+    FIELD_INT32,
+    FLOAT,
+    HALF,
+    RUNTIME,
+    Plugin,
+    PluginLibrary,
+)
 from tests.helpers.kernels import Kernels
 from tests.helpers.native_build import build
 from tests.helpers.plugin_case import GOOD, HEADS, IDS, B, C, Case, L, T, libraries, path_of, the_message
@@ -45,11 +55,13 @@ def test_the_library_shows_two_symbols_and_wants_nothing_of_tensorrt(kind: str) 
 
 def test_creators_are_those_of_the_op_definitions(library: PluginLibrary) -> None:
     creators = [library.creator(index) for index in range(len(library.creators))]
-    expected = [(spec.onnx_name, str(VERSION), DOMAIN, "PLUGIN CREATOR_V3ONE 1.0") for spec in OPS]
+    expected = [(*plugin, "PLUGIN CREATOR_V3ONE 1.0") for plugin in PLUGINS]
     assert creators == expected
-    attributes = {spec.onnx_name: [attribute.name for attribute in spec.attributes] for spec in OPS}
-    attributes["TokenCompact"] += ["opt_tokens", "max_tokens"]
-    assert {name: library.field_names(name) for name in library.creators} == attributes
+    types = {"int32": FIELD_INT32, "float32": FIELD_FLOAT32}
+    attributes = {spec.onnx_name: {entry.name: types[entry.dtype] for entry in spec.attributes} for spec in OPS}
+    attributes["TokenCompact"] |= {"opt_tokens": FIELD_INT32, "max_tokens": FIELD_INT32}
+    for name, namespace in library.creators:
+        assert library.field_types(name, namespace) == attributes[name]
 
 
 def copies(case: Case) -> list[Plugin]:
@@ -68,6 +80,19 @@ def test_every_copy_of_a_plugin_has_its_identity(case: Case) -> None:
         assert plugin.capability(3) is None
         assert plugin.serialized() == GOOD[case.name]
     assert case.library.messages() == []
+
+
+def test_a_margin_is_kept_by_every_copy_and_makes_another_version(library: PluginLibrary) -> None:
+    """TensorRT looks for the creator of a plan's plugin by the version and namespace that the plugin gives."""
+    fields = {**GOOD["TokenCompact"], "keep_margin": 0.1}
+    built = library.create("TokenCompact", fields, BUILD, MARGIN_NAMESPACE)
+    assert built is not None
+    loaded = library.create("TokenCompact", built.serialized(), RUNTIME, MARGIN_NAMESPACE)
+    assert loaded is not None
+    for plugin in (built, loaded, built.clone(), loaded.clone(attach=True)):
+        assert plugin.identity() == PLUGINS[-1] == ("TokenCompact", "2", MARGIN_NAMESPACE)
+        assert plugin.serialized() == {**fields, "keep_margin": pytest.approx(0.1, rel=1e-7)}
+    assert library.messages() == []
 
 
 def test_every_copy_of_a_plugin_can_be_configured(case: Case) -> None:
@@ -192,23 +217,25 @@ def test_attention_runs_as_the_kernels_and_torch_do(host: PluginLibrary, dtype: 
         torch.testing.assert_close(got, reference, atol=2e-2 if dtype != torch.float32 else 1e-5, rtol=2e-2)
 
 
-@pytest.mark.parametrize("most", [0, 9])
+@pytest.mark.parametrize(("most", "margin"), [(0, 0.0), (9, 0.0), (0, 0.1)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_compaction_runs_as_the_kernels_and_torch_do(host: PluginLibrary, dtype: torch.dtype, most: int) -> None:
+def test_compaction_runs_as_the_kernels_and_torch_do(
+    host: PluginLibrary, dtype: torch.dtype, most: int, margin: float
+) -> None:
     case = Case(TOKEN_COMPACT, host)
     inputs, room = compact_inputs(dtype), most or L
     outputs = poisoned(((B, room, C), dtype), ((B, room), torch.float32), ((B, room), torch.int32), ((), torch.int64))
-    plugin = case.create(max_tokens=most).clone(attach=True)
+    plugin = case.create(max_tokens=most, keep_margin=margin).clone(attach=True)
     workspace = torch.empty(plugin.workspace(case.tensors(harness.TYPE_OF[dtype]), *case.counts), dtype=torch.uint8)
     assert plugin.enqueue(inputs, outputs, workspace) == 0, host.messages()
-    kernels = Kernels(build().kernels, "cpu").token_compact(*inputs, 3, most)
+    kernels = Kernels(build().kernels, "cpu").token_compact(*inputs, 3, margin, most)
     count = int(outputs[3])
     assert count == kernels.count
     dense = [tensor.flatten()[: B * count * width] for tensor, width in zip(outputs, (C, 1, 1), strict=False)]
     for got, expected in zip(dense, (kernels.tokens, kernels.mask, kernels.ids), strict=True):
         assert torch.equal(got, expected.flatten())
     if not most:
-        reference = ops.token_compact(*inputs, 3)
+        reference = ops.token_compact(*inputs, 3, margin)
         assert count == int(reference[3]) < L
         assert torch.equal(kernels.ids, reference[2])
         torch.testing.assert_close(kernels.tokens, reference[0], atol=1e-5, rtol=1e-2)

@@ -18,7 +18,6 @@ _BROUGHT = ("click", "hypothesis", "onnxscript", "safetensors")
 _OURS = ("madtp", "tests.golden", "tests.helpers.kernel_calls", "tests.helpers.gpu_cases", "export.validate.selection")
 PACKAGES = ("torch", "numpy", "triton", "onnxruntime", "pytest", "nvidia-ml-py", "nvidia-cudnn-cu13")
 LEAST_DISK = 200_000_000  # bytes: FlashAttention-3 unpacked, and the results
-SYMBOLS = tuple(f"madtp_{op}{end}" for op in ("aligned_attention", "token_compact") for end in ("", "_workspace"))
 # What a call of the CUDA build may answer where there is no driver: cudaErrorInsufficientDriver, cudaErrorNoDevice.
 NO_DRIVER = (35, 100)
 
@@ -101,7 +100,9 @@ def _read_symbols(path: Path) -> str:
         raise WrongMachineError(
             f"'{path}' cannot be loaded: {error}. It was built on another Linux. Pack the kit on one like this."
         ) from error
-    missing = [name for name in SYMBOLS if not hasattr(library, name)]
+    from madtp.ops.library import FUNCTIONS
+
+    missing = [name for name in FUNCTIONS if not hasattr(library, name)]
     if missing:
         raise WrongMachineError(f"'{path}' lacks {', '.join(missing)}. It is broken. Pack the kit again.")
     return "complete"

@@ -91,6 +91,11 @@ typedef struct MadtpCompactOutputs {
 MADTP_API cudaError_t madtp_token_compact(MadtpCompactShape const* shape, MadtpCompactInputs const* inputs,
     MadtpCompactOutputs const* outputs, void* workspace, cudaStream_t stream) MADTP_NOEXCEPT;
 
+/* The same with a lower threshold: less keep_margin times the mean of |importance| over the sample's N tokens. keep_margin
+ * is finite and at least 0, else cudaErrorInvalidValue; 0 is madtp_token_compact, bit for bit. */
+MADTP_API cudaError_t madtp_token_compact_margin(MadtpCompactShape const* shape, MadtpCompactInputs const* inputs,
+    MadtpCompactOutputs const* outputs, float keep_margin, void* workspace, cudaStream_t stream) MADTP_NOEXCEPT;
+
 #ifdef __cplusplus
 }
 #endif

@@ -1,5 +1,6 @@
 """The table at the end of an export: latencies and their ratios with the spread that they have, caveats below."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,15 @@ def test_a_ratio_that_rounds_do_not_agree_on_is_undecided() -> None:
     assert cells[-3] == "2.00x", "GFLOPs are counted"
     noise = validation_table(validation(NOISE, TWICE), "title")
     assert list(noise.columns[-1].cells)[-2] == "undecided: too noisy"
+
+
+def test_a_margin_has_its_cost_beside_it() -> None:
+    plain = validation(NO_CHANGE, TWICE)
+    labels = list(validation_table(plain, "title").columns[0].cells)
+    table = validation_table(replace(plain, gflops=Gflops(2.0, 1.0, 0.5)), "title")
+    assert [label for label in table.columns[0].cells if label not in labels] == ["GFLOPs without the margin"]
+    row = list(table.columns[0].cells).index("GFLOPs without the margin")
+    assert [list(column.cells)[row] for column in table.columns[1:]] == ["2.000", "0.500", "4.00x"]
 
 
 def test_latencies_are_p50_p90_and_p99() -> None:

@@ -36,6 +36,13 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
     "infinite temperature": ("--temperature=inf", ("--temperature is inf",)),
     "temperature too large": ("--temperature=1e39", ("--temperature is 1e+39",)),
     "io-dtype of another precision": ("--io-dtype=fp16", ("--io-dtype fp16 does not go with --precision fp32",)),
+    "negative margin": ("--keep-margin=-0.1", ("--keep-margin is -0.1", "zero or more, less than 1", "Use e.g. 0.05")),
+    "margin of all": ("--keep-margin=1", ("--keep-margin is 1.0", "less than 1")),
+    "nan margin": ("--keep-margin=nan", ("--keep-margin is nan",)),
+    "margin and token statistics": (
+        "--engine={folder}/trt.plan --keep-margin=0.1 --tokens=tokens.json",
+        ("--tokens and --keep-margin exclude each other", "Omit --tokens"),
+    ),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
     "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
     "no plugin library": (

@@ -46,7 +46,8 @@ def test_every_layer_is_a_pair_of_custom_nodes(traced: onnx.ModelProto) -> None:
         for name in ("AlignedAttention", "TokenCompact")
     )
     plugin = {"plugin_namespace": b"madtp", "plugin_version": b"1"}
-    assert attention == [{"causal": 0, "heads": HEADS, **plugin}] * (VISION_LAYERS + TEXT_LAYERS)
+    expected = [{"causal": 0, "heads": HEADS, "biased": biased, **plugin} for biased in (0, 1)]
+    assert attention == [expected[0]] * VISION_LAYERS + [expected[1]] * TEXT_LAYERS  # only words are ever masked
     layers = [*range(VISION_LAYERS), *range(TEXT_LAYERS)]
     assert sorted(a["layer"] for a in compact) == sorted(layers)
     assert all(plugin.items() <= a.items() for a in compact)

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from madtp.ops.recorder import PruningRecorder
 from madtp.ops.reference import counts_above, learned_threshold, token_importance
 from tests.helpers.kernel_calls import compact_inputs
 
@@ -111,6 +112,96 @@ def test_compaction_is_its_definition(batch: int, tokens: int, tau: float, seed:
         torch.testing.assert_close(outputs[0][b, -1], merged, atol=1e-5, rtol=1e-4)
         wanted = inputs["key_mask"][b, [0, *(j + 1 for j in stored), dropped[0] + 1]]
         assert torch.equal(outputs[1][b], wanted)
+
+
+def margin_compact(inputs: dict[str, Tensor], margin: float, tau: float = 0.7) -> tuple[Tensor, ...]:
+    return COMPACT(*inputs.values(), torch.tensor(tau), ONE, 0, margin)
+
+
+def spoiled(inputs: dict[str, Tensor], kind: str) -> dict[str, Tensor]:
+    """Inputs with ties, or a score that is not finite."""
+    if kind == "ties":
+        for name in ("column_score", "class_score", "alignment"):
+            inputs[name] = inputs[name][:, torch.arange(inputs[name].shape[1]) % 3 % inputs[name].shape[1]]
+    elif kind != "plain":
+        inputs["column_score"][-1, -1] = float(kind)
+    return inputs
+
+
+KINDS = ["plain", "ties", "nan", "inf", "-inf"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.sampled_from(KINDS), st.integers(0, 10**6))
+def test_no_margin_changes_no_bit(batch: int, tokens: int, kind: str, seed: int) -> None:
+    inputs = spoiled(compact_inputs(batch, tokens, seed), kind)
+    for left, right in zip(margin_compact(inputs, 0.0), compact(inputs), strict=True):
+        assert torch.equal(left, right)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    batch=st.integers(1, 4),
+    tokens=st.integers(1, 40),
+    kind=st.sampled_from(KINDS),
+    margins=st.tuples(st.floats(0, 1), st.floats(0, 1)).map(sorted),
+    seed=st.integers(0, 10**6),
+)
+def test_kept_sets_grow_with_the_margin(batch: int, tokens: int, kind: str, margins: list[float], seed: int) -> None:
+    inputs = spoiled(compact_inputs(batch, tokens, seed), kind)
+    inputs["alignment"] = inputs["alignment"].abs()  # its sum may not be nearly nothing, nor the scores enormous
+    importance, _ = scores(inputs, 0.7)
+    thresholds = [learned_threshold(importance, inputs["alignment"], 0.7, margin) for margin in margins]
+    counts = [counts_above(importance, threshold) for threshold in thresholds]
+    assert (counts[0] <= counts[1]).all()
+    narrow, wide = (margin_compact(inputs, margin) for margin in margins)
+    if int(narrow[3]) < tokens + 1 or (narrow[2] < 0).any():  # where nothing is above, all stay
+        for less, more in zip(narrow[2].tolist(), wide[2].tolist(), strict=True):
+            assert set(less) - {-1} <= set(more)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 4), st.integers(1, 40), st.sampled_from(KINDS), st.floats(10, 1e30), st.integers(0, 10**6))
+def test_a_huge_margin_keeps_everything(batch: int, tokens: int, kind: str, margin: float, seed: int) -> None:
+    inputs = spoiled(compact_inputs(batch, tokens, seed), kind)
+    inputs["alignment"] = inputs["alignment"].abs()
+    assert is_unchanged(inputs, margin_compact(inputs, margin))
+
+
+@pytest.mark.parametrize("name", ["column_score", "class_score", "alignment"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_with_a_margin_too_a_score_that_is_not_finite_leaves_everything(name: str, value: float) -> None:
+    inputs = compact_inputs(3, 12, seed=1)
+    assert not is_unchanged(inputs, margin_compact(inputs, 0.01))
+    inputs[name][1, 4] = value
+    assert is_unchanged(inputs, margin_compact(inputs, 0.01))
+
+
+@settings(max_examples=40, deadline=None)
+@given(tokens=st.integers(1, 40), margin=st.floats(0, 0.5), seed=st.integers(0, 10**6))
+def test_a_margin_is_that_of_each_sequence_alone(tokens: int, margin: float, seed: int) -> None:
+    """The unit is the sequence's own mean, so that a batch changes no threshold."""
+    inputs = compact_inputs(4, tokens, seed)
+    inputs["alignment"] = inputs["alignment"].abs()
+    importance, _ = scores(inputs, 0.7)
+    together = learned_threshold(importance, inputs["alignment"], 0.7, margin)
+    for slot in range(4):
+        row, alignment = importance[slot : slot + 1], inputs["alignment"][slot : slot + 1]
+        alone = learned_threshold(row, alignment, 0.7, margin)
+        torch.testing.assert_close(together[slot : slot + 1], alone, atol=1e-7, rtol=1e-6)
+        plain = learned_threshold(row, alignment, 0.7)
+        torch.testing.assert_close(alone, plain - margin * row.abs().mean(), atol=1e-7, rtol=1e-6)
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.1])
+def test_the_recorder_sees_the_threshold_that_decided(margin: float) -> None:
+    inputs = compact_inputs(3, 30, seed=3)
+    with PruningRecorder() as recorder:
+        kept = int(margin_compact(inputs, margin)[3]) - 2
+    (record,) = recorder.records
+    importance, threshold = scores(inputs, 0.7)
+    assert torch.equal(record.threshold, threshold - margin * importance.abs().mean(dim=1))
+    assert record.keep == kept
 
 
 @pytest.mark.parametrize("tau", [0.0, -1.0, float("nan")])
