@@ -10,7 +10,7 @@ from export.build.files import output_names
 from export.build.options import ExportOptions
 from export.engine.backends import Backend, choose_backend
 from export.engine.plugin_build import check_tools
-from export.engine.plugin_library import loadable_library
+from export.engine.plugin_library import check_knows_margins, loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
 from export.engine.range import Range
 from export.engine.token_sizes import check_encoders, depths
@@ -88,7 +88,9 @@ def prepare(options: ExportOptions) -> Prepared:
         check_source(tokens.source, own, options.tokens)
         check_encoders(tokens, parts, options.tokens)
     if options.plugins not in ("auto", "none"):
-        loadable_library(Path(options.plugins))
+        library = loadable_library(Path(options.plugins))
+        if options.keep_margin:
+            check_knows_margins(library)
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
     return Prepared(
