@@ -16,10 +16,10 @@ from pathlib import Path
 from export.artifact.manifest import LibraryEntry
 from export.errors import PluginError
 from madtp.files.inputs import open_regular, read_bytes
-from madtp.ops.spec import KEEP_MARGIN
 
 PRODUCT = "madtp-deploy"  # the distribution whose version a library carries
 MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
+_MARGIN_FIELD = b"keep_margin\0"  # its name, which is `KEEP_MARGIN` of madtp.ops.spec; that imports torch
 _MARK = re.compile(rb"madtp-plugins (\{[^\0]{1,500}\})\0")
 
 
@@ -63,7 +63,7 @@ def read_library(path: Path) -> PluginLibrary:
     marks = _build_lines(content)
     if content.startswith(b"\x7fELF") and len(marks) == 1:
         (mark,) = marks
-        digest, margins = hashlib.sha256(content).hexdigest(), f"{KEEP_MARGIN}\0".encode() in content
+        digest, margins = hashlib.sha256(content).hexdigest(), _MARGIN_FIELD in content
         return PluginLibrary(path.resolve(), mark.version, digest, mark.source, mark.sm, margins)
     raise PluginError(
         f"'{path}' is not a plugin library of this project",
