@@ -14,7 +14,7 @@ from export.build.options import ExportOptions
 from export.build.quantization import Quantization, prepare_quantization
 from export.engine.backends import Backend, check_precision, choose_backend
 from export.engine.plugin_build import architectures, check_tools
-from export.engine.plugin_library import loadable_library
+from export.engine.plugin_library import check_knows_margins, loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
 from export.engine.range import Range
 from export.engine.token_sizes import check_encoders, depths
@@ -104,7 +104,10 @@ def prepare(options: ExportOptions) -> Prepared:
         check_encoders(tokens, parts, options.tokens)
     sm: tuple[int, ...] | None = None
     if options.plugins not in ("auto", "none"):
-        sm = loadable_library(Path(options.plugins)).sm
+        library = loadable_library(Path(options.plugins))
+        if options.keep_margin:
+            check_knows_margins(library)
+        sm = library.sm
     elif options.plugins == "auto" and options.engine.suffix == ".plan":
         check_tools()
         sm = architectures()

@@ -19,6 +19,7 @@ from madtp.files.inputs import open_regular, read_bytes
 
 PRODUCT = "madtp-deploy"  # the distribution whose version a library carries
 MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
+_MARGIN_FIELD = b"keep_margin\0"  # its name, which is `KEEP_MARGIN` of madtp.ops.spec; that imports torch
 _MARK = re.compile(rb"madtp-plugins (\{[^\0]{1,500}\})\0")
 
 
@@ -30,6 +31,7 @@ class PluginLibrary:
         version: the project's, when it was built.
         source_sha256: hash of the sources that it was built from.
         sm: compute capabilities that it has code for, e.g. 90 for 9.0.
+        knows_margins: its TokenCompact has a field for the keep margin.
     """
 
     path: Path
@@ -37,6 +39,7 @@ class PluginLibrary:
     sha256: str
     source_sha256: str
     sm: tuple[int, ...]
+    knows_margins: bool
 
     def entry(self, shipped: str | None) -> LibraryEntry:
         """What a manifest says of it; it lies beside the plan as `shipped`, or (None) in it."""
@@ -60,7 +63,8 @@ def read_library(path: Path) -> PluginLibrary:
     marks = _build_lines(content)
     if content.startswith(b"\x7fELF") and len(marks) == 1:
         (mark,) = marks
-        return PluginLibrary(path.resolve(), mark.version, hashlib.sha256(content).hexdigest(), mark.source, mark.sm)
+        digest, margins = hashlib.sha256(content).hexdigest(), _MARGIN_FIELD in content
+        return PluginLibrary(path.resolve(), mark.version, digest, mark.source, mark.sm, margins)
     raise PluginError(
         f"'{path}' is not a plugin library of this project",
         "It does not carry the line that every build writes into it.",
@@ -109,6 +113,20 @@ def loadable_library(path: Path, entry: LibraryEntry | None = None) -> PluginLib
                 "Use the files of one export, or export again.",
             )
     return library
+
+
+def check_knows_margins(library: PluginLibrary) -> None:
+    """Refuse a library for a network with a keep margin where it has no such field.
+
+    Raises:
+        PluginError: it was built before there were margins.
+    """
+    if not library.knows_margins:
+        raise PluginError(
+            f"the plugin library '{library.path}' knows no keep margin",
+            "It was built before TokenCompact had one.",
+            "Build it again with ./build.sh plugins, or omit --plugins.",
+        )
 
 
 def check_embedded(plan: Path, entry: LibraryEntry) -> None:

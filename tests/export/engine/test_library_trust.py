@@ -86,6 +86,16 @@ def test_the_library_of_this_version_is_loaded_by_its_whole_path(
     assert registry.loaded == [str(tmp_path / "out.plugins.so")]
 
 
+def test_a_library_from_before_margins_is_refused_for_one(run_cli: Any, tiny_checkpoint: Any, tmp_path: Path) -> None:
+    """TensorRT would not pass it the margin, and it would prune without."""
+    path = tmp_path / "old.so"
+    path.write_bytes(ELF + line())
+    given = ("check", "--ckpt", tiny_checkpoint(), "--engine", tmp_path / "new.plan", "--plugins", path)
+    run_cli(*given, "--keep-margin", 0.1).refused("knows no keep margin", "./build.sh plugins")
+    path.write_bytes(ELF + line() + b"keep_margin\0")
+    assert run_cli(*given, "--keep-margin", 0.1).status == 0
+
+
 def test_library_and_manifest_have_to_agree(tmp_path: Path) -> None:
     path = tmp_path / "out.plugins.so"
     path.write_bytes(ELF + line())
