@@ -81,7 +81,7 @@ def cli() -> None:
 
 @cli.command()
 @click.option("--ckpt", type=PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth).")
-@click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples (samples.json and images).")
+@click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples, or of a data set.")
 @click.option(
     "-o", "--output", type=PATH, default=Path("tokens.json"), show_default=True, help="Token statistics to write."
 )

@@ -25,7 +25,7 @@ from export.build.built_artifact import BuiltArtifact, BuiltPart
 from export.build.files import ranges_name
 from export.build.prepare import Prepared
 from export.build.validation import ExportValidation
-from export.graph.functions import OLDEST_ONNXRUNTIME
+from export.graph.precision import oldest_onnxruntime
 from madtp.data.preprocess import IMAGE_MEAN, IMAGE_STD
 from madtp.data.samples import CAPTION_PROMPT, edge_ids
 from madtp.data.tokenize import DROPPED_PUNCTUATION, READERS
@@ -42,7 +42,7 @@ def manifest_of(
 ) -> Manifest:
     """The manifest of files in the staging folder; `vocabulary` is the name of one beside it."""
     config, options, backend = prepared.config, prepared.options, prepared.backend
-    oldest = OLDEST_ONNXRUNTIME if options.engine.suffix == ".onnx" else None
+    oldest = oldest_onnxruntime(options.precision) if options.engine.suffix == ".onnx" else None
     named: dict[str, Any] = {"task": config.task, "layout": options.layout, "precision": options.precision}
     return Manifest(
         schema=SCHEMA_VERSION,

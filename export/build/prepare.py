@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from calibration.smoothing import smooth
 from calibration.tokens import Source, TokenStatistics, check_source, read_tokens
 from export.artifact.manifest import Checkpoint
@@ -16,9 +18,12 @@ from export.engine.plugin_library import loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
 from export.engine.range import Range
 from export.engine.token_sizes import check_encoders, depths
+from export.errors import OptionError
 from export.samples.profile import check_samples
+from export.validate.narrow_model import cannot_stay_wide
 from madtp.checkpoint.loading import Model, read_model
 from madtp.data.samples import INDEX, Config, SampleSet, load_samples
+from madtp.errors import listing
 from madtp.files.inputs import sha256
 from madtp.files.staging import check_writable
 from madtp.models.parts import parts_of
@@ -77,6 +82,7 @@ def prepare(options: ExportOptions) -> Prepared:
     loaded = read_model(options.checkpoint, options.config)
     model = loaded.model
     parts = parts_of(model)
+    check_weights(model, options.precision)
     text = text_range(model.config, options.text)
     written = written_sizes(model.config, options.beams, options.max_length)
     batch = options.batch or DEFAULT_BATCH
@@ -118,6 +124,21 @@ def prepare(options: ExportOptions) -> Prepared:
         encoders=depths(parts),
         quantization=prepare_quantization(options, model, checkpoint.sha256, temperature),
     )
+
+
+def check_weights(model: Model, precision: str) -> None:
+    """Refuse float16 where weights overflow it that are no layer's, whose product could stay in float32.
+
+    Raises:
+        OptionError: naming the weights.
+    """
+    names = cannot_stay_wide(model, torch.float16) if precision == "fp16" else []
+    if names:
+        raise OptionError(
+            f"--precision fp16 cannot hold the weights {listing(names)}",
+            f"They have values above {torch.finfo(torch.float16).max:g}, the largest number in float16.",
+            "Use --precision bf16, which holds them.",
+        )
 
 
 def input_files(options: ExportOptions, vocabulary: Path | None) -> list[Path | None]:

@@ -1,5 +1,6 @@
 """The tables of a preflight and of an export, and the lines below them."""
 
+from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
@@ -32,6 +33,7 @@ def preflight_table(prepared: Prepared) -> Table:
     table.add_row("output", ", ".join(str(options.engine.parent / name) for name in names))
     table.add_row("backend", f"{prepared.backend.name} {prepared.backend.version}: {prepared.backend.reason}")
     table.add_row("runs here", "yes" if prepared.backend.can_run else "no: the plan would be built, not run")
+    table.add_row("precision", f"{options.precision}, inputs and outputs {options.io_dtype}")
     found = prepared.quantization
     if found is not None:
         table.add_row("quantization", f"{found.mode}: {found.why}")
@@ -103,6 +105,7 @@ def closing_lines(result: ExportResult) -> list[str]:
         lines.append("the plan was built, not run: no GPU here can run it; the ONNX it was built from was validated")
     lines.extend(f"checkpoint: {note}" for note in manifest.checkpoint.notes or ())
     lines.extend(quantization_lines(manifest))
+    lines.extend(precision_lines(manifest))
     lines.extend(plugin_lines(manifest))
     if manifest.backend.oldest is not None:
         custom = any(part.custom_nodes for part in manifest.parts)
@@ -118,12 +121,26 @@ def quantization_lines(manifest: Manifest) -> list[str]:
     entry = manifest.quantization
     if entry is None:
         return []
-    lines = [f"quantized: {entry.mode} ({entry.why}); {len(entry.kept)} products stay float32 ({entry.kept_by})"]
+    kept = f"{len(entry.kept)} products stay float32 ({entry.kept_by})"
+    smoothed = "" if entry.smoothed_at is None else "; channels were made alike before"
+    lines = [f"quantized: {entry.mode} ({entry.why}); {kept}{smoothed}"]
     found = entry.calibration
     if found is not None:
         what = "RANDOM data, which say nothing about real ones: " if found.synthetic else ""
         lines.append(f"ranges: {found.method} over {what}{found.data}")
     return lines
+
+
+def precision_lines(manifest: Manifest) -> list[str]:
+    """One line each on what is not in the precision that was asked for, and why; none for fp32."""
+    reasons: Counter[str] = Counter()
+    for part in manifest.parts:
+        reasons.update(part.float32_nodes or {})
+    if not reasons:
+        return []
+    kept = ", ".join(f"{why} ({nodes})" for why, nodes in reasons.items())
+    io_dtype = f"inputs and outputs {manifest.io_dtype}"
+    return [f"precision: {manifest.precision}, {io_dtype}; nodes in float32 outside of the custom ops: {kept}"]
 
 
 def plugin_lines(manifest: Manifest) -> list[str]:

@@ -6,7 +6,17 @@ from pathlib import Path
 from onnxscript import ir
 
 from export.graph.bfloat16_rounding import round_bfloat16
+from export.graph.functions import OLDEST_ONNXRUNTIME
 from export.graph.half_precision import half_precision
+
+# ONNX Runtime 1.17.3 and 1.18.1 plan the memory of these graphs wrongly (two values in one place, unless
+# SessionOptions.enable_mem_pattern is off) and fail or give other answers; 1.19.2, 1.20.1 and 1.32.0 run them.
+OLDEST_NARROW_ONNXRUNTIME = "1.19"
+
+
+def oldest_onnxruntime(precision: str) -> str:
+    """The oldest version that runs a file of this precision."""
+    return OLDEST_ONNXRUNTIME if precision == "fp32" else OLDEST_NARROW_ONNXRUNTIME
 
 
 def precision_pass(

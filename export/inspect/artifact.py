@@ -142,7 +142,7 @@ class _Artifact:
         found = self._content.get("quantization")
         if not isinstance(found, dict):
             return None
-        keys = ("mode", "why", "weights", "activations", "kept_by", "calibration")
+        keys = ("mode", "why", "weights", "activations", "smoothed_at", "kept_by", "calibration")
         return {key: found.get(key) for key in keys} | {"kept": entries(found.get("kept"))}
 
     def _library(self, entry: Mapping[str, Any]) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class _Artifact:
             except (ManifestError, OSError) as error:
                 self._found.damage.append(first_line(error))
         keys = ("name", "artifact", "sha256", "bytes", "inputs", "outputs", "profile", "custom_nodes")
-        more = ("layers", "plugin_layers", "tokens")
+        more = ("layers", "plugin_layers", "tokens", "float32_nodes")
         return {
             **{key: part.get(key) for key in (*keys, *more)},
             "bytes": path.stat().st_size if path is not None and path.is_file() else None,

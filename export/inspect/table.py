@@ -96,7 +96,8 @@ def _quantization_rows(quantization: Any) -> Iterator[Row]:
     get = _reader(quantization)
     yield "quantization", f"{get('mode')} ({get('why')})"
     yield "  weights", get("weights")
-    yield "  activations", get("activations")
+    smoothed = "" if quantization["smoothed_at"] is None else "; channels were made alike before"
+    yield "  activations", f"{get('activations')}{smoothed}"
     kept = _list(quantization["kept"])
     yield "  stays float32", f"{len(kept)} products ({get('kept_by')})"
     yield from (("    ", _text(name)) for name in kept[:LISTED])
@@ -118,6 +119,8 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
             yield label, _tensor(entry, profile)
         yield from _and_more(label, len(entries))
     yield "  custom nodes", _counts(part["custom_nodes"])
+    if isinstance(part["float32_nodes"], dict):
+        yield "  in float32", _counts(part["float32_nodes"])
     if part["opsets"] is not None:
         standard = "" if set(part["opsets"]).difference(STANDARD) or part["functions"] else ": standard ONNX only"
         yield "  opsets", f"{_opsets(part['opsets'])} (IR version {part['ir_version']}){standard}"

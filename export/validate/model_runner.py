@@ -1,6 +1,5 @@
 """What is compared: torch, ONNX Runtime and TensorRT, each with all parts of a model and the tokens that it keeps."""
 
-import copy
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from export.runtime.intermediates_runner import KeptIdsRunner
+from export.validate.narrow_model import narrow_model
 from export.validate.run_result import LayerTokens, RunResult
 from export.validate.teacher_forcing import GeneratedText, forced_logits, teacher_forcing_runners
 from madtp.checkpoint.loading import Model
@@ -73,7 +73,7 @@ class TorchModelRunner:
     @cached_property
     def parts(self) -> dict[str, Part]:
         """The model's parts in this type."""
-        model = self.model if self._dtype == torch.float32 else copy.deepcopy(self.model).to(self._dtype)
+        model = self.model if self._dtype == torch.float32 else narrow_model(self.model, self._dtype)
         return parts_of(model)
 
     @cached_property
