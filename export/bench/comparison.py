@@ -48,17 +48,21 @@ class ComparedCase:
     Attributes:
         series: of its calls.
         speed_up: how many times longer a call of the first artifact takes; exactly 1 for the first.
+        first_p50: of the first artifact, wall-clock milliseconds.
         agreement: with the first.
     """
 
     series: Series
     speed_up: Ratio
+    first_p50: float
     agreement: Agreement
 
     @property
     def speed(self) -> Speed:
-        """Whether it is faster than the first artifact."""
-        return speed_of(self.speed_up)
+        """Whether it is faster than the first artifact; undecided where the p50s deny it."""
+        found = speed_of(self.speed_up)
+        denied = found == Speed.FASTER and self.series.p50 >= self.first_p50
+        return Speed.UNDECIDED if denied else found
 
 
 @dataclass(frozen=True)
@@ -172,6 +176,7 @@ def compare(
             case: ComparedCase(
                 timings.series((other, case)),
                 speed_ups[other, case],
+                measurement.cases[case].p50,
                 agreement(answers[name][case], answers[other][case]),
             )
             for case in cases

@@ -78,6 +78,13 @@ def test_two_percent_are_not_called_faster(options: BenchOptions, others: list[P
     assert {entry.speed for entry in compared.compared[1].cases.values()} == {Speed.NOT_FASTER}
 
 
+def test_p50s_that_deny_it_leave_it_undecided(options: BenchOptions, others: list[Path]) -> None:
+    timer = FakeTimer()
+    compared = fake_comparison(replace(options, seconds=100), others[:1], timer, 1.0, 0.5).compared[1]
+    assert compared.cases[DENSE].speed == Speed.FASTER
+    assert replace(compared.cases[DENSE], first_p50=0.1).speed == Speed.UNDECIDED
+
+
 def test_few_rounds_leave_it_undecided(options: BenchOptions, others: list[Path]) -> None:
     timer = FakeTimer()
     compared = fake_comparison(replace(options, seconds=0.01), others[:1], timer, 1.0, 0.97)
