@@ -56,7 +56,8 @@ def _export(options: ExportOptions) -> int:
     from export.console import ConsoleProgress
 
     raise_interrupts()
-    with ConsoleProgress(errors_console(), EXPORT_STAGES[options.engine.suffix] + 1) as progress:
+    stages = EXPORT_STAGES[options.engine.suffix] + 1 + options.quantization.measures
+    with ConsoleProgress(errors_console(), stages) as progress:
         progress.stage("reading checkpoint and samples")
         prepared = prepare(options)
         result = export(prepared, progress)

@@ -19,6 +19,7 @@ from tests.helpers.samples import write_vocabulary
 @contextmanager
 def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatch]:
     """Take the tiny model's trace as given, and measure latency briefly."""
+    import export.build.quantization
     import export.build.validation
     import export.graph.trace
 
@@ -29,6 +30,7 @@ def quick_exports(program: torch.onnx.ONNXProgram) -> Iterator[pytest.MonkeyPatc
             return torch.onnx.ONNXProgram(program.model.clone(), program.exported_program)  # passes change it
 
         patch.setattr(export.graph.trace, "trace_part", copied)
+        patch.setattr(export.build.quantization, "default_channels", lambda *_: None)  # the trace is not smoothed
         yield patch
 
 
