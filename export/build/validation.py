@@ -1,5 +1,6 @@
 """The fourth stage: validation on the samples at two temperatures, GFLOPs, and latency of torch and the artifact."""
 
+import ctypes
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -134,9 +135,11 @@ def validate(
         results.result(batch)
     gflops = results.gflops(prepared.temperature)
     results.free_model()
+    _give_memory_back()
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
     # Plans are compared by token counts: one that has the ids as outputs would have to be built too.
     ids = {} if runs_plan else _kept_ids(prepared, built, results, batches, on_detail)
+    _give_memory_back()
     answers, times, caveats = _run_artifact(prepared, built, results, batches, runs_plan, on_detail)
     answers |= {batch: with_kept_ids(answers[batch], kept) for batch, kept in ids.items()}
     pairs = _judge(prepared, results, answers, "plan" if runs_plan else "onnx", on_detail)
@@ -153,6 +156,13 @@ def validate(
         validated="artifact" if prepared.backend.can_run else "onnx",
         caveats=caveats,
     )
+
+
+def _give_memory_back() -> None:
+    """Return freed memory to the system: glibc keeps as much as a whole model when one that ran is closed."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # other libraries have none
+    if trim is not None:
+        trim(0)
 
 
 def _announced(batches: Sequence[Batch], runner: str, on_detail: Callable[[str], None]) -> Iterator[Batch]:

@@ -91,7 +91,7 @@ def test_too_little_room_is_noticed_before_anything_is_built(
     outputs.untouched()
 
 
-@pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("trt.plan", 100_000), ("trt.plan", 1_000_000)])
+@pytest.mark.parametrize(("name", "room"), [("out.onnx", 100_000), ("trt.plan", 150_000), ("trt.plan", 1_000_000)])
 def test_disk_full_while_writing(
     name: str, room: int, tiny_checkpoint: Write, outputs: Outputs, run_cli: Run, quick: pytest.MonkeyPatch
 ) -> None:
