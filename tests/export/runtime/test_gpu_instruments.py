@@ -286,7 +286,7 @@ class FakeTrtRunner:
         self.context = None
 
     def get_input_metadata(self) -> dict[str, Any]:
-        return {"x": None, "temperature": None}
+        return dict.fromkeys(("x", "temperature"), SimpleNamespace(dtype=np.dtype(np.float32)))
 
     def infer(self, feed: dict[str, Any]) -> dict[str, Any]:
         assert feed.keys() == {"x", "temperature"}
