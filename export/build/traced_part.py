@@ -11,6 +11,7 @@ from export.artifact.manifest import TensorInfo
 from export.build.files import artifact_name, is_single_file
 from export.build.prepare import Prepared
 from export.graph.custom_nodes import custom_nodes
+from export.graph.fuse import fuse_products
 from export.graph.inline import inline_functions
 from export.graph.precision import needs_rounding, precision_pass, write_runnable
 from export.graph.trace import write_part
@@ -61,7 +62,8 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
             quantized: set[str] = set()
             quantize = [] if quantizer is None else [quantizer.graph_pass(part_weight_names(model, part), quantized)]
             change = precision_pass(options.precision, options.io_dtype, target.suffix == ".onnx", reasons.__setitem__)
-            write_part(part, source, external_data=not single_file, passes=[*quantize, change])
+            fuse = [fuse_products] if target.suffix == ".onnx" else []
+            write_part(part, source, external_data=not single_file, passes=[*fuse, *quantize, change])
             if target.suffix == ".onnx" and options.plugins == "none":
                 inline_functions(source, source)
             runnable = source
