@@ -215,10 +215,10 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
         files = artifact.part_files
         description = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
         return record_artifact(manifest, files, open_onnx_intermediates(files), runners, description)
-    if opened.parts is None or opened.passes is None:
+    if opened.parts is None:
         return None
     why = CANNOT_RUN
-    if artifact.backend.can_run:
+    if artifact.backend.can_run and opened.passes is not None:
         progress.detail("building a plan that shows the tokens it keeps")
         form = manifest.graph_form
         files = trace_parts(opened.parts, scratch, progress.detail, *form, runnable=False, passes_of=opened.passes)

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from cuda.pathfinder import DynamicLibNotFoundError, load_nvidia_dynamic_lib
+from polygraphy.datatype import DataType
 from torch import Tensor
 
 from export.engine.backends import Backend
@@ -73,7 +74,7 @@ class PlanRunner:
         self._runner.activate()
         taken = self._runner.get_input_metadata()
         self._input_names = set(taken)
-        self._float16 = {name for name, value in taken.items() if np.dtype(value.dtype) == np.float16}
+        self._float16 = {name for name, value in taken.items() if _is_float16(value.dtype)}
         if options.layer_milliseconds is not None:
             self._profiler = layer_profiler(trt, options.layer_milliseconds)  # TensorRT keeps no reference of its own
             self._runner.context.profiler = self._profiler
@@ -107,6 +108,11 @@ class PlanRunner:
 
     def __del__(self) -> None:
         keep_in_child(self, self._process)
+
+
+def _is_float16(dtype: Any) -> bool:
+    """Of a type as Polygraphy tells it, its own or NumPy's."""
+    return bool(DataType.from_dtype(dtype) == DataType.FLOAT16)
 
 
 def load_cuda_runtime() -> None:

@@ -26,6 +26,7 @@ class FakeSession:
         self.text = Range(2, 12, 64)
         self.manifest = SimpleNamespace(
             part_hashes={"out.onnx": artifact},
+            precision="fp32",
             checkpoint=SimpleNamespace(sha256="ef"),
             preprocessing=SimpleNamespace(text=SimpleNamespace(prompt="a picture of ")),
         )

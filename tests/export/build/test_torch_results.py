@@ -7,18 +7,17 @@ from typing import Any
 
 import pytest
 import torch
-from export.samples.synthetic import synthetic_samples
 
 import madtp
 from export.build import validation
 from export.build.gflops import mean_gflops
 from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults, joined_results
-from export.engine.range import Range
 from export.validate.comparator import run_batch
 from export.validate.model_runner import TorchModelRunner
 from madtp.checkpoint.loading import Model
 from madtp.data.samples import Request, SampleSet, load_samples
+from madtp.data.synthetic import synthetic_samples
 from madtp.models.parts import parts_of
 from tests.helpers.checkpoints import TAU, write_task_checkpoint
 from tests.helpers.command_line import Ran
@@ -34,7 +33,7 @@ def model(tiny_artifact: Path) -> Model:
 @pytest.fixture(scope="module")
 def samples(model: Model) -> SampleSet:
     """Four samples with texts of different lengths."""
-    made = synthetic_samples(model.config, Range(1, 1, 2), Range(2, 8, 16))
+    made = synthetic_samples(model.config, lengths=(2, 16))
     return SampleSet(made.requests[:COUNT], "synthetic", fits=False)
 
 

@@ -232,6 +232,7 @@ def test_threads_take_turns_at_a_plan_and_one_closes_it() -> None:
         "_kernels": None,
         "_kept_alive": [],
         "_input_names": {"x"},
+        "_float16": set(),
     }
     import torch
 
