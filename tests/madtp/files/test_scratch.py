@@ -65,7 +65,8 @@ def worker() -> Iterator[Callable[[Path], Worker]]:
 
 
 def hidden(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.iterdir() if path.name.startswith((".", PREFIX)))
+    ours = (path.name for path in folder.iterdir() if path.name != ".ses")  # ONNX Runtime's, in any temporary folder
+    return sorted(name for name in ours if name.startswith((".", PREFIX)))
 
 
 @pytest.mark.parametrize("target", ["out.plan", "other.json"])
