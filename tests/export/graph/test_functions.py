@@ -187,3 +187,11 @@ def test_fake_functions_give_the_shapes_and_types_of_the_definition() -> None:
             wanted = torch.float32 if entry.dtype == FLOAT else getattr(torch, entry.dtype)
             assert tensor.dtype == wanted
             assert tensor.dim() == len(entry.dims)
+
+
+@pytest.mark.parametrize("keep_margin", [False, True])
+def test_every_node_of_a_body_has_a_name_of_its_own(keep_margin: bool) -> None:
+    for function in functions(keep_margin=keep_margin):
+        names = [node.name for node in function.node]
+        assert all(names)
+        assert len(set(names)) == len(names)
