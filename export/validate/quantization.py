@@ -7,6 +7,7 @@ from onnxscript import ir
 
 from calibration.smoothing import default_channels, smooth
 from export.artifact.manifest import Manifest
+from export.graph.fuse import fuse_products
 from export.graph.quantize import Precision, Quantizer
 from export.validate.intermediates import PassesOf
 from madtp.checkpoint.loading import Model
@@ -33,11 +34,14 @@ def quantizer_of(manifest: Manifest, model: Model) -> Quantizer | None:
 
 
 def passes_of(manifest: Manifest, model: Model) -> PassesOf:
-    """The passes that the export ran over a part's graph."""
+    """The passes that the export ran over a part's graph, but for that of its precision."""
     quantizer = quantizer_of(manifest, model)
 
     def passes(part: Part) -> list[Callable[[ir.Model], None]]:
-        return [] if quantizer is None else [quantizer.graph_pass(part_weight_names(model, part), set())]
+        found: list[Callable[[ir.Model], None]] = [] if manifest.is_plan else [fuse_products]
+        if quantizer is not None:
+            found.append(quantizer.graph_pass(part_weight_names(model, part), set()))
+        return found
 
     return passes
 

@@ -62,8 +62,13 @@ def test_what_it_costs_is_in_the_manifest_and_printed(folder: Path, run_cli: Run
     assert "answers of the fp64 reference" in ran.out
 
 
-def test_a_wrongly_scaled_weight_fails_and_is_named(folder: Path, tmp_path: Path, run_cli: Run) -> None:
-    scale = "visual_encoder.blocks.0.mlp.fc2.weight.T.scale"
+FIRST_WORDS = "text_encoder.encoder.layer.0.attention.self"
+JOINED = "+".join(f"{FIRST_WORDS}.{name}.weight" for name in ("query", "key", "value"))
+
+
+@pytest.mark.parametrize("weight", ["visual_encoder.blocks.0.mlp.fc2.weight", JOINED])
+def test_a_wrongly_scaled_weight_fails_and_is_named(folder: Path, tmp_path: Path, run_cli: Run, weight: str) -> None:
+    scale = f"{weight}.T.scale"
 
     def change(model: onnx.ModelProto) -> None:
         (tensor,) = (tensor for tensor in model.graph.initializer if tensor.name == scale)
