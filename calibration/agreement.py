@@ -1,7 +1,7 @@
 """Two runs of one model over the same requests, in float32 and otherwise: do they decide alike and keep the same?"""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -9,12 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from madtp.models.config import BlipConfig, ClipConfig
 from madtp.models.parts import encoder_layers, parts_of
 from madtp.ops.recorder import CompactRecord, PruningRecorder, jaccards
+from madtp.tasks.decisions import EMBEDDINGS, best_matches, decisions
 from madtp.tasks.requests import Outputs, run_request, torch_runners
 
 Layer = tuple[str, int]
-ANSWERS = {"vqa": "answer_ids", "caption": "caption_ids"}  # outputs that are the decision
 WITHIN = 2.0  # times the noise of a score: tokens that near to the threshold may fall on either side
 
 
@@ -124,9 +125,8 @@ def compare(
     model: Any, reference: Sequence[Observation], other: Sequence[Observation], labels: Sequence[int | None] = ()
 ) -> Agreement:
     """How a run compares with float32's of the same requests; `labels` are right classes of NLVR, None if unknown."""
-    task = model.config.task
-    before, after = (_decisions(task, [request.outputs for request in run]) for run in (reference, other))
-    equal = [torch.equal(one, two) for one, two in zip(before, after, strict=True)]
+    before, after = (_decisions(model.config, [request.outputs for request in run]) for run in (reference, other))
+    equal = [one == two for one, two in zip(before, after, strict=True)]
     errors = [_error(one.outputs, two.outputs) for one, two in zip(reference, other, strict=True)]
     layers = tuple(
         _layer(encoder, layer, [run.steps[index] for run in reference], [run.steps[index] for run in other])
@@ -134,21 +134,21 @@ def compare(
     )
     known = [index for index, label in enumerate(labels) if label is not None]
     accuracy = None
-    if known and task == "nlvr":
-        right = [sum(int(run[index]) == labels[index] for index in known) / len(known) for run in (before, after)]
+    if known and model.config.task == "nlvr":
+        right = [sum(run[index] == labels[index] for index in known) / len(known) for run in (before, after)]
         accuracy = right[0], right[1]
     return Agreement(len(reference), sum(equal) / len(equal), accuracy, sum(errors) / len(errors), layers)
 
 
-def _decisions(task: str, outputs: Sequence[Outputs]) -> list[Tensor]:
-    if task == "nlvr":
-        return [one["logits"].argmax(dim=1) for one in outputs]
-    if task in ANSWERS:
-        return [one[ANSWERS[task]] for one in outputs]
-    images, texts = (torch.cat([one[name] for one in outputs]) for name in ("image_embed", "text_embed"))
-    similarity = images @ texts.mT
-    decided = [*similarity.argmax(dim=1), *similarity.argmax(dim=0)]
-    return decided + [one["itm_logits"].argmax(dim=1) for one in outputs if "itm_logits" in one]
+def _decisions(config: BlipConfig | ClipConfig, outputs: Sequence[Outputs]) -> list[Hashable]:
+    pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
+    ranked = all(set(EMBEDDINGS) <= one.keys() for one in outputs)
+    matches = best_matches(outputs) if ranked else {}
+    decided = [match for matched in matches.values() for match in matched]
+    for one in outputs:
+        alone = {name: value for name, value in one.items() if name != "sim"}
+        decided += [answer for answers in decisions(alone, pad_id).values() for answer in answers]
+    return decided
 
 
 def _error(reference: Outputs, other: Outputs) -> float:

@@ -4,7 +4,6 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
-import torch
 from torch import Tensor
 
 from export.bench.calls import Case, Inputs, Kept, kept_of
@@ -17,7 +16,7 @@ from export.runtime.runner import RunnerOptions
 from madtp.data.samples import Config
 from madtp.models.config import ClipConfig
 from madtp.ops.recorder import jaccards
-from madtp.tasks.decisions import decisions
+from madtp.tasks.decisions import EMBEDDINGS, best_matches, decisions
 from madtp.tasks.requests import Outputs, Runner, run_request, token_counts
 
 
@@ -93,21 +92,13 @@ class AnsweringRunners:
             outputs = run_request(self.config, checked, inputs, case.temperature)
             counts.append(token_counts(outputs))
             ids.append([layer for runner in self.runners.values() for layer in getattr(runner, "ids", ())])
-            if "sim" in outputs:  # ranks among all samples say more than those of one call
+            if "sim" in outputs:
                 del outputs["sim"]
-                embedded.append((outputs["image_embed"], outputs["text_embed"]))
+                embedded.append({name: outputs[name] for name in EMBEDDINGS})
             for name, answers in decisions(outputs, pad_id).items():
                 decided.setdefault(name, []).extend(answers)
-        return Answers(decided | _best_matches(embedded), kept_of(counts, case.batch), counts, ids)
-
-
-def _best_matches(embedded: Sequence[tuple[Tensor, Tensor]]) -> dict[str, list[Hashable]]:
-    """Each image's best text and each text's best image among those of all calls; nothing for other tasks."""
-    if not embedded:
-        return {}
-    images, texts = (torch.cat(parts).float() for parts in zip(*embedded, strict=True))
-    similarity = images @ texts.mT
-    return {"text of image": similarity.argmax(dim=1).tolist(), "image of text": similarity.argmax(dim=0).tolist()}
+        matches = best_matches(embedded) if embedded else {}
+        return Answers(decided | matches, kept_of(counts, case.batch), counts, ids)
 
 
 def agreement(first: Answers, other: Answers) -> Agreement:

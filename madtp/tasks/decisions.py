@@ -1,6 +1,6 @@
 """What outputs decide: the answers, whatever the numbers behind them."""
 
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 import torch
 from torch import Tensor
@@ -8,6 +8,7 @@ from torch import Tensor
 from madtp.tasks.requests import Outputs
 
 DECIDED_BY_LARGEST = ("logits", "itm_logits", "sim")  # outputs whose largest column is the answer
+EMBEDDINGS = ("image_embed", "text_embed")
 DECIDED_AS_WRITTEN = ("answer_ids", "caption_ids")  # generated texts, which are the answer
 
 
@@ -23,6 +24,16 @@ def decisions(outputs: Outputs, pad_id: int) -> dict[str, list[Hashable]]:
         **{name: list(scores.argmax(dim=1).tolist()) for name, scores in largest.items()},
         **{name: list(map(tuple, strip_padding(texts, pad_id))) for name, texts in written.items()},
     }
+
+
+def best_matches(embedded: Sequence[Outputs]) -> dict[str, list[Hashable]]:
+    """Each image's best text and each text's best image among those of several batches, by their embeddings.
+
+    They say more than ranks among those of one batch.
+    """
+    images, texts = (torch.cat([outputs[name] for outputs in embedded]).float() for name in EMBEDDINGS)
+    similarity = images @ texts.mT
+    return {"text of image": similarity.argmax(dim=1).tolist(), "image of text": similarity.argmax(dim=0).tolist()}
 
 
 def texts_equal(expected: Tensor, actual: Tensor, pad_id: int) -> Tensor:
