@@ -29,9 +29,11 @@ import psutil
 import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from export.bench.latency import Latency, interleave
-from export.graph.trace import save_onnx, trace_part
+from export.graph.fuse import fuse_products
+from export.graph.trace import write_part
 from export.runtime.onnx_runner import OnnxRunner
 from madtp.console import command
 from madtp.files.outputs import check_outputs, json_kind, write_output
@@ -100,21 +102,21 @@ def measure_export(checkpoint: Path, folder: Path) -> dict[str, Any]:
     }
 
 
+def base_inputs() -> dict[str, Tensor]:
+    """One request."""
+    images = generated_images(2, BASE.image_size, seed=100)
+    words = torch.randint(1000, 30000, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
+    words[0, 0], words[0, -1] = BASE.enc_token_id, BASE.sep_token_id
+    return {"image0": images[:1], "image1": images[1:], "input_ids": words, "attention_mask": torch.ones_like(words)}
+
+
 def measure_latency(model: NlvrModel, folder: Path, seconds: float) -> list[dict[str, Any]]:
     """Measure latency and GFLOPs at temperature zero and TEMPERATURES, in ONNX Runtime and torch."""
     path = folder / "base.onnx"
     part = parts_of(model)["model"]
-    save_onnx(trace_part(part), path, external_data=True)
+    write_part(part, path, external_data=True, passes=[fuse_products])
     onnx_runner, torch_runner = OnnxRunner(path), TorchRunner(part)
-    images = generated_images(2, BASE.image_size, seed=100)
-    words = torch.randint(1000, 30000, (1, TEXT_TOKENS), generator=torch.Generator().manual_seed(0))
-    words[0, 0], words[0, -1] = BASE.enc_token_id, BASE.sep_token_id
-    inputs = {
-        "image0": images[:1],
-        "image1": images[1:],
-        "input_ids": words,
-        "attention_mask": torch.ones_like(words),
-    }
+    inputs = base_inputs()
     candidates = {}
     for tau in (0.0, *TEMPERATURES):
         candidates[f"torch {tau:g}"] = lambda tau=tau: torch_runner.run(inputs, tau)
