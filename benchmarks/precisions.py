@@ -12,6 +12,7 @@ compared with fp32 on the same requests:
 - equal: the share of requests' layers that keep as many tokens as fp32's.
 """
 
+import copy
 import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,9 +29,13 @@ from rich.table import Table
 from torch import Tensor
 
 import madtp
+from calibration.recipes import recipe
+from calibration.smoothing import default_channels, smooth
+from export.graph.fuse import fuse_products
 from export.graph.precision import precision_pass
+from export.graph.quantize import Quantizer
 from export.graph.trace import write_part
-from export.validate.intermediates import KeptIdsRunner, kept_ids_runners, open_onnx_intermediates
+from export.validate.intermediates import KeptIdsRunner, PassesOf, kept_ids_runners, open_onnx_intermediates
 from export.validate.selection import jaccards
 from madtp import demo
 from madtp.console import command
@@ -43,11 +48,12 @@ from madtp.demo.retrieval.evaluate import CANDIDATES
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder
 from madtp.models.parts import parts_of
+from madtp.models.weight_products import part_weight_names, weight_products
 from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, run_request
 
 RESULT = json_kind("results of benchmarks.precisions", "precisions", "requests")
-PRECISIONS = ("fp32", "fp16", "bf16")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 DIGITS = 1000
 CHECKPOINTS = {"nlvr": demo.checkpoint_path, "retrieval": retrieval.checkpoint_path}
 
@@ -94,14 +100,28 @@ class Row:
     equal: float
 
 
+def brought_to(model: Any, precision: str) -> tuple[Any, PassesOf]:
+    """The model and the passes over its parts' graphs, as an export to .onnx has them; INT8 is dynamic."""
+    if precision != "int8":
+        return model, lambda part: [fuse_products, precision_pass(precision, runnable=True)]
+    task, products = recipe(model.task, "int8"), weight_products(model)
+    scores = {name for name, product in products.items() if product.group == "alignment"}
+    quantizer = Quantizer("int8", "dynamic", frozenset(products) - task.kept(products.values()) - scores)
+    if task.smooth:
+        model = copy.deepcopy(model)
+        smooth(model, default_channels(model, model.temperature))
+    return model, lambda part: [fuse_products, quantizer.graph_pass(part_weight_names(model, part), set())]
+
+
 @contextmanager
 def recorders(model: Any, precision: str) -> Iterator[tuple[dict[str, Recorder], float]]:
     """The model's parts in ONNX Runtime, and the size of their files in MB."""
+    model, passes = brought_to(model, precision)
     with scratch_folder() as folder:
         files = {}
         for name, part in parts_of(model).items():
             files[name] = folder / f"{name}.onnx"
-            write_part(part, files[name], external_data=False, passes=[precision_pass(precision, runnable=True)])
+            write_part(part, files[name], external_data=False, passes=passes(part))
         runners = kept_ids_runners(files, open_onnx_intermediates(files))
         size = sum(path.stat().st_size for path in files.values()) / 1e6
         yield {name: Recorder(runner) for name, runner in runners.items()}, size
