@@ -2,6 +2,7 @@
 
 import weakref
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,16 @@ def all_batches() -> list[Batch]:
     together = tuple(range(COUNT))
     groups = [*((index,) for index in together), together]
     return [Batch(group, temperature) for temperature in (TAU, 0.0) for group in groups]
+
+
+def test_dense_batches_run_where_activations_share_a_scale(
+    model: Model, samples: SampleSet, runs: list[tuple[int, float]]
+) -> None:
+    context = lambda _: nullcontext  # noqa: E731
+    results = TorchResults(lambda: model, torch.float32, model.config, samples, context, counts=False)
+    for batch in all_batches():
+        results.result(batch)
+    assert runs.count((COUNT, 0.0)) == 1
 
 
 def test_every_batch_runs_once_and_dense_requests_alone_only(

@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from onnxscript import ir
 
 from export.graph.bfloat16_rounding import round_bfloat16
-from export.graph.half_precision import EMBEDDING, OVERFLOW, SOFTMAX, half_precision
+from export.graph.half_precision import ALIGNMENT, EMBEDDING, OVERFLOW, SOFTMAX, half_precision
 from export.graph.onnx_graph import OnnxGraph, run_graph
 from tests.helpers.paths import ROOT
 
@@ -111,3 +111,14 @@ def test_onnx_runtime_gets_bfloat16_as_float32_that_is_rounded() -> None:
     hidden = torch.nn.functional.gelu((x @ w).T)
     expected = hidden.float().softmax(dim=-1).bfloat16() + b
     assert np.array_equal(run(model), expected.float().numpy())
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_alignment_is_computed_in_float32(tiny_program: torch.onnx.ONNXProgram, precision: str) -> None:
+    model = ir.from_proto(ir.to_proto(tiny_program.model))  # a clone shares types, which the pass changes
+    reasons = half_precision(model, precision)
+    products = [node.inputs[5].producer() for node in model.graph if node.op_type == "TokenCompact"]
+    assert products
+    assert reasons[ALIGNMENT] >= len(products)
+    for product in products:
+        assert [value.dtype for value in product.inputs] == [FLOAT, FLOAT]
