@@ -257,9 +257,8 @@ def _function(spec: OpSpec, body: str, keep_margin: bool) -> FunctionProto:
         f"{{{body.replace('{EPSILON}', f'{{{EPSILON}}}')}}}"
     )
     for node in function.node:
-        node.name = node.output[
-            0
-        ]  # ONNX Runtime 1.18 to 1.20 give what they fuse the name of a node, which must differ
+        # ONNX Runtime 1.18 to 1.20 give what they fuse the name of one of its nodes, and names have to differ.
+        node.name = node.output[0]
     for branch in (attribute.g for node in function.node for attribute in node.attribute if attribute.HasField("g")):
         for dimension in branch.output[0].type.tensor_type.shape.dim:
             dimension.ClearField("dim_param")  # the parser wants names, which would be one size in all layers
