@@ -16,6 +16,7 @@ from rich.progress import (
 )
 
 from madtp.console.heartbeat import SILENCE, Heartbeat, draws
+from madtp.console.interrupts import raise_swallowed
 
 BAR_WIDTH = 24
 
@@ -57,6 +58,7 @@ class ConsoleProgress:
 
     def stage(self, description: str) -> None:
         """Announce the next stage."""
+        raise_swallowed()
         self._bar.update(self._task, completed=self._done, detail="")
         self._done += 1
         self._stage = description
@@ -71,6 +73,7 @@ class ConsoleProgress:
 
     def count(self, description: str, done: int, total: int) -> None:
         """Say how many of the steps of `description` are done; the first call for them may begin in the middle."""
+        raise_swallowed()
         tenths = 10 * done // total
         if total != self._bar.tasks[0].total or done < self._done:
             self._bar.reset(self._task, total=total)

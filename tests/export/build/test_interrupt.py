@@ -128,6 +128,28 @@ except KeyboardInterrupt:
     assert (ran.stdout, ran.stderr) == ("interrupted\n", "")
 
 
+def test_an_interrupt_that_a_library_swallowed_ends_the_next_step() -> None:
+    script = """
+import os, signal
+from rich.console import Console
+from export.cli.common import raise_interrupts
+from madtp.console.progress import ConsoleProgress
+raise_interrupts()
+with ConsoleProgress(Console()) as progress:
+    progress.count("steps", 0, 9)
+    try:
+        os.kill(os.getpid(), signal.SIGTERM)
+    except BaseException:
+        pass
+    try:
+        progress.count("steps", 1, 9)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+    ran = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert (ran.stdout, ran.stderr) == ("interrupted\n", "")
+
+
 def test_ctrl_c_while_tracing(start: Start, tiny_checkpoint: Write, outputs: Outputs) -> None:
     process = start("-m", "export", "--ckpt", tiny_checkpoint(), "--engine", outputs / "out.onnx")
     process.wait_for_stage("[2/3] tracing the model to ONNX")
