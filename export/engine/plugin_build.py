@@ -35,6 +35,7 @@ BUILD = ROOT / "build" / "plugins"
 INSTALL = ROOT / "install"
 LIBRARY_NAME = "libmadtp_plugins.so"
 KERNELS_NAME = "libmadtp_kernels.so"
+ONNXRUNTIME_NAME = "libmadtp_onnxruntime.so"
 KERNELS_TARGET = "madtp_kernels_shared"
 DEFAULT_SM = (75, 80, 86, 89, 90, 120)
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
@@ -217,8 +218,12 @@ def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:
 
 
 def _hashes(library: Path) -> dict[str, str]:
-    """Of the library, and of the kernels alone, which are installed beside it."""
-    return {"sha256": sha256(library), "kernels_sha256": sha256(library.with_name(KERNELS_NAME))}
+    """Of the library, and of the two that are installed beside it: the kernels alone, and the ops of ONNX Runtime."""
+    return {
+        "sha256": sha256(library),
+        "kernels_sha256": sha256(library.with_name(KERNELS_NAME)),
+        "onnxruntime_sha256": sha256(library.with_name(ONNXRUNTIME_NAME)),
+    }
 
 
 def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
