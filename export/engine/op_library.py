@@ -17,10 +17,9 @@ Provider = Literal["cpu", "cuda"]
 PROVIDERS: Final = ("cpu", "cuda")
 OP_LIBRARY = LibraryKind("op library", "libmadtp_onnxruntime.so", "madtp-onnxruntime", "use --library none")
 PACKAGED = Path(__file__).parent / "lib"  # where a wheel has its libraries
-# Types of the tokens that there are kernels for, in ONNX's words.
-KERNEL_TYPES: Mapping[Provider, frozenset[str]] = {
-    "cpu": frozenset({"FLOAT"}),
-    "cuda": frozenset({"FLOAT", "FLOAT16", "BFLOAT16"}),
+KERNEL_TYPES: Mapping[Provider, frozenset[str]] = {  # types of tokens that there are kernels for
+    "cpu": frozenset({"float32"}),
+    "cuda": frozenset({"float32", "float16", "bfloat16"}),
 }
 
 

@@ -15,7 +15,7 @@ def custom_nodes(source: Path) -> dict[str, int]:
 
 
 def custom_types(source: Path) -> set[str]:
-    """The types that the custom nodes of an ONNX file compute in, e.g. "FLOAT16"; "UNDEFINED" where it does not say.
+    """The types that the custom nodes of an ONNX file compute in, e.g. "float16"; "undefined" where it does not say.
 
     Their first input, queries or tokens, is of that type.
     """
@@ -23,8 +23,6 @@ def custom_types(source: Path) -> set[str]:
     types = {value.name: value.type.tensor_type.elem_type for value in (*graph.value_info, *graph.input, *graph.output)}
     types |= {tensor.name: tensor.data_type for tensor in graph.initializer}
     undefined = onnx.TensorProto.UNDEFINED
-    return {
-        onnx.TensorProto.DataType.Name(types.get(node.input[0], undefined))
-        for node in graph.node
-        if node.domain == DOMAIN
-    }
+    found = {types.get(node.input[0], undefined) for node in graph.node if node.domain == DOMAIN}
+    names = {onnx.TensorProto.FLOAT: "float32"}
+    return {names.get(number, onnx.TensorProto.DataType.Name(number).lower()) for number in found}

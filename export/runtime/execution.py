@@ -19,7 +19,7 @@ from export.errors import BackendError, PluginError
 from export.graph.custom_nodes import custom_types
 
 NONE = "none"  # asks for the function bodies
-NOT_ASKED = "not asked for"
+ASKED = "asked for"
 CUDA = "CUDAExecutionProvider"
 CPU = "CPUExecutionProvider"
 
@@ -35,7 +35,7 @@ class Execution:
 
     provider: Provider = "cpu"
     library: OpLibrary | None = None
-    reason: str = NOT_ASKED
+    reason: str = ASKED
 
     def __str__(self) -> str:
         return execution_words(self.to_json())
@@ -115,7 +115,7 @@ def choose_execution(files: Iterable[Path], library: str | Path | None = None, p
     if not types:
         return Execution(provider, reason="the file has no custom ops: their bodies are inlined")
     if unknown := sorted(types - KERNEL_TYPES[provider]):
-        return Execution(provider, reason=f"{found} has no {' or '.join(unknown)} kernels for this provider")
+        return Execution(provider, reason=f"{found} has no kernels for {' or '.join(unknown)} on this provider")
     return Execution(provider, found, "")
 
 
