@@ -116,7 +116,7 @@ def test_activations_of_another_width_are_refused_and_the_next_are_right() -> No
     opened = session(layer(8, 4, gelu=False), True)
     x = activations(3, 8, 0, 1.0, 0.0)
     before = opened.run(None, {"x": x})[0]
-    with pytest.raises(Exception, match=r"\[3, 9\]|incompatible dimensions"):
+    with pytest.raises(Exception, match=r"\[3, 9\]|dimension mismatch"):
         opened.run(None, {"x": activations(3, 9, 0, 1.0, 0.0)})
     assert np.array_equal(opened.run(None, {"x": x})[0], before)
 
