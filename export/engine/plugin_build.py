@@ -21,7 +21,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from export.engine.plugin_library import PRODUCT, PluginLibrary, loadable_library, read_library
+from export.engine.built_library import PRODUCT
+from export.engine.plugin_library import PluginLibrary, loadable_library, read_library
 from export.errors import PluginError
 from madtp.console.printing import error_text, say
 from madtp.errors import MadtpError
