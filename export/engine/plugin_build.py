@@ -295,12 +295,7 @@ def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> No
     """Configure in `folder`, then take the steps."""
     nvcc, headers = find_nvcc(), find_headers()
     _check_host_compiler()
-    environment = dict(os.environ)
-    toolkit = nvcc.resolve().parents[2]
-    if (toolkit / "lib" / "libcudart_static.a").is_file():  # the wheel's layout, which nvcc does not know by itself
-        environment["LIBRARY_PATH"] = os.pathsep.join(
-            filter(None, [str(toolkit / "lib"), environment.get("LIBRARY_PATH")])
-        )
+    environment = os.environ | _library_path(nvcc)
     defines = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_CUDA_COMPILER": nvcc,
@@ -324,6 +319,14 @@ def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> No
                 "\n".join(lines[-LOG_LINES:]),
                 "See the compiler's output above; --plugins none exports without the library meanwhile.",
             )
+
+
+def _library_path(nvcc: Path) -> dict[str, str]:
+    """Where the linker finds CUDA's runtime, in an environment variable: nvcc does not know the layout of its wheel."""
+    lib = nvcc.resolve().parents[1] / "lib"
+    if not (lib / "libcudart_static.a").is_file():
+        return {}
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, [str(lib), os.environ.get("LIBRARY_PATH")]))}
 
 
 def _tool(name: str) -> str:
