@@ -22,7 +22,8 @@ from typing import Any
 
 from filelock import FileLock
 
-from export.engine.plugin_library import PRODUCT, PluginLibrary, loadable_library, read_library
+from export.engine.built_library import PRODUCT
+from export.engine.plugin_library import PluginLibrary, loadable_library, read_library
 from export.errors import PluginError
 from madtp.console.printing import error_text, say
 from madtp.errors import MadtpError, OutputError
@@ -43,6 +44,7 @@ from madtp.files.staging import write_errors
 
 BUILD, INSTALL = CHECKOUT / "build" / "plugins", CHECKOUT / "install"  # of a checkout
 LIBRARY_NAME = "libmadtp_plugins.so"
+ONNXRUNTIME_NAME = "libmadtp_onnxruntime.so"
 KERNELS_TARGET = "madtp_kernels_shared"
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
 OLDEST_HEADERS = (10, 14)
@@ -266,9 +268,13 @@ def _read_current(install: Path, wanted: Mapping[str, Any]) -> PluginLibrary | N
 
 
 def _hashes(install: Path) -> dict[str, str]:
-    """Of the library, and of the kernels alone, which are installed beside it."""
+    """Of the library, and of the two that are installed beside it: the kernels alone, and the ops of ONNX Runtime."""
     lib = install / "lib"
-    return {"sha256": sha256(lib / LIBRARY_NAME), "kernels_sha256": sha256(lib / KERNELS_NAME)}
+    return {
+        "sha256": sha256(lib / LIBRARY_NAME),
+        "kernels_sha256": sha256(lib / KERNELS_NAME),
+        "onnxruntime_sha256": sha256(lib / ONNXRUNTIME_NAME),
+    }
 
 
 def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:

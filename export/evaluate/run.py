@@ -85,6 +85,7 @@ def evaluate(
             "metrics": scoring.metrics,
             "unscored": scoring.unscored,
             "precision": session.manifest.precision,
+            "execution": None if session.execution is None else session.execution.to_json(),
             "items": len(dataset),
             "partial": len(dataset) < whole,
             "batching": batching(size for name, size in work.settings.items() if name.endswith("batch")),

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from export.engine.built_library import PRODUCT
 from export.engine.plugin_build import find_headers
-from export.engine.plugin_library import PRODUCT
 from tests.helpers.paths import ROOT
 
 SOURCES = ROOT / "tests" / "native"

@@ -98,6 +98,7 @@ def test_library_is_built_again_when_something_changed(
     (install / "lib").mkdir(parents=True)
     copy = Path(shutil.copy(real.path, install / "lib"))
     kernels = Path(shutil.copy(real.path.with_name(module.KERNELS_NAME), install / "lib"))
+    shutil.copy(real.path.with_name(module.ONNXRUNTIME_NAME), install / "lib")
     shutil.copy(module.INSTALL / "madtp-plugins.json", install)
     monkeypatch.setattr(module, "INSTALL", install)
     monkeypatch.setattr(module, "BUILD", tmp_path / "build" / "plugins")
