@@ -22,7 +22,8 @@ from pathlib import Path
 import madtp_deploy
 import export.build.validation
 export.build.validation.LATENCY_SECONDS = 0.0
-options = madtp_deploy.ExportOptions(checkpoint=Path(sys.argv[1]), engine=Path("out.plan"))
+batch = madtp_deploy.Range(1, 1, 1)
+options = madtp_deploy.ExportOptions(checkpoint=Path(sys.argv[1]), engine=Path("out.plan"), batch=batch)
 assert madtp_deploy.export(options).written
 """
 
@@ -65,7 +66,7 @@ def check_files(environment: Environment) -> None:
 
 
 def test_the_wheel_exports_the_demo_to_a_plan_without_a_compiler(with_libraries: Environment) -> None:
-    ran = with_libraries.run("madtp-export", "--ckpt", DEMO, "--engine", "out.plan")
+    ran = with_libraries.run("madtp-export", "--ckpt", DEMO, "--engine", "out.plan", "--batch", "1")
     assert ran.returncode == 0, ran.stderr
     library = json.loads((with_libraries.folder / "out.json").read_text())["plugins"]["library"]
     assert library["sha256"] == sha256(with_libraries.folder / "out.plugins.so") == build_library().sha256
