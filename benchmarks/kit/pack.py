@@ -25,14 +25,14 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu.compile import source_hash
 from benchmarks.kit.files import read_json, write_json
-from export.engine.plugin_build import ROOT, SM_VARIABLE, architectures, build_kernels
+from export.engine.plugin_build import SM_VARIABLE, architectures, build_kernels
 from madtp.errors import MadtpError, OutputError
 from madtp.files.scratch import scratch_folder
 from madtp.models.clip import round_like_official_loader
 from tests import golden
 from tests.helpers import native_build
 from tests.helpers.generate import generated_state
-from tests.helpers.paths import CARRIED, RECORDINGS, TASKS
+from tests.helpers.paths import CARRIED, RECORDINGS, ROOT, TASKS
 
 ABOUT = "kit.json"
 DEFAULT = ROOT / "build" / "gpu-kit"

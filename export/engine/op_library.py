@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from export.engine.built_library import LibraryKind, check_version, read_built
-from export.engine.plugin_build import INSTALL, SOURCES, source_hash
 from export.errors import PluginError
+from madtp.files import native
+from madtp.files.native import BUILD_COMMAND, SOURCES, source_hash
 
 Provider = Literal["cpu", "cuda"]
 PROVIDERS: Final = ("cpu", "cuda")
 OP_LIBRARY = LibraryKind("op library", "libmadtp_onnxruntime.so", "madtp-onnxruntime", "use --library none")
-PACKAGED = Path(__file__).parent / "lib"  # where a wheel has its libraries
 KERNEL_TYPES: Mapping[Provider, frozenset[str]] = {  # types of tokens that there are kernels for
     "cpu": frozenset({"float32"}),
     "cuda": frozenset({"float32", "float16", "bfloat16"}),
@@ -53,9 +53,9 @@ class OpLibrary:
 
 
 def installed_library() -> Path | None:
-    """The library that was installed with this package, or that its checkout has built; None where there is none."""
-    places = (PACKAGED / OP_LIBRARY.file, INSTALL / "lib" / OP_LIBRARY.file)
-    return next((place for place in places if place.is_file()), None)
+    """The library that was installed with this package, or built for it; None where there is none."""
+    place = native.installed_library(OP_LIBRARY.file)
+    return place if place.is_file() else None
 
 
 def read_op_library(path: Path) -> OpLibrary:
@@ -82,12 +82,12 @@ def loadable_op_library(path: Path, provider: Provider = "cpu") -> OpLibrary:
         raise PluginError(
             f"the op library '{path}' is of another build",
             f"It was built from sources {library.source_sha256:.12}, and those here are {own:.12}.",
-            "Build it again with ./build.sh plugins, or use --library none.",
+            f"Build it again with {BUILD_COMMAND}, or use --library none.",
         )
     if provider == "cuda" and not library.sm:
         raise PluginError(
             f"the op library '{path}' has kernels for CPUs alone",
             "It was built without CUDA.",
-            "Build it with ./build.sh plugins where nvcc is installed, or use --provider cpu.",
+            f"Build it with {BUILD_COMMAND} where nvcc is installed, or use --provider cpu.",
         )
     return library
