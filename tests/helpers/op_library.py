@@ -9,8 +9,9 @@ import onnx
 from onnx import TensorProto, helper
 
 from export.engine.op_library import OpLibrary, installed_library, loadable_op_library
-from export.engine.plugin_build import build_library, source_hash
+from export.engine.plugin_build import build_library
 from export.graph.functions import BIASED, OPSET, functions
+from madtp.files.native import source_hash
 from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, VERSION, OpSpec
 
 TYPES = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-import export.engine.op_library as op_library
 from export.engine.op_library import OP_LIBRARY, installed_library, loadable_op_library, read_op_library
 from export.errors import PluginError
+from madtp.files import native
 from tests.helpers.op_library import OWN_VERSION, stand_in
 
 PLUGINS = b"\x7fELF madtp-plugins " + json.dumps({"version": OWN_VERSION, "source": "c", "sm": "80"}).encode() + b"\0"
@@ -54,14 +54,9 @@ def test_a_missing_one_is_a_sentence(tmp_path: Path) -> None:
         read_op_library(tmp_path / "nowhere.so")
 
 
-def test_a_packaged_library_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, checkout = tmp_path / "package", tmp_path / "install"
-    monkeypatch.setattr(op_library, "PACKAGED", package)
-    monkeypatch.setattr(op_library, "INSTALL", checkout)
+def test_without_an_installed_one_there_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / OP_LIBRARY.file
+    monkeypatch.setattr(native, "installed_library", lambda name: tmp_path / name)
     assert installed_library() is None
-    (checkout / "lib").mkdir(parents=True)
-    built = stand_in(checkout / "lib" / OP_LIBRARY.file)
-    assert installed_library() == built
-    package.mkdir()
-    carried = stand_in(package / OP_LIBRARY.file)
-    assert installed_library() == carried
+    stand_in(path)
+    assert installed_library() == path
