@@ -58,7 +58,7 @@ def assert_close(actual: Outputs, expected: Outputs) -> None:
         torch.testing.assert_close(actual[name], value, atol=2e-5, rtol=1e-5)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(batch=st.integers(1, 3), length=st.integers(2, 70), seed=st.integers(0, 10**6), threads=st.integers(1, 2))
 def test_kernels_equal_bodies(attention: Path, batch: int, length: int, seed: int, threads: int) -> None:
     inputs = attention_inputs(batch, length, seed=seed)
