@@ -26,7 +26,7 @@ from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import RunnerOptions, feed
 from madtp.files.scratch import scratch_folder
-from madtp.ops.spec import OPS
+from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
 from madtp.tasks.requests import Outputs, Runner
 
 PROFILED_CALLS = 8  # of the smallest batch
@@ -37,6 +37,7 @@ OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OP
 NUMBERS = re.compile(r"\d+")
 KERNEL = "_kernel_time"
 RUN = "model_run"
+CUSTOM = {spec.onnx_name for spec in OPS}  # of nodes that kernels computed as wholes
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
 
 Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
@@ -200,9 +201,13 @@ def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operat
 
 def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:
     """Those of one node, from its shapes. (Weights that the runtime repacks are not among its inputs.)"""
-    if operator not in MULTIPLY:
+    if operator not in MULTIPLY and operator not in CUSTOM:
         return 0.0
     first, output = (next(iter(arguments[key][0].values())) for key in ("input_type_shape", "output_type_shape"))
+    if operator == ALIGNED_ATTENTION.onnx_name:  # scores and context, [B, L, 3C] given
+        return 2 * math.prod(output) * first[1]
+    if operator == TOKEN_COMPACT.onnx_name:  # the merge
+        return math.prod(first) if output[1] < first[1] else 0
     if operator == "MatMul":
         return math.prod(output) * first[-1]
     if operator in ("Conv", "FusedConv"):  # of these models: patches that do not overlap

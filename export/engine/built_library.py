@@ -88,8 +88,9 @@ def read_built(path: Path, kind: LibraryKind) -> BuiltLibrary:
     lines = build_lines(content, kind)
     if content.startswith(b"\x7fELF") and len(lines) == 1:
         return BuiltLibrary(path.resolve(), content, *lines)
+    article = "an" if kind.noun[0] in "aeiou" else "a"
     raise PluginError(
-        f"'{path}' is not a {kind.noun} of this project",
+        f"'{path}' is not {article} {kind.noun} of this project",
         "It does not carry the line that every build writes into it.",
         f"Name the {kind.file} that ./build.sh plugins builds, or {kind.without}.",
     )

@@ -6,6 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from google.protobuf.message import DecodeError
+
 from export.engine.backends import find_gpus
 from export.engine.op_library import (
     KERNEL_TYPES,
@@ -111,7 +113,10 @@ def choose_execution(files: Iterable[Path], library: str | Path | None = None, p
             found = loadable_op_library(installed, provider)
         except PluginError as error:
             return Execution(provider, reason=error.what)
-    types = {name for path in files for name in custom_types(path)}
+    try:
+        types = {name for path in files for name in custom_types(path)}
+    except DecodeError:  # the runtime will refuse it too, and say so
+        return Execution(provider, reason="the file cannot be read")
     if not types:
         return Execution(provider, reason="the file has no custom ops: their bodies are inlined")
     if unknown := sorted(types - KERNEL_TYPES[provider]):

@@ -30,6 +30,7 @@ class Native:
     plugins: Path  # the TensorRT plugin library, its kernels on host memory
     harness: Path  # drives plugin objects of any plugin library
     probe: Path  # tiny kernels that test the stand-in itself
+    onnxruntime: Path  # the ops of ONNX Runtime, on CPUs
     finder_plain: Path  # finds a logger as TensorRT 10 does
     finder_versioned: Path  # as TensorRT 11 does
     finder_unknown: Path  # does not say its version
@@ -49,7 +50,8 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
 
     If MADTP_NATIVE names a folder of libraries, these are used as they are.
     """
-    names = ("kernels_host", "plugins_host", "harness", "probe", "finder_plain", "finder_versioned", "finder_unknown")
+    names = ("kernels_host", "plugins_host", "harness", "probe", "onnxruntime")
+    names += ("finder_plain", "finder_versioned", "finder_unknown")
     if given := os.environ.get(PREBUILT):
         return Native(*(Path(given) / f"libmadtp_{name}.so" for name in names))
     folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")

@@ -1,5 +1,5 @@
-// AlignedAttention on the CPU: packs keys and values, then takes the queries of a sample block by block. Of the
-// probabilities only those of one head and one block exist at a time.
+// AlignedAttention on the CPU: takes the queries of a sample block by block. Of the probabilities only those of one head and
+// one block exist at a time.
 #include <atomic>
 
 #include "onnxruntime/cpu/buffer.h"
@@ -15,7 +15,8 @@ AlignedAttention::AlignedAttention(Attributes const& attributes)
 
 void AlignedAttention::run(Call const& context) const {
     Input const qkv = context.input(0), key_mask = context.input(1);
-    if (qkv.shape.size() != 3 || qkv.shape[1] < 1 || qkv.shape[2] < 1 || qkv.shape[2] % (3 * mHeads) != 0) {
+    if (qkv.shape.size() != 3 || qkv.shape[1] < 1 || qkv.shape[2] < 1 || qkv.shape[2] % 3 != 0 ||
+        qkv.shape[2] / 3 % mHeads != 0) {
         refuse("qkv of AlignedAttention is " + text(qkv.shape) + "; it has to be [samples, tokens, 3 * width], the width a "
             "multiple of " + std::to_string(mHeads) + " heads");
     }
@@ -24,6 +25,7 @@ void AlignedAttention::run(Call const& context) const {
         refuse("key_mask of AlignedAttention is " + text(key_mask.shape) + "; qkv asks for " + text(rows));
     }
     int64_t const width = qkv.shape[2] / 3, scored = rows[1] - 1;
+    cpu::Kernels const& kernels = cpu::kernels();
     cpu::Attention call{};
     call.qkv = qkv.as<float>();
     call.key_mask = key_mask.as<float>();
@@ -35,31 +37,26 @@ void AlignedAttention::run(Call const& context) const {
     call.width = static_cast<size_t>(width);
     call.heads = static_cast<size_t>(mHeads);
     call.head_size = call.width / call.heads;
-    call.columns = cpu::round_up(call.length, cpu::kPanel);
-    call.depth = cpu::round_up(call.head_size, cpu::kPanel);
-    call.blocks = call.length == 1 ? 1 : cpu::round_up(call.length - 1, cpu::kBlockRows) / cpu::kBlockRows;
+    call.blocks = cpu::round_up(call.length, kernels.queries) / kernels.queries;
     call.causal = mCausal;
     if (call.batch == 0) { return; }
 
     size_t const pairs = call.batch * call.heads;
-    auto const keys = cpu::allocate<float>(pairs * call.columns * call.head_size);
-    auto const values = cpu::allocate<float>(pairs * call.length * call.depth);
-    auto const mask = cpu::allocate<float>(call.batch * call.columns);
+    auto const keys = cpu::allocate<float>(pairs * call.length * call.head_size);
+    auto const values = cpu::allocate<float>(pairs * call.length * call.head_size);
     auto const class_row = cpu::allocate<float>(pairs * call.length);
     auto const norm = cpu::allocate<float>(pairs * call.length);
-    auto const partial = cpu::allocate<float>(call.batch * call.blocks * call.columns);
+    auto const partial = cpu::allocate<float>(call.batch * call.blocks * call.length);
     call.keys = keys.get();
     call.values = values.get();
-    call.mask = mask.get();
     call.class_row = class_row.get();
     call.norm = norm.get();
     call.partial = partial.get();
-
-    cpu::Kernels const& kernels = cpu::kernels();
+    size_t const floats = 2 * kernels.queries * (call.length + call.head_size);
     context.parallel(pairs, [&](size_t i) noexcept { kernels.pack(call, i / call.heads, i % call.heads); });
     std::atomic<bool> fits{true};
     context.parallel(call.batch * call.blocks, [&](size_t i) noexcept {
-        auto const scratch = cpu::try_allocate<float>(cpu::block_floats(call.columns, call.head_size, call.depth));
+        auto const scratch = cpu::try_allocate<float>(floats);
         if (scratch == nullptr) {
             fits = false;
             return;

@@ -28,9 +28,18 @@ void expect(char const* name, Input const& input, Shape const& wanted) {
     }
 }
 
+// The one number that an input has.
+template <typename T>
+T number(char const* name, Input const& input) {
+    for (int64_t size : input.shape) {
+        if (size != 1) { refuse(std::string{name} + " of TokenCompact is " + text(input.shape) + "; it has to be one number"); }
+    }
+    return *input.as<T>();
+}
+
 Inputs inputs_of(Call const& context) {
     return {context.input(0), context.input(1), context.input(2), context.input(3), context.input(4), context.input(5),
-        *context.input(6).as<float>(), *context.input(7).as<int64_t>()};
+        number<float>("temperature", context.input(6)), number<int64_t>("min_keep", context.input(7))};
 }
 
 Sizes sizes_of(Inputs const& inputs) {
