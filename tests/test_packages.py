@@ -26,6 +26,13 @@ batch = madtp_deploy.Range(1, 1, 1)
 options = madtp_deploy.ExportOptions(checkpoint=Path(sys.argv[1]), engine=Path("out.plan"), batch=batch)
 assert madtp_deploy.export(options).written
 """
+# The kernels for torch, and the ops for ONNX Runtime.
+FIND = """
+from export.engine.op_library import installed_library, loadable_op_library
+from madtp.ops.library import load_library
+load_library()
+loadable_op_library(installed_library())
+"""
 
 pytestmark = pytest.mark.skipif(architectures() != DEFAULT_SM, reason="MADTP_SM: wheels are for the usual GPUs")
 
@@ -86,8 +93,7 @@ def test_the_source_distribution_exports_the_demo_to_a_plan_from_python(with_sou
     assert sha256(with_sources.folder / "out.plugins.so") == library.sha256
     assert (with_sources.folder / "out.plan").is_file()
     check_files(with_sources)
-    kernels = "from madtp.ops.library import load_library; load_library()"
-    assert with_sources.run("python", "-c", kernels, XDG_CACHE_HOME=str(cache)).returncode == 0
+    assert with_sources.run("python", "-c", FIND, XDG_CACHE_HOME=str(cache)).returncode == 0
 
 
 def test_the_wheel_carries_the_kernels_and_is_for_one_platform(full: Path, with_libraries: Environment) -> None:
@@ -97,8 +103,7 @@ def test_the_wheel_carries_the_kernels_and_is_for_one_platform(full: Path, with_
     assert {path.name for path in (INSTALL / "lib").glob("*.so")} == {
         Path(name).name for name in names if name.endswith(".so")
     }
-    loads = "from madtp.ops.library import load_library; load_library()"
-    assert with_libraries.run("python", "-c", loads).returncode == 0
+    assert with_libraries.run("python", "-c", FIND).returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from calibration.ranges import write_ranges
 from export.artifact.manifest import Manifest
 from export.artifact.outputs import check_export, stale_files
 from export.artifact.reader import manifest_path
-from export.artifact.seal import dump_manifest
+from export.artifact.seal import dump_manifest, sealed
 from export.build.built_artifact import BuiltArtifact, build_plans, keep_onnx
 from export.build.files import ranges_name, vocabulary_name
 from export.build.manifest import manifest_of
@@ -99,7 +99,7 @@ def commit(
         names = [] if vocabulary is None else [vocabulary_name(target)]  # the manifest alone is enough to ask
         if vocabulary is not None:
             shutil.copyfile(vocabulary, staging.folder / names[0])
-        manifest = manifest_of(prepared, built, validation, names[0] if vocabulary else None, seconds)
+        manifest = sealed(manifest_of(prepared, built, validation, names[0] if vocabulary else None, seconds))
         quantization = prepared.quantization
         if quantization is not None and quantization.data is not None and quantization.table is not None:
             names.append(ranges_name(target))

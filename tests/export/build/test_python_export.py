@@ -8,7 +8,7 @@ import pytest
 import export.build.validation
 from export import ExportOptions, Range
 from export import export as export_artifact
-from export.artifact.reader import read_manifest
+from export.artifact.reader import manifest_path, read_manifest
 from madtp.errors import MadtpError
 
 
@@ -36,7 +36,8 @@ def test_an_artifact_is_written_and_nothing_printed(
     progress = Recorder()
     result = export_artifact(options, progress)
     assert result.written
-    assert result.manifest == read_manifest(options.engine)
+    assert result.manifest is not None
+    assert result.manifest == read_manifest(manifest_path(options.engine))
     assert len(progress.stages) == 3
     assert capfd.readouterr() == ("", "")
 
