@@ -1,5 +1,5 @@
-"""The ops of ONNX Runtime's CUDA provider, their kernels on the host: ONNX Runtime itself drives them as it would on a GPU,
-with the stand-in's memory for the device's."""
+"""The ops of ONNX Runtime's CUDA provider, their kernels on the host: ONNX Runtime itself drives them as it would on a
+GPU, with the stand-in's memory for the device's."""
 
 import ctypes
 from collections.abc import Iterator
@@ -63,15 +63,14 @@ def test_no_samples_are_no_work(ops: OnnxOps, device: ctypes.CDLL) -> None:
     none = attention_inputs(1, 5, 1, 8, torch.float32, seed=0)
     context, column, _ = ops.aligned_attention(none[0][:0], none[1][:0], *none[2:])
     assert (context.shape, column.shape) == ((0, 5, 8), (0, 4))
-    compacted = ops.token_compact(
-        *(x[:0] for x in compact_inputs(1, 8, 0).values()), *compact_call(1, 8, 0, DTYPES[0])[6:]
-    )
+    inputs = [tensor[:0] for tensor in compact_inputs(1, 8, 0).values()]
+    compacted = ops.token_compact(*inputs, torch.tensor(0.7), torch.tensor(1), 0)
     assert (compacted.tokens.shape, compacted.count) == ((0, 9, 8), 9)
 
 
 def refused(ops: OnnxOps, *inputs: object) -> str:
     """What ONNX Runtime says of an AlignedAttention call (4 inputs) or a TokenCompact call."""
-    with pytest.raises(Exception, match="madtp|AlignedAttention|TokenCompact") as error:
+    with pytest.raises(Exception, match=r"AlignedAttention|TokenCompact") as error:
         (ops.aligned_attention if len(inputs) == 4 else ops.token_compact)(*inputs)
     return str(error.value)
 
@@ -132,7 +131,7 @@ def test_a_launch_that_is_refused_is_a_sentence(ops: OnnxOps, device: ctypes.CDL
     check_attention(ops, *wide)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES[:2])
 def test_ops_of_a_gpu_leave_sessions_on_the_cpu_right(dtype: torch.dtype) -> None:
     """The library as it is shipped: what has a kernel of a GPU alone runs on the CPU's, in float32 between casts."""
     library = cuda_library("onnxruntime")
