@@ -35,7 +35,7 @@ INSTALL = ROOT / "install"
 LIBRARY_NAME = "libmadtp_plugins.so"
 KERNELS_NAME = "libmadtp_kernels.so"
 ONNXRUNTIME_NAME = "libmadtp_onnxruntime.so"
-KERNELS_TARGET = "madtp_kernels_shared"
+KERNELS_TARGETS = ("madtp_kernels_shared", "madtp_onnxruntime")
 DEFAULT_SM = (75, 80, 86, 89, 90, 120)
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
 SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in"}
@@ -226,7 +226,8 @@ def _hashes(library: Path) -> dict[str, str]:
 
 
 def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
-    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again.
+    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again; beside
+    it `onnxruntime/libmadtp_onnxruntime.so`.
 
     Raises:
         PluginError: compiler or headers are missing, or the compiler failed.
@@ -236,7 +237,8 @@ def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        _run_cmake({"source": source_hash(), "sm": list(sm)}, folder, ["--build", folder, "--target", KERNELS_TARGET])
+        wanted = {"source": source_hash(), "sm": list(sm)}
+        _run_cmake(wanted, folder, ["--build", folder, "--target", *KERNELS_TARGETS])
     return folder / KERNELS_NAME
 
 
