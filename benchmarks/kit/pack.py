@@ -26,14 +26,14 @@ from safetensors.torch import load_file, save_file
 from benchmarks.gpu.compile import source_hash
 from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.wheel_parts import split_wheel
-from export.engine.plugin_build import ONNXRUNTIME_NAME, ROOT, SM_VARIABLE, architectures, build_kernels
+from export.engine.plugin_build import ONNXRUNTIME_NAME, SM_VARIABLE, architectures, build_kernels
 from madtp.errors import MadtpError, OutputError
 from madtp.files.scratch import scratch_folder
 from madtp.models.clip import round_like_official_loader
 from tests import golden
 from tests.helpers import native_build
 from tests.helpers.generate import generated_state
-from tests.helpers.paths import CARRIED, RECORDINGS, TASKS
+from tests.helpers.paths import CARRIED, RECORDINGS, ROOT, TASKS
 
 ABOUT = "kit.json"
 DEFAULT = ROOT / "build" / "gpu-kit"
@@ -84,7 +84,7 @@ def pack_libraries(kit: Kit) -> tuple[int, ...]:
     target.mkdir()
     kernels = build_kernels(sm, ROOT / "build" / f"kernels-{'-'.join(map(str, sm))}")
     host = native_build.build(sanitize=False)
-    for library in (kernels, kernels.parent / "onnxruntime" / ONNXRUNTIME_NAME, host.kernels, host.onnxruntime):
+    for library in (kernels, kernels.parent / "onnxruntime" / ONNXRUNTIME_NAME, host.kernels, host.cuda_ops):
         shutil.copy2(library, target)
     return sm
 

@@ -10,6 +10,7 @@ namespace {
 
 constexpr ONNXTensorElementDataType kEngine = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr ONNXTensorElementDataType kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr ONNXTensorElementDataType kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 constexpr ONNXTensorElementDataType kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 constexpr ONNXTensorElementDataType kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
@@ -35,6 +36,14 @@ Signature aligned_attention_signature() {
 Signature token_compact_signature() {
     return {"TokenCompact", {kEngine, kFloat, kInt32, kFloat, kFloat, kFloat, kFloat, kInt64},
         {kEngine, kFloat, kInt32, kInt64}, {}};
+}
+
+Signature quantized_linear_signature() { return {"QuantizedLinear", {kFloat, kInt8, kFloat, kFloat}, {kFloat}, {}}; }
+
+Signature quantized_linear_gelu_signature() {
+    Signature signature = quantized_linear_signature();
+    signature.name = "QuantizedLinearGelu";
+    return signature;
 }
 
 }  // namespace madtp::onnxruntime

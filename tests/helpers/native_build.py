@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from export.engine.built_library import PRODUCT
 from export.engine.plugin_build import find_headers
-from export.engine.plugin_library import PRODUCT
 from tests.helpers.paths import ROOT
 
 SOURCES = ROOT / "tests" / "native"
@@ -30,10 +30,11 @@ class Native:
     plugins: Path  # the TensorRT plugin library, its kernels on host memory
     harness: Path  # drives plugin objects of any plugin library
     probe: Path  # tiny kernels that test the stand-in itself
+    onnxruntime: Path  # the ops of ONNX Runtime, on CPUs
+    cuda_ops: Path  # those of its CUDA provider on host memory, for the CPU's
     finder_plain: Path  # finds a logger as TensorRT 10 does
     finder_versioned: Path  # as TensorRT 11 does
     finder_unknown: Path  # does not say its version
-    onnxruntime: Path  # the ops of ONNX Runtime's CUDA provider on host memory, for its CPU provider
 
 
 def tool(name: str) -> str:
@@ -50,8 +51,8 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
 
     If MADTP_NATIVE names a folder of libraries, these are used as they are.
     """
-    names = ("kernels_host", "plugins_host", "harness", "probe", "finder_plain", "finder_versioned", "finder_unknown")
-    names += ("onnxruntime_host",)
+    names = ("kernels_host", "plugins_host", "harness", "probe", "onnxruntime", "onnxruntime_host")
+    names += ("finder_plain", "finder_versioned", "finder_unknown")
     if given := os.environ.get(PREBUILT):
         return Native(*(Path(given) / f"libmadtp_{name}.so" for name in names))
     folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")

@@ -10,14 +10,14 @@ from torch import Tensor
 
 from tests.helpers.kernel_calls import attention_inputs, check_attention, check_compact, compact_call, compact_inputs
 from tests.helpers.native_build import build, cuda_library
-from tests.helpers.onnx_ops import OnnxOps
+from tests.helpers.onnxruntime_ops import OnnxRuntimeOps
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 @pytest.fixture(scope="module")
-def ops() -> OnnxOps:
-    return OnnxOps(build().onnxruntime)
+def ops() -> OnnxRuntimeOps:
+    return OnnxRuntimeOps(build().cuda_ops)
 
 
 @pytest.fixture
@@ -32,34 +32,34 @@ def device() -> Iterator[ctypes.CDLL]:
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_attention_is_the_references(ops: OnnxOps, device: ctypes.CDLL, dtype: torch.dtype) -> None:
+def test_attention_is_the_references(ops: OnnxRuntimeOps, device: ctypes.CDLL, dtype: torch.dtype) -> None:
     check_attention(ops, *attention_inputs(2, 37, 2, 32, dtype, seed=1))
 
 
-def test_causal_attention_is_the_references(ops: OnnxOps) -> None:
+def test_causal_attention_is_the_references(ops: OnnxRuntimeOps) -> None:
     qkv, mask, _, heads = attention_inputs(1, 9, 2, 8, torch.float32, seed=2)
     check_attention(ops, qkv, mask, 1, heads)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("tau", [0.7, 0.0])
-def test_compaction_is_the_references(ops: OnnxOps, device: ctypes.CDLL, dtype: torch.dtype, tau: float) -> None:
+def test_compaction_is_the_references(ops: OnnxRuntimeOps, device: ctypes.CDLL, dtype: torch.dtype, tau: float) -> None:
     got = check_compact(ops, tuple(compact_call(2, 41, 3, dtype, tau, width=16)))
     assert (got.count < 42) == (tau > 0)
 
 
-def test_a_margin_keeps_more(ops: OnnxOps) -> None:
+def test_a_margin_keeps_more(ops: OnnxRuntimeOps) -> None:
     counts = [check_compact(ops, tuple(compact_call(1, 60, 5, torch.float32, margin=m))).count for m in (0.0, 0.3)]
     assert counts[0] < counts[1]
 
 
-def test_scores_that_are_not_finite_keep_all(ops: OnnxOps) -> None:
+def test_scores_that_are_not_finite_keep_all(ops: OnnxRuntimeOps) -> None:
     inputs = compact_call(1, 20, 4, torch.float32)
     inputs[3][0, 7] = torch.nan
     assert check_compact(ops, tuple(inputs)).count == 21
 
 
-def test_no_samples_are_no_work(ops: OnnxOps, device: ctypes.CDLL) -> None:
+def test_no_samples_are_no_work(ops: OnnxRuntimeOps, device: ctypes.CDLL) -> None:
     none = attention_inputs(1, 5, 1, 8, torch.float32, seed=0)
     context, column, _ = ops.aligned_attention(none[0][:0], none[1][:0], *none[2:])
     assert (context.shape, column.shape) == ((0, 5, 8), (0, 4))
@@ -68,7 +68,7 @@ def test_no_samples_are_no_work(ops: OnnxOps, device: ctypes.CDLL) -> None:
     assert (compacted.tokens.shape, compacted.count) == ((0, 9, 8), 9)
 
 
-def refused(ops: OnnxOps, *inputs: object) -> str:
+def refused(ops: OnnxRuntimeOps, *inputs: object) -> str:
     """What ONNX Runtime says of an AlignedAttention call (4 inputs) or a TokenCompact call."""
     with pytest.raises(Exception, match=r"AlignedAttention|TokenCompact") as error:
         (ops.aligned_attention if len(inputs) == 4 else ops.token_compact)(*inputs)
@@ -86,7 +86,7 @@ def refused(ops: OnnxOps, *inputs: object) -> str:
     ],
 )
 def test_attention_of_wrong_sizes_is_refused_in_a_sentence(
-    ops: OnnxOps, qkv: tuple[int, ...], mask: tuple[int, ...], heads: int, words: str
+    ops: OnnxRuntimeOps, qkv: tuple[int, ...], mask: tuple[int, ...], heads: int, words: str
 ) -> None:
     assert words in refused(ops, torch.zeros(qkv), torch.zeros(mask), 0, heads)
 
@@ -103,14 +103,14 @@ def test_attention_of_wrong_sizes_is_refused_in_a_sentence(
     ],
 )
 def test_compaction_of_wrong_inputs_is_refused_in_a_sentence(
-    ops: OnnxOps, index: int, value: Tensor | float, words: str
+    ops: OnnxRuntimeOps, index: int, value: Tensor | float, words: str
 ) -> None:
     inputs = compact_call(1, 8, 0, torch.float32)
     inputs[index] = value
     assert words in refused(ops, *inputs)
 
 
-def test_short_memory_is_a_sentence_and_the_next_call_right(ops: OnnxOps, device: ctypes.CDLL) -> None:
+def test_short_memory_is_a_sentence_and_the_next_call_right(ops: OnnxRuntimeOps, device: ctypes.CDLL) -> None:
     attention, compaction = attention_inputs(1, 9, 1, 8, DTYPES[0], seed=3), compact_call(1, 60, 3, DTYPES[0], width=64)
     device.simt_most_memory(4)
     assert "the GPU is out of memory" in refused(ops, *attention)
@@ -121,7 +121,7 @@ def test_short_memory_is_a_sentence_and_the_next_call_right(ops: OnnxOps, device
     check_compact(ops, tuple(compaction))
 
 
-def test_a_launch_that_is_refused_is_a_sentence(ops: OnnxOps, device: ctypes.CDLL) -> None:
+def test_a_launch_that_is_refused_is_a_sentence(ops: OnnxRuntimeOps, device: ctypes.CDLL) -> None:
     wide = attention_inputs(1, 20, 1, 128, torch.float16, seed=3)  # takes more shared memory than this device has
     device.simt_allow_at_most(48 * 1024)
     try:
@@ -137,6 +137,6 @@ def test_ops_of_a_gpu_leave_sessions_on_the_cpu_right(dtype: torch.dtype) -> Non
     library = cuda_library("onnxruntime")
     if library is None:
         pytest.skip("the library is not built here (./build.sh plugins)")
-    shipped = OnnxOps(library)
+    shipped = OnnxRuntimeOps(library)
     check_attention(shipped, *attention_inputs(2, 37, 2, 32, dtype, seed=1))
     check_compact(shipped, tuple(compact_call(2, 41, 3, dtype, width=16)))

@@ -1,5 +1,5 @@
-// AlignedAttention on the CPU: packs keys and values, then takes the queries of a sample block by block. Of the
-// probabilities only those of one head and one block exist at a time.
+// AlignedAttention on the CPU: takes the queries of a sample block by block. Of the probabilities only those of one head and
+// one block exist at a time.
 #include <atomic>
 
 #include "onnxruntime/cpu/buffer.h"
@@ -13,6 +13,7 @@ AlignedAttention::AlignedAttention(Attributes const& attributes) : mAttributes{a
 void AlignedAttention::run(Call const& context) const {
     AttentionArguments const arguments{context, mAttributes};
     int64_t const scored = arguments.length - 1;
+    cpu::Kernels const& kernels = cpu::kernels();
     cpu::Attention call{};
     call.qkv = arguments.qkv.as<float>();
     call.key_mask = arguments.key_mask.as<float>();
@@ -24,31 +25,26 @@ void AlignedAttention::run(Call const& context) const {
     call.width = static_cast<size_t>(arguments.width);
     call.heads = static_cast<size_t>(mAttributes.heads);
     call.head_size = call.width / call.heads;
-    call.columns = cpu::round_up(call.length, cpu::kPanel);
-    call.depth = cpu::round_up(call.head_size, cpu::kPanel);
-    call.blocks = call.length == 1 ? 1 : cpu::round_up(call.length - 1, cpu::kBlockRows) / cpu::kBlockRows;
+    call.blocks = cpu::round_up(call.length, kernels.queries) / kernels.queries;
     call.causal = mAttributes.causal;
     if (call.batch == 0) { return; }
 
     size_t const pairs = call.batch * call.heads;
-    auto const keys = cpu::allocate<float>(pairs * call.columns * call.head_size);
-    auto const values = cpu::allocate<float>(pairs * call.length * call.depth);
-    auto const mask = cpu::allocate<float>(call.batch * call.columns);
+    auto const keys = cpu::allocate<float>(pairs * call.length * call.head_size);
+    auto const values = cpu::allocate<float>(pairs * call.length * call.head_size);
     auto const class_row = cpu::allocate<float>(pairs * call.length);
     auto const norm = cpu::allocate<float>(pairs * call.length);
-    auto const partial = cpu::allocate<float>(call.batch * call.blocks * call.columns);
+    auto const partial = cpu::allocate<float>(call.batch * call.blocks * call.length);
     call.keys = keys.get();
     call.values = values.get();
-    call.mask = mask.get();
     call.class_row = class_row.get();
     call.norm = norm.get();
     call.partial = partial.get();
-
-    cpu::Kernels const& kernels = cpu::kernels();
+    size_t const floats = 2 * kernels.queries * (call.length + call.head_size);
     context.parallel(pairs, [&](size_t i) noexcept { kernels.pack(call, i / call.heads, i % call.heads); });
     std::atomic<bool> fits{true};
     context.parallel(call.batch * call.blocks, [&](size_t i) noexcept {
-        auto const scratch = cpu::try_allocate<float>(cpu::block_floats(call.columns, call.head_size, call.depth));
+        auto const scratch = cpu::try_allocate<float>(floats);
         if (scratch == nullptr) {
             fits = false;
             return;

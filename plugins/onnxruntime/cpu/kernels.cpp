@@ -1,189 +1,145 @@
 // The CPU kernels, compiled once for each instruction set; MADTP_KERNELS names the table.
 #include "onnxruntime/cpu/kernels.h"
 
-#include "onnxruntime/cpu/vector.h"
+#include "onnxruntime/cpu/product.h"
 
 namespace madtp::cpu {
 namespace {
 
-constexpr size_t kPanelVectors = kPanel / kLanes;
-// A tile of the product is as large as the registers allow: 24 accumulators of 32, or 12 of 16.
-constexpr size_t kTileRows = kLanes == 16 ? 12 : kLanes == 8 ? 6 : 3;
-constexpr size_t kTilePanels = kLanes == 16 ? 2 : 1;
-
-// A packed matrix: panels of sixteen columns, each of `rows` rows, of which a product may need the first only.
-struct Packed {
-    float const* panels;
-    size_t rows;
-
-    Packed behind(size_t panel) const noexcept { return {panels + panel * rows * kPanel, rows}; }
-};
-
-// `Rows` rows of `a`, `depth` deep, times the first `Panels` panels of `b`.
-template <size_t Rows, size_t Panels>
-void multiply_tile(float const* a, size_t a_stride, Packed b, size_t depth, float* c, size_t c_stride) noexcept {
-    constexpr size_t kVectors = Panels * kPanelVectors;
-    Vector total[Rows][kVectors] = {};
-    for (size_t k = 0; k < depth; ++k) {
-        Vector right[kVectors];
-#pragma GCC unroll 8
-        for (size_t v = 0; v < kVectors; ++v) {
-            right[v] = load(b.panels + (v / kPanelVectors * b.rows + k) * kPanel + v % kPanelVectors * kLanes);
-        }
-#pragma GCC unroll 12
-        for (size_t r = 0; r < Rows; ++r) {
-            Vector const left = broadcast(a[r * a_stride + k]);
-#pragma GCC unroll 8
-            for (size_t v = 0; v < kVectors; ++v) { total[r][v] += left * right[v]; }
-        }
-    }
-#pragma GCC unroll 12
-    for (size_t r = 0; r < Rows; ++r) {
-#pragma GCC unroll 8
-        for (size_t v = 0; v < kVectors; ++v) { store(c + r * c_stride + v * kLanes, total[r][v]); }
-    }
-}
-
-template <size_t Rows>
-void multiply_rows(float const* a, size_t a_stride, Packed b, size_t depth, size_t panels, float* c,
-    size_t c_stride) noexcept {
-    size_t panel = 0;
-    for (; panel + kTilePanels <= panels; panel += kTilePanels) {
-        multiply_tile<Rows, kTilePanels>(a, a_stride, b.behind(panel), depth, c + panel * kPanel, c_stride);
-    }
-    for (; panel < panels; ++panel) {
-        multiply_tile<Rows, 1>(a, a_stride, b.behind(panel), depth, c + panel * kPanel, c_stride);
-    }
-}
-
-template <size_t Rows>
-void multiply_rest(size_t rows, float const* a, size_t a_stride, Packed b, size_t depth, size_t panels, float* c,
-    size_t c_stride) noexcept {
-    if (rows == Rows) {
-        multiply_rows<Rows>(a, a_stride, b, depth, panels, c, c_stride);
-    } else if constexpr (Rows > 1) {
-        multiply_rest<Rows - 1>(rows, a, a_stride, b, depth, panels, c, c_stride);
-    }
-}
-
-// c [rows, 16 * panels] = a [rows, depth] times panels; what a packed panel pads is zero in `c`.
-void multiply(size_t rows, float const* a, size_t a_stride, Packed b, size_t depth, size_t panels, float* c,
-    size_t c_stride) noexcept {
-    for (; rows >= kTileRows; rows -= kTileRows, a += kTileRows * a_stride, c += kTileRows * c_stride) {
-        multiply_rows<kTileRows>(a, a_stride, b, depth, panels, c, c_stride);
-    }
-    if (rows > 0) { multiply_rest<kTileRows - 1>(rows, a, a_stride, b, depth, panels, c, c_stride); }
-}
+constexpr size_t kRun = 32;  // numbers that are added up before they go into the total, which keeps its digits
 
 float square_root(float value) noexcept { return __builtin_sqrtf(value); }
 
 void pack(Attention const& call, size_t sample, size_t head) noexcept {
-    size_t const stride = 3 * call.width, size = call.head_size, length = call.length;
+    size_t const stride = 3 * call.width, size = call.head_size, length = call.length, index = sample * call.heads + head;
     float const* key = call.qkv + sample * length * stride + call.width + head * size;
     float const* value = key + call.width;
-    float* keys = call.keys + (sample * call.heads + head) * call.columns * size;
-    for (size_t first = 0; first < length; first += kPanel, keys += size * kPanel) {
-        size_t const filled = length - first < kPanel ? length - first : kPanel;
-        for (size_t column = 0; column < filled; ++column) {
-            for (size_t d = 0; d < size; ++d) { keys[d * kPanel + column] = key[(first + column) * stride + d]; }
-        }
-        for (size_t column = filled; column < kPanel; ++column) {
-            for (size_t d = 0; d < size; ++d) { keys[d * kPanel + column] = 0; }
-        }
+    float* keys = call.keys + index * length * size;
+    for (size_t first = 0; first < length; first += kTileRows) {
+        size_t const rows = length - first < kTileRows ? length - first : kTileRows;
+        transpose(key + first * stride, stride, rows, size, 1, keys + first * size, rows);
     }
-    float* values = call.values + (sample * call.heads + head) * length * call.depth;
-    for (size_t first = 0; first < size; first += kPanel, values += length * kPanel) {
-        size_t const filled = size - first < kPanel ? size - first : kPanel;
+    float* values = call.values + index * length * size;
+    for (size_t first = 0; first < size; first += kTileRows) {
+        size_t const places = size - first < kTileRows ? size - first : kTileRows;
         for (size_t row = 0; row < length; ++row) {
-            for (size_t d = 0; d < kPanel; ++d) {
-                values[row * kPanel + d] = d < filled ? value[row * stride + first + d] : 0;
-            }
-        }
-    }
-    if (head == 0) {
-        float* mask = call.mask + sample * call.columns;
-        for (size_t column = 0; column < call.columns; ++column) {
-            mask[column] = column < length ? call.key_mask[sample * length + column] : -__builtin_inff();
+            for (size_t d = 0; d < places; ++d) { values[first * length + row * places + d] = value[row * stride + first + d]; }
         }
     }
 }
 
-// Softmax of a row of scores, and `most` = the larger of `most` and it. Returns false where the row is not finite.
-bool normalise(float* row, float const* mask, size_t columns, float* most) noexcept {
-    Vector peak = broadcast(-__builtin_inff());
-    for (size_t j = 0; j < columns; j += kLanes) {
-        Vector const score = load(row + j) + load(mask + j);
-        store(row + j, score);
-        peak = larger(peak, score);
+// `Vectors` vectors of queries through all heads. Everything has a row for each key (or each place of a head) and a lane for
+// each query: the softmax is then a few operations on whole vectors.
+template <size_t Vectors>
+void attend_queries(Attention const& call, size_t sample, size_t block, size_t first, size_t rows, float* scratch) noexcept {
+    constexpr size_t kQueries = Vectors * kLanes;
+    size_t const stride = 3 * call.width, size = call.head_size, length = call.length;
+    size_t const keys = call.causal ? first + rows : length;  // that any of these queries may see
+    float* scores = scratch;                  // [keys][queries], then what is left of the probabilities
+    float* most = scores + keys * kQueries;   // [keys][queries], the largest probability over heads
+    float* queries = most + keys * kQueries;  // [D][queries]
+    float* context = queries + size * kQueries;
+    float const root = square_root(static_cast<float>(size));
+    float const* mask = call.key_mask + sample * length;
+    Vector const minus_infinity = broadcast(-__builtin_inff());
+    Vector poison[Vectors] = {};  // NaN for a query one of whose rows is not finite
+    Integers number[Vectors];
+    for (size_t i = 0; i < kQueries; ++i) { number[i / kLanes][i % kLanes] = static_cast<int32_t>(first + i); }
+    for (size_t i = 0; i < size * kQueries; ++i) { queries[i] = 0; }
+    for (size_t head = 0; head < call.heads; ++head) {
+        float const* query = call.qkv + (sample * length + first) * stride + head * size;
+        size_t const index = sample * call.heads + head;
+        transpose(query, stride, rows, size, 1 / root, queries, kQueries);
+
+        Vector peak[Vectors];
+        for (size_t v = 0; v < Vectors; ++v) { peak[v] = minus_infinity; }
+        multiply<Vectors>(keys, call.keys + index * length * size, size, queries, size, [&](size_t row, auto& tile) {
+            constexpr size_t kRows = sizeof(tile) / sizeof(tile[0]);
+            bool const hides = call.causal && row + kRows > first;
+#pragma GCC unroll 8
+            for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+                for (size_t v = 0; v < Vectors; ++v) {
+                    Vector score = tile[r][v] + mask[row + r];
+                    if (hides) { score = number[v] < static_cast<int32_t>(row + r) ? minus_infinity : score; }
+                    store(scores + ((row + r) * Vectors + v) * kLanes, score);
+                    peak[v] = larger(peak[v], score);
+                }
+            }
+        });
+
+        Vector scale[Vectors] = {};
+        for (size_t begin = 0; begin < keys; begin += kRun) {
+            Vector run[Vectors] = {};
+            size_t const end = begin + kRun < keys ? begin + kRun : keys;
+            for (size_t j = begin; j < end; ++j) {
+                for (size_t v = 0; v < Vectors; ++v) {
+                    float* place = scores + (j * Vectors + v) * kLanes;
+                    Vector const power = exponential(load(place) - peak[v]);
+                    store(place, power);
+                    run[v] += power;
+                }
+            }
+            for (size_t v = 0; v < Vectors; ++v) { scale[v] += run[v]; }
+        }
+        float const hidden = scale[0][0] - scale[0][0];  // of the class query: nothing, or NaN like all of its row
+        for (size_t v = 0; v < Vectors; ++v) {
+            poison[v] += scale[v] - scale[v];
+            scale[v] = 1.0F / scale[v];
+        }
+        for (size_t j = 0; j < keys; ++j) {
+            for (size_t v = 0; v < Vectors; ++v) {
+                size_t const place = (j * Vectors + v) * kLanes;
+                Vector const probability = load(scores + place) * scale[v];
+                store(most + place, head == 0 ? probability : larger(load(most + place), probability));
+            }
+        }
+        if (first == 0) {
+            float* class_row = call.class_row + index * length;
+            for (size_t j = 0; j < length; ++j) { class_row[j] = j < keys ? scores[j * kQueries] * scale[0][0] : hidden; }
+        }
+
+        Vector squares[Vectors] = {};
+        multiply<Vectors>(size, call.values + index * length * size, length, scores, keys, [&](size_t row, auto& tile) {
+            constexpr size_t kRows = sizeof(tile) / sizeof(tile[0]);
+#pragma GCC unroll 8
+            for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 3
+                for (size_t v = 0; v < Vectors; ++v) {
+                    Vector const value = tile[r][v] * scale[v];
+                    store(context + ((row + r) * Vectors + v) * kLanes, value);
+                    squares[v] += value * value;
+                }
+            }
+        });
+        float* norm = call.norm + index * length + first;
+        for (size_t r = 0; r < rows; ++r) { norm[r] = square_root(squares[r / kLanes][r % kLanes]); }
+        transpose(context, kQueries, size, rows, 1, call.context + (sample * length + first) * call.width + head * size,
+            call.width);
     }
-    Vector const top = broadcast(maximum(peak));
-    Vector total{};
-    for (size_t j = 0; j < columns; j += kLanes) {
-        Vector const power = exponential(load(row + j) - top);
-        store(row + j, power);
-        total += power;
+
+    float* partial = call.partial + (sample * call.blocks + block) * length;
+    Integers counts[Vectors];  // neither the class query nor what fills the last vector
+    for (size_t v = 0; v < Vectors; ++v) { counts[v] = (number[v] != 0) & (number[v] < static_cast<int32_t>(first + rows)); }
+    for (size_t j = 0; j < length; ++j) {
+        Vector total{};
+        for (size_t v = 0; v < Vectors; ++v) {
+            Vector const column = j < keys ? load(most + (j * Vectors + v) * kLanes) + poison[v] : poison[v];
+            total += counts[v] ? column : Vector{};
+        }
+        partial[j] = sum(total);
     }
-    float const whole = sum(total);
-    Vector const scale = broadcast(1 / whole);
-    for (size_t j = 0; j < columns; j += kLanes) {
-        Vector const probability = load(row + j) * scale;
-        store(row + j, probability);
-        store(most + j, larger(load(most + j), probability));
-    }
-    return whole - whole == 0;
 }
 
 void attend(Attention const& call, size_t sample, size_t block, float* scratch) noexcept {
-    size_t const stride = 3 * call.width, size = call.head_size, length = call.length, depth = call.depth;
-    // the first block has the class query too
-    size_t const first = block == 0 ? 0 : 1 + block * kBlockRows;
-    size_t const behind = 1 + (block + 1) * kBlockRows, end = behind < length ? behind : length, rows = end - first;
-    // the panels that any of these queries may see
-    size_t const columns = call.causal ? round_up(end, kPanel) : call.columns;
-    float* scores = scratch;
-    float* most = scores + (kBlockRows + 1) * call.columns;
-    float* queries = most + (kBlockRows + 1) * call.columns;
-    float* context = queries + (kBlockRows + 1) * round_up(size, kPanel);
-    for (size_t i = 0; i < rows * call.columns; ++i) { most[i] = 0; }
-    bool finite[kBlockRows + 1];
-    for (size_t r = 0; r < rows; ++r) { finite[r] = true; }
-    float const root = square_root(static_cast<float>(size));
-    float const* mask = call.mask + sample * call.columns;
-    for (size_t head = 0; head < call.heads; ++head) {
-        float const* query = call.qkv + (sample * length + first) * stride + head * size;
-        for (size_t r = 0; r < rows; ++r) {
-            for (size_t d = 0; d < size; ++d) { queries[r * size + d] = query[r * stride + d] / root; }
-        }
-        size_t const index = sample * call.heads + head;
-        multiply(rows, queries, size, {call.keys + index * call.columns * size, size}, size, columns / kPanel, scores, columns);
-        for (size_t r = 0; r < rows; ++r) {
-            float* row = scores + r * columns;
-            if (call.causal) {
-                for (size_t j = first + r + 1; j < columns; ++j) { row[j] = -__builtin_inff(); }
-            }
-            if (!normalise(row, mask, columns, most + r * call.columns)) { finite[r] = false; }
-        }
-        if (block == 0) {
-            float* class_row = call.class_row + index * length;
-            for (size_t j = 0; j < length; ++j) { class_row[j] = j < columns ? scores[j] : 0; }
-        }
-        multiply(rows, scores, columns, {call.values + index * length * depth, length},
-            columns < length ? columns : length, depth / kPanel, context, depth);
-        for (size_t r = 0; r < rows; ++r) {
-            float* target = call.context + (sample * length + first + r) * call.width + head * size;
-            float const* row = context + r * depth;
-            Vector squares{};
-            for (size_t d = 0; d < depth; d += kLanes) { squares += load(row + d) * load(row + d); }
-            call.norm[index * length + first + r] = square_root(sum(squares));
-            for (size_t d = 0; d < size; ++d) { target[d] = row[d]; }
-        }
-    }
-    float* partial = call.partial + (sample * call.blocks + block) * call.columns;
-    for (size_t j = 0; j < call.columns; ++j) { partial[j] = 0; }
-    for (size_t r = first == 0 ? 1 : 0; r < rows; ++r) {
-        // a row that is not finite makes every score that it reaches so
-        float const poison = finite[r] ? 0.0F : __builtin_nanf("");
-        for (size_t j = 0; j < call.columns; ++j) { partial[j] += most[r * call.columns + j] + poison; }
+    constexpr size_t kQueries = kMostVectors * kLanes;
+    size_t const first = block * kQueries, left = call.length - first, rows = left < kQueries ? left : kQueries;
+    if (rows <= kLanes) {
+        attend_queries<1>(call, sample, block, first, rows, scratch);
+    } else if (rows <= 2 * kLanes) {
+        attend_queries<2>(call, sample, block, first, rows, scratch);
+    } else {
+        attend_queries<3>(call, sample, block, first, rows, scratch);
     }
 }
 
@@ -191,10 +147,10 @@ void finish(Attention const& call, size_t sample) noexcept {
     size_t const length = call.length;
     float* column_score = call.column_score + sample * (length - 1);
     float* class_score = call.class_score + sample * (length - 1);
-    float const* partial = call.partial + sample * call.blocks * call.columns;
+    float const* partial = call.partial + sample * call.blocks * length;
     for (size_t j = 1; j < length; ++j) {
         float total = 0;
-        for (size_t block = 0; block < call.blocks; ++block) { total += partial[block * call.columns + j]; }
+        for (size_t block = 0; block < call.blocks; ++block) { total += partial[block * length + j]; }
         column_score[j - 1] = total;
     }
     float const* norm = call.norm + sample * call.heads * length;
@@ -239,7 +195,6 @@ float best_of(float const* row, size_t count) noexcept {
 }
 
 float threshold(Scores const& scores) noexcept {
-    constexpr size_t kRun = 32;  // rows that are added up before they go into the total, which keeps its digits
     size_t const tokens = scores.tokens, width = scores.alignments;
     for (size_t j = 0; j < tokens; ++j) { scores.best_alignment[j] = best_of(scores.alignment + j * width, width); }
     float const column_total = total_of(scores.column_score, tokens) + kEpsilon;
@@ -304,6 +259,6 @@ void merge(float const* tokens, size_t width, int32_t const* rows, float const* 
 
 }  // namespace
 
-extern Kernels const MADTP_KERNELS{pack, attend, finish, threshold, merge};
+extern Kernels const MADTP_KERNELS{kMostVectors * kLanes, pack, attend, finish, threshold, merge};
 
 }  // namespace madtp::cpu

@@ -8,8 +8,6 @@
 
 namespace madtp::cpu {
 
-constexpr size_t kPanel = 16;     // columns of a packed panel
-constexpr size_t kBlockRows = 24; // queries of one task; the class query comes on top in the first
 constexpr float kEpsilon = 1e-8F; // of every normalisation in the importance
 
 constexpr size_t round_up(size_t value, size_t multiple) noexcept {
@@ -17,28 +15,21 @@ constexpr size_t round_up(size_t value, size_t multiple) noexcept {
 }
 
 // One AlignedAttention call. B samples, L tokens with the class token at index 0, H heads of D = C / H.
-// `columns` is L rounded up to whole panels, `depth` is D rounded up to them.
 struct Attention {
     float const* qkv;       // [B, L, 3C]
     float const* key_mask;  // [B, L]
     float* context;         // [B, L, C]
     float* column_score;    // [B, L - 1]
     float* class_score;     // [B, L - 1]
-    // workspace, on 64-byte boundaries
-    float* keys;            // [B, H, columns / 16, D, 16]
-    float* values;          // [B, H, depth / 16, L, 16]
-    float* mask;            // [B, columns]; minus infinity behind the last key
+    // workspace
+    float* keys;            // [B, H, L, D], in tiles of `tile` keys: [D][tile]
+    float* values;          // [B, H, L, D], in tiles of `tile` places: [L][tile]; the last ones may have fewer
     float* class_row;       // [B, H, L], probabilities of the class query
     float* norm;            // [B, H, L], of the context
-    float* partial;         // [B, blocks, columns], column sums of the queries of each block
-    size_t batch, length, width, heads, head_size, columns, depth, blocks;
+    float* partial;         // [B, blocks, L], column sums of the queries of each block
+    size_t batch, length, width, heads, head_size, blocks;
     bool causal;
 };
-
-// Floats that one call of `attend` works in, on a 64-byte boundary.
-constexpr size_t block_floats(size_t columns, size_t head_size, size_t depth) noexcept {
-    return (kBlockRows + 1) * (2 * columns + round_up(head_size, kPanel) + depth);
-}
 
 // The importance of one sample's N tokens, and its threshold.
 struct Scores {
@@ -53,9 +44,12 @@ struct Scores {
 
 // The kernels of one instruction set.
 struct Kernels {
-    // Keys and values of one head of one sample into panels; head 0 also writes the sample's mask.
+    // Queries of one block.
+    size_t queries;
+    // Keys and values of one head of one sample, in the order in which `attend` needs them.
     void (*pack)(Attention const& call, size_t sample, size_t head) noexcept;
-    // All heads for the queries of one block of one sample.
+    // All heads for the queries of one block of one sample; `scratch` has `queries` floats for each of 2 L + 2 D rows, on
+    // a 64-byte boundary.
     void (*attend)(Attention const& call, size_t sample, size_t block, float* scratch) noexcept;
     // Column and class score of one sample, when all its blocks are done.
     void (*finish)(Attention const& call, size_t sample) noexcept;
