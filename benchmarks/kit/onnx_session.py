@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+from export.runtime.execution import CPU, CUDA
+
 # float32 is float32, as in torch here; of the convolution (there is one) the first algorithm that fits.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 NUMPY = {

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kit.onnx_session import CPU, CUDA, OnnxSession
+from benchmarks.kit.onnx_session import OnnxSession
 from benchmarks.kit.stage import ROOT, SKIPPED, StageRun
 from benchmarks.kit.stages.model import Call, find_temperature, forward, giga, take_turns
 from benchmarks.kit.stages.models import Requests, nlvr_requests, recordings, synchronizer, use_kernels
@@ -26,6 +26,7 @@ from benchmarks.kit.trace import profile_call
 from benchmarks.kit.wheel_parts import MissingPartsError, join_wheel
 from export.graph.precision import precision_pass
 from export.graph.trace import save_onnx, trace_part
+from export.runtime.execution import CPU, CUDA
 from export.validate.intermediates import trace_parts
 from madtp import NlvrModel
 from madtp.models.parts import Part, parts_of
