@@ -74,7 +74,8 @@ def take_onnxruntime(stage: StageRun, scratch: Path) -> None:
     import onnxruntime
 
     if not stage.rehearse:
-        onnxruntime.preload_dlls()
+        libraries = Path(torch.__file__).parents[1] / "nvidia" / "cu13" / "lib"
+        onnxruntime.preload_dlls(directory=str(libraries) if libraries.is_dir() else None)
     stage.save(onnxruntime=onnxruntime.__version__, provider=CPU if stage.rehearse else CUDA)
 
 
