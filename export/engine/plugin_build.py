@@ -45,7 +45,7 @@ from madtp.files.staging import write_errors
 BUILD, INSTALL = CHECKOUT / "build" / "plugins", CHECKOUT / "install"  # of a checkout
 LIBRARY_NAME = "libmadtp_plugins.so"
 ONNXRUNTIME_NAME = "libmadtp_onnxruntime.so"
-KERNELS_TARGET = "madtp_kernels_shared"
+KERNELS_TARGETS = ("madtp_kernels_shared", "madtp_onnxruntime")
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
 OLDEST_HEADERS = (10, 14)
 SYSTEM_INCLUDES = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/local/include", "/usr/local/tensorrt/include")
@@ -278,7 +278,8 @@ def _hashes(install: Path) -> dict[str, str]:
 
 
 def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
-    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again.
+    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again; beside
+    it `onnxruntime/libmadtp_onnxruntime.so`.
 
     Raises:
         PluginError: compiler or headers are missing, or the compiler failed.
@@ -288,7 +289,8 @@ def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        _run_cmake({"source": source_hash(), "sm": list(sm)}, folder, ["--build", folder, "--target", KERNELS_TARGET])
+        wanted = {"source": source_hash(), "sm": list(sm)}
+        _run_cmake(wanted, folder, ["--build", folder, "--target", *KERNELS_TARGETS])
     return folder / KERNELS_NAME
 
 

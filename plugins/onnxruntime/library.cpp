@@ -18,7 +18,9 @@ void add_ops(OrtApi const& api, OrtSessionOptions* options) {
     OrtCustomOpDomain* domain = nullptr;
     check(api, api.CreateCustomOpDomain("madtp", &domain));
     // Never released: sessions keep the pointer, and nothing says when the last one is gone.
+#ifndef MADTP_SIMT  // there the kernels of CUDA run for the CPU's provider
     for (OrtCustomOp const* op : cpu_ops()) { check(api, api.CustomOpDomain_Add(domain, op)); }
+#endif
 #ifdef MADTP_CUDA
     for (OrtCustomOp const* op : cuda_ops()) { check(api, api.CustomOpDomain_Add(domain, op)); }
 #endif
