@@ -1,4 +1,4 @@
-"""The CPU kernels of the library for ONNX Runtime against the torch reference, with every instruction set that is here."""
+"""The CPU kernels of the library for ONNX Runtime against the torch reference, with every instruction set here."""
 
 import itertools
 from collections.abc import Iterator
@@ -65,7 +65,8 @@ def test_ops_agree_in_every_layer_of_recorded_cases(cpu: OnnxRuntimeOps, layers:
         assert len(case.attention) == len(case.compact) > 0
         for call in case.attention:
             check_attention(cpu, *call)
-    assert any([check_compact(cpu, call).count < call[0].shape[1] for case in layers for call in case.compact])
+    pruned = sum(check_compact(cpu, call).count < call[0].shape[1] for case in layers for call in case.compact)
+    assert pruned > 0
 
 
 @settings(max_examples=60, deadline=None)
@@ -164,10 +165,7 @@ def test_compaction_of_anything_is_the_references(
     inputs[7] = torch.tensor(min_keep)
     if ties:  # only so many different tokens
         inputs[3:6] = [score[:, torch.arange(tokens) % ties % tokens] for score in inputs[3:6]]
-    if is_decided(tuple(inputs)):
-        result = check_compact(cpu, tuple(inputs))
-    else:
-        result = cpu.token_compact(*inputs)
+    result = check_compact(cpu, tuple(inputs)) if is_decided(tuple(inputs)) else cpu.token_compact(*inputs)
     if not tau > 0:
         assert result.count == tokens + 1
         assert torch.equal(bits(result.tokens), bits(inputs[0]))

@@ -10,6 +10,23 @@ constexpr size_t kRun = 32;  // numbers that are added up before they go into th
 
 float square_root(float value) noexcept { return __builtin_sqrtf(value); }
 
+void prefetch(float const* data, size_t count) noexcept {
+    constexpr size_t kLine = 16;
+    for (size_t i = 0; i < count; i += kLine) { __builtin_prefetch(data + i); }
+}
+
+void pack_values(float const* value, size_t stride, size_t size, size_t first, size_t rows, size_t length,
+    float* values) noexcept {
+    size_t const whole = size / kTileRows * kTileRows, rest = size - whole;
+    for (size_t row = first; row < first + rows; ++row) {
+        float const* source = value + row * stride;
+        for (size_t d = 0; d < whole; d += kTileRows) {
+            std::memcpy(values + d * length + row * kTileRows, source + d, kTileRows * sizeof(float));
+        }
+        for (size_t d = 0; d < rest; ++d) { values[whole * length + row * rest + d] = source[whole + d]; }
+    }
+}
+
 void pack(Attention const& call, size_t sample, size_t head) noexcept {
     size_t const stride = 3 * call.width, size = call.head_size, length = call.length, index = sample * call.heads + head;
     float const* key = call.qkv + sample * length * stride + call.width + head * size;
@@ -17,14 +34,12 @@ void pack(Attention const& call, size_t sample, size_t head) noexcept {
     float* keys = call.keys + index * length * size;
     for (size_t first = 0; first < length; first += kTileRows) {
         size_t const rows = length - first < kTileRows ? length - first : kTileRows;
-        transpose(key + first * stride, stride, rows, size, 1, keys + first * size, rows);
-    }
-    float* values = call.values + index * length * size;
-    for (size_t first = 0; first < size; first += kTileRows) {
-        size_t const places = size - first < kTileRows ? size - first : kTileRows;
-        for (size_t row = 0; row < length; ++row) {
-            for (size_t d = 0; d < places; ++d) { values[first * length + row * places + d] = value[row * stride + first + d]; }
+        for (size_t row = 0; row < rows; ++row) {
+            prefetch(key + (first + kTileRows + row) * stride, size);
+            prefetch(value + (first + kTileRows + row) * stride, size);
         }
+        transpose(key + first * stride, stride, rows, size, 1, keys + first * size, rows);
+        pack_values(value, stride, size, first, rows, length, call.values + index * length * size);
     }
 }
 

@@ -7,6 +7,8 @@ namespace {
 constexpr size_t kMostVectors = 3;                  // columns of a tile, in vectors
 constexpr size_t kTileRows = kLanes == 16 ? 8 : 4;  // 24 accumulators of 32 registers, or 12 of 16
 
+constexpr size_t kAhead = 64;                       // `left` is read once, from far away: so many columns ahead
+
 // Rows of a product, as they leave the registers.
 template <size_t Rows, size_t Vectors>
 using Tile = Vector[Rows][Vectors];
@@ -17,6 +19,7 @@ template <size_t Rows, size_t Vectors, typename Done>
     size_t first, float const* left, float const* right, size_t depth, Done const& done) noexcept {
     Tile<Rows, Vectors> total = {};
     for (size_t k = 0; k < depth; ++k) {
+        __builtin_prefetch(left + (k + kAhead) * Rows);
         Vector row[Vectors];
 #pragma GCC unroll 3
         for (size_t v = 0; v < Vectors; ++v) { row[v] = load(right + (k * Vectors + v) * kLanes); }
