@@ -101,10 +101,10 @@ def _token_nodes(graph: ir.Graph, others: Mapping[ir.Node, str]) -> dict[ir.Node
     found |= dict.fromkeys(readers, TOKENS)
     while pending:
         value = pending.pop()
-        node = None if value is None or value.dtype != ir.DataType.FLOAT else value.producer()
-        if node is not None and node not in found and not _makes_narrow(node):
-            found[node] = TOKENS
-            pending += node.inputs
+        maker = None if value is None or value.dtype != ir.DataType.FLOAT else value.producer()
+        if maker is not None and maker not in found and not _makes_narrow(maker):
+            found[maker] = TOKENS
+            pending += maker.inputs
     return found
 
 
@@ -119,8 +119,8 @@ def _is_outside(value: ir.Value | None) -> bool:
 
 
 def _makes_narrow(node: ir.Node) -> bool:
-    """Whether what tokens are made of comes from here: a product with its bias, an attention, a table of words."""
-    return node.domain == DOMAIN or node.op_type in (*PRODUCTS, "Gather") or _product_of(node) is not None
+    """Whether what a layer adds to its tokens comes from here: a product with its bias, or an attention."""
+    return node.domain == DOMAIN or node.op_type in PRODUCTS or _product_of(node) is not None
 
 
 def _product_of(node: ir.Node) -> ir.Node | None:

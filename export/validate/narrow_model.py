@@ -53,14 +53,12 @@ def narrow_model(model: M, dtype: torch.dtype) -> M:
 
 
 def _with_narrow_layers(model: M) -> M:
-    """Make linear layers and tables of words bfloat16, but for the first product of pixels or words; in place."""
+    """Make linear layers bfloat16, but for the first product of words; in place."""
     modules = dict(model.named_modules())
     products = {_owner(name): product for name, product in weight_products(model).items()}
     for name, module in modules.items():
         product = products.get(name)
-        if isinstance(module, nn.Embedding) and not name.endswith("position_embeddings"):
-            module.bfloat16()
-        elif product is not None and isinstance(module, NARROW_LAYERS):
+        if product is not None and isinstance(module, NARROW_LAYERS):
             if product.layer == 0 and product.group == "qkv" and product.encoder != "vision":
                 if isinstance(module, nn.Linear):
                     module.register_forward_hook(lambda _, inputs, output: output.bfloat16())
