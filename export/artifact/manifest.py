@@ -224,7 +224,7 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class CostEntry:
-    """What a quantized precision costs: the artifact against the fp64 reference."""
+    """What a precision below float32 costs: the artifact against the fp64 reference."""
 
     decisions: Annotated[int, "requests with an answer"]
     equal: Annotated[int, "requests with the same answer"]
@@ -233,6 +233,8 @@ class CostEntry:
     more_tokens: Annotated[float, "share by which more tokens are kept"]
     flips: Annotated[int, "tokens that the first layer that differs decides otherwise"]
     explained: Annotated[int, "of those, as near to the threshold as this precision moves scores"]
+    margin_median: Annotated[Difference, "how far scores moved for half of them, relative to the mean |score|"] = None
+    margin_max: Annotated[Difference, "the same for the furthest"] = None
 
 
 @dataclass(frozen=True)
@@ -250,7 +252,7 @@ class Parity:
     explained: Annotated[int, "excluded requests: a score lies within rounding of the threshold"]
     failures: tuple[str, ...]
     mean_tokens: Annotated[dict[str, tuple[float, ...]], "encoder -> mean tokens after each layer"]
-    cost: Annotated[CostEntry | None, "int8 and fp8 only"] = None
+    cost: Annotated[CostEntry | None, "not of fp32; of 16 bits where tokens are pruned"] = None
 
 
 @dataclass(frozen=True)
@@ -308,7 +310,7 @@ class PairEntry:
     outputs: tuple[OutputEntry, ...]
     layers: int
     layers_equal: Annotated[int, "layers that kept the same tokens in every comparison"]
-    cost: Annotated[CostEntry | None, "int8 and fp8 only"] = None
+    cost: Annotated[CostEntry | None, "not of fp32; of 16 bits where tokens are pruned"] = None
 
 
 @dataclass(frozen=True)

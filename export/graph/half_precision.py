@@ -7,14 +7,18 @@ The rules are those of the torch model in that type (`model.half()`), so that it
   (`madtp/ops/spec.py`). What makes them is computed in float32 too, back to the product that they start with.
 - A softmax outside of the custom ops, and what divides an embedding by its length, are computed in float32.
 - What takes weights that are too large for float16 stays in float32.
-- LayerNormalization reads and writes the narrow type and has its statistics in float32 (`stash_type`), as ONNX does by
-  itself.
+- In fp16 LayerNormalization reads and writes the narrow type and has its statistics in float32 (`stash_type`), as ONNX
+  does by itself.
+- In bf16, whose 8 bits would round every sum of a residual with what a layer adds to it, the tokens are float32 from
+  layer to layer: the sums, LayerNormalization, TokenCompact, and the weights that only these take. So are the first
+  product of pixels (patches) and of words (query, key and value of the first layer), whose rounding every layer would
+  inherit. All other products are narrow, and so is what lies between two of them.
 
 Inputs and outputs stay float32, or have the narrow type too (`narrow_io`).
 """
 
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +32,8 @@ TEMPERATURE = "temperature"  # the input that is float32 always
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 SOFTMAXES = ("Softmax", "LogSoftmax")
 LENGTHS = ("ReduceL2", "LpNormalization")
+TOKEN_READERS = ("LayerNormalization", "TokenCompact")
+PIXELS_RANK = 4
 TYPELESS = ("Shape", "Size")  # take a value of any type
 BFLOAT16_OPSET = 22  # the first in which a Conv may be in bfloat16
 LARGEST_FLOAT16 = float(np.finfo(np.float16).max)
@@ -36,6 +42,8 @@ SOFTMAX = "softmax"
 ALIGNMENT = "alignment of tokens"
 MASK = "key masks"
 EMBEDDING = "length of an embedding"
+TOKENS = "tokens from layer to layer"
+FIRST = "first product of pixels or words"
 OVERFLOW = "weights overflow float16 (bf16 holds them): "
 _SPECS = {spec.onnx_name: spec for spec in OPS}
 
@@ -78,7 +86,49 @@ def _float32_nodes(graph: ir.Graph, precision: str) -> dict[ir.Node, str]:
             large = [value.name for value in node.inputs if value is not None and _overflows(value)]
             if large:
                 reasons[node] = OVERFLOW + ", ".join(map(str, large))
-    return reasons
+    return _token_nodes(graph, reasons) | reasons if precision == "bf16" else reasons
+
+
+def _token_nodes(graph: ir.Graph, others: Mapping[ir.Node, str]) -> dict[ir.Node, str]:
+    """The nodes that carry tokens from layer to layer, and the products that make them of pixels and words."""
+    found: dict[ir.Node, str] = {}
+    for node in graph:
+        if node.op_type in PRODUCTS and _is_outside(node.inputs[0]):
+            biases = [use.node for use in node.outputs[0].uses() if _product_of(use.node) is node]
+            found |= dict.fromkeys([node, *biases], FIRST)
+    readers = [node for node in graph if node.op_type in TOKEN_READERS or others.get(node) == ALIGNMENT]
+    pending = [node.inputs[0] for node in (*readers, *found)]
+    found |= dict.fromkeys(readers, TOKENS)
+    while pending:
+        value = pending.pop()
+        maker = None if value is None or value.dtype != ir.DataType.FLOAT else value.producer()
+        if maker is not None and maker not in found and not _makes_narrow(maker):
+            found[maker] = TOKENS
+            pending += maker.inputs
+    return found
+
+
+def _is_outside(value: ir.Value | None) -> bool:
+    """Whether a value is made of pixels [B, 3, S, S] or whole numbers, and weights, without a product."""
+    if value is None or value.dtype != ir.DataType.FLOAT or value.const_value is not None:
+        return True
+    node = value.producer()
+    if node is None:
+        return value.shape is not None and len(value.shape) == PIXELS_RANK
+    return not (node.domain == DOMAIN or node.op_type in PRODUCTS) and all(map(_is_outside, node.inputs))
+
+
+def _makes_narrow(node: ir.Node) -> bool:
+    """Whether what a layer adds to its tokens comes from here: a product with its bias, or an attention."""
+    return node.domain == DOMAIN or node.op_type in PRODUCTS or _product_of(node) is not None
+
+
+def _product_of(node: ir.Node) -> ir.Node | None:
+    """The product to which a node adds a bias."""
+    values = [value for value in node.inputs if value is not None]
+    makers = [value.producer() for value in values if value.const_value is None]
+    maker = makers[0] if node.op_type == "Add" and len(makers) == 1 else None
+    return maker if maker is not None and maker.op_type in PRODUCTS else None
 
 
 def _fixed_float32(node: ir.Node) -> Iterator[ir.Value]:
@@ -133,7 +183,8 @@ class _Types:
     def held(self, weight: ir.Value) -> ir.DataType:
         """Of an initializer. Single numbers, such as a smallest length, do not take part in the rounding of weights."""
         single = weight.const_value is not None and weight.const_value.size <= 1
-        if single and any(self.taken(*use) is ir.DataType.FLOAT for use in weight.uses()):
+        wide = [self.taken(*use) is ir.DataType.FLOAT for use in weight.uses()]
+        if (single and any(wide)) or (self.narrow == ir.DataType.BFLOAT16 and all(wide)):
             return ir.DataType.FLOAT
         return ir.DataType.FLOAT if self.narrow == ir.DataType.FLOAT16 and _overflows(weight) else self.narrow
 

@@ -40,7 +40,7 @@ class PairResult:
         excluded: requests of batches in which a score lies within rounding of the threshold; their outputs are not
             compared.
         against_fp64: of those, the ones whose errors were measured against the fp64 reference.
-        cost: of a quantized precision.
+        cost: of a precision below float32 (`Tolerance.cost_at`).
     """
 
     pair: str
@@ -103,7 +103,7 @@ class Judge:
         """Compare all pairs of what `run_batch` gave for one batch; torch's result is the first."""
         reference, requests = ran[REFERENCE], len(next(iter(inputs.values())))
         fp64 = None
-        cost = self._bounds.tolerance.cost
+        cost = self._bounds.tolerance.cost_at(temperature)
         always = self._always_fp64 or cost is not None
         if always or not all(self._within_floor(*pair) for pair in combinations(ran.values(), 2)):
             fp64 = run_batch(self._fp64, inputs, temperature, reference)

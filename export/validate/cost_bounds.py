@@ -1,4 +1,4 @@
-"""How much a quantized precision may cost."""
+"""How much a precision below float32 may cost."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 class CostBounds:
     """Beyond these an artifact is not the model any more.
 
-    They tell damage from a careful quantization, which is well within, even on few samples.
+    They tell damage from rounding and careful quantization, which are well within, even on few samples.
 
     Attributes:
         agreement: least share of requests with the same answer, near ties apart.

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from export.runtime.intermediates_runner import KeptIdsRunner
-from export.validate.narrow_model import narrow_model
+from export.validate.narrow_model import narrow_input, narrow_model
 from export.validate.run_result import LayerTokens, RunResult
 from export.validate.teacher_forcing import GeneratedText, forced_logits, teacher_forcing_runners
 from madtp.checkpoint.loading import Model
@@ -41,15 +41,15 @@ class ModelRunner(Protocol):
 
 
 class CastRunner(TorchRunner):
-    """A part in torch whose floating-point inputs are cast to the type of its weights."""
+    """A part in torch whose floating-point inputs are cast to the type that its layers take."""
 
     def __init__(self, part: Part, dtype: torch.dtype) -> None:
         super().__init__(part)
         self._dtype = dtype
 
     def run(self, inputs: Inputs, temperature: float) -> Outputs:
-        cast = {name: value.to(self._dtype) if value.is_floating_point() else value for name, value in inputs.items()}
-        with WideProducts():  # or 16-bit references would depend on the host
+        cast = {name: narrow_input(value, self._dtype) for name, value in inputs.items()}
+        with WideProducts(float32=self._dtype == torch.bfloat16):  # or 16-bit references would depend on the host
             return super().run(cast, temperature)
 
 

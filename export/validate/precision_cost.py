@@ -1,7 +1,9 @@
 """What a low precision costs: an artifact against the fp64 reference, where it may keep other tokens."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from statistics import median
 from typing import Any
 
 from export.validate.cost_bounds import CostBounds
@@ -22,6 +24,8 @@ class PrecisionCost:
         tokens: of each batch, tokens after all layers together, in the reference and the artifact.
         flips: tokens that the first layer that differs decides otherwise, of which `explained` are as near to the
             threshold as this precision moves scores, measured in torch.
+        margins: of each of the flips, how far scores had to move for it, relative to the mean |score|; infinite where
+            no such move gives it.
     """
 
     bounds: CostBounds
@@ -32,6 +36,7 @@ class PrecisionCost:
     tokens: list[tuple[int, int]] = field(default_factory=list)
     flips: int = 0
     explained: int = 0
+    margins: list[float] = field(default_factory=list)
 
     def add(
         self,
@@ -65,6 +70,7 @@ class PrecisionCost:
                 flips = differing_tokens(left, right, error)
                 self.flips += len(flips)
                 self.explained += sum(flip.explained for flip in flips)
+                self.margins += [flip.margin for flip in flips]
                 first = False
 
     @property
@@ -76,6 +82,16 @@ class PrecisionCost:
     def jaccard(self) -> float | None:
         """Mean over requests and layers; None where ids are not shown."""
         return sum(self.jaccards) / len(self.jaccards) if self.jaccards else None
+
+    @property
+    def margin_median(self) -> float | None:
+        """How far scores had to move for half of the flips; None without flips."""
+        return median(self.margins) if self.margins else None
+
+    @property
+    def margin_max(self) -> float | None:
+        """The same of the flip that is furthest from the threshold."""
+        return max(self.margins, default=None)
 
     @property
     def more_tokens(self) -> float:
@@ -106,6 +122,10 @@ class PrecisionCost:
     def __str__(self) -> str:
         kept = "" if self.jaccard is None else f", mean Jaccard of kept tokens {self.jaccard:.3f}"
         flips = f", {self.flips} tokens decided otherwise first, {self.explained} of them near the threshold"
+        if self.margins:
+            flips += (
+                f" (at the median {median(self.margins):.1e} of the mean score away, {max(self.margins):.1e} at most)"
+            )
         ties = f" ({self.tied} more nearly tied)" if self.tied else ""
         return (
             f"{self.equal}/{self.decisions} answers of the fp64 reference{ties}, {self.more_tokens:+.2%} tokens{kept}"
@@ -117,6 +137,17 @@ class PrecisionCost:
         return self.entry() | {"bounds": asdict(self.bounds)}
 
     def entry(self) -> dict[str, Any]:
-        """The manifest's entry."""
-        names = ("decisions", "equal", "tied", "jaccard", "more_tokens", "flips", "explained")
-        return {name: getattr(self, name) for name in names}
+        """The manifest's entry; a number that is not finite is None."""
+        names = (
+            "decisions",
+            "equal",
+            "tied",
+            "jaccard",
+            "more_tokens",
+            "flips",
+            "explained",
+            "margin_median",
+            "margin_max",
+        )
+        values = {name: getattr(self, name) for name in names}
+        return {name: None if value in (math.inf, -math.inf) else value for name, value in values.items()}

@@ -20,7 +20,7 @@ class Tolerance:
         floor: error of an output; absolute, or relative to the output's largest |value| where that is above 1.
         score: error of a token's score or threshold, relative to the mean |score|.
         node: error of one node's output given identical inputs in the same runtime, relative to the largest |value|.
-        cost: of a quantized precision, whose errors are more than rounding.
+        cost: of a precision that moves scores across the threshold; of fp32 not.
         segment: error of a few nodes' output given identical inputs in another runtime, likewise.
     """
 
@@ -31,14 +31,18 @@ class Tolerance:
     segment: float
     cost: CostBounds | None = None
 
+    def cost_at(self, temperature: float) -> CostBounds | None:
+        """Bounds of the cost at a temperature; what 16 bits do to a dense model, its outputs show."""
+        return self.cost if temperature > 0 or self.dtype == torch.float32 else None
+
 
 # The scores are computed in float32 in every precision, but from states that carry the precision's own error. fp16 and
 # bf16: eps is 1e-3 and 8e-3; a few layers' worth of it for states and scores, one or two for a node. In another runtime
 # sums are added up in another order: a dot product of a few thousand fp32 terms moves by some 1e-6.
 TOLERANCES = {
     "fp32": Tolerance(torch.float32, floor=1e-4, score=1e-5, node=1e-6, segment=1e-5),
-    "fp16": Tolerance(torch.float16, floor=5e-3, score=5e-3, node=2e-3, segment=1e-2),
-    "bf16": Tolerance(torch.bfloat16, floor=4e-2, score=4e-2, node=1.6e-2, segment=8e-2),
+    "fp16": Tolerance(torch.float16, floor=5e-3, score=5e-3, node=2e-3, segment=1e-2, cost=CostBounds()),
+    "bf16": Tolerance(torch.bfloat16, floor=4e-2, score=4e-2, node=1.6e-2, segment=8e-2, cost=CostBounds()),
     "int8": Tolerance(torch.float32, floor=1e-1, score=5e-2, node=1e-6, segment=1e-1, cost=CostBounds()),
     "fp8": Tolerance(torch.float32, floor=1e-1, score=5e-2, node=1e-6, segment=1e-1, cost=CostBounds()),
 }

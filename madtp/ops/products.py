@@ -44,17 +44,27 @@ class WideProducts(TorchDispatchMode):
     """Context in which a model held in 16 bits on a CPU gives the same on every host; elsewhere it changes nothing.
 
     (Custom ops see to theirs themselves, with `product`.)
+
+    Args:
+        float32: of float32 too, for a model that holds both.
     """
+
+    def __init__(self, *, float32: bool = False) -> None:
+        super().__init__()
+        self._types = (*NARROW, torch.float32) if float32 else NARROW
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        narrow = next(filter(is_narrow, (*args, *kwargs.values())), None)
+        narrow = next(filter(self._is_meant, (*args, *kwargs.values())), None)
         if narrow is None or func.overloadpacket not in PRODUCTS:
             return func(*args, **kwargs)
-        widen, round_back = _cast(is_narrow, torch.float64), _cast(_is_float64, narrow.dtype)
+        widen, round_back = _cast(self._is_meant, torch.float64), _cast(_is_float64, narrow.dtype)
         return tree_map(round_back, func(*tree_map(widen, args), **tree_map(widen, kwargs)))
+
+    def _is_meant(self, value: Any) -> bool:
+        return isinstance(value, Tensor) and value.dtype in self._types and value.device.type == "cpu"
 
 
 def _is_float64(value: Any) -> bool:

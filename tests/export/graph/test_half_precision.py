@@ -10,7 +10,7 @@ from onnx import numpy_helper
 from onnxscript import ir
 
 from export.graph.bfloat16_rounding import round_bfloat16
-from export.graph.half_precision import ALIGNMENT, EMBEDDING, OVERFLOW, SOFTMAX, half_precision
+from export.graph.half_precision import ALIGNMENT, EMBEDDING, FIRST, OVERFLOW, SOFTMAX, TOKENS, half_precision
 from export.graph.onnx_graph import OnnxGraph, run_graph
 from tests.helpers.paths import ROOT
 
@@ -122,3 +122,46 @@ def test_alignment_is_computed_in_float32(tiny_program: torch.onnx.ONNXProgram, 
     assert reasons[ALIGNMENT] >= len(products)
     for product in products:
         assert [value.dtype for value in product.inputs] == [FLOAT, FLOAT]
+
+
+LAYER = """h = LayerNormalization <axis = -1> (x, g)  p = MatMul (h, w)  q = Add (p, b)  r = Add (x, q)
+           y = LayerNormalization <axis = -1> (r, g)"""
+
+
+@pytest.mark.parametrize(("precision", "tokens"), [("fp16", HALF), ("bf16", FLOAT)])
+def test_bfloat16_alone_carries_tokens_from_layer_to_layer_in_float32(precision: str, tokens: ir.DataType) -> None:
+    model = graph_of(LAYER, w=W, b=B, g=[1.0, 2.0])
+    assert half_precision(model, precision) == ({TOKENS: 3} if precision == "bf16" else {})
+    found = types(model)
+    assert [found[name] for name in ("h", "r", "g")] == [tokens] * 3
+    assert FLOAT not in {found[name] for name in ("w", "b", "p", "q")}
+
+
+@pytest.mark.parametrize(
+    ("inputs", "made"),
+    [
+        ("float[1, 3, 2, 2] x", "rows = Constant <value = int64[2] {6, 2}> ()  raw = Reshape (x, rows)"),
+        ("int64[2] x", "raw = Gather (w, x)"),
+    ],
+    ids=["pixels", "words"],
+)
+def test_the_first_product_of_an_input_is_float32_in_bfloat16_and_the_next_narrow(inputs: str, made: str) -> None:
+    body = f"{made}  first = MatMul (raw, v)  biased = Add (first, b)  next = MatMul (biased, v)"
+    text = f'<ir_version: 9, opset_import: ["": 20]> graph ({inputs}) => (float[p, q] next) {{ {body} }}'
+    proto = onnx.parser.parse_model(text)
+    for name, values in (("w", W), ("v", W), ("b", B)):
+        proto.graph.initializer.append(numpy_helper.from_array(values.astype(np.float32), name))
+    model = ir.serde.deserialize_model(proto)
+    assert half_precision(model, "bf16")[FIRST] == 2
+    found = types(model)
+    assert (found["raw"], found["first"], found["biased"], found["next.bfloat16"]) == (FLOAT, FLOAT, FLOAT, BF16)
+
+
+def test_compaction_takes_float32_tokens_in_bfloat16_and_attention_narrow_ones(
+    tiny_program: torch.onnx.ONNXProgram,
+) -> None:
+    model = ir.from_proto(ir.to_proto(tiny_program.model))
+    half_precision(model, "bf16")
+    taken = {(node.op_type, node.inputs[0].dtype) for node in model.graph if node.domain == "madtp"}
+    assert taken == {("TokenCompact", FLOAT), ("AlignedAttention", BF16)}
+    onnx.checker.check_model(ir.to_proto(model), full_check=True)

@@ -75,3 +75,15 @@ def test_layers_whose_weights_overflow_float16_stay_float32_in_torch_too() -> No
     x = torch.full((1, 2), 1e-2)
     assert torch.allclose(narrow(x.half()).float(), model(x), rtol=1e-2)
     assert overflowing(model, torch.bfloat16) == []
+
+
+def test_in_bfloat16_tokens_stay_float32_in_torch_too(tiny_artifact: Path) -> None:
+    """Layers are narrow, but for the first of pixels and of words; nothing else is."""
+    narrow = narrow_model(madtp.load(tiny_artifact / "tiny.pt"), torch.bfloat16)
+    held = {name: weight.dtype for name, weight in narrow.named_parameters() if weight.dim() >= 2}
+    block, layer = "visual_encoder.blocks.0", "text_encoder.encoder.layer"
+    for name in (f"{block}.attn.qkv", f"{block}.mlp.fc2", f"{layer}.1.attention.self.query"):
+        assert held[f"{name}.weight"] == torch.bfloat16
+    for name in ("visual_encoder.patch_embed.proj", f"{layer}.0.attention.self.query"):
+        assert held[f"{name}.weight"] == torch.float32
+    assert held["space_dict"] == torch.float32
