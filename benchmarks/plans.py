@@ -50,7 +50,8 @@ class Plans:
     Attributes:
         megabytes: of each part's plan; `layers` of its network, `plugin_layers` among them.
         quantized: weight products of the task that are quantized, of `products`.
-        trace_seconds, build_seconds: of all parts; `cpu_seconds` of the builder's processes.
+        trace_seconds: of all parts.
+        build_seconds: of counting tokens and building all parts; `cpu_seconds` of the builder's processes.
     """
 
     task: str
@@ -75,9 +76,9 @@ def write_checkpoint(task: str, path: Path) -> None:
 def build(prepared: Prepared, folder: Path) -> tuple[BuiltArtifact, float, float, float]:
     """The plans of all parts in `folder`; seconds of tracing and of building, CPU seconds of the builder."""
     begin = time.perf_counter()
-    traced = trace_parts(prepared, folder, _tell)
+    traced = trace_parts(prepared, folder, _ignore)
     traced_at, spent = time.perf_counter(), _children_seconds()
-    built = build_plans(prepared, traced, torch_results(prepared, traced), folder, _tell)
+    built = build_plans(prepared, traced, torch_results(prepared, traced), folder, _ignore)
     return built, traced_at - begin, time.perf_counter() - traced_at, _children_seconds() - spent
 
 
@@ -86,7 +87,7 @@ def _children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def _tell(_: str) -> None:
+def _ignore(_: str) -> None:
     """Nothing is shown of what happens within a build."""
 
 
@@ -110,9 +111,8 @@ def plans_of(task: str, precisions: Sequence[str], folder: Path) -> Iterator[Pla
             found = prepared.quantization
             if found is not None:
                 if table is None:
-                    model = prepared.load_model()
-                    found = measure_ranges(found, model, prepared.checkpoint.sha256, prepared.temperature, _tell)
-                    table = found.table
+                    sha256, temperature = prepared.checkpoint.sha256, prepared.temperature
+                    table = measure_ranges(found, prepared.load_model(), sha256, temperature, _ignore).table
                 prepared = replace(prepared, quantization=replace(found, table=table))
             built, trace_seconds, build_seconds, cpu_seconds = build(prepared, scratch)
             parts = built.parts.items()
@@ -135,21 +135,12 @@ def plans_of(task: str, precisions: Sequence[str], folder: Path) -> Iterator[Pla
 def plans_table(rows: Sequence[Plans]) -> Table:
     """A row for each part, with the times of its task."""
     table = Table(title="base size, generated weights")
-    for heading in (
-        "",
-        "precision",
-        "MB",
-        "layers",
-        "plugins",
-        "quantized",
-        "trace, s",
-        "build, s",
-        "builder's CPU, s",
-    ):
+    times = ("trace, s", "count tokens and build, s", "builder's CPU, s")
+    for heading in ("", "precision", "MB", "layers", "plugins", "quantized", *times):
         table.add_column(heading, justify="right" if heading not in ("", "precision") else "left")
     for row in rows:
-        times = [f"{value:.1f}" for value in (row.trace_seconds, row.build_seconds, row.cpu_seconds)]
-        shares = [f"{row.quantized} of {row.products}" if row.products else "", *times]
+        seconds = [f"{value:.1f}" for value in (row.trace_seconds, row.build_seconds, row.cpu_seconds)]
+        shares = [f"{row.quantized} of {row.products}" if row.products else "", *seconds]
         for part, megabytes in row.megabytes.items():
             counts = (str(row.layers[part]), str(row.plugin_layers[part]))
             table.add_row(f"{row.task} {part}", row.precision, f"{megabytes:.1f}", *counts, *shares)

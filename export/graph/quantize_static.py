@@ -25,6 +25,8 @@ def quantize_static(model: ir.Model, products: Iterable[WeightNode], ranges: Ran
     from onnxruntime.quantization.quant_utils import QuantType
 
     chosen = list(products)
+    if not chosen:
+        return  # the quantizer takes no nodes for all nodes
     limits = {
         product.activations.name: TensorData(lowest=np.float32(low), highest=np.float32(high))
         for product in chosen

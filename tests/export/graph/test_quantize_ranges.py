@@ -73,6 +73,13 @@ def test_products_without_a_range_stay_float32(precision: str) -> None:
     assert "key.T" in model.graph.initializers
 
 
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_a_part_of_which_nothing_is_quantized_stays_as_it_is(precision: str) -> None:
+    model, found = quantized(Quantizer(precision, "static", frozenset(), ranges(), tensorrt=True))
+    assert not found
+    assert error(model) == 0
+
+
 def test_a_joined_product_stays_float32_where_one_of_its_names_does() -> None:
     model, found = weighted_graph(), set[str]()
     model.graph.initializers["query.T"].name = "encoder.query+encoder.key"
