@@ -19,8 +19,8 @@ SELECTION = (
 
 
 def sanitized(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it, and with that of
-    C++, without which it knows no exceptions."""
+    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it, and that of C++,
+    without which it knows no exceptions."""
     build(True)
     names = ("-print-file-name=libasan.so", "-print-file-name=libstdc++.so")
     runtimes = [subprocess.run(["g++", name], capture_output=True, text=True, check=True).stdout for name in names]
