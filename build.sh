@@ -3,6 +3,7 @@
 # a C++ compiler. CUDA's compiler comes from PyPI where there is none.
 #   ./build.sh env         make .venv with pinned packages from PyPI (the other commands do it when needed)
 #   ./build.sh plugins     compile the TensorRT plugins (build/) and install them (install/); no GPU needed
+#   ./build.sh wheel       make dist/: a wheel with the compiled plugins, and a source distribution
 #   ./build.sh demo        export the demo checkpoint to out/demo/out.plan and show the comparison with torch
 #   ./build.sh test        run every check and test
 #   ./build.sh gpu-kit     pack build/gpu-kit/: everything to be shown on a GPU, offline (docs/gpu-kit.md)
@@ -39,6 +40,16 @@ plugins() {
     "$VENV/bin/python" -m export.engine.plugin_build
 }
 
+# The wheel is made of the source distribution, so that one is whole.
+wheel() {
+    plugins
+    rm -rf dist
+    "$VENV/bin/python" -c 'from setuptools.build_meta import build_sdist; build_sdist("dist")' >/dev/null
+    MADTP_INSTALL="$PWD/install" "$VENV/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-deps \
+        --no-build-isolation --no-cache-dir --wheel-dir dist dist/*.tar.gz
+    ls -l dist
+}
+
 demo() {
     mkdir -p out/demo
     "$VENV/bin/python" -m export --ckpt madtp/demo/nlvr-digits.pt --engine out/demo/out.plan
@@ -59,6 +70,10 @@ env) make_env ;;
 plugins)
     make_env
     plugins
+    ;;
+wheel)
+    make_env
+    wheel
     ;;
 demo)
     make_env
@@ -83,7 +98,7 @@ gpu-bench)
     "$VENV/bin/python" -m benchmarks.kernels "${@:2}"
     ;;
 *)
-    sed -n '2,10p' "$0" | cut -c3-
+    sed -n '2,11p' "$0" | cut -c3-
     exit 2
     ;;
 esac

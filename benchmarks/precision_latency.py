@@ -17,10 +17,11 @@ import json
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +43,17 @@ from export.graph.inline import inline_functions
 from export.graph.quantize import Mode, Quantizer
 from export.graph.trace import OPSET, write_part
 from export.runtime.onnx_runner import OnnxRunner
+from madtp.checkpoint.loading import Model
 from madtp.console import command
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder
 from madtp.models.nlvr import NlvrModel
-from madtp.models.parts import parts_of
+from madtp.models.parts import Part, parts_of
 from madtp.models.weight_products import part_weight_names, weight_products
 from tests.helpers.sizes import generated_model
 
 RESULTS = json_kind("a result of this benchmark", "date", "machine", "temperature", "latency")
+FLOATS = ("logits", "states", "cache", "feature", "embed", "tokens")  # how the names of results end, not counts
 RANGES = (-4.0, 4.0)  # made up: they do not change what a call costs
 PAUSE, PAUSE_SECONDS = "pause before", 0.1
 DENSE = "dense fp32, plain ONNX"
@@ -58,21 +61,20 @@ Call = Callable[[], object]
 
 
 class Dense(nn.Module):
-    """The model without pruning, as somebody who does not know of it would export it."""
+    """A part without pruning, as somebody who does not know of it would export it."""
 
-    def __init__(self, model: NlvrModel) -> None:
+    def __init__(self, part: Part) -> None:
         super().__init__()
-        self.model = model
+        self.part, self.results = part.module, [name.endswith(FLOATS) for name in part.outputs]
 
-    def forward(self, image0: Tensor, image1: Tensor, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        logits: Tensor = self.model(image0, image1, input_ids, attention_mask, 0.0).logits
-        return logits
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        return tuple(compress(self.part(*inputs, 0.0), self.results))
 
 
-def dense_onnx(model: NlvrModel, inputs: dict[str, Tensor], path: Path, threads: int) -> Call:
-    """The dense model in ONNX Runtime, exported by torch alone."""
+def dense_onnx(part: Part, inputs: Mapping[str, Tensor], path: Path, threads: int) -> Call:
+    """A part without pruning in ONNX Runtime, exported by torch alone."""
     torch.onnx.export(
-        Dense(model).eval(), tuple(inputs.values()), str(path), dynamo=True, opset_version=OPSET, external_data=True,
+        Dense(part).eval(), tuple(inputs.values()), str(path), dynamo=True, opset_version=OPSET, external_data=True,
         input_names=list(inputs), verbose=False,
     )  # fmt: skip
     runner = OnnxRunner(path, threads)
@@ -85,20 +87,33 @@ def dense_bfloat16(model: NlvrModel, inputs: dict[str, Tensor]) -> Call:
     return torch.no_grad()(partial(narrow, *inputs.values(), 0.0))
 
 
-def exported(model: NlvrModel, folder: Path, name: str, mode: Mode | None) -> tuple[Path, Path]:
-    """The .onnx of an export, with function bodies and inlined, in fp32 or INT8."""
-    part, passes = parts_of(model)["model"], [fuse_products]
+def write_exported(model: Model, part: Part, path: Path, mode: Mode | None) -> None:
+    """Write the .onnx of an export, in fp32 or INT8."""
+    passes = [fuse_products]
     if mode is not None:
         products = weight_products(model).values()
         scores = {product.name for product in products if product.group == "alignment"}
-        chosen = frozenset(product.name for product in products) - recipe("nlvr", "int8").kept(products) - scores
+        kept = recipe(model.config.task, "int8").kept(products)
+        chosen = frozenset(product.name for product in products) - kept - scores
         ranges = {} if mode == "dynamic" else dict.fromkeys(chosen, RANGES)
         quantizer = Quantizer("int8", mode, chosen, ranges)
         passes.append(quantizer.graph_pass(part_weight_names(model, part), set()))
-    path, inlined = folder / f"{name}.onnx", folder / f"{name}-inlined.onnx"
     write_part(part, path, external_data=True, passes=passes)
-    inline_functions(path, inlined)
-    return path, inlined
+
+
+def paused(calls: Mapping[str, Call], seconds: float, min_rounds: int = 7) -> dict[str, Latency]:
+    """Latency of calls that take turns, with a pause before each.
+
+    The threads of an ONNX Runtime session spin for a while after a call, and take a core of the next one's. Who runs
+    one session does not have that.
+    """
+    turns = {
+        key: value
+        for name, call in calls.items()
+        for key, value in ((f"{PAUSE} {name}", partial(time.sleep, PAUSE_SECONDS)), (name, call))
+    }
+    latency = interleave(turns, seconds=seconds, min_rounds=min_rounds)
+    return {name: value for name, value in latency.items() if not name.startswith(PAUSE)}
 
 
 def openvino_call(path: Path, inputs: dict[str, Tensor], temperature: float, threads: int) -> Call:
@@ -111,27 +126,22 @@ def openvino_call(path: Path, inputs: dict[str, Tensor], temperature: float, thr
 def measure(model: NlvrModel, folder: Path, temperature: float, threads: int, seconds: float) -> dict[str, Latency]:
     """Latency of all."""
     torch.set_num_threads(threads)
-    inputs = base_inputs()
+    inputs, part = base_inputs(), parts_of(model)["model"]
     calls: dict[str, Call] = {
-        DENSE: dense_onnx(model, inputs, folder / "dense.onnx", threads),
+        DENSE: dense_onnx(part, inputs, folder / "dense.onnx", threads),
         "dense bf16, eager torch": dense_bfloat16(model, inputs),
     }
     modes: dict[str, Mode | None] = {"fp32": None, "int8 dynamic": "dynamic", "int8 static": "static"}
     for name, mode in modes.items():
-        path, inlined = exported(model, folder, name.replace(" ", "-"), mode)
+        path = folder / f"{name.replace(' ', '-')}.onnx"
+        inlined = path.with_stem(f"{path.stem}-inlined")
+        write_exported(model, part, path, mode)
+        inline_functions(path, inlined)
         for suffix, file in (("", path), (", inlined", inlined)):
             calls[f"pruned {name}{suffix}"] = partial(OnnxRunner(file, threads).run, inputs, temperature)
         if mode is None:
             calls["pruned, OpenVINO's default"] = openvino_call(inlined, inputs, temperature, threads)
-    # A pause before each: the threads of an ONNX Runtime session spin for a while after a call, and take a core of the
-    # next one's. Who runs one session does not have that.
-    paused = {
-        key: value
-        for name, call in calls.items()
-        for key, value in ((f"{PAUSE} {name}", partial(time.sleep, PAUSE_SECONDS)), (name, call))
-    }
-    latency = interleave(paused, seconds=seconds, min_rounds=7)
-    return {name: value for name, value in latency.items() if not name.startswith(PAUSE)}
+    return paused(calls, seconds)
 
 
 def latency_table(latency: dict[str, Latency], title: str) -> Table:

@@ -10,6 +10,8 @@ compared with fp32 on the same requests:
 - tokens: mean over layers of what a layer keeps;
 - Jaccard: |kept by both| / |kept by either|, mean over requests and layers;
 - equal: the share of requests' layers that keep as many tokens as fp32's.
+
+FP8 takes ranges, by percentile, of CALIBRATED requests like those that the demo was trained on.
 """
 
 import copy
@@ -22,28 +24,34 @@ from pathlib import Path
 from typing import Any
 
 import click
+import numpy as np
 import onnxruntime
 import torch
+from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 import madtp
+from calibration.ranges import collect_ranges
 from calibration.recipes import recipe
 from calibration.smoothing import default_channels, smooth
+from calibration.tokens import Source
 from export.graph.fuse import fuse_products
 from export.graph.precision import precision_pass
 from export.graph.quantize import Quantizer
+from export.graph.quantize_static import Ranges
 from export.graph.trace import write_part
 from export.validate.intermediates import KeptIdsRunner, PassesOf, kept_ids_runners, open_onnx_intermediates
 from export.validate.selection import jaccards
 from madtp import demo
 from madtp.console import command
+from madtp.data.preprocess import Sample
 from madtp.data.samples import collate, prepare_samples
 from madtp.data.tokenize import TextProcessor
 from madtp.demo import retrieval
-from madtp.demo.data import held_out_samples, image_batch
-from madtp.demo.retrieval.data import held_out
+from madtp.demo.data import Scenes, held_out_samples, image_batch, load_split, scene_samples
+from madtp.demo.retrieval.data import PHOTOGRAPHS, captions, held_out, picture
 from madtp.demo.retrieval.evaluate import CANDIDATES
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder
@@ -53,8 +61,10 @@ from madtp.tasks.ranking import rank
 from madtp.tasks.requests import Outputs, RetrievalRunners, run_request
 
 RESULT = json_kind("results of benchmarks.precisions", "precisions", "requests")
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 DIGITS = 1000
+CALIBRATED = 128
+CALIBRATION_SEED = 7
 CHECKPOINTS = {"nlvr": demo.checkpoint_path, "retrieval": retrieval.checkpoint_path}
 
 
@@ -102,15 +112,46 @@ class Row:
 
 def brought_to(model: Any, precision: str) -> tuple[Any, PassesOf]:
     """The model and the passes over its parts' graphs, as an export to .onnx has them; INT8 is dynamic."""
-    if precision != "int8":
+    if precision not in ("int8", "fp8"):
         return model, lambda part: [fuse_products, precision_pass(precision, runnable=True)]
-    task, products = recipe(model.task, "int8"), weight_products(model)
+    task, products = recipe(model.task, precision), weight_products(model)
     scores = {name for name, product in products.items() if product.group == "alignment"}
-    quantizer = Quantizer("int8", "dynamic", frozenset(products) - task.kept(products.values()) - scores)
+    chosen = frozenset(products) - task.kept(products.values()) - scores
+    quantizer = (
+        Quantizer("int8", "dynamic", chosen)
+        if precision == "int8"
+        else Quantizer("fp8", "static", chosen, percentile_ranges(model))
+    )
     if task.smooth:
         model = copy.deepcopy(model)
         smooth(model, default_channels(model, model.temperature))
     return model, lambda part: [fuse_products, quantizer.graph_pass(part_weight_names(model, part), set())]
+
+
+def percentile_ranges(model: Any) -> Ranges:
+    """The ranges of activations over CALIBRATED requests, of what the demo was trained on."""
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    if model.task == "nlvr":
+        samples, vocabulary = scene_samples(Scenes(load_split(held_out=False), CALIBRATION_SEED), rng, CALIBRATED), demo
+    else:
+        samples, vocabulary = trained_photographs(rng), retrieval
+    prepared = prepare_samples(samples, TextProcessor(vocabulary.vocab_path(), model.config), model.config)
+    requests = (collate([request], model.config) for request in prepared)
+    source = Source("", model.task, model.temperature, f"{len(prepared)} requests", None)
+    table = collect_ranges(model, requests, source)
+    return {name: methods["percentile"] for name, methods in table.ranges.items()}
+
+
+def trained_photographs(rng: np.random.Generator) -> list[Sample]:
+    """CALIBRATED crops and captions, all photographs in turn."""
+    shown = [number % len(PHOTOGRAPHS) for number in range(CALIBRATED)]
+    return [
+        Sample(
+            (Image.fromarray(picture(rng, photograph, held_out=False)),),
+            str(rng.choice(captions(photograph, held_out=False))),
+        )
+        for photograph in shown
+    ]
 
 
 @contextmanager

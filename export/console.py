@@ -4,7 +4,7 @@ from typing import Protocol
 
 from madtp.console.progress import ConsoleProgress
 
-__all__ = ["ConsoleProgress", "Progress"]
+__all__ = ["ConsoleProgress", "Progress", "Silence"]
 
 
 class Progress(Protocol):
@@ -17,3 +17,13 @@ class Progress(Protocol):
     def detail(self, text: str) -> None:
         """Something within the stage."""
         ...
+
+
+class Silence:
+    """A `Progress` that nobody watches."""
+
+    def stage(self, description: str) -> None:
+        """Show nothing."""
+
+    def detail(self, text: str) -> None:
+        """Show nothing."""

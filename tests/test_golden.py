@@ -18,15 +18,16 @@ Carried = tuple[Callable[[golden.GoldenCase], golden.Replay], list[golden.Golden
 
 @pytest.mark.parametrize("folder", golden_folders(), ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_recorded_cases_are_reproduced(folder: Path, tmp_path: Path) -> None:
-    runs = {"torch": 0, "torch-dense": 0, "onnx": 0, "openvino": 0}
+    runs = {"torch": 0, "torch-dense": 0, "onnx": 0, "kernels": 0, "openvino": 0}
     onnx = folder != CARRIED or len(golden_folders("nlvr")) == 1  # the same model is there in full otherwise
     openvino = onnx and folder.name != "base"  # as `python -m tests.golden --openvino` does, in a minute
-    for name, runtime, verdict in golden.check_folder(folder, onnx=onnx, scratch=tmp_path, openvino=openvino):
+    ran = golden.check_folder(folder, onnx=onnx, scratch=tmp_path, openvino=openvino, kernels=onnx)
+    for name, runtime, verdict in ran:
         assert not verdict.mismatches, f"{name} in {runtime}: {verdict.mismatches}"
         runs[runtime] += 1
     cases = json.loads((folder / "cases.json").read_text())
     assert runs["torch"] == len(cases)
-    assert runs["onnx"] == onnx * len(cases)
+    assert runs["onnx"] == runs["kernels"] == onnx * len(cases)
     assert runs["openvino"] == openvino * len(cases)
     assert runs["torch-dense"] == sum(case["temperature"] <= 0 for case in cases)
 

@@ -42,21 +42,34 @@ ORDER = (
     "export.report",
     "export.cli",
     "export",  # its face, `python -m export` and export.Session
+    "madtp_deploy",  # all of it under one name
 )
-FACES = {"export.__init__": {"export.runtime.forks", "export.session.session"}}  # what `import export` may bring along
+FACES = {  # what `import export` may bring along
+    "export.__init__": {
+        "export.build.options",
+        "export.build.pipeline",
+        "export.build.quantization_options",
+        "export.console",
+        "export.engine.range",
+        "export.runtime.forks",
+        "export.session.session",
+    }
+}
 IN_EXPORT = {"__init__.py", "__main__.py", "console.py", "errors.py"}
 
 
 def modules() -> dict[str, Path]:
     """Every module of the library by its dotted name."""
-    paths = [path for name in ("madtp", "calibration", "export") for path in (ROOT / name).rglob("*.py")]
+    paths = [
+        path for name in ("madtp", "calibration", "export", "madtp_deploy") for path in (ROOT / name).rglob("*.py")
+    ]
     return {".".join(path.relative_to(ROOT).with_suffix("").parts): path for path in sorted(paths)}
 
 
 def room_of(module: str) -> str:
     """The room that a module stands in."""
     parts = module.split(".")
-    if parts[0] == "calibration" or len(parts) == 1 or parts[1] in ("__init__", "__main__"):
+    if parts[0] in ("calibration", "madtp_deploy") or len(parts) == 1 or parts[1] in ("__init__", "__main__"):
         return parts[0]
     return ".".join(parts[:2])
 

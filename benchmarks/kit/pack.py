@@ -1,6 +1,6 @@
 """Packs the GPU kit into build/gpu-kit: `./build.sh gpu-kit` (docs/gpu-kit.md).
 
-    python -m benchmarks.kit.pack [--python 3.12] [--without-flash-attention-3] [--out DIR]
+    python -m benchmarks.kit.pack [--python 3.12] [--without-flash-attention-3] [--onnxruntime] [--out DIR]
 
 Sources, kernels for CUDA and for the host, recordings without what can be generated again, and the wheels that a
 machine with torch lacks. Weights and images follow from a rule (tests/helpers/generate.py); what does not is packed
@@ -25,14 +25,15 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu.compile import source_hash
 from benchmarks.kit.files import read_json, write_json
-from export.engine.plugin_build import ROOT, SM_VARIABLE, architectures, build_kernels
+from benchmarks.kit.wheel_parts import split_wheel
+from export.engine.plugin_build import ONNXRUNTIME_NAME, SM_VARIABLE, architectures, build_kernels
 from madtp.errors import MadtpError, OutputError
 from madtp.files.scratch import scratch_folder
 from madtp.models.clip import round_like_official_loader
 from tests import golden
 from tests.helpers import native_build
 from tests.helpers.generate import generated_state
-from tests.helpers.paths import CARRIED, RECORDINGS, TASKS
+from tests.helpers.paths import CARRIED, RECORDINGS, ROOT, TASKS
 
 ABOUT = "kit.json"
 DEFAULT = ROOT / "build" / "gpu-kit"
@@ -43,6 +44,7 @@ LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "*.egg-info")
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
 WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
+ONNXRUNTIME = "onnxruntime-gpu==1.31.1"  # 256 MB, for CUDA 13
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64")
 
 
@@ -72,7 +74,7 @@ def pack_sources(kit: Kit) -> None:
 
 
 def pack_libraries(kit: Kit) -> tuple[int, ...]:
-    """The kernels for CUDA and for the host; returns the compute capabilities of the former.
+    """Kernels, and ops of ONNX Runtime, for CUDA and for the host; returns the compute capabilities of the former.
 
     Raises:
         PluginError: they cannot be built, or MADTP_SM is not a list of compute capabilities.
@@ -80,8 +82,10 @@ def pack_libraries(kit: Kit) -> tuple[int, ...]:
     sm = architectures() if os.environ.get(SM_VARIABLE, "").strip() else DEFAULT_SM
     target = kit.folder / "lib"
     target.mkdir()
-    shutil.copy2(build_kernels(sm, ROOT / "build" / f"kernels-{'-'.join(map(str, sm))}"), target)
-    shutil.copy2(native_build.build(sanitize=False).kernels, target)
+    kernels = build_kernels(sm, ROOT / "build" / f"kernels-{'-'.join(map(str, sm))}")
+    host = native_build.build(sanitize=False)
+    for library in (kernels, kernels.parent / "onnxruntime" / ONNXRUNTIME_NAME, host.kernels, host.cuda_ops):
+        shutil.copy2(library, target)
     return sm
 
 
@@ -91,9 +95,7 @@ def pack_wheels(kit: Kit, flash_attention_3: bool) -> None:
     Raises:
         OutputError: pip cannot get one.
     """
-    abi = f"cp{kit.python.replace('.', '')}"
-    target = ["--only-binary=:all:", "--no-deps", "--implementation", "cp", "--python-version", kit.python]
-    target += [f"--platform={platform}" for platform in PLATFORMS] + [f"--abi={name}" for name in (abi, "abi3", "none")]
+    target = _for_python(kit.python)
     site = kit.folder / "site"
     _pip("install", "--target", site, "--constraint", ROOT / "constraints.txt", *target, *WHEELS)
     for folder in (*site.rglob("__pycache__"), site / "bin"):
@@ -102,6 +104,28 @@ def pack_wheels(kit: Kit, flash_attention_3: bool) -> None:
         _pip("download", "--dest", kit.folder / "wheels", *target, FLASH_3)
     else:
         kit.left_out.append("FlashAttention-3: not asked for")
+
+
+def pack_onnxruntime(kit: Path, python: str) -> list[Path]:
+    """onnxruntime-gpu, which is too large to be carried with the kit, in folders beside it; returns these.
+
+    Raises:
+        OutputError: pip cannot get it.
+    """
+    with scratch_folder(kit.parent, f".{kit.name}-") as scratch:
+        _pip("download", "--dest", scratch, *_for_python(python), ONNXRUNTIME)
+        return split_wheel(next(scratch.glob("*.whl")), kit)
+
+
+def _for_python(version: str) -> list[str]:
+    """Options of pip: wheels alone, for this Python on Linux."""
+    abi = f"cp{version.replace('.', '')}"
+    chosen = ["--only-binary=:all:", "--no-deps", "--implementation", "cp", "--python-version", version]
+    return [
+        *chosen,
+        *(f"--platform={platform}" for platform in PLATFORMS),
+        *(f"--abi={name}" for name in (abi, "abi3", "none")),
+    ]
 
 
 def _pip(*arguments: Any) -> None:
@@ -280,16 +304,20 @@ def folder_bytes(folder: Path) -> int:
 @click.option("--out", type=click.Path(path_type=Path), default=DEFAULT, help="Folder of the kit (build/gpu-kit).")
 @click.option("--python", default="3.12", show_default=True, help="Of the machine that it will run on.")
 @click.option("--without-flash-attention-3", is_flag=True, help="Save 28 MB.")
-def main(out: Path, python: str, without_flash_attention_3: bool) -> None:
+@click.option("--onnxruntime", is_flag=True, help="Pack onnxruntime-gpu too, in folders of their own (256 MB).")
+def main(out: Path, python: str, without_flash_attention_3: bool, onnxruntime: bool) -> None:
     """Pack what a machine with a GPU and no network needs to show everything."""
     try:
         kit = pack(out, python, not without_flash_attention_3, lambda part: click.echo(f"packing {part}", err=True))
+        beside = pack_onnxruntime(out, python) if onnxruntime else []
     except MadtpError as error:
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     click.echo(f"{kit.folder}: {folder_bytes(kit.folder) / 1e6:.1f} MB, for Python {python}")
     for text in kit.left_out:
         click.echo(f"left out: {text}")
+    for folder in beside:
+        click.echo(f"{folder}: {folder_bytes(folder) / 1e6:.1f} MB, to lie beside the kit")
     if read_json(kit.folder / ABOUT)["commit"].endswith(("-dirty", "unknown")):
         click.echo("warning: packed from sources that no commit holds; results could not be told from others")
     click.echo(f"there: bash {kit.folder.name}/run.sh RESULTS_DIR [--rehearse] [--minutes N]")

@@ -300,7 +300,7 @@ class OutputEntry:
 class PairEntry:
     """A comparison of two runners at one temperature."""
 
-    pair: Annotated[str, "torch/onnx, torch/plan or onnx/plan"]
+    pair: Annotated[str, "two of torch, onnx (its function bodies), kernels (of the op library) and plan"]
     temperature: float
     status: Status
     requests: Annotated[int, "compared requests"]
@@ -315,7 +315,7 @@ class PairEntry:
 class InvarianceEntry:
     """Batch invariance of one sample in one runner."""
 
-    contestant: Annotated[str, "runner: torch, onnx or plan"]
+    contestant: Annotated[str, "runner: torch, onnx, kernels or plan"]
     mates: Annotated[Literal["ordinary", "hostile"], "the rest of the batch"]
     probe: Annotated[int, "index of the sample"]
     slots: Annotated[int, "batches that it was put in"]
@@ -338,6 +338,20 @@ class VerdictEntry:
 
 
 @dataclass(frozen=True)
+class KernelsEntry:
+    """What the kernels of the op library gave beside torch, one batch at each temperature."""
+
+    file: FileName
+    version: Annotated[str, "of the project that it was built from"]
+    sha256: Sha256
+    source_sha256: Annotated[str, "of the sources that it was built from"]
+    status: Status
+    requests: Annotated[int, "compared requests"]
+    worst: Annotated[Difference, "largest |difference|; null: not finite"]
+    failures: tuple[str, ...]
+
+
+@dataclass(frozen=True)
 class Validation:
     """What was compared with torch, and how fast it ran."""
 
@@ -352,6 +366,9 @@ class Validation:
     latency: Annotated[dict[str, LatencyEntry], "of one request on the building machine"]
     machine: Annotated[str, "where latency was measured"]
     verdict: VerdictEntry | None = None
+    kernels: Annotated[
+        KernelsEntry | None, "of the op library on the building machine; null: there was none for the file"
+    ] = None
 
 
 @dataclass(frozen=True)

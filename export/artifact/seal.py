@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -23,14 +24,19 @@ def manifest_validator() -> jsonschema.Draft202012Validator:
 
 def dump_manifest(manifest: Manifest) -> str:
     """The manifest's text, with its own hash, checked against the schema first."""
-    sealed = seal(manifest.to_json())
-    manifest_validator().validate(sealed)
-    return json.dumps(sealed, indent=2) + "\n"
+    content = seal(manifest.to_json())
+    manifest_validator().validate(content)
+    return json.dumps(content, indent=2) + "\n"
 
 
 def seal(content: Mapping[str, Any]) -> dict[str, Any]:
     """The JSON of a manifest with the hash of itself, in place of the one that it may have."""
     return dict(content) | {OWN_HASH: manifest_sha256(content)}
+
+
+def sealed(manifest: Manifest) -> Manifest:
+    """The manifest with the hash of itself."""
+    return replace(manifest, manifest_sha256=manifest_sha256(manifest.to_json()))
 
 
 def is_sealed(manifest: Manifest) -> bool:

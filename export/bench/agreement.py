@@ -11,6 +11,7 @@ from export.graph.onnx_graph import OnnxGraph
 from export.graph.source_ids import kept_ids
 from export.runtime.artifact import Artifact
 from export.runtime.checked import finite_runners
+from export.runtime.execution import BODIES
 from export.runtime.intermediates_runner import IntermediatesRunner, KeptIdsRunner
 from export.runtime.runner import RunnerOptions
 from madtp.data.samples import Config
@@ -75,7 +76,8 @@ class AnsweringRunners:
         for part, path in artifact.part_files.items():
             graph = OnnxGraph.read(path)
             names = kept_ids(graph)
-            runners[part] = KeptIdsRunner(IntermediatesRunner(graph, names, options.threads), names)
+            execution = options.execution or BODIES
+            runners[part] = KeptIdsRunner(IntermediatesRunner(graph, names, options.threads, execution), names)
         return cls(artifact.config, runners)
 
     def answers(self, calls: Sequence[Inputs], case: Case) -> Answers:

@@ -19,6 +19,7 @@ from export.bench.statistics import BLOCKS, Ratio, paired_ratio
 from export.console import Progress
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
+from export.runtime.execution import Execution
 from export.runtime.runner import RunnerOptions
 
 STAGES = 4
@@ -67,12 +68,19 @@ class ComparedCase:
 
 @dataclass(frozen=True)
 class Compared:
-    """One artifact of a comparison: `name` tells it from the others, `size` is that of all its files in bytes."""
+    """One artifact of a comparison.
+
+    Attributes:
+        name: tells it from the others.
+        size: of all its files, in bytes.
+        execution: in ONNX Runtime; None for a plan.
+    """
 
     name: str
     artifact: Artifact
     size: int
     cases: Mapping[Case, ComparedCase]
+    execution: Execution | None = None
 
     @property
     def precision(self) -> str:
@@ -130,14 +138,19 @@ def compare(
         cases_of(artifact.manifest, [case.temperature for case in cases], [case.batch for case in cases])
     calls = {case: calls_of(samples, first.config, case.batch) for case in cases}
     with pinned(options.threads):
-        conditions = conditions_of(options, first, samples)
-        running = RunnerOptions(options.threads, options.cuda_graphs)
+        running = {
+            artifact: RunnerOptions(
+                options.threads, options.cuda_graphs, execution=artifact.execution(options.library, options.provider)
+            )
+            for artifact in artifacts.values()
+        }
+        conditions = conditions_of(options, first, running[first].execution, samples)
         progress.stage("answering")
         answers: dict[str, dict[Case, Answers]] = {}
         for name, artifact in artifacts.items():
             progress.detail(name)
             with artifact:
-                runners = answering(artifact, running)
+                runners = answering(artifact, running[artifact])
                 answers[name] = {case: runners.answers(calls[case], case) for case in cases}
                 del runners  # before the next one takes memory
         progress.stage("opening the artifacts")
@@ -146,7 +159,7 @@ def compare(
         def left() -> float:
             return options.seconds - (tools.timer.now() - began)
 
-        opened = Opened(artifacts, calls, lambda artifact: opener(artifact, running))
+        opened = Opened(artifacts, calls, lambda artifact: opener(artifact, running[artifact]))
         progress.stage(f"measuring {len(cases)} cases of {len(artifacts)} artifacts for up to {options.seconds:g} s")
         warmed = warm_up(opened.candidates(), tools.timer, options.seconds)
         timed = partial(
@@ -181,7 +194,7 @@ def compare(
             )
             for case in cases
         }
-        compared.append(Compared(other, artifact, _size(artifact), found))
+        compared.append(Compared(other, artifact, _size(artifact), found, running[artifact].execution))
     return Comparison(compared, measurement)
 
 

@@ -94,7 +94,16 @@ def lines(comparison: Comparison) -> list[str]:
     measurement = comparison.measurement
     notes = [f"note: {note}" for note in measurement.caveats]
     state = ["interrupted: measuring had not ended"] if measurement.partial else []
-    return [*machine_lines(measurement), *notes, *state, *sentences(comparison)]
+    return [*machine_lines(measurement), *_executions(comparison), *notes, *state, *sentences(comparison)]
+
+
+def _executions(comparison: Comparison) -> list[str]:
+    """How each artifact ran, a line for all that ran alike; none for plans."""
+    names: dict[str, list[str]] = {}
+    for compared in comparison.compared:
+        if compared.execution is not None:
+            names.setdefault(str(compared.execution), []).append(compared.name)
+    return [f"{', '.join(alike)}: {execution}" for execution, alike in names.items()]
 
 
 def markdown(comparison: Comparison) -> str:
@@ -127,6 +136,7 @@ def _entry(compared: Compared) -> dict[str, Any]:
         "name": compared.name,
         **identity(compared.artifact),
         "bytes": compared.size,
+        "execution": None if compared.execution is None else compared.execution.to_json(),
         "cases": [
             {
                 **asdict(case),

@@ -40,6 +40,7 @@ class Conditions:
     samples: Mapping[str, Any]  # origin, number of requests, sha256
     machine: Machine
     cuda_graphs: bool  # CUDA graphs were requested
+    execution: Mapping[str, Any] | None = field(default=None, kw_only=True)  # in ONNX Runtime; None: a plan, or before
 
     def named(self) -> dict[str, str]:
         """The values of all conditions as text, by name."""
@@ -53,6 +54,8 @@ class Conditions:
             "number of threads": str(machine.threads),
             "backend": repr(self.artifact["backend"]["name"]),
             "CUDA graphs": "on" if self.cuda_graphs else "off",
+            "provider": repr("cpu" if self.execution is None else self.execution["provider"]),
+            "custom ops": repr("kernels" if self.execution and self.execution["kernels"] else "function bodies"),
             "samples": f"'{self.samples['origin']}' (sha256 {self.samples['sha256'][:12]})",
         }
 
@@ -114,6 +117,7 @@ class Measurement(Conditions):
             "ended": self.ended.value,
             "neighbours": round(self.neighbours, 4),
             "cuda_graphs": self.cuda_graphs,
+            "execution": self.execution,
             "caveats": self.caveats,
             "cases": [self._case_to_json(case) for case in self.cases],
         }
@@ -191,6 +195,7 @@ def parse_measurement(written: Mapping[str, Any]) -> Measurement:
         samples=content["samples"],
         machine=Machine(**content["machine"]),
         cuda_graphs=content["cuda_graphs"],
+        execution=content.get("execution"),
         before=Activity(**content["before"]),
         after=Activity(**content["after"]),
         warm_up=WarmUp(**content["warm_up"]),

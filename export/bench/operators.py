@@ -22,10 +22,11 @@ from export.bench.calls import Case, Inputs, Kept, request_call
 from export.bench.statistics import evenly_spaced
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.runtime.artifact import Artifact
+from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import RunnerOptions, feed
 from madtp.files.scratch import scratch_folder
-from madtp.ops.spec import OPS
+from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
 from madtp.tasks.requests import Outputs, Runner
 
 PROFILED_CALLS = 8  # of the smallest batch
@@ -36,6 +37,7 @@ OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OP
 NUMBERS = re.compile(r"\d+")
 KERNEL = "_kernel_time"
 RUN = "model_run"
+CUSTOM = {spec.onnx_name for spec in OPS}  # of nodes that kernels computed as wholes
 MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
 
 Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
@@ -60,15 +62,16 @@ def profile(
     calls: Mapping[Case, Sequence[Inputs]],
     kept: Mapping[Case, Kept],
     opener: Opener,
-    threads: int | None,
+    options: RunnerOptions,
 ) -> dict[Case, Operators]:
-    """Profile representative calls of every case, each once, after a warm-up."""
+    """Profile representative calls of every case, each once, after a warm-up; of `options`, the threads and the
+    execution count."""
     chosen = _representative(calls, kept)
     with scratch_folder() as scratch:
         found = (
             _layers(described, chosen, opener)
             if described.manifest.is_plan
-            else _nodes(described, chosen, scratch, threads)
+            else _nodes(described, chosen, scratch, options)
         )
     return {case: typical(operators) for case, operators in found.items()}
 
@@ -99,9 +102,12 @@ def _layers(described: Artifact, calls: Mapping[Case, Sequence[Inputs]], opener:
 
 
 def _nodes(
-    described: Artifact, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, threads: int | None
+    described: Artifact, calls: Mapping[Case, Sequence[Inputs]], scratch: Path, options: RunnerOptions
 ) -> dict[Case, list[Operators]]:
-    runners = {part: ProfiledRunner(path, scratch, threads) for part, path in described.part_files.items()}
+    execution = options.execution or BODIES
+    runners = {
+        part: ProfiledRunner(path, scratch, options.threads, execution) for part, path in described.part_files.items()
+    }
     made = {case: request_call(described.config, runners, inputs, case) for case, inputs in calls.items()}
     for call in made.values():
         call(0)  # allocates memory, which later runs use again
@@ -120,19 +126,15 @@ def _nodes(
 class ProfiledRunner:
     """An ONNX file under ONNX Runtime's profiler; set `caller` to the number of a call before its runs."""
 
-    def __init__(self, path: Path, scratch: Path, threads: int | None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
+    def __init__(self, path: Path, scratch: Path, threads: int | None, execution: Execution = BODIES) -> None:
+        options = execution.session_options(threads)
         options.enable_profiling = True
         options.profile_file_prefix = str(scratch / path.stem)
-        if threads is not None:
-            options.intra_op_num_threads = threads
         graph = OnnxGraph.read(path)
         for function in graph.model.functions:
             for number, node in enumerate(function.node):
                 node.name = f"{function.name}/{number}"
-        self._session = open_graph(graph, options)
+        self._session = open_graph(graph, options, providers=execution.providers)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._float16 = float16_inputs(self._session)
         self._outputs = [value.name for value in self._session.get_outputs()]
@@ -199,9 +201,13 @@ def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operat
 
 def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:
     """Those of one node, from its shapes. (Weights that the runtime repacks are not among its inputs.)"""
-    if operator not in MULTIPLY:
+    if operator not in MULTIPLY and operator not in CUSTOM:
         return 0.0
     first, output = (next(iter(arguments[key][0].values())) for key in ("input_type_shape", "output_type_shape"))
+    if operator == ALIGNED_ATTENTION.onnx_name:  # scores and context, [B, L, 3C] given
+        return 2 * math.prod(output) * first[1]
+    if operator == TOKEN_COMPACT.onnx_name:  # the merge
+        return math.prod(first) if output[1] < first[1] else 0
     if operator == "MatMul":
         return math.prod(output) * first[-1]
     if operator in ("Conv", "FusedConv"):  # of these models: patches that do not overlap

@@ -22,6 +22,7 @@ from export.bench.summary import (
 )
 from export.bench.verdict import CaseVerdict, Verdict
 from export.bench.words import SIGNS, bounds, floor, half_width, milliseconds, percent, sentence, sign
+from export.runtime.execution import execution_words
 from madtp.console.junit import JUnitCase, JUnitSuite, junit_kind, junit_xml
 from madtp.errors import printable
 from madtp.files.outputs import marked_kind
@@ -208,6 +209,7 @@ def lines(result: BenchResult) -> list[str]:
         f"backend: {backend['name']} {backend['version']}, {measurement.artifact['precision']}, "
         f"layout {measurement.artifact['layout']}{', CUDA graphs' if measurement.cuda_graphs else ''}; "
         "times are wall-clock, results on the host",
+        *([] if measurement.execution is None else [f"runs {execution_words(measurement.execution)}"]),
         f"host synchronisations per call, by the manifest: {_waits(summaries)}",
         *(f"note: {note}" for note in notes),
     ]

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 from export.bench.artifact import identity
-from export.bench.baseline import Baseline, differences, saved_baseline, side_by_side
+from export.bench.baseline import Baseline, differences, other_execution, saved_baseline, side_by_side
 from export.bench.calls import DEMO_SAMPLES, Case, Kept, calls_of, cases_of, probe, samples_sha256
 from export.bench.environment import activity, machine, pinned
 from export.bench.instruments import Instruments, instruments_for
@@ -18,14 +18,17 @@ from export.bench.operators import Opener, Operators, profile
 from export.bench.statistics import relative_half_width
 from export.bench.verdict import CaseVerdict, Verdict
 from export.console import Progress
+from export.engine.op_library import Provider
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
 from export.runtime.checked import CheckedRunner
+from export.runtime.execution import Execution
 from export.runtime.runner import RunnerOptions
 from export.samples.choice import DataOptions, choose_samples
 from madtp.data.samples import SampleSet
 from madtp.errors import MadtpError
+from madtp.tasks.requests import Runner
 
 PRECISION = 0.02  # relative half-width of the median's confidence interval at which measuring ends
 STAGES = 4
@@ -51,12 +54,21 @@ class BenchOptions:
     profile: bool = True
     cuda_graphs: bool = False  # replay plans as CUDA graphs, where TensorRT can
     allow_outside: bool = False  # images of samples may lie outside their folder
+    library: str | Path | None = None  # op library, or "none"; see `Artifact.execution`
+    provider: Provider = "cpu"  # of ONNX Runtime
+    against_library: str | Path | None = None  # compare with the artifact itself, with this one, side by side
 
     def __post_init__(self) -> None:
         if self.samples is not None and self.synthetic:
             raise OptionError("--samples and --synthetic exclude each other", fix="Give one of them.")
-        if self.against is not None and self.against_engine is not None:
-            raise OptionError("--against and --against-engine exclude each other", fix="Give one of them.")
+        baselines = {
+            "--against": self.against,
+            "--against-engine": self.against_engine,
+            "--against-library": self.against_library,
+        }
+        given = [option for option, value in baselines.items() if value is not None]
+        if len(given) > 1:
+            raise OptionError(f"{' and '.join(given)} exclude each other", fix="Give one of them.")
         if not 0 < self.seconds < float("inf"):
             raise OptionError(f"--seconds is {self.seconds}", "It has to be more than zero.", "E.g. 30.")
 
@@ -101,24 +113,33 @@ def bench(
     described = Artifact.open(options.artifact)
     cases, samples = cases_and_samples(options, described)
     with pinned(options.threads):
-        conditions = conditions_of(options, described, samples)
-        baseline = None
+        execution = described.execution(options.library, options.provider)
+        conditions = conditions_of(options, described, execution, samples)
+        how, baseline = (options.library, options.provider), None
         if options.against_engine is not None:
-            baseline = side_by_side(options.against_engine, described, cases)
+            baseline = side_by_side(options.against_engine, described, cases, *how)
+        elif options.against_library is not None:
+            baseline = other_execution(described, options.against_library, options.provider)
         elif options.against is not None:
-            baseline = saved_baseline(options.against, described, conditions, cases)
+            baseline = saved_baseline(options.against, conditions, cases, *how)
         progress.stage("opening the artifact, and one call of each kind")
         tools = instruments(described)
         compared = {NEW: described}
         if baseline is not None and baseline.described is not None:
             compared[OLD] = baseline.described
         calls = {case: calls_of(samples, described.config, case.batch) for case in cases}
-        runner_options = RunnerOptions(options.threads, options.cuda_graphs, tools.meter)
-        opened = Opened(compared, calls, lambda which: opener(which, runner_options))
+        runner_options = RunnerOptions(options.threads, options.cuda_graphs, tools.meter, execution=execution)
+
+        def opened_as(which: Artifact) -> dict[str, Runner]:
+            if baseline is None or which is not baseline.described:
+                return opener(which, runner_options)
+            return opener(which, replace(runner_options, execution=baseline.execution))
+
+        opened = Opened(compared, calls, opened_as)
         probed = {case: probe(described.config, opened.runners[NEW], calls[case], case) for case in cases}
         kept = {case: tokens for case, (tokens, _) in probed.items()}
         runs = {case: counts for case, (_, counts) in probed.items()}
-        notes = [] if baseline is None else differences(baseline, described, conditions.machine)
+        notes = [] if baseline is None else differences(baseline, described, conditions)
         caveats = list(tools.notes)
         checked = [(part, each) for part, each in opened.runners[NEW].items() if isinstance(each, CheckedRunner)]
         uncaptured = [part for part, runner in checked if not runner.capturable]
@@ -134,7 +155,7 @@ def bench(
         try:
             if options.profile:
                 progress.stage("profiling layers" if described.manifest.is_plan else "profiling operators")
-                operators = profile(described, calls, kept, opener, options.threads)
+                operators = profile(described, calls, kept, opener, RunnerOptions(options.threads, execution=execution))
         except KeyboardInterrupt:
             interrupted = True
         except (MadtpError, OSError, ValueError) as error:  # e.g. a full disk: latencies were measured nevertheless
@@ -159,10 +180,13 @@ def cases_and_samples(options: BenchOptions, described: Artifact) -> tuple[list[
     return cases, choose_samples(data, None, described.vocabulary, described.config, *ranges, demos=DEMO_SAMPLES)
 
 
-def conditions_of(options: BenchOptions, described: Artifact, samples: SampleSet) -> Conditions:
+def conditions_of(
+    options: BenchOptions, described: Artifact, execution: Execution | None, samples: SampleSet
+) -> Conditions:
     """The conditions of a run on this machine."""
     sampled = {"origin": samples.origin, "requests": len(samples), "sha256": samples_sha256(samples)}
-    return Conditions(identity(described), sampled, machine(options.threads), options.cuda_graphs)
+    ran = None if execution is None else execution.to_json()
+    return Conditions(identity(described), sampled, machine(options.threads), options.cuda_graphs, execution=ran)
 
 
 @dataclass

@@ -1,4 +1,7 @@
-"""The main job: prepare -> trace -> build -> validate -> commit. Every stage makes a value and changes no other's."""
+"""The main job: prepare -> trace -> build -> validate -> commit. Every stage makes a value and changes no other's.
+
+`export` is public, as `export.export`: see docs/python.md.
+"""
 
 import gc
 import shutil
@@ -9,34 +12,52 @@ from calibration.ranges import write_ranges
 from export.artifact.manifest import Manifest
 from export.artifact.outputs import check_export, stale_files
 from export.artifact.reader import manifest_path
-from export.artifact.seal import dump_manifest
+from export.artifact.seal import dump_manifest, sealed
 from export.build.built_artifact import BuiltArtifact, build_plans, keep_onnx
 from export.build.files import ranges_name, vocabulary_name
 from export.build.manifest import manifest_of
-from export.build.prepare import Prepared, input_files
+from export.build.options import ExportOptions
+from export.build.prepare import Prepared, input_files, prepare
 from export.build.quantization import measure_ranges
 from export.build.torch_results import torch_results
 from export.build.traced_part import trace_parts
 from export.build.validation import ExportValidation, validate
-from export.console import Progress
+from export.console import Progress, Silence
 from madtp.files.staging import Staging, write_errors
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What an export made. `manifest` is None where validation failed and nothing was written."""
+    """What an export made.
+
+    Attributes:
+        prepared: every input as it was read, with the options.
+        validation: what was compared with torch, and how that ended.
+        manifest: what lies beside the artifact; None where validation failed and nothing was written.
+    """
 
     prepared: Prepared
     validation: ExportValidation
     manifest: Manifest | None = None
 
+    @property
+    def written(self) -> bool:
+        """Whether validation passed, and so the artifact was written."""
+        return self.manifest is not None
 
-def export(prepared: Prepared, progress: Progress) -> ExportResult:
-    """Build the artifact, validate it, and put it and its manifest in place if it passes.
+
+def export(options: ExportOptions, progress: Progress | None = None) -> ExportResult:
+    """Read and check the inputs, build the artifact, validate it, and put it and its manifest in place if it passes.
+
+    Does what `python -m export` does with the same options; prints nothing. `progress` is told of every stage.
 
     Raises:
-        MadtpError: the output could not be written or an engine could not be built; earlier outputs are untouched.
+        MadtpError: an input, the output or this machine is at fault, or an engine could not be built; earlier outputs
+            are untouched.
     """
+    progress = progress or Silence()
+    progress.stage("reading checkpoint and samples")
+    prepared = prepare(options)
     target, backend = prepared.options.engine, prepared.backend
     clock = _StageClock(progress)
     with Staging(target, prepared.needed_bytes) as staging:
@@ -78,7 +99,7 @@ def commit(
         names = [] if vocabulary is None else [vocabulary_name(target)]  # the manifest alone is enough to ask
         if vocabulary is not None:
             shutil.copyfile(vocabulary, staging.folder / names[0])
-        manifest = manifest_of(prepared, built, validation, names[0] if vocabulary else None, seconds)
+        manifest = sealed(manifest_of(prepared, built, validation, names[0] if vocabulary else None, seconds))
         quantization = prepared.quantization
         if quantization is not None and quantization.data is not None and quantization.table is not None:
             names.append(ranges_name(target))

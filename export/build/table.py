@@ -116,6 +116,8 @@ def closing_lines(result: ExportResult) -> list[str]:
     lines.extend(quantization_lines(manifest))
     lines.extend(precision_lines(manifest))
     lines.extend(plugin_lines(manifest))
+    if result.validation.kernels is not None:
+        lines.append(str(result.validation.kernels))
     if manifest.backend.oldest is not None:
         custom = any(part.custom_nodes for part in manifest.parts)
         kind = "custom ops with function bodies (--plugins none inlines them)" if custom else "standard ONNX ops only"

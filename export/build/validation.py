@@ -4,7 +4,7 @@ import ctypes
 import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Literal
 
 import torch
@@ -14,11 +14,13 @@ from export.artifact.manifest import CostEntry, Gflops, LatencyEntry, Parity, Va
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
+from export.build.kernels import KernelsResult, check_kernels
 from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults
 from export.runtime.checked import CheckedRunner
 from export.runtime.onnx_runner import OnnxRunner
 from export.runtime.plan_runner import PlanRunner
+from export.validate.artifact_runners import KERNELS_RUNNER
 from export.validate.comparator import (
     REFERENCE,
     Judge,
@@ -59,6 +61,7 @@ class ExportValidation:
         times: milliseconds of every call with the smallest batch, "torch dense", "torch pruned", "artifact dense", ...
         validated: "artifact", or "onnx" where the plan cannot be run on this machine.
         caveats: what makes latencies worth less, a sentence each.
+        kernels: of the op library; None where no library runs the file, and of a plan. The file is right without them.
     """
 
     samples: str
@@ -68,6 +71,7 @@ class ExportValidation:
     times: Mapping[str, list[float]]
     validated: Literal["artifact", "onnx"]
     caveats: tuple[str, ...] = ()
+    kernels: KernelsResult | None = None
 
     @property
     def passed(self) -> bool:
@@ -89,6 +93,7 @@ class ExportValidation:
             gflops=self.gflops,
             latency={name: _latency(times) for name, times in self.times.items()},
             machine="; ".join([f"{platform.machine()}, {torch.get_num_threads()} threads", *self.caveats]),
+            kernels=None if self.kernels is None else self.kernels.entry(),
         )
 
 
@@ -143,6 +148,12 @@ def validate(
     answers, times, caveats = _run_artifact(prepared, built, results, batches, runs_plan, on_detail)
     answers |= {batch: with_kept_ids(answers[batch], kept) for batch, kept in ids.items()}
     pairs = _judge(prepared, results, answers, "plan" if runs_plan else "onnx", on_detail)
+    kernels = None
+    if prepared.options.engine.suffix == ".onnx":
+        on_detail("kernels of the op library")
+        _give_memory_back()
+        judged = partial(_judge, prepared, results, name=KERNELS_RUNNER, on_detail=on_detail)
+        kernels = check_kernels(prepared, built, results, batches, judged)
     counts: dict[float, TokenCounts] = {temperature: {} for temperature in temperatures}
     for batch in batches:
         if len(batch.samples) == prepared.batch.min:
@@ -155,6 +166,7 @@ def validate(
         times=times,
         validated="artifact" if prepared.backend.can_run else "onnx",
         caveats=caveats,
+        kernels=kernels,
     )
 
 

@@ -7,7 +7,16 @@ from pathlib import Path
 
 import click
 
-from export.cli.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
+from export.cli.common import (
+    FAILED,
+    PATH,
+    deliver,
+    errors_console,
+    execution_options,
+    output_console,
+    raise_interrupts,
+)
+from export.engine.op_library import Provider
 from export.errors import OptionError
 from madtp.console.command import WRONG_INPUT, allow_outside
 from madtp.console.printing import say
@@ -33,6 +42,8 @@ UNDECIDED = 3
 @click.option("--save", type=PATH, metavar="JSON", help="Write all latencies, as a baseline for --against.")
 @click.option("--against", type=PATH, metavar="JSON", help="Compare with recorded latencies (written by --save).")
 @click.option("--against-engine", type=PATH, metavar="FILE", help="Compare with this artifact, side by side.")
+@click.option("--against-library", metavar="PATH|none", help="Compare with itself on another op library, side by side.")
+@execution_options
 @click.option(
     "--max-regression", metavar="PERCENT", default="5%", show_default=True, help="Maximum slow-down that passes."
 )
@@ -55,6 +66,9 @@ def command(
     save: Path | None,
     against: Path | None,
     against_engine: Path | None,
+    against_library: str | None,
+    library: str | None,
+    provider: Provider,
     max_regression: str,
     cuda_graphs: bool,
     no_profile: bool,
@@ -98,10 +112,19 @@ def command(
         not no_profile,
         cuda_graphs,
         allow_outside,
+        library,
+        provider,
+        against_library,
     )
 
     if others:
-        one = {"--save": save, "--against": against, "--against-engine": against_engine, "--junit": junit}
+        one = {
+            "--save": save,
+            "--against": against,
+            "--against-engine": against_engine,
+            "--against-library": against_library,
+            "--junit": junit,
+        }
         for option in (option for option, given in one.items() if given is not None):
             what = f"{option} is of one artifact, and {len(artifacts)} are named"
             raise OptionError(

@@ -10,6 +10,7 @@ import click
 from calibration.methods import METHODS
 from export.build.options import BACKENDS, IO_DTYPES, PRECISIONS, ExportOptions
 from export.build.quantization_options import DEFAULT_METHOD, MODES, split_options
+from export.engine.op_library import PROVIDERS
 from export.engine.range import Range
 from madtp.console.command import PATH, allow_outside, errors_console, output_console
 from madtp.console.interrupts import raise_interrupts
@@ -22,7 +23,19 @@ CALIB = "int8, fp8: samples or a data set to measure ranges on, or a table from 
 MODE = "int8: measure ranges while the model runs (dynamic; .onnx only) or beforehand (static)."
 KEEP = "What to leave in float32, from `python -m calibration sensitivity` (default: a recipe for the task)."
 KEEP_MARGIN = "Also keep tokens this far below the threshold, as a fraction of the mean |score|."
+LIBRARY = "Op library: its kernels in place of function bodies (none)  [default: the installed one, where it fits]"
+PROVIDER = "Execution provider of ONNX Runtime."
 PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
+
+
+def execution_options(command: Any) -> Any:
+    """Options of how ONNX Runtime runs an artifact, for every command that runs one."""
+    for option in (
+        click.option("--provider", type=click.Choice(PROVIDERS), default="cpu", show_default=True, help=PROVIDER),
+        click.option("--library", metavar="PATH|none", help=LIBRARY),
+    ):
+        command = option(command)
+    return command
 
 
 def export_options(command: Any) -> Any:
@@ -132,6 +145,7 @@ __all__ = [
     "PATH",
     "deliver",
     "errors_console",
+    "execution_options",
     "export_options",
     "output_console",
     "parse_options",

@@ -7,7 +7,8 @@ from typing import Any
 import click
 from rich.table import Table
 
-from export.cli.common import PATH, errors_console, output_console, raise_interrupts
+from export.cli.common import PATH, errors_console, execution_options, output_console, raise_interrupts
+from export.engine.op_library import Provider
 from export.errors import OptionError
 from madtp.console.command import allow_outside
 from madtp.console.progress import ConsoleProgress
@@ -43,6 +44,7 @@ MISSING_SHOWN = 3
 @allow_outside
 @click.option("--vocab", type=PATH, help="The checkpoint's vocab.txt (default: the artifact's own).")
 @click.option("--threads", type=int, help="Threads of ONNX Runtime (default: its own choice).")
+@execution_options
 def command(
     artifact: Path,
     data: Path,
@@ -54,6 +56,8 @@ def command(
     allow_outside: bool,
     vocab: Path | None,
     threads: int | None,
+    library: str | None,
+    provider: Provider,
     **chosen: Any,
 ) -> None:
     """Run a data set through ARTIFACT (out.json, out.onnx or out.plan) and write its score and every answer.
@@ -87,7 +91,7 @@ def command(
         with ConsoleProgress(errors_console(), doing="reading the data set") as progress:
             dataset = read_dataset(manifest.task, data, split, skip_missing=skip_missing, allow_outside=allow_outside)
             progress.doing("opening the artifact")
-            with Session(path, vocabulary=vocab, threads=threads) as session:
+            with Session(path, vocabulary=vocab, threads=threads, provider=provider, library=library) as session:
 
                 def show(results: dict[str, Any]) -> None:
                     progress.stop()
@@ -127,8 +131,10 @@ def results_table(results: dict[str, Any], title: str) -> Table:
 
 
 def closing_lines(results: dict[str, Any]) -> list[str]:
-    """One line each: missing scores, differences from the published evaluation, skipped items."""
-    lines = []
+    """One line each: how it ran, missing scores, differences from the published evaluation, skipped items."""
+    from export.runtime.execution import execution_words
+
+    lines = [] if results["execution"] is None else [f"runs {execution_words(results['execution'])}"]
     if results["unscored"] is not None:
         lines.append(f"unscored: {results['unscored']}")
     used = results["identity"]["options"]

@@ -51,22 +51,19 @@ def cli(context: click.Context, /, **given: Any) -> None:
 
 def _export(options: ExportOptions) -> int:
     from export.build.pipeline import export
-    from export.build.prepare import prepare
     from export.build.table import EXPORT_STAGES, closing_lines, validation_table
     from export.console import ConsoleProgress
 
     raise_interrupts()
     stages = EXPORT_STAGES[options.engine.suffix] + 1 + options.quantization.measures
     with ConsoleProgress(errors_console(), stages) as progress:
-        progress.stage("reading checkpoint and samples")
-        prepared = prepare(options)
-        result = export(prepared, progress)
+        result = export(options, progress)
     output = output_console()
     with suppress(KeyboardInterrupt):  # the export has ended; only its report is cut short
         output.print(validation_table(result.validation, f"{options.checkpoint.name} -> {options.engine.name}"))
         for line in closing_lines(result):
             output.print(line, soft_wrap=True)
-    return 0 if result.manifest is not None else FAILED
+    return 0 if result.written else FAILED
 
 
 def main() -> int:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from export.cli.common import PATH, errors_console, output_console, raise_interrupts
+from export.cli.common import PATH, errors_console, execution_options, output_console, raise_interrupts
+from export.engine.op_library import Provider
 from madtp.console.command import allow_outside
 
 
@@ -20,6 +21,7 @@ from madtp.console.command import allow_outside
 @click.option(
     "--temperature", type=float, multiple=True, help="Temperature besides 0 and the default; may be repeated."
 )
+@execution_options
 def command(
     artifacts: tuple[Path, ...],
     output: Path,
@@ -29,6 +31,8 @@ def command(
     synthetic: bool,
     bench: Path | None,
     temperature: tuple[float, ...],
+    library: str | None,
+    provider: Provider,
 ) -> None:
     """Write a page about ARTIFACT (out.json, out.onnx or out.plan): parity, latency, tokens, what was pruned where.
 
@@ -49,7 +53,17 @@ def command(
     raise_interrupts()
     artifact, *others = artifacts
     options = ReportOptions(
-        artifact, output, ckpt, samples, synthetic, bench, temperature, allow_outside, tuple(others)
+        artifact,
+        output,
+        ckpt,
+        samples,
+        synthetic,
+        bench,
+        temperature,
+        allow_outside,
+        tuple(others),
+        library,
+        provider,
     )
     with ConsoleProgress(errors_console(), options.stages) as progress:
 

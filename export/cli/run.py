@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import click
 from rich.table import Table
 
-from export.cli.common import PATH, errors_console, output_console, raise_interrupts
+from export.cli.common import PATH, errors_console, execution_options, output_console, raise_interrupts
 from madtp.console.heartbeat import Heartbeat
 
 if TYPE_CHECKING:
     from PIL import Image
 
+    from export.engine.op_library import Provider
     from export.session.products import Answer, Caption, Judgement, Ranking, Tokens
     from export.session.session import Session
 
@@ -61,6 +62,7 @@ OPTIONS = {
 @click.option("--temperature", type=float, help="Pruning temperature; 0 is dense (default: the manifest's).")
 @click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt (default: the artifact's own).")
 @click.option("--rotate", is_flag=True, help="Rotate photos by their EXIF orientation; the published code does not.")
+@execution_options
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(
     artifact: Path,
@@ -70,6 +72,8 @@ def command(
     rotate: bool,
     as_json: bool,
     temperature: float | None,
+    library: str | None,
+    provider: "Provider",
     **given: Any,
 ) -> None:
     """Answer requests, which are images and texts, with ARTIFACT (out.json, out.onnx or out.plan).
@@ -94,7 +98,7 @@ def command(
     candidates = None if given["candidates"] is None else read_answers(given["candidates"])
     with (
         Heartbeat(errors_console(), "opening the artifact") as heartbeat,
-        Session(artifact, vocabulary=vocab) as session,
+        Session(artifact, vocabulary=vocab, provider=provider, library=library) as session,
     ):
         heartbeat.doing("answering")
         product = ask(session, pictures, texts, temperature, candidates, given)
@@ -104,6 +108,8 @@ def command(
             click.echo(json.dumps(as_object(session, request, product, tau, given["top"] or TOP)))
         else:
             show(product, [path.name for path in images], texts, given["top"] or TOP)
+            if session.execution is not None:
+                output_console().print(f"    runs {session.execution}", highlight=False, soft_wrap=True)
 
 
 def check_form(task: str, images: int, texts: int, given: Mapping[str, Any]) -> None:
@@ -196,6 +202,7 @@ def as_object(
         **answer,
         "temperature": temperature,
         "backend": {"name": session.backend.name, "version": session.backend.version},
+        "execution": None if session.execution is None else session.execution.to_json(),
         "files": [part.artifact for part in session.manifest.parts],
     }
 

@@ -5,7 +5,15 @@ from typing import Any
 
 import click
 
-from export.cli.common import FAILED, PATH, deliver, errors_console, output_console, raise_interrupts
+from export.cli.common import (
+    FAILED,
+    PATH,
+    deliver,
+    errors_console,
+    execution_options,
+    output_console,
+    raise_interrupts,
+)
 from madtp.console.command import allow_outside
 
 
@@ -32,12 +40,15 @@ from madtp.console.command import allow_outside
     help="Largest allowed |error| of an output (default: from its precision). Repeatable.",
 )
 @click.option("--changed", is_flag=True, help="Accept files that a tool changed; the manifest is not updated.")
+@execution_options
 @click.option("--junit", type=PATH, metavar="FILE", help="Write the checks as JUnit XML.")
 @click.option("--json", "json_file", type=PATH, metavar="FILE", help="Write the full result as JSON.")
 @click.option("--repro", type=PATH, metavar="DIR", help="On failure, save the first divergent node and its inputs.")
 @click.pass_context
 def command(context: click.Context, /, **given: Any) -> None:
     """Compare an artifact with its checkpoint: outputs, answers, kept tokens and batch invariance.
+
+    An .onnx file is run on its function bodies and, where an op library is there, on its kernels too.
 
     \b
     Exit status: 0 passed, 1 failed, 2 the input or the machine is at fault.
@@ -65,6 +76,8 @@ def command(context: click.Context, /, **given: Any) -> None:
         given["repro"],
         given["temperature"],
         given["changed"],
+        given["library"],
+        given["provider"],
     )
     written = [(given["json_file"], RESULT), (given["junit"], JUNIT)]
     index = None if data.samples is None else data.samples / INDEX

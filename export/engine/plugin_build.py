@@ -1,10 +1,11 @@
 """Building the library of TensorRT plugins: `python -m export.engine.plugin_build`.
 
-`plugins/` is compiled with CMake into `build/plugins` and installed into `install/`. An installed library is taken as
-it is where sources and GPU architectures are those that it was made from; the stamp beside it says so.
+The sources are compiled with CMake and installed; `madtp/files/native.py` says where, in a checkout and in an installed
+package. An installed library is taken as it is where sources and GPU architectures are those that it was made from; the
+stamp beside it says so.
 """
 
-import hashlib
+import errno
 import importlib.util
 import json
 import os
@@ -12,8 +13,8 @@ import re
 import shutil
 import subprocess
 import sys
-import sysconfig
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from importlib import metadata
 from pathlib import Path
@@ -21,24 +22,31 @@ from typing import Any
 
 from filelock import FileLock
 
-from export.engine.plugin_library import PRODUCT, PluginLibrary, loadable_library, read_library
+from export.engine.built_library import PRODUCT
+from export.engine.plugin_library import PluginLibrary, loadable_library, read_library
 from export.errors import PluginError
 from madtp.console.printing import error_text, say
-from madtp.errors import MadtpError
+from madtp.errors import MadtpError, OutputError
 from madtp.files.inputs import sha256
+from madtp.files.native import (
+    CARRIED_INSTALL,
+    CHECKOUT,
+    DEFAULT_SM,
+    GET_COMPILER,
+    IS_PACKAGE,
+    KERNELS_NAME,
+    SOURCES,
+    STAMP,
+    cached_build,
+    source_hash,
+)
 from madtp.files.staging import write_errors
 
-ROOT = Path(__file__).resolve().parents[2]
-SOURCES = ROOT / "plugins"
-BUILD = ROOT / "build" / "plugins"
-INSTALL = ROOT / "install"
+BUILD, INSTALL = CHECKOUT / "build" / "plugins", CHECKOUT / "install"  # of a checkout
 LIBRARY_NAME = "libmadtp_plugins.so"
-KERNELS_NAME = "libmadtp_kernels.so"
 ONNXRUNTIME_NAME = "libmadtp_onnxruntime.so"
-KERNELS_TARGET = "madtp_kernels_shared"
-DEFAULT_SM = (75, 80, 86, 89, 90, 120)
+KERNELS_TARGETS = ("madtp_kernels_shared", "madtp_onnxruntime")
 SM_VARIABLE = "MADTP_SM"  # environment variable: other architectures, e.g. "89" or "80,90"
-SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in"}
 OLDEST_HEADERS = (10, 14)
 SYSTEM_INCLUDES = ("/usr/include", "/usr/include/x86_64-linux-gnu", "/usr/local/include", "/usr/local/tensorrt/include")
 LOG_LINES = 15  # of the compiler, shown when it fails
@@ -74,14 +82,6 @@ def architectures() -> tuple[int, ...]:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def source_hash() -> str:
-    """Hash of everything that is compiled into the library."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in SOURCES.rglob("*") if path.suffix in SOURCE_SUFFIXES):
-        digest.update(f"{path.relative_to(SOURCES)}\0".encode() + path.read_bytes() + b"\0")
-    return digest.hexdigest()
-
-
 def find_headers() -> Path:
     """The folder of TensorRT's headers: TENSORRT_ROOT/include, the system's, or the wheel that carries them.
 
@@ -107,7 +107,7 @@ def find_headers() -> Path:
     raise PluginError(
         "there are no TensorRT headers (NvInfer.h)",
         f"Looked in {', '.join(map(str, places))}.",
-        "Run ./build.sh env, which installs the wheel that carries them, or set TENSORRT_ROOT.",
+        f"{GET_COMPILER}, which installs the wheel that carries them, or set TENSORRT_ROOT.",
     )
 
 
@@ -132,13 +132,15 @@ def find_nvcc() -> Path:
     found = shutil.which(given or "nvcc")
     if found is not None:
         return Path(found)
-    wheel = Path(sysconfig.get_paths()["purelib"]) / "nvidia" / "cu13" / "bin" / "nvcc"
-    if given is None and wheel.is_file():
-        return wheel
+    wheel = importlib.util.find_spec("nvidia")  # a namespace of several wheels, in one place or in several
+    places = [] if wheel is None else wheel.submodule_search_locations or []
+    nvcc = next((path for place in places if (path := Path(place, "cu13", "bin", "nvcc")).is_file()), None)
+    if given is None and nvcc is not None:
+        return nvcc
     raise PluginError(
         f"there is no CUDA compiler '{given}'" if given else "there is no CUDA compiler (nvcc)",
         "The plugin library is compiled from CUDA sources; no GPU is needed for that.",
-        "Run ./build.sh env, which installs it from PyPI, or use --plugins none (slower engines without plugins).",
+        f"{GET_COMPILER}, which installs it from PyPI, or use --plugins none (slower engines without plugins).",
     )
 
 
@@ -146,29 +148,69 @@ def check_tools() -> None:
     """Preflight of a build: nothing to do where a current library is there.
 
     Raises:
-        PluginError: sources, compiler, headers or build tools are missing.
+        PluginError: sources, compiler, headers or build tools are missing, or the cache cannot be written.
     """
     _check_sources()
-    wanted = {"source": source_hash(), "sm": list(architectures())}
-    if not _is_current(*_installed(), wanted):
+    wanted = _wanted()
+    if _current_library(wanted) is None:
         find_nvcc()
         find_headers()
         _tool("cmake")
         _tool("ninja")
         _check_host_compiler()
+        _check_cache(_folders(wanted)[0])
 
 
-def _installed() -> tuple[Path, Path]:
-    """The installed library and its stamp."""
-    return INSTALL / "lib" / LIBRARY_NAME, INSTALL / "madtp-plugins.json"
+def _wanted() -> dict[str, Any]:
+    """What a library has to be made from, as the stamp of an installation says it."""
+    return {"source": source_hash(), "sm": list(architectures())}
+
+
+def _folders(wanted: Mapping[str, Any]) -> tuple[Path, Path]:
+    """Where the library is compiled, and where it is installed."""
+    if not IS_PACKAGE:
+        return BUILD, INSTALL
+    cached = cached_build(wanted["source"], wanted["sm"])
+    return cached / "build", cached / "install"
+
+
+def _current_library(wanted: Mapping[str, Any]) -> PluginLibrary | None:
+    """The library made from `wanted` that the package carries, or that was built here."""
+    installed = (CARRIED_INSTALL, _folders(wanted)[1]) if IS_PACKAGE else (INSTALL,)
+    return next((library for folder in installed if (library := _read_current(folder, wanted)) is not None), None)
+
+
+def _check_cache(build: Path) -> None:
+    """Refuse a cache that certainly cannot be written. Writes nothing."""
+    there = next(folder for folder in build.parents if folder.exists())
+    with _cache_errors(build):
+        if not there.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(there))
+        if not os.access(there, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(there))
+
+
+@contextmanager
+def _cache_errors(build: Path) -> Iterator[None]:
+    """Turn an operating system error inside the block into one that says how to name another folder."""
+    try:
+        with write_errors(build):
+            yield
+    except OutputError as error:
+        if not IS_PACKAGE:
+            raise
+        fix = "Set XDG_CACHE_HOME to a folder that you can write to, or name a built library: --plugins PATH."
+        raise PluginError(
+            "the plugin library has no place to be compiled in", f"{error.what}: {error.why}", fix
+        ) from error
 
 
 def _check_sources() -> None:
     if not (SOURCES / "CMakeLists.txt").is_file():
         raise PluginError(
             f"there are no plugin sources in '{SOURCES}'",
-            "The package was installed without its checkout.",
-            "Run it from a checkout, or name a library: --plugins PATH.",
+            "The checkout or the installed package is incomplete.",
+            "Get it again, or name a library: --plugins PATH.",
         )
 
 
@@ -190,43 +232,54 @@ def build_library(on_build: Callable[[str], None] = lambda _: None) -> PluginLib
         OutputError: the build folder cannot be written.
     """
     _check_sources()
-    wanted = {"source": source_hash(), "sm": list(architectures())}
-    library, stamp = _installed()
-    with write_errors(BUILD):
-        BUILD.mkdir(parents=True, exist_ok=True)
-        INSTALL.mkdir(parents=True, exist_ok=True)
-    with FileLock(BUILD.parent / "plugins.lock"):
-        if _is_current(library, stamp, wanted):
-            return read_library(library)
+    wanted = _wanted()
+    if (library := _current_library(wanted)) is not None:
+        return library
+    build, install = _folders(wanted)
+    with _cache_errors(build):
+        build.mkdir(parents=True, exist_ok=True)
+        install.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(build.parent / "plugins.lock")
+        lock.acquire()
+    try:
+        if (library := _current_library(wanted)) is not None:  # another process was faster
+            return library
         on_build("compiling the plugin library (about two minutes, once)")
         _compile(wanted)
-        with write_errors(stamp):
-            fresh = stamp.with_suffix(".new")
-            fresh.write_text(json.dumps({**wanted, **_hashes(library)}) + "\n")
-            os.replace(fresh, stamp)
-        return read_library(library)
+        with _cache_errors(build):
+            fresh = (install / STAMP).with_suffix(".new")
+            fresh.write_text(json.dumps({**wanted, **_hashes(install)}) + "\n")
+            os.replace(fresh, install / STAMP)
+        if IS_PACKAGE:  # a checkout compiles again after an edit
+            shutil.rmtree(build, ignore_errors=True)
+        return read_library(install / "lib" / LIBRARY_NAME)
+    finally:
+        lock.release()
 
 
-def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:
-    """Whether the installed library is complete and made from `wanted`; a build cut short leaves no such stamp."""
+def _read_current(install: Path, wanted: Mapping[str, Any]) -> PluginLibrary | None:
+    """The library of an installation, if that is complete and made from `wanted`; a build cut short leaves no stamp."""
     try:
-        complete = json.loads(stamp.read_text()) == {**wanted, **_hashes(library)}
-        return complete and read_library(library).version == metadata.version(PRODUCT)
+        complete = json.loads((install / STAMP).read_text()) == {**wanted, **_hashes(install)}
+        library = read_library(install / "lib" / LIBRARY_NAME)
     except (OSError, ValueError, PluginError):
-        return False
+        return None
+    return library if complete and library.version == metadata.version(PRODUCT) else None
 
 
-def _hashes(library: Path) -> dict[str, str]:
+def _hashes(install: Path) -> dict[str, str]:
     """Of the library, and of the two that are installed beside it: the kernels alone, and the ops of ONNX Runtime."""
+    lib = install / "lib"
     return {
-        "sha256": sha256(library),
-        "kernels_sha256": sha256(library.with_name(KERNELS_NAME)),
-        "onnxruntime_sha256": sha256(library.with_name(ONNXRUNTIME_NAME)),
+        "sha256": sha256(lib / LIBRARY_NAME),
+        "kernels_sha256": sha256(lib / KERNELS_NAME),
+        "onnxruntime_sha256": sha256(lib / ONNXRUNTIME_NAME),
     }
 
 
 def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
-    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again.
+    """libmadtp_kernels.so for these compute capabilities, in a build folder of its own, which may be used again; beside
+    it `onnxruntime/libmadtp_onnxruntime.so`.
 
     Raises:
         PluginError: compiler or headers are missing, or the compiler failed.
@@ -236,28 +289,24 @@ def build_kernels(sm: tuple[int, ...], folder: Path) -> Path:
     with write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     with FileLock(folder.with_suffix(".lock")):
-        _run_cmake({"source": source_hash(), "sm": list(sm)}, folder, ["--build", folder, "--target", KERNELS_TARGET])
+        wanted = {"source": source_hash(), "sm": list(sm)}
+        _run_cmake(wanted, folder, ["--build", folder, "--target", *KERNELS_TARGETS])
     return folder / KERNELS_NAME
 
 
 def _compile(wanted: Mapping[str, Any]) -> None:
-    _run_cmake(wanted, BUILD, ["--build", BUILD], ["--install", BUILD])
+    build, install = _folders(wanted)
+    _run_cmake(wanted, build, ["--build", build], ["--install", build, "--prefix", install])
 
 
 def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> None:
     """Configure in `folder`, then take the steps."""
     nvcc, headers = find_nvcc(), find_headers()
     _check_host_compiler()
-    environment = dict(os.environ)
-    toolkit = nvcc.resolve().parents[2]
-    if (toolkit / "lib" / "libcudart_static.a").is_file():  # the wheel's layout, which nvcc does not know by itself
-        environment["LIBRARY_PATH"] = os.pathsep.join(
-            filter(None, [str(toolkit / "lib"), environment.get("LIBRARY_PATH")])
-        )
+    environment = os.environ | _library_path(nvcc)
     defines = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_CUDA_COMPILER": nvcc,
-        "CMAKE_INSTALL_PREFIX": INSTALL,
         "CMAKE_INSTALL_LIBDIR": "lib",
         "CMAKE_MAKE_PROGRAM": _tool("ninja"),
         "TENSORRT_INCLUDE": headers,
@@ -278,6 +327,14 @@ def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> No
                 "\n".join(lines[-LOG_LINES:]),
                 "See the compiler's output above; --plugins none exports without the library meanwhile.",
             )
+
+
+def _library_path(nvcc: Path) -> dict[str, str]:
+    """Where the linker finds CUDA's runtime, in an environment variable: nvcc does not know the layout of its wheel."""
+    lib = nvcc.resolve().parents[1] / "lib"
+    if not (lib / "libcudart_static.a").is_file():
+        return {}
+    return {"LIBRARY_PATH": os.pathsep.join(filter(None, [str(lib), os.environ.get("LIBRARY_PATH")]))}
 
 
 def _tool(name: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from export.errors import OptionError
 from madtp.files.inputs import read_json
 
-MAY_DIFFER = ("artifacts",)  # of what answers depend on: it is what is compared
+MAY_DIFFER = ("artifacts", "op_library")  # of what answers depend on: it is what is compared
 
 
 @dataclass(frozen=True)

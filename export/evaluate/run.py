@@ -59,6 +59,8 @@ def evaluate(
     whole, dataset = len(dataset), _limited(dataset, options.limit)
     temperature = session.temperature if options.temperature is None else options.temperature
     work = _work(session, dataset, options, temperature)
+    execution = session.execution
+    library = None if execution is None else execution.library
     identity = {
         "artifacts": session.manifest.part_hashes,
         "checkpoint_sha256": session.manifest.checkpoint.sha256,
@@ -70,6 +72,7 @@ def evaluate(
         "items_sha256": _digest([item.key for item in dataset.items]),  # other images may be missing now
         "temperature": temperature,
         "options": work.settings,
+        "op_library": None if library is None else library.sha256,
     }
     if earlier is not None:
         earlier.check(identity)
@@ -85,6 +88,7 @@ def evaluate(
             "metrics": scoring.metrics,
             "unscored": scoring.unscored,
             "precision": session.manifest.precision,
+            "execution": None if execution is None else execution.to_json(),
             "items": len(dataset),
             "partial": len(dataset) < whole,
             "batching": batching(size for name, size in work.settings.items() if name.endswith("batch")),

@@ -1,6 +1,6 @@
 """An ONNX graph in memory, its weights where they lie, and ONNX Runtime on it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,15 +60,20 @@ def run_graph(graph: OnnxGraph, inputs: Mapping[str, NDArray[Any]], outputs: Ite
     return dict(zip(names, values, strict=True))
 
 
-def open_graph(graph: OnnxGraph, options: Any = None, exposed: Iterable[str] = ()) -> Any:
-    """A session of ONNX Runtime on the CPU, with its `SessionOptions` and the values `exposed` as outputs too."""
+def open_graph(
+    graph: OnnxGraph,
+    options: Any = None,
+    exposed: Iterable[str] = (),
+    providers: Sequence[Any] = ("CPUExecutionProvider",),
+) -> Any:
+    """A session of ONNX Runtime, with its `SessionOptions` and the values `exposed` as outputs too."""
     import onnxruntime
 
     options = options or onnxruntime.SessionOptions()
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
     content = expose_outputs(graph.model, exposed)
-    session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
     session._model_bytes = None  # kept for a change of providers, and may hold all weights once more
     return session
 

@@ -1,56 +1,82 @@
-"""Graph pass: weight products in INT8 whose activations are quantized while the model runs, without calibration.
-
-The nodes are standard ONNX. ONNX Runtime fuses each product, with its bias, to `DynamicQuantizeMatMul`, or to
-`MatMulIntegerToFloat` where several products read one value (their activations are then quantized once).
-"""
+"""Graph pass: weight products in INT8 whose activations are quantized while the model runs, without calibration."""
 
 from collections.abc import Iterable
 
+import numpy as np
 from onnxscript import ir
 
-from export.graph.quantized_weight import quantized_weight, remove_unused_weights
+from export.graph.quantized_linear import QUANTIZED_LINEAR, QUANTIZED_LINEAR_GELU, quantized_linear_functions
+from export.graph.quantized_weight import quantized_weight, register_weight, remove_unused_weights
 from export.graph.weight_nodes import WeightNode
+from madtp.ops.spec import DOMAIN, VERSION
 
 
 def quantize_dynamic(model: ir.Model, products: Iterable[WeightNode]) -> None:
     """Compute weight products in INT8: weights per output channel and symmetric, activations uint8 per tensor.
 
+    Each becomes one node with its bias and its GELU, if it has them (`export.graph.quantized_linear`).
+
     Args:
         products: those of `model` to quantize; every MatMul among them. Gemm and Conv stay as they are: ONNX Runtime
             has no fused kernels for these in this form.
     """
-    quantized: dict[ir.Value, list[ir.Value]] = {}  # activations -> their uint8 value, scale and zero point
-    for product in products:
-        if product.node.op_type == "MatMul":
-            _replace(model, product, quantized)
+    chosen = [product for product in products if product.node.op_type == "MatMul"]
+    for product in chosen:
+        _replace(model, product)
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    for function in quantized_linear_functions():
+        if function.name in used:
+            body = ir.serde.deserialize_function(function)
+            model.functions[body.identifier()] = body
+            model.opset_imports[DOMAIN] = VERSION
     remove_unused_weights(model)
 
 
-def _replace(model: ir.Model, product: WeightNode, quantized: dict[ir.Value, list[ir.Value]]) -> None:
-    node, source = product.node, product.activations
-    weight, weight_scale = quantized_weight(model, product)
-    if source not in quantized:
-        quantizer = _node("DynamicQuantizeLinear", [source], [f"{source.name}.{part}" for part in _QUANTIZED])
-        model.graph.insert_before(node, quantizer)
-        quantized[source] = list(quantizer.outputs)
-    activations, scale, zero_point = quantized[source]
+def _replace(model: ir.Model, product: WeightNode) -> None:
+    weight, scale = quantized_weight(model, product)
+    columns = product.columns
+    replaced, operation = [product.node], QUANTIZED_LINEAR
+    add = _only_reader(product.node)
+    bias = None if add is None else _bias(model, add, product.node.outputs[0], columns)
+    if add is not None and bias is not None:
+        replaced.append(add)
+        after = _only_reader(add)
+        if (
+            after is not None
+            and after.op_type == "Gelu"
+            and after.attributes.get_string("approximate", "none") == "none"
+        ):
+            replaced.append(after)
+            operation = QUANTIZED_LINEAR_GELU
+    else:
+        bias = _no_bias(model, columns)
+    last = replaced[-1].outputs[0]
+    output = ir.Value(name=last.name, shape=last.shape, type=last.type)
+    node = ir.node(operation, [product.activations, weight, scale, bias], domain=DOMAIN, outputs=[output])
+    node.name = product.node.name  # that of the weight would not be unique
+    last.name = None
+    ir.convenience.replace_nodes_and_values(model.graph, replaced[-1], replaced, [node], [last], [output])
+
+
+def _only_reader(node: ir.Node) -> ir.Node | None:
+    """The node that reads the output, if it is one and the output is none of the graph's."""
     output = node.outputs[0]
-    name = output.name
-    assert name is not None
-    integer = _node("MatMulInteger", [activations, weight, zero_point], [f"{name}.int32"])
-    wide = _node("Cast", [integer.outputs[0]], [f"{name}.wide"], to=ir.DataType.FLOAT)
-    scales = _node("Mul", [scale, weight_scale], [f"{name}.scale"])
-    scaled = _node("Mul", [wide.outputs[0], scales.outputs[0]], [name])
-    scaled.outputs[0].shape, scaled.outputs[0].type = output.shape, output.type
-    output.name = None
-    ir.convenience.replace_nodes_and_values(
-        model.graph, node, [node], [integer, wide, scales, scaled], [output], [scaled.outputs[0]]
-    )
+    readers = output.consumers()
+    return readers[0] if len(readers) == 1 and not output.is_graph_output() else None
 
 
-_QUANTIZED = ("uint8", "scale", "zero_point")
+def _bias(model: ir.Model, add: ir.Node, product: ir.Value, columns: int) -> ir.Value | None:
+    """What an Add adds to a product, if it is a bias: an initializer with a number for each column."""
+    if add.op_type != "Add" or add.domain:
+        return None
+    other = next((value for value in add.inputs if value is not None and value is not product), None)
+    if other is None or other.name not in model.graph.initializers or other.const_value is None:
+        return None
+    return other if tuple(other.const_value.shape.numpy()) == (columns,) else None
 
 
-def _node(op_type: str, inputs: list[ir.Value], outputs: list[str], **attributes: ir.DataType) -> ir.Node:
-    values = [ir.Value(name=name) for name in outputs]
-    return ir.node(op_type, inputs, {name: int(value) for name, value in attributes.items()}, outputs=values)
+def _no_bias(model: ir.Model, columns: int) -> ir.Value:
+    name = f"no_bias.{columns}"
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    return register_weight(model, ir.Tensor(np.zeros(columns, np.float32), name=name))

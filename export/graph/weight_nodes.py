@@ -48,6 +48,13 @@ class WeightNode:
         by_rows = self.node.op_type == "Conv" or bool(self.node.attributes.get_int("transB"))
         return 0 if by_rows else 1
 
+    @property
+    def columns(self) -> int:
+        """Output channels."""
+        tensor = self.weight.const_value
+        assert tensor is not None
+        return tensor.shape.numpy()[self.channel_axis]
+
 
 def weight_nodes(model: ir.Model, local_names: Mapping[str, str]) -> list[WeightNode]:
     """The weight products of a part's graph in its order.

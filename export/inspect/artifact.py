@@ -12,7 +12,8 @@ from export.artifact.manifest import PART_NAMES, SCHEMA_VERSION, LibraryEntry
 from export.artifact.reader import UNSEALED_VERSION, manifest_path, read_manifest
 from export.artifact.schema import decode, encode
 from export.artifact.seal import is_sealed
-from export.engine.plugin_library import PRODUCT, check_embedded, read_library
+from export.engine.built_library import PRODUCT
+from export.engine.plugin_library import check_embedded, read_library
 from export.errors import ManifestError, PluginError
 from export.inspect.compatibility import Compatibility, onnx_compatibility, plan_compatibility
 from export.inspect.inspection import Inspection, first_line

@@ -13,8 +13,8 @@ class Inspection:
 
     Attributes:
         file: the path as given.
-        kind: "artifact", "manifest" (one that cannot be read), "onnx", "plan", "plugin library", "checkpoint" or
-            "other".
+        kind: "artifact", "manifest" (one that cannot be read), "onnx", "plan", "plugin library", "op library",
+            "checkpoint" or "other".
         sha256: hash of the file; None for an artifact, whose files have their own.
         damage: what is wrong with the file or with files that belong to it.
         details: what a plan, library or checkpoint records, name -> value.

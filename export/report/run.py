@@ -15,6 +15,7 @@ from export.bench.measurement import ONE_SAMPLE
 from export.bench.run import BenchOptions
 from export.build.gflops import mean_gflops
 from export.console import Progress
+from export.engine.op_library import Provider
 from export.engine.profile import batch_and_text
 from export.errors import BackendError, OptionError
 from export.report.answers import answers_to
@@ -33,6 +34,8 @@ from export.report.page import PAGE, Measurements, render
 from export.report.source_ids import SourceIdRecorder, record_artifact, record_torch
 from export.report.token_names import token_names
 from export.runtime.artifact import CANNOT_RUN, Artifact
+from export.runtime.execution import BODIES, Execution
+from export.runtime.runner import RunnerOptions
 from export.samples.choice import DataOptions, choose_samples
 from export.validate.intermediates import IntermediatesPlanBuilder, PassesOf, open_onnx_intermediates, trace_parts
 from export.validate.quantization import passes_of
@@ -61,6 +64,8 @@ class ReportOptions:
     temperatures: tuple[float, ...] = ()  # to compare; empty for some around the default
     allow_outside: bool = False  # images of samples may lie outside their folder
     others: tuple[Path, ...] = ()  # artifacts of the same checkpoint, to compare with it
+    library: str | Path | None = None  # op library, or "none"; see `Artifact.execution`
+    provider: Provider = "cpu"  # of ONNX Runtime
 
     @property
     def stages(self) -> int:
@@ -77,6 +82,7 @@ class _Opened:
     runners: Mapping[str, Runner]
     least: int
     passes: PassesOf | None = None  # that the export ran over graphs
+    execution: Execution | None = None  # in ONNX Runtime; None for a plan
 
 
 Show = Callable[[Manifest, Measurements], None]
@@ -123,7 +129,13 @@ def _comparison(options: ReportOptions, progress: Progress) -> Comparison | None
     if not options.others:
         return None
     how = BenchOptions(
-        options.artifact, options.samples, options.synthetic, allow_outside=options.allow_outside, seconds=COMPARED
+        options.artifact,
+        options.samples,
+        options.synthetic,
+        allow_outside=options.allow_outside,
+        seconds=COMPARED,
+        library=options.library,
+        provider=options.provider,
     )
     comparison = compare(how, options.others, progress)
     if comparison.measurement.partial:
@@ -151,7 +163,9 @@ def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
         parts, passes = parts_of(model), passes_of(artifact.manifest, model)
     least = batch_and_text(artifact.manifest)[0].min
     if artifact.backend.can_run:
-        return _Opened(artifact, parts, artifact.open_runners(), least, passes)
+        execution = artifact.execution(options.library, options.provider)
+        runners = artifact.open_runners(RunnerOptions(execution=execution))
+        return _Opened(artifact, parts, runners, least, passes, execution)
     assert parts is not None
     return _Opened(artifact, parts, torch_runners(parts), least)
 
@@ -189,6 +203,7 @@ def _measure(
             watched = _watched(opened, scratch, progress)
         examples = _examples(opened, samples, counts, watched, shown or 0.0, progress)
     ran = "torch" if not backend.can_run else f"{backend.name} {backend.version}"
+    ran += "" if opened.execution is None else f", {opened.execution}"
     return Measurements(
         samples=samples.origin,
         images=len(samples.requests[0].images),
@@ -214,7 +229,8 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
     if not manifest.is_plan:
         files = artifact.part_files
         description = "the exported ONNX graph, whose TokenCompact nodes were made to give out their source ids"
-        return record_artifact(manifest, files, open_onnx_intermediates(files), runners, description)
+        opener = open_onnx_intermediates(files, opened.execution or BODIES)
+        return record_artifact(manifest, files, opener, runners, description)
     if opened.parts is None:
         return None
     why = CANNOT_RUN

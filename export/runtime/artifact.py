@@ -10,9 +10,11 @@ from export.artifact.manifest import Manifest, Part
 from export.artifact.reader import open_manifest
 from export.artifact.seal import is_sealed
 from export.engine.backends import Backend, choose_backend, find_gpus, no_gpu
+from export.engine.op_library import Provider
 from export.engine.plugin_library import check_embedded, loadable_library
-from export.errors import BackendError, ManifestError
+from export.errors import BackendError, ManifestError, OptionError
 from export.runtime.checked import CheckedRunner
+from export.runtime.execution import BODIES, NONE, Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.runtime.plan_runner import PlanRunner
 from export.runtime.runner import RunnerOptions
@@ -112,6 +114,24 @@ class Artifact:
             why = f"It was built with {self.backend.name}: {self.backend.reason}."
             raise BackendError(f"{CANNOT_RUN} '{self.engine}'", why, fix)
 
+    def execution(self, library: str | Path | None = None, provider: Provider = "cpu") -> Execution | None:
+        """How ONNX Runtime runs it (see `choose_execution`); None: it is a plan, which it does not.
+
+        Raises:
+            OptionError: a library or a provider for a plan.
+            PluginError: the library that was named may not be loaded.
+            BackendError: ONNX Runtime has no such provider here.
+        """
+        if not self.manifest.is_plan:
+            return choose_execution(self.part_files.values(), library, provider)
+        if provider != "cpu" or (library is not None and str(library) != NONE):
+            raise OptionError(
+                f"a provider and an op library do not apply to '{self.engine}'",
+                "They are of ONNX Runtime, and a plan runs in TensorRT, on the GPU and with its own plugins.",
+                "Leave --provider and --library out, or name an .onnx file.",
+            )
+        return None
+
     def open_runners(self, options: RunnerOptions | None = None) -> dict[str, Runner]:
         """A runner for every part, by name; each refuses inputs that its part was not built for.
 
@@ -126,9 +146,12 @@ class Artifact:
         if library is not None and library.file is not None and not library.embedded:
             beside = self.folder / library.file
             loadable_library(beside, library)
+        options = options or RunnerOptions()
+        if options.execution is None:
+            options = replace(options, execution=self.execution())
         runners: dict[str, Runner] = {}
         for part in self.manifest.parts:
-            runner = self._open_part(part, beside, options or RunnerOptions())
+            runner = self._open_part(part, beside, options)
             checked = CheckedRunner(runner, part.inputs, part.outputs, part.profile)
             self._opened.append(checked)
             runners[part.name] = checked
@@ -142,7 +165,7 @@ class Artifact:
         try:
             if part.is_plan:
                 return PlanRunner(path, self.backend, library, carries, options)
-            return OnnxRunner(path, options.threads)
+            return OnnxRunner(path, options.threads, options.execution or BODIES)
         except MadtpError:
             raise
         except Exception as error:  # the runtimes have no common type for a file that they refuse

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from export.graph.onnx_graph import OnnxGraph, open_graph
+from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import feed, running
 from madtp.tasks.requests import Outputs, Runner
@@ -16,15 +17,13 @@ class IntermediatesRunner:
 
     Args:
         threads: of ONNX Runtime; None leaves the number to it.
+        execution: of the graph.
     """
 
-    def __init__(self, graph: OnnxGraph, values: Iterable[str], threads: int | None = None) -> None:
-        import onnxruntime
-
-        options = onnxruntime.SessionOptions()
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self._session = open_graph(graph, options, values)
+    def __init__(
+        self, graph: OnnxGraph, values: Iterable[str], threads: int | None = None, execution: Execution = BODIES
+    ) -> None:
+        self._session = open_graph(graph, execution.session_options(threads), values, execution.providers)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._float16 = float16_inputs(self._session)
         self._outputs = [value.name for value in self._session.get_outputs()]

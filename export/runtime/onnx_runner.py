@@ -8,27 +8,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from export.errors import BackendError
+from export.runtime.execution import BODIES, CUDA, Execution
 from export.runtime.forks import keep_in_child, leave_children_quickly
 from export.runtime.runner import feed, running
 from madtp.tasks.requests import Outputs
 
 
 class OnnxRunner:
-    """An ONNX file in ONNX Runtime on the CPU, nothing registered. Running raises BackendError where it cannot.
+    """An ONNX file in ONNX Runtime; as `execution` is by itself on the CPU, nothing registered.
 
-    Threads may share it; a forked child may not run it.
+    Running raises BackendError where it cannot. Threads may share it; a forked child may not run it.
+
+    Raises:
+        BackendError: the GPU that was asked for cannot be used.
+        PluginError: the op library cannot be registered.
     """
 
-    def __init__(self, path: Path, threads: int | None = None) -> None:
+    def __init__(self, path: Path, threads: int | None = None, execution: Execution = BODIES) -> None:
         self._path, self._process = path, os.getpid()  # first: whatever happens next, the runner is deleted some time
         import onnxruntime
 
         leave_children_quickly()
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        if threads is not None:
-            options.intra_op_num_threads = threads
-        self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        options = execution.session_options(threads)
+        # Without fallback, which would run on a CPU what a GPU was asked for.
+        self.session = onnxruntime.InferenceSession(
+            str(path), options, providers=execution.providers, enable_fallback=0
+        )
+        if execution.provider == "cuda" and CUDA not in self.session.get_providers():
+            raise BackendError(
+                f"ONNX Runtime cannot run '{path}' on a GPU",
+                "Its CUDA provider could not be loaded: CUDA's libraries or the driver do not fit it.",
+                "See what it logged above, or use --provider cpu.",
+            )
         self.input_names = {value.name for value in self.session.get_inputs()}
         self._float16 = float16_inputs(self.session)
         self.output_names = [output.name for output in self.session.get_outputs()]

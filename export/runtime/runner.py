@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from export.errors import BackendError
+from export.runtime.execution import Execution
 from export.runtime.gpu import DeviceMeter
 
 
@@ -27,12 +28,14 @@ class RunnerOptions:
         cuda_graphs: let TensorRT replay plans as CUDA graphs, if it can.
         meter: measures the GPU time of plans; None measures nothing.
         layer_milliseconds: collects the time of every layer of a plan, by name; None does not profile.
+        execution: of ONNX files; None is the artifact's default (`Artifact.execution`).
     """
 
     threads: int | None = None
     cuda_graphs: bool = False
     meter: DeviceMeter | None = None
     layer_milliseconds: defaultdict[str, float] | None = None
+    execution: Execution | None = None
 
 
 def feed(

@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from export.engine.op_library import PROVIDERS, Provider
 from export.engine.profile import batch_and_text
+from export.errors import OptionError
 from export.runtime.artifact import Artifact
 from export.runtime.checked import finite_runners
 from export.runtime.forks import forked
@@ -66,19 +68,35 @@ class Session:
         manifest: `out.json`, or the artifact beside it.
         vocabulary: `vocab.txt` of the checkpoint; None is the file that the manifest names. CLIP needs none.
         threads: number of threads of ONNX Runtime; None leaves the choice to it.
+        provider: of ONNX Runtime: "cpu" or "cuda".
+        library: op library, whose kernels take the place of the custom ops' function bodies in an `.onnx` artifact;
+            None is the installed one where it can be used, "none" runs the bodies.
 
     Attributes:
         task: "nlvr", "vqa", "caption", "retrieval" or "clip".
         temperature: the manifest's, which is the default of every request.
         batch, text: ranges of requests per batch, and of tokens per text, that the artifact was built for.
+        execution: how ONNX Runtime runs it, with which library, or why without; None for a plan.
 
     Raises:
         ManifestError: no manifest, or its files are missing, swapped, or not of one checkpoint.
         InputError: there is no vocabulary, or it does not belong to the model.
-        BackendError: no GPU of this machine can run the plan, or the runtime refuses a file.
+        BackendError: no GPU of this machine can run the plan, the runtime refuses a file or has no such provider here.
+        PluginError: the library that was named may not be loaded, or cannot be.
+        OptionError: a library or a provider for a plan.
     """
 
-    def __init__(self, manifest: Path | str, *, vocabulary: Path | None = None, threads: int | None = None) -> None:
+    def __init__(
+        self,
+        manifest: Path | str,
+        *,
+        vocabulary: Path | None = None,
+        threads: int | None = None,
+        provider: Provider = "cpu",
+        library: str | Path | None = None,
+    ) -> None:
+        if provider not in PROVIDERS:
+            raise OptionError(f"provider is {provider!r}", "", f"Use one of {', '.join(PROVIDERS)}.")
         self._artifact = Artifact.open(Path(manifest))
         self.manifest, self.config = self._artifact.manifest, self._artifact.config
         self.task: str = self.manifest.task
@@ -87,9 +105,10 @@ class Session:
         self.batch, self.text = batch_and_text(self.manifest)
         self.backend = self._artifact.backend
         self._artifact.check_runs()
+        self.execution = self._artifact.execution(library, provider)
         if forked():
             torch.set_num_threads(1)  # its pool stayed with the parent; a call would wait for it for ever
-        opened = self._artifact.open_runners(RunnerOptions(threads))
+        opened = self._artifact.open_runners(RunnerOptions(threads, execution=self.execution))
         self.runners: dict[str, Runner] = {**finite_runners(opened, "asked by a session")}
         self._process = os.getpid()
 

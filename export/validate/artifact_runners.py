@@ -1,4 +1,4 @@
-"""The runners of an artifact: ONNX Runtime, and TensorRT where a GPU can run its plan."""
+"""The runners of an artifact: ONNX Runtime on bodies and on kernels, and TensorRT where a GPU can run its plan."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,8 +10,10 @@ from export.errors import BackendError
 from export.graph.precision import needs_rounding, write_runnable
 from export.runtime.artifact import Artifact
 from export.runtime.checked import CheckedRunner
+from export.runtime.execution import BODIES, Execution
 from export.runtime.intermediates_runner import KeptIdsRunner
 from export.runtime.onnx_runner import OnnxRunner
+from export.runtime.runner import RunnerOptions
 from export.validate.intermediates import (
     IntermediatesPlanBuilder,
     kept_ids_runners,
@@ -24,6 +26,8 @@ from madtp.files.staging import write_errors
 from madtp.models.parts import parts_of
 from madtp.tasks.requests import Runner
 
+BODIES_RUNNER, KERNELS_RUNNER = "onnx", "kernels"  # names of an ONNX file's runners
+
 
 @dataclass(frozen=True)
 class ArtifactRunners:
@@ -32,7 +36,7 @@ class ArtifactRunners:
     Attributes:
         files: ONNX of every part that ONNX Runtime runs: the artifact's, or traced from the checkpoint where that is a
             plan.
-        runners: ONNX Runtime, and the plan where it can run.
+        runners: ONNX Runtime on function bodies, and the kernels of the op library or the plan where they can run.
         plan_builder: rebuilds the plan's parts with values inside them as outputs; None where no plan runs.
         notes: what is compared less closely than usual and why, a sentence each.
     """
@@ -43,21 +47,38 @@ class ArtifactRunners:
     notes: tuple[str, ...] = ()
 
 
-def open_runners(artifact: Artifact, reference: TorchModelRunner, scratch: Path, progress: Progress) -> ArtifactRunners:
+def open_runners(
+    artifact: Artifact,
+    reference: TorchModelRunner,
+    scratch: Path,
+    progress: Progress,
+    execution: Execution | None = None,
+) -> ArtifactRunners:
     """Open everything that can run here, each with the ids of the tokens that it keeps.
+
+    Args:
+        execution: of an .onnx artifact (`Artifact.execution`). With a library there are two runners: "onnx" runs the
+            function bodies, and "kernels" the library.
 
     A plan that a tool changed shows no ids: one built anew would say nothing about it.
     """
     if not artifact.manifest.is_plan:
         progress.stage("opening the artifact")
-        files = artifact.part_files
-        return ArtifactRunners(files, [_runner("onnx", reference, artifact.open_runners(), _onnx_kept_ids(files))])
+        files, execution = artifact.part_files, execution or BODIES
+        ways = {BODIES_RUNNER: Execution(execution.provider)}
+        if execution.library is not None:
+            ways[KERNELS_RUNNER] = execution
+        runners = []
+        for name, way in ways.items():
+            opened = artifact.open_runners(RunnerOptions(execution=way))
+            runners.append(_runner(name, reference, opened, _onnx_kept_ids(files, way)))
+        return ArtifactRunners(files, runners)
     progress.stage("tracing the checkpoint to ONNX")
     form = artifact.manifest.graph_form
     passes = passes_of(artifact.manifest, reference.model)
     networks = trace_parts(parts_of(reference.model), scratch, progress.detail, *form, runnable=False, passes_of=passes)
     files = _runnable(networks, artifact.manifest.precision)
-    onnx = _runner("onnx", reference, _open_traced(artifact.manifest, files), _onnx_kept_ids(files))
+    onnx = _runner(BODIES_RUNNER, reference, _open_traced(artifact.manifest, files), _onnx_kept_ids(files))
     if not artifact.backend.can_run:
         return ArtifactRunners(files, [onnx])
     plan = artifact.open_runners()
@@ -86,8 +107,8 @@ def _runner(
     return ArtifactRunner(name, reference.config, reference.parts, parts, kept_ids)
 
 
-def _onnx_kept_ids(files: Mapping[str, Path]) -> dict[str, KeptIdsRunner]:
-    return kept_ids_runners(files, open_onnx_intermediates(files))
+def _onnx_kept_ids(files: Mapping[str, Path], execution: Execution = BODIES) -> dict[str, KeptIdsRunner]:
+    return kept_ids_runners(files, open_onnx_intermediates(files, execution))
 
 
 def _plan_kept_ids(

@@ -9,7 +9,7 @@ from export.errors import BackendError
 from export.graph.custom_nodes import custom_nodes
 from export.graph.inline import inline_functions
 from export.graph.onnx_graph import OnnxGraph
-from export.validate.artifact_runners import ArtifactRunners
+from export.validate.artifact_runners import KERNELS_RUNNER, ArtifactRunners
 from export.validate.divergent_node import DivergentNode, first_divergent_node, record_calls
 from export.validate.intermediates import trace_parts
 from export.validate.model_runner import TorchModelRunner
@@ -19,6 +19,11 @@ from export.validate.repro import save_repro
 from export.validate.result import Bisection, ValidationResult
 from madtp.errors import OutputError
 from madtp.models.parts import parts_of
+
+KERNELS_DIFFER = (
+    "the function bodies are within tolerance, so the file is right and the op library is not: run it with --library "
+    "none, and report this"
+)
 
 
 def bisect_failures(
@@ -35,6 +40,8 @@ def bisect_failures(
     if not failures:
         return None
     is_plan = result.runs_plan is not None
+    if not is_plan and all(KERNELS_RUNNER in failure.text.split(",")[0] for failure in failures):
+        return Bisection(KERNELS_DIFFER)
     if is_plan and any(pair.pair == "torch/onnx" and pair.failures for pair in result.pairs):
         return Bisection("the ONNX traced from the checkpoint differs from torch: report this defect of the export")
     if is_plan and opened.plan_builder is None:

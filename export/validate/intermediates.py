@@ -20,6 +20,7 @@ from export.graph.source_ids import kept_ids
 from export.graph.token_sizes import set_token_sizes
 from export.graph.trace import write_part
 from export.runtime.artifact import Artifact
+from export.runtime.execution import BODIES, Execution
 from export.runtime.intermediates_runner import IntermediatesRunner, KeptIdsRunner
 from export.runtime.plan_runner import PlanRunner
 from madtp.files.staging import write_errors
@@ -37,9 +38,9 @@ class OpenIntermediates(Protocol):
         ...
 
 
-def open_onnx_intermediates(files: Mapping[str, Path]) -> OpenIntermediates:
+def open_onnx_intermediates(files: Mapping[str, Path], execution: Execution = BODIES) -> OpenIntermediates:
     """Opens ONNX files, by part, in ONNX Runtime."""
-    return lambda part, values: IntermediatesRunner(OnnxGraph.read(files[part]), values)
+    return lambda part, values: IntermediatesRunner(OnnxGraph.read(files[part]), values, execution=execution)
 
 
 @dataclass(frozen=True)

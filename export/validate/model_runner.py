@@ -149,7 +149,7 @@ class ArtifactRunner:
         return forced_logits(self._runners, text)
 
     def run(self, inputs: Inputs, temperature: float) -> RunResult:
-        outputs = run_request(self._config, self._runners, inputs, temperature)
+        outputs = _owned(run_request(self._config, self._runners, inputs, temperature))
         result = RunResult(outputs, counted_layers(self._layers, outputs))
         if not self._kept_ids or temperature <= 0:
             return result
@@ -164,7 +164,12 @@ def run_kept_ids(config: Config, runners: Runners, inputs: Inputs, temperature: 
     Of the runners, which are all parts but a decoder, those that prune are `KeptIdsRunner`.
     """
     count_tokens(config, runners, inputs, temperature)
-    return [ids for runner in runners.values() if isinstance(runner, KeptIdsRunner) for ids in runner.ids]
+    return [ids.clone() for runner in runners.values() if isinstance(runner, KeptIdsRunner) for ids in runner.ids]
+
+
+def _owned(outputs: Outputs) -> Outputs:
+    """Copies: a closed session of ONNX Runtime frees no working memory while any of its outputs is held."""
+    return {name: value.clone() for name, value in outputs.items()}
 
 
 def with_kept_ids(result: RunResult, ids: list[Tensor]) -> RunResult:

@@ -21,6 +21,7 @@ from export.artifact.manifest import (
 )
 from export.artifact.reader import read_manifest
 from export.artifact.seal import MANIFEST, dump_manifest
+from export.runtime.execution import Execution
 from export.validate.batch_invariance import BatchInvariance
 from export.validate.comparator import PairResult, TokenCounts
 from export.validate.divergent_node import DivergentNode
@@ -42,7 +43,7 @@ class Check:
     """One check of a validation.
 
     Attributes:
-        group: "torch/onnx", "torch/plan", "onnx/plan" or "batch invariance".
+        group: a pair of runners, e.g. "torch/onnx", or "batch invariance".
         status: "passed", "failed" or "not run".
         why: one line for each failure, or for why it was not run.
     """
@@ -71,6 +72,7 @@ class ValidationResult:
         runs_plan: whether a GPU here can run the plan; None for an .onnx artifact.
         notes: what was compared less closely than usual and why, a sentence each.
         changed: names of files that are not as the export wrote them.
+        execution: of an .onnx artifact; its library is the runner "kernels".
     """
 
     artifact: str
@@ -86,6 +88,7 @@ class ValidationResult:
     notes: list[str] = field(default_factory=list)
     changed: list[str] = field(default_factory=list)
     bisection: Bisection | None = None
+    execution: Execution | None = None
     created: str = field(default_factory=lambda: datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))
 
     @property
@@ -143,6 +146,7 @@ class ValidationResult:
                 "batch_mates": [found.to_json() for found in self.batch_invariance],
                 "bisected": "" if self.bisection is None else self.bisection.text,
                 "repro": "" if self.bisection is None else self.bisection.repro,
+                "execution": None if self.execution is None else self.execution.to_json(),
                 "notes": self.notes,
                 "changed": self.changed,
                 "tools": tool_versions(),

@@ -11,6 +11,7 @@ import madtp
 from export.artifact.manifest import Manifest, SamplesEntry
 from export.artifact.reader import ARTIFACTS
 from export.console import Progress
+from export.engine.op_library import Provider
 from export.engine.profile import batch_and_text
 from export.errors import ManifestError, OptionError
 from export.runtime.artifact import Artifact
@@ -49,6 +50,7 @@ class ValidateOptions:
         repro: folder for the first divergent node and its inputs.
         temperatures: additional ones; the manifest's and zero are always compared.
         changed: also validate files that were changed since the export; the manifest then stays as it is.
+        library, provider: of ONNX Runtime, see `Artifact.execution`.
     """
 
     engine: Path
@@ -59,6 +61,8 @@ class ValidateOptions:
     repro: Path | None = None
     temperatures: Sequence[float] = ()
     changed: bool = False
+    library: str | Path | None = None
+    provider: Provider = "cpu"
 
     def __post_init__(self) -> None:
         if self.engine.suffix not in (*ARTIFACTS, ".json"):
@@ -80,7 +84,8 @@ class ValidateOptions:
 
 
 def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[ValidationResult, str]:
-    """Compare torch, ONNX and (where a GPU can run it) the plan, and put the result into the manifest.
+    """Compare torch, ONNX and (where they can run) the op library's kernels or the plan, and put the result into the
+    manifest.
 
     Returns:
         The result, and why the manifest was not updated (empty where it was).
@@ -96,7 +101,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         Artifact.open(options.engine, checkpoint=options.checkpoint, changed=options.changed) as artifact,
         scratch_folder() as scratch,
     ):
-        manifest = artifact.manifest
+        manifest, execution = artifact.manifest, artifact.execution(options.library, options.provider)
         bounds = Bounds(tolerance_of(manifest.precision), options.tolerances)
         model = madtp.load(options.checkpoint, options.config)
         model.set_keep_margin(manifest.keep_margin or 0.0)
@@ -108,9 +113,10 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
             artifact.check_runs("A changed plan has to run: validate it on a machine whose GPU runs it.")
         smooth_as(manifest, model)
         reference = TorchModelRunner("torch", model, bounds.tolerance.dtype, in_torch(manifest, model))
-        opened = open_runners(artifact, reference, scratch, progress)
+        opened = open_runners(artifact, reference, scratch, progress, execution)
         comparator = Comparator(reference, TorchModelRunner("torch fp64", model, torch.float64), opened.runners, bounds)
         result = _compare(options, artifact, samples, comparator, bounds, opened.notes, progress)
+        result = replace(result, execution=execution)
         if not result.passed:
             progress.stage("looking for the first divergent node")
             found = bisect_failures(result, manifest, reference, opened, options.repro, scratch, progress)

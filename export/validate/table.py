@@ -2,6 +2,7 @@
 
 from rich.table import Table
 
+from export.runtime.execution import Execution
 from export.validate.comparator import PairResult
 from export.validate.result import ValidationResult
 
@@ -60,6 +61,8 @@ def result_lines(result: ValidationResult) -> list[str]:
         lines.append(f"{excluded} of {requests} requests excluded: a score within rounding of the threshold")
     lines += [f"{pair.pair} at {pair.temperature:g}: {pair.cost}" for pair in result.pairs if pair.cost is not None]
     lines += _invariance_lines(result)
+    if result.execution is not None:
+        lines.append(_execution_line(result.execution))
     if result.runs_plan is False:
         lines.append("the plan was not run: no GPU here can run it; compared ONNX traced from the checkpoint")
     lines += result.notes
@@ -70,6 +73,12 @@ def result_lines(result: ValidationResult) -> list[str]:
     lines += result.bisection_lines
     status = {"passed": "passed", "failed": "FAILED", "not run": "passed as far as it could be run; the plan: not run"}
     return [*lines, f"validation {status[result.artifact_status]}"]
+
+
+def _execution_line(execution: Execution) -> str:
+    if execution.library is None:
+        return f"the file was run as {execution}"
+    return f"onnx: function bodies; kernels: the same file on {execution} (sha256 {execution.library.sha256:.12})"
 
 
 def _invariance_lines(result: ValidationResult) -> list[str]:

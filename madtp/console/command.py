@@ -93,8 +93,10 @@ def run(command: click.Command, interrupted: str) -> int:
         with suppress(OSError):
             say(f"error: {one_line(what)}: {one_line(error.strerror or str(error))}", err=True)
         _drop_output()
-    except SystemExit:  # click's and rich's answer to a pipe that nobody reads; their status, 1, would be a verdict
-        _drop_output()
+    except SystemExit as ended:
+        if ended.code == 0:  # click has completed a command line for a shell
+            return 0
+        _drop_output()  # click's and rich's answer to a pipe that nobody reads; their status, 1, would be a verdict
     except (click.Abort, KeyboardInterrupt) as error:
         # CPython ends `python -m` by SIGINT instead of with our status if a KeyboardInterrupt, though caught, has
         # passed through an exec() of a string, as imports of torch are full of; the next exec() makes it forget that.

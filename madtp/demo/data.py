@@ -201,7 +201,12 @@ def image_batch(images: Bytes) -> Tensor:
 
 def held_out_samples(count: int, seed: int = HELD_OUT_SEED) -> list[Sample]:
     """`count` labelled requests over scans that were never trained on; the same ones for the same arguments."""
-    batch = _held_out_scenes().batch(np.random.default_rng(seed), count)
+    return scene_samples(_held_out_scenes(), np.random.default_rng(seed), count)
+
+
+def scene_samples(scenes: Scenes, rng: np.random.Generator, count: int) -> list[Sample]:
+    """`count` labelled requests, a statement each."""
+    batch = scenes.batch(rng, count)
     return [
         Sample(
             (Image.fromarray(batch.images[0, index]), Image.fromarray(batch.images[1, index])),

@@ -9,13 +9,12 @@ import torch
 
 from madtp.errors import MadtpError
 from madtp.files.inputs import read_bytes
+from madtp.files.native import BUILD_COMMAND, KERNELS_NAME, installed_library
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
 VECTOR_BYTES = 16  # boundary of what the kernels read 16 bytes at a time
 VARIABLE = "MADTP_KERNELS"  # environment variable: the library, where it is not installed beside the package
-INSTALLED = Path(__file__).resolve().parents[2] / "install" / "lib" / "libmadtp_kernels.so"
-
 MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
 _POINTER, _FLOAT = ctypes.c_void_p, ctypes.c_float
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # what it returns, and its arguments
@@ -34,7 +33,7 @@ _REASONS = {  # cudaError_t -> why, what to do
     100: ("There is no CUDA device.", "Run this on a machine with an NVIDIA GPU; nvidia-smi has to list it."),
     209: (
         "The library holds no code for this GPU.",
-        "Build it for this compute capability, e.g. MADTP_SM=90 ./build.sh plugins.",
+        f"Build it for this compute capability, e.g. MADTP_SM=90 {BUILD_COMMAND}.",
     ),
     801: ("This GPU cannot do that.", "bfloat16 needs compute capability 8.0: use float16 before it."),
 }
@@ -100,9 +99,9 @@ class CompactOutputs(ctypes.Structure):
 
 
 def library_path() -> Path:
-    """Where the library is looked for: MADTP_KERNELS, else what `./build.sh plugins` installed."""
+    """Where the library is looked for: MADTP_KERNELS, else what the package carries or a build installed."""
     given = os.environ.get(VARIABLE, "")
-    return Path(given) if given else INSTALLED
+    return Path(given) if given else installed_library(KERNELS_NAME)
 
 
 def load_library(path: Path | None = None) -> ctypes.CDLL:
@@ -114,7 +113,7 @@ def load_library(path: Path | None = None) -> ctypes.CDLL:
         KernelError: it is missing, no library of kernels, or cannot be loaded.
     """
     path = library_path() if path is None else path
-    fix = f"Build it with ./build.sh plugins, or name another one in {VARIABLE}."
+    fix = f"Build it with {BUILD_COMMAND}, or name another one in {VARIABLE}."
     if not path.is_file():
         raise KernelError(f"the library of kernels '{path}' is missing", "It has not been built here.", fix)
     _check_kernels(path, fix)

@@ -10,6 +10,7 @@ namespace {
 
 constexpr ONNXTensorElementDataType kEngine = ONNX_TENSOR_ELEMENT_DATA_TYPE_UNDEFINED;
 constexpr ONNXTensorElementDataType kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
+constexpr ONNXTensorElementDataType kInt8 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT8;
 constexpr ONNXTensorElementDataType kInt32 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32;
 constexpr ONNXTensorElementDataType kInt64 = ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64;
 
@@ -17,7 +18,9 @@ void add_ops(OrtApi const& api, OrtSessionOptions* options) {
     OrtCustomOpDomain* domain = nullptr;
     check(api, api.CreateCustomOpDomain("madtp", &domain));
     // Never released: sessions keep the pointer, and nothing says when the last one is gone.
+#ifndef MADTP_SIMT  // there the kernels of CUDA run for the CPU's provider
     for (OrtCustomOp const* op : cpu_ops()) { check(api, api.CustomOpDomain_Add(domain, op)); }
+#endif
 #ifdef MADTP_CUDA
     for (OrtCustomOp const* op : cuda_ops()) { check(api, api.CustomOpDomain_Add(domain, op)); }
 #endif
@@ -33,6 +36,14 @@ Signature aligned_attention_signature() {
 Signature token_compact_signature() {
     return {"TokenCompact", {kEngine, kFloat, kInt32, kFloat, kFloat, kFloat, kFloat, kInt64},
         {kEngine, kFloat, kInt32, kInt64}, {}};
+}
+
+Signature quantized_linear_signature() { return {"QuantizedLinear", {kFloat, kInt8, kFloat, kFloat}, {kFloat}, {}}; }
+
+Signature quantized_linear_gelu_signature() {
+    Signature signature = quantized_linear_signature();
+    signature.name = "QuantizedLinearGelu";
+    return signature;
 }
 
 }  // namespace madtp::onnxruntime

@@ -70,6 +70,24 @@ struct Input {
     }
 };
 
+// What a value of ONNX Runtime holds.
+inline Input input_of(OrtApi const& api, OrtValue const* value) {
+    OrtTensorTypeAndShapeInfo* raw = nullptr;
+    check(api, api.GetTensorTypeAndShape(value, &raw));
+    auto const release = [&api](OrtTensorTypeAndShapeInfo* held) { api.ReleaseTensorTypeAndShapeInfo(held); };
+    std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> const info{raw, release};
+    Input found{};
+    size_t rank = 0;
+    check(api, api.GetDimensionsCount(info.get(), &rank));
+    found.shape.resize(rank);
+    check(api, api.GetDimensions(info.get(), found.shape.data(), rank));
+    check(api, api.GetTensorElementType(info.get(), &found.type));
+    void* data = nullptr;
+    check(api, api.GetTensorMutableData(const_cast<OrtValue*>(value), &data));  // there is no other way to read
+    found.data = data;
+    return found;
+}
+
 // One call of a kernel: its inputs, outputs, threads and stream.
 class Call {
 public:
@@ -78,20 +96,7 @@ public:
     Input input(size_t index) const {
         OrtValue const* value = nullptr;
         check(mApi, mApi.KernelContext_GetInput(mContext, index, &value));
-        OrtTensorTypeAndShapeInfo* raw = nullptr;
-        check(mApi, mApi.GetTensorTypeAndShape(value, &raw));
-        auto const release = [this](OrtTensorTypeAndShapeInfo* held) { mApi.ReleaseTensorTypeAndShapeInfo(held); };
-        std::unique_ptr<OrtTensorTypeAndShapeInfo, decltype(release)> const info{raw, release};
-        Input found{};
-        size_t rank = 0;
-        check(mApi, mApi.GetDimensionsCount(info.get(), &rank));
-        found.shape.resize(rank);
-        check(mApi, mApi.GetDimensions(info.get(), found.shape.data(), rank));
-        check(mApi, mApi.GetTensorElementType(info.get(), &found.type));
-        void* data = nullptr;
-        check(mApi, mApi.GetTensorMutableData(const_cast<OrtValue*>(value), &data));  // there is no other way to read
-        found.data = data;
-        return found;
+        return input_of(mApi, value);
     }
 
     template <typename T>
@@ -149,6 +154,15 @@ public:
         if (status == nullptr) { return value; }
         mApi.ReleaseStatus(status);
         return absent;
+    }
+
+    // An input that is an initializer.
+    Input constant(size_t index) const {
+        int constant = 0;
+        OrtValue const* value = nullptr;
+        check(mApi, mApi.KernelInfoGetConstantInput_tensor(mInfo, index, &constant, &value));
+        if (constant == 0) { refuse("input " + std::to_string(index) + " has to be an initializer"); }
+        return input_of(mApi, value);
     }
 
 private:
@@ -218,6 +232,9 @@ private:
 // The two ops of docs/semantics.md.
 Signature aligned_attention_signature();
 Signature token_compact_signature();
+// A linear layer with an INT8 weight, and one with a GELU behind it.
+Signature quantized_linear_signature();
+Signature quantized_linear_gelu_signature();
 
 // The ops that this library has, CPU first; they live as long as the process.
 std::vector<OrtCustomOp const*> cpu_ops();

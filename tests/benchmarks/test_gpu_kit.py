@@ -20,7 +20,7 @@ from benchmarks.kit import pack, report, run
 from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.plan import MINUTES, PROBE, STAGES, Stage
 from benchmarks.kit.stage import StageRun, WrongMachineError
-from benchmarks.kit.stages import probe
+from benchmarks.kit.stages import onnx_runtime, probe
 from tests.helpers import bare_environment
 from tests.helpers.paths import CARRIED, ROOT, golden_folders
 
@@ -103,6 +103,7 @@ def test_rehearsal_passes_where_nothing_of_ours_is_installed(elsewhere: Elsewher
         assert found["probe"]["call_without_a_driver"] in probe.NO_DRIVER
     assert (tmp_path / "results" / "results.md").read_text().startswith("# A rehearsal on a CPU: nothing here was")
     assert len(found["model"]["batches"]["1"]["candidates"]) == 5
+    assert set(found["onnx_runtime"]["ran"]) == {f"{op} on CPUExecutionProvider" for op in onnx_runtime.OPS}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -60,6 +60,27 @@ def on_a_gpu(seconds: float) -> dict[str, Any]:
             "batches": {"1": {"candidates": {"ours": candidate}, "not_run": {"dense": "no"}}},
             "compiled": {"1": {"not_run": "no compiler"}},
         },
+        "onnx_runtime": {
+            "onnxruntime": "1.31.1",
+            "provider": "CUDAExecutionProvider",
+            "ran": {"TokenCompact on CUDAExecutionProvider": 8},
+            "cases": [{"case": "b1", "worst": None, "mismatches": ["K = 3, recorded 4"]}],
+            "base": [{"temperature": 0.4, "same_counts": False, "worst": None}],
+            "batches": {
+                "8": {
+                    "latency_us": {"torch, dense": timing, "ONNX Runtime, ours": timing},
+                    "profile": {**profile, "candidate": "ONNX Runtime, ours"},
+                    "answers": {
+                        "50%": {
+                            "requests": 8,
+                            "as_dense_torch": 6,
+                            "as_torch_on_our_kernels": 8,
+                            "worst_logit_difference": 2e-3,
+                        }
+                    },
+                }
+            },
+        },
         "timings": {"batches": {"1": {"aligned_attention": timed}}, "copy_bytes_per_second": 3e12},
         "graphs": None,
     }
@@ -92,6 +113,15 @@ def test_the_page_says_what_was_predicted_and_why_it_is_off(seconds: float, says
     assert f"{predicted['1']['aligned_attention']['predicted'] * 1e6:.1f}" in page
 
 
+def test_the_page_tells_of_onnx_runtime() -> None:
+    page = report.render(on_a_gpu(0.02), None)
+    assert "1.31.1, CUDAExecutionProvider. Ran there: TokenCompact on CUDAExecutionProvider (8)." in page
+    assert "b1: K = 3, recorded 4" in page
+    assert "| 0.4 | **differ** | not finite |" in page
+    assert "| ONNX Runtime, ours | 8 | 20.00 | 20.00-20.00 | 1.00 |" in page
+    assert "| 50% | 8 | 6/8 | 8/8 | 2.0e-03 |" in page
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results of a GPU, beside a status page and a folder `kept`."""
@@ -120,7 +150,7 @@ def test_results_of_a_gpu_are_kept_and_listed(results: Path, tmp_path: Path) -> 
     text = (tmp_path / "gpu-status.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| abc | 3/4 | graphs overlong |" in text
+    assert "| abc | 4/5 | graphs overlong |" in text
 
 
 def test_a_run_is_kept_once_and_another_of_its_day_beside_it(results: Path, tmp_path: Path) -> None:

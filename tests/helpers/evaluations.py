@@ -20,6 +20,7 @@ class FakeSession:
 
     def __init__(self, task: str = "nlvr", artifact: str = "ab", batch: Range | None = None) -> None:
         self.task, self.temperature, self.batch = task, 0.5, batch or Range(1, 2, 4)
+        self.execution = None
         self.processor = SimpleNamespace(
             sha256="cd", is_cut=lambda text: len(text) > 100, ids=lambda text, cut: [*text.split(), "ENC", "SEP"]
         )

@@ -145,6 +145,19 @@ class OnnxRuntime:
         return {part.name: OnnxPart(part, runner, ids, towers) for part, runner, ids in self._parts}, towers
 
 
+class KernelsRuntime(OnnxRuntime):
+    """The same graphs on the kernels of the op library."""
+
+    name = "kernels"
+
+    def _open(self, graph: Any, ids: list[str]) -> Runner:
+        from export.runtime.execution import Execution
+        from export.runtime.intermediates_runner import IntermediatesRunner
+        from tests.helpers.op_library import real_library
+
+        return IntermediatesRunner(graph, ids, execution=Execution("cpu", real_library(), ""))
+
+
 class OpenVinoRuntime(OnnxRuntime):
     """The same graphs as standard ONNX, without custom ops, in OpenVINO in float32."""
 

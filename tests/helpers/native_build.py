@@ -11,8 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from export.engine.built_library import PRODUCT
 from export.engine.plugin_build import find_headers
-from export.engine.plugin_library import PRODUCT
 from tests.helpers.paths import ROOT
 
 SOURCES = ROOT / "tests" / "native"
@@ -31,6 +31,7 @@ class Native:
     harness: Path  # drives plugin objects of any plugin library
     probe: Path  # tiny kernels that test the stand-in itself
     onnxruntime: Path  # the ops of ONNX Runtime, on CPUs
+    cuda_ops: Path  # those of its CUDA provider on host memory, for the CPU's
     finder_plain: Path  # finds a logger as TensorRT 10 does
     finder_versioned: Path  # as TensorRT 11 does
     finder_unknown: Path  # does not say its version
@@ -50,7 +51,7 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
 
     If MADTP_NATIVE names a folder of libraries, these are used as they are.
     """
-    names = ("kernels_host", "plugins_host", "harness", "probe", "onnxruntime")
+    names = ("kernels_host", "plugins_host", "harness", "probe", "onnxruntime", "onnxruntime_host")
     names += ("finder_plain", "finder_versioned", "finder_unknown")
     if given := os.environ.get(PREBUILT):
         return Native(*(Path(given) / f"libmadtp_{name}.so" for name in names))
@@ -77,7 +78,7 @@ def _run(command: list[str]) -> None:
 
 
 def cuda_library(name: str) -> Path | None:
-    """libmadtp_<name>.so as compiled for CUDA, where that was done: kernels or plugins."""
+    """libmadtp_<name>.so as compiled for CUDA, where that was done: kernels, plugins or onnxruntime."""
     given = os.environ.get(PREBUILT)
     places = (Path(given),) if given else (ROOT / "build" / "plugins", ROOT / "install" / "lib")
     return next((path for place in places if (path := place / f"libmadtp_{name}.so").is_file()), None)

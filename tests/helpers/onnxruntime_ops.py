@@ -16,13 +16,23 @@ from onnx import TensorProto
 from torch import Tensor
 
 from export.graph.functions import OPSET, functions
-from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, KEEP_MARGIN, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, FLOAT, KEEP_MARGIN, TOKEN_COMPACT, VERSION, OpSpec, TensorSpec
 from tests.helpers.kernels import Compacted
 from tests.helpers.native_build import build
 
 CPU = "MADTP_CPU"  # environment variable: the instruction set, read at the first call of a loaded library
 FLAGS = {"baseline": set(), "avx2": {"avx2", "fma", "bmi2"}, "avx512": {"avx512bw", "avx512vl", "avx512dq"}}
-_TYPES = {"T": TensorProto.FLOAT, "float32": TensorProto.FLOAT, "int32": TensorProto.INT32, "int64": TensorProto.INT64}
+ENGINE_TYPES = {
+    torch.float32: TensorProto.FLOAT,
+    torch.float16: TensorProto.FLOAT16,
+    torch.bfloat16: TensorProto.BFLOAT16,
+}
+_TYPES = {
+    FLOAT: TensorProto.FLOAT,
+    "float32": TensorProto.FLOAT,
+    "int32": TensorProto.INT32,
+    "int64": TensorProto.INT64,
+}
 
 
 def instruction_sets() -> list[str]:
@@ -48,20 +58,29 @@ def library(instruction_set: str, folder: Path) -> Iterator[Path]:
     yield path
 
 
-def model(spec: OpSpec, bodies: bool = False, **attributes: Any) -> bytes:
-    """A model of one node, all of whose sizes are free; with `bodies` it has the function bodies too."""
+def model(spec: OpSpec, bodies: bool = False, dtype: torch.dtype = torch.float32, **attributes: Any) -> bytes:
+    """A model of one node, all of whose sizes are free; with `bodies` it has the function bodies too.
+
+    A node of another `dtype` stands between casts from and to float32, which change nothing: numpy has no bfloat16.
+    """
+    narrow = dtype != torch.float32
+
+    def inner(entry: TensorSpec) -> str:
+        return f"{entry.name}_inner" if narrow and entry.dtype == FLOAT else entry.name
+
+    def casts(entries: tuple[TensorSpec, ...], to: int, inward: bool) -> list[onnx.NodeProto]:
+        ends = [(entry.name, inner(entry)) for entry in entries if inner(entry) != entry.name]
+        return [onnx.helper.make_node("Cast", [e[not inward]], [e[inward]], to=to) for e in ends]
+
     node = onnx.helper.make_node(
-        spec.onnx_name,
-        [entry.name for entry in spec.inputs],
-        [entry.name for entry in spec.outputs],
-        domain=DOMAIN,
-        **attributes,
+        spec.onnx_name, list(map(inner, spec.inputs)), list(map(inner, spec.outputs)), domain=DOMAIN, **attributes
     )
+    before, after = casts(spec.inputs, ENGINE_TYPES[dtype], True), casts(spec.outputs, TensorProto.FLOAT, False)
     inputs, outputs = (
         [onnx.helper.make_tensor_value_info(entry.name, _TYPES[entry.dtype], None) for entry in part]
         for part in (spec.inputs, spec.outputs)
     )
-    graph = onnx.helper.make_graph([node], "one", inputs, outputs)
+    graph = onnx.helper.make_graph([*before, node, *after], "one", inputs, outputs)
     opsets = [onnx.helper.make_opsetid("", OPSET), onnx.helper.make_opsetid(DOMAIN, VERSION)]
     made = onnx.helper.make_model(graph, opset_imports=opsets, ir_version=9)
     if bodies:
@@ -83,7 +102,7 @@ class OnnxRuntimeOps:
         self.path, self.threads, self.bodies = path, threads, bodies or path is None
         self.session = cache(self._session)
 
-    def _session(self, spec: OpSpec, **attributes: Any) -> onnxruntime.InferenceSession:
+    def _session(self, spec: OpSpec, dtype: torch.dtype, **attributes: Any) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4  # what goes wrong is raised too
@@ -91,14 +110,18 @@ class OnnxRuntimeOps:
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if self.path is not None:
             options.register_custom_ops_library(str(self.path))
-        content = model(spec, self.bodies, **attributes)
+        content = model(spec, self.bodies, dtype, **attributes)
         return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
 
     def run(self, spec: OpSpec, inputs: Any, **attributes: Any) -> list[Tensor]:
-        """The outputs of one call."""
-        arrays = [np.ascontiguousarray(torch.as_tensor(entry).numpy()) for entry in inputs]
+        """The outputs of one call, in the type of its first input."""
+        dtype = torch.as_tensor(inputs[0]).dtype
+        tensors = [torch.as_tensor(entry) for entry in inputs]
+        arrays = [np.ascontiguousarray((x.float() if x.dtype == dtype else x).numpy()) for x in tensors]
         feeds = {entry.name: array for entry, array in zip(spec.inputs, arrays, strict=True)}
-        return [torch.from_numpy(np.asarray(x)) for x in self.session(spec, **attributes).run(None, feeds)]
+        results = [torch.from_numpy(np.asarray(x)) for x in self.session(spec, dtype, **attributes).run(None, feeds)]
+        kinds = [entry.dtype for entry in spec.outputs]
+        return [x.to(dtype) if kind == FLOAT else x for kind, x in zip(kinds, results, strict=True)]
 
     def aligned_attention(self, qkv: Tensor, key_mask: Tensor, causal: int, heads: int) -> tuple[Tensor, ...]:
         """Like `madtp.ops.reference.aligned_attention`."""

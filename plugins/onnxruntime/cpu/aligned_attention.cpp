@@ -8,37 +8,25 @@
 
 namespace madtp::onnxruntime {
 
-AlignedAttention::AlignedAttention(Attributes const& attributes)
-    : mHeads{attributes.integer("heads")}, mCausal{attributes.integer("causal") != 0} {
-    if (mHeads < 1) { refuse("AlignedAttention has " + std::to_string(mHeads) + " heads; it needs one at least"); }
-}
+AlignedAttention::AlignedAttention(Attributes const& attributes) : mAttributes{attributes} {}
 
 void AlignedAttention::run(Call const& context) const {
-    Input const qkv = context.input(0), key_mask = context.input(1);
-    if (qkv.shape.size() != 3 || qkv.shape[1] < 1 || qkv.shape[2] < 1 || qkv.shape[2] % 3 != 0 ||
-        qkv.shape[2] / 3 % mHeads != 0) {
-        refuse("qkv of AlignedAttention is " + text(qkv.shape) + "; it has to be [samples, tokens, 3 * width], the width a "
-            "multiple of " + std::to_string(mHeads) + " heads");
-    }
-    Shape const rows{qkv.shape[0], qkv.shape[1]};
-    if (key_mask.shape != rows) {
-        refuse("key_mask of AlignedAttention is " + text(key_mask.shape) + "; qkv asks for " + text(rows));
-    }
-    int64_t const width = qkv.shape[2] / 3, scored = rows[1] - 1;
+    AttentionArguments const arguments{context, mAttributes};
+    int64_t const scored = arguments.length - 1;
     cpu::Kernels const& kernels = cpu::kernels();
     cpu::Attention call{};
-    call.qkv = qkv.as<float>();
-    call.key_mask = key_mask.as<float>();
-    call.context = context.output<float>(0, {rows[0], rows[1], width});
-    call.column_score = context.output<float>(1, {rows[0], scored});
-    call.class_score = context.output<float>(2, {rows[0], scored});
-    call.batch = static_cast<size_t>(rows[0]);
-    call.length = static_cast<size_t>(rows[1]);
-    call.width = static_cast<size_t>(width);
-    call.heads = static_cast<size_t>(mHeads);
+    call.qkv = arguments.qkv.as<float>();
+    call.key_mask = arguments.key_mask.as<float>();
+    call.context = context.output<float>(0, {arguments.batch, arguments.length, arguments.width});
+    call.column_score = context.output<float>(1, {arguments.batch, scored});
+    call.class_score = context.output<float>(2, {arguments.batch, scored});
+    call.batch = static_cast<size_t>(arguments.batch);
+    call.length = static_cast<size_t>(arguments.length);
+    call.width = static_cast<size_t>(arguments.width);
+    call.heads = static_cast<size_t>(mAttributes.heads);
     call.head_size = call.width / call.heads;
     call.blocks = cpu::round_up(call.length, kernels.queries) / kernels.queries;
-    call.causal = mCausal;
+    call.causal = mAttributes.causal;
     if (call.batch == 0) { return; }
 
     size_t const pairs = call.batch * call.heads;

@@ -1,6 +1,6 @@
 // The two ops on the CPU provider, in float32.
 #pragma once
-#include "onnxruntime/op.h"
+#include "onnxruntime/arguments.h"
 
 namespace madtp::onnxruntime {
 
@@ -10,8 +10,7 @@ public:
     void run(Call const& context) const;
 
 private:
-    int64_t mHeads;
-    bool mCausal;
+    AttentionAttributes mAttributes;
 };
 
 class TokenCompact {
@@ -20,8 +19,7 @@ public:
     void run(Call const& context) const;
 
 private:
-    int32_t mLayer;
-    float mKeepMargin;
+    CompactAttributes mAttributes;
 };
 
 }  // namespace madtp::onnxruntime

@@ -16,50 +16,9 @@ struct Sizes {
     size_t batch, length, scored, width, alignments;
 };
 
-struct Inputs {
-    Input tokens, key_mask, source_ids, column_score, class_score, alignment;
-    float temperature;
-    int64_t min_keep;
-};
-
-void expect(char const* name, Input const& input, Shape const& wanted) {
-    if (input.shape != wanted) {
-        refuse(std::string{name} + " of TokenCompact is " + text(input.shape) + "; its tokens ask for " + text(wanted));
-    }
-}
-
-// The one number that an input has.
-template <typename T>
-T number(char const* name, Input const& input) {
-    for (int64_t size : input.shape) {
-        if (size != 1) { refuse(std::string{name} + " of TokenCompact is " + text(input.shape) + "; it has to be one number"); }
-    }
-    return *input.as<T>();
-}
-
-Inputs inputs_of(Call const& context) {
-    return {context.input(0), context.input(1), context.input(2), context.input(3), context.input(4), context.input(5),
-        number<float>("temperature", context.input(6)), number<int64_t>("min_keep", context.input(7))};
-}
-
-Sizes sizes_of(Inputs const& inputs) {
-    Shape const& tokens = inputs.tokens.shape;
-    if (tokens.size() != 3 || tokens[1] < 2) {
-        refuse("tokens of TokenCompact are " + text(tokens) + "; they have to be [samples, 2 tokens or more, width]");
-    }
-    Shape const& alignment = inputs.alignment.shape;
-    if (alignment.size() != 3 || alignment[2] < 1) {
-        refuse("alignment of TokenCompact is " + text(alignment) + "; it has to be [samples, tokens - 1, alignments]");
-    }
-    int64_t const batch = tokens[0], length = tokens[1];
-    if (length > std::numeric_limits<int32_t>::max()) { refuse("TokenCompact got " + text(tokens) + ", too many tokens"); }
-    expect("key_mask", inputs.key_mask, {batch, length});
-    expect("source_ids", inputs.source_ids, {batch, length});
-    expect("column_score", inputs.column_score, {batch, length - 1});
-    expect("class_score", inputs.class_score, {batch, length - 1});
-    expect("alignment", inputs.alignment, {batch, length - 1, alignment[2]});
+Sizes sizes_of(CompactArguments const& inputs) {
     auto const size = [](int64_t value) { return static_cast<size_t>(value); };
-    return {size(batch), size(length), size(length - 1), size(tokens[2]), size(alignment[2])};
+    return {size(inputs.batch), size(inputs.length), size(inputs.length - 1), size(inputs.width), size(inputs.alignments)};
 }
 
 // Tokens of one sample above its threshold; all where something is not finite, which must decide nothing.
@@ -114,7 +73,7 @@ void copy(Input const& input, T* target, size_t count) noexcept {
     if (count > 0) { std::memcpy(target, input.data, count * sizeof(T)); }
 }
 
-void leave_unchanged(Call const& context, Inputs const& inputs, Sizes const& sizes) {
+void leave_unchanged(Call const& context, CompactArguments const& inputs, Sizes const& sizes) {
     size_t const rows = sizes.batch * sizes.length;
     float* compacted = context.output<float>(0, inputs.tokens.shape);
     copy(inputs.key_mask, context.output<float>(1, inputs.key_mask.shape), rows);
@@ -128,18 +87,15 @@ void leave_unchanged(Call const& context, Inputs const& inputs, Sizes const& siz
 
 }  // namespace
 
-TokenCompact::TokenCompact(Attributes const& attributes)
-    : mLayer{static_cast<int32_t>(attributes.integer("layer"))}, mKeepMargin{attributes.number("keep_margin", 0)} {
-    if (!(mKeepMargin >= 0 && std::isfinite(mKeepMargin))) {
-        refuse("keep_margin of TokenCompact is " + std::to_string(mKeepMargin) + "; it has to be zero or more");
-    }
-}
+TokenCompact::TokenCompact(Attributes const& attributes) : mAttributes{attributes} {}
 
 void TokenCompact::run(Call const& context) const {
-    Inputs const inputs = inputs_of(context);
+    CompactArguments const inputs{context};
+    float const temperature = *inputs.temperature.as<float>();
+    int64_t const min_keep = *inputs.min_keep.as<int64_t>();
     Sizes const sizes = sizes_of(inputs);
     size_t const scored = sizes.scored;
-    if (!(inputs.temperature > 0) || sizes.batch == 0) { return leave_unchanged(context, inputs, sizes); }
+    if (!(temperature > 0) || sizes.batch == 0) { return leave_unchanged(context, inputs, sizes); }
 
     cpu::Kernels const& kernels = cpu::kernels();
     auto const importance = cpu::allocate<float>(2 * sizes.batch * scored);
@@ -149,11 +105,11 @@ void TokenCompact::run(Call const& context) const {
         cpu::Scores const scores{inputs.column_score.as<float>() + sample * scored,
             inputs.class_score.as<float>() + sample * scored,
             inputs.alignment.as<float>() + sample * scored * sizes.alignments, own, own + scored, scored,
-            sizes.alignments, inputs.temperature, mKeepMargin};
+            sizes.alignments, temperature, mAttributes.keep_margin};
         above[sample] = count_above(own, scored, kernels.threshold(scores));
     });
     size_t const keep = *std::max_element(above.get(), above.get() + sizes.batch);
-    if (static_cast<int64_t>(keep) < std::max<int64_t>(inputs.min_keep, 1) || scored - keep < 2) {
+    if (static_cast<int64_t>(keep) < std::max<int64_t>(min_keep, 1) || scored - keep < 2) {
         return leave_unchanged(context, inputs, sizes);
     }
 
@@ -178,7 +134,7 @@ void TokenCompact::run(Call const& context) const {
             ids[sample * count + row] = source_ids[chosen.kept[row]];
         }
         mask[sample * count + keep + 1] = key_mask[chosen.swallowed];
-        ids[sample * count + keep + 1] = -(mLayer + 1);
+        ids[sample * count + keep + 1] = -(mAttributes.layer + 1);
     });
     // by columns, which samples of any size have enough of
     constexpr size_t kColumns = 64;

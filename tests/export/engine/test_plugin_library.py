@@ -98,6 +98,7 @@ def test_library_is_built_again_when_something_changed(
     (install / "lib").mkdir(parents=True)
     copy = Path(shutil.copy(real.path, install / "lib"))
     kernels = Path(shutil.copy(real.path.with_name(module.KERNELS_NAME), install / "lib"))
+    shutil.copy(real.path.with_name(module.ONNXRUNTIME_NAME), install / "lib")
     shutil.copy(module.INSTALL / "madtp-plugins.json", install)
     monkeypatch.setattr(module, "INSTALL", install)
     monkeypatch.setattr(module, "BUILD", tmp_path / "build" / "plugins")
@@ -150,6 +151,17 @@ def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("CXX", "no-such-c++")
     with pytest.raises(PluginError, match=r"no C\+\+ compiler"):
         module._check_host_compiler()
+
+
+def test_the_runtime_in_the_compilers_wheel_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    toolkit = tmp_path / "nvidia" / "cu13"
+    for file in ("bin/nvcc", "lib/libcudart_static.a"):
+        (toolkit / file).parent.mkdir(parents=True)
+        (toolkit / file).touch()
+    monkeypatch.setenv("LIBRARY_PATH", "/other")
+    assert module._library_path(toolkit / "bin" / "nvcc") == {"LIBRARY_PATH": f"{toolkit / 'lib'}:/other"}
+    (toolkit / "lib" / "libcudart_static.a").unlink()
+    assert module._library_path(toolkit / "bin" / "nvcc") == {}
 
 
 def test_words_of_a_failing_compiler_reach_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import ir
@@ -74,3 +75,45 @@ def test_a_weight_is_within_half_a_step_of_its_channel(seed: int, scale: float, 
     assert integers.dtype == np.int8
     assert np.abs(integers).max() == 127
     assert (np.abs(integers * steps.astype(np.float64) - weight) <= steps * 0.5001).all()
+
+
+_LAYERS = """
+<ir_version: 9, opset_import: ["" : 20]>
+part (float[n, 64] x) => (float[n, 64] with_gelu, float[n, 64] product, float[n, 64] tanh, float[n, 64] twice)
+{
+    first = MatMul (x, "query.T")
+    biased = Add (bias, first)
+    with_gelu = Gelu (biased)
+    product = MatMul (x, "key.T")
+    sum = Add (product, bias)
+    shown = MatMul (sum, "key.T")
+    by_row = Add (shown, table)
+    tanh = Gelu <approximate = "tanh"> (by_row)
+    read = MatMul (x, "query.T")
+    once = Add (read, bias)
+    twice = Mul (once, read)
+}
+"""
+
+
+def test_a_bias_and_a_gelu_join_their_product_where_nothing_else_reads_it() -> None:
+    proto = onnx.parser.parse_model(_LAYERS)
+    random = np.random.default_rng(0)
+    for name, shape in {"query.T": (64, 64), "key.T": (64, 64), "bias": (64,), "table": (1, 64)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(random.random(shape, np.float32), name))
+    model = ir.from_proto(proto)
+    x = random.random((3, 64), np.float32)
+    exact = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    quantize_dynamic(model, weight_nodes(model, LOCAL_NAMES))
+    quantized = ir.to_proto(model)
+    onnx.checker.check_model(quantized, full_check=True)
+    found = [(node.op_type, list(node.input)[3:], list(node.output)) for node in quantized.graph.node]
+    assert [entry for entry in found if entry[0].startswith("Quantized")] == [
+        ("QuantizedLinearGelu", ["bias"], ["with_gelu"]),
+        ("QuantizedLinear", ["no_bias.64"], ["product"]),  # an output of the graph
+        ("QuantizedLinear", ["no_bias.64"], ["shown"]),  # what is added is no bias
+        ("QuantizedLinear", ["no_bias.64"], ["read"]),  # read twice
+    ]
+    found_answers = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, {"x": x})
+    for expected, rounded in zip(exact, found_answers, strict=True):
+        assert np.abs(rounded - expected).max() < 2e-2 * np.abs(expected).max()

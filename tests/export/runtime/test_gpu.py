@@ -24,25 +24,14 @@ def why_not() -> str:
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(bool(why_not()), reason=why_not())]
 
 
-class Silent:
-    """A progress that nobody sees."""
-
-    def stage(self, description: str) -> None: ...
-
-    def detail(self, text: str) -> None: ...
-
-
 def test_a_plan_gives_the_models_answers_and_tokens(tmp_path: Path) -> None:
-    from export.build.options import ExportOptions  # needs more than some machines have: tests/helpers/bare_machine.py
-    from export.build.pipeline import export
-    from export.build.prepare import prepare
-    from export.engine.range import Range
+    from export import ExportOptions, Range, export  # needs more than some machines have: tests/helpers/bare_machine.py
 
     model = golden.load_model(CARRIED)
     config = json.loads((CARRIED / "config.json").read_text())
     checkpoint = tmp_path / "tiny.pt"
     torch.save({"model": model.state_dict(), "epoch": 1, "temperature": 0.5, "config": config}, checkpoint)
     options = ExportOptions(checkpoint=checkpoint, engine=tmp_path / "out.plan", batch=Range(1, 2, 4))
-    result = export(prepare(options), Silent())
+    result = export(options)
     assert result.validation.validated == "artifact"
     assert result.validation.passed, [parity.failures for parity in result.validation.parity]

@@ -1,0 +1,102 @@
+"""The op library on an exported .onnx file: one batch at each temperature, kernels against torch.
+
+The function bodies prove the file, on all samples; this proves that the library here runs it too.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from export.artifact.manifest import KernelsEntry
+from export.build.built_artifact import BuiltArtifact
+from export.build.prepare import Prepared
+from export.build.torch_results import Batch, TorchResults
+from export.engine.op_library import OpLibrary
+from export.errors import BackendError, PluginError
+from export.runtime.checked import CheckedRunner
+from export.runtime.execution import Execution, choose_execution
+from export.runtime.onnx_runner import OnnxRunner
+from export.validate.artifact_runners import KERNELS_RUNNER
+from export.validate.comparator import PairResult, run_batch
+from export.validate.model_runner import ArtifactRunner
+from export.validate.run_result import RunResult
+
+Judged = Callable[[dict[Batch, RunResult]], tuple[PairResult, ...]]
+
+
+@dataclass(frozen=True)
+class KernelsResult:
+    """What kernels of a library gave beside torch.
+
+    Attributes:
+        failed: why they did not run; empty where they did.
+    """
+
+    library: OpLibrary
+    pairs: tuple[PairResult, ...] = ()
+    failed: str = ""
+
+    @property
+    def failures(self) -> list[str]:
+        """What is wrong, a sentence each."""
+        found = [failure.text for pair in self.pairs for failure in pair.failures]
+        return [*([self.failed] if self.failed else []), *found, *(text for pair in self.pairs for text in pair.damage)]
+
+    def entry(self) -> KernelsEntry:
+        """What the manifest says of it."""
+        library = self.library
+        worst = max((output.worst for pair in self.pairs for output in pair.outputs.values()), default=0.0)
+        return KernelsEntry(
+            file=library.path.name,
+            version=library.version,
+            sha256=library.sha256,
+            source_sha256=library.source_sha256,
+            status="failed" if self.failures else "passed",
+            requests=sum(pair.requests for pair in self.pairs),
+            worst=worst if math.isfinite(worst) else None,
+            failures=tuple(self.failures),
+        )
+
+    def __str__(self) -> str:
+        if self.failures:
+            return f"kernels of {self.library} FAILED on this file; run it with --library none: {self.failures[0]}"
+        entry = self.entry()
+        layers = [layer for pair in self.pairs for layer in pair.selection.layers]
+        equal = sum(pair.selection.layers_equal for pair in self.pairs)
+        return (
+            f"kernels of {self.library} passed on {entry.requests} requests: max |difference| {entry.worst:.1e}, "
+            f"{equal}/{len(layers)} layers with equal tokens"
+        )
+
+
+def check_kernels(
+    prepared: Prepared, built: BuiltArtifact, results: TorchResults, batches: Sequence[Batch], judged: Judged
+) -> KernelsResult | None:
+    """Run the first batch of every temperature; None where no library can run the file."""
+    execution = choose_execution([part.traced.runnable for part in built.parts.values()])
+    if execution.library is None:
+        return None
+    first = {batch.temperature: batch for batch in reversed(batches)}
+    try:
+        return KernelsResult(execution.library, judged(_run(prepared, built, results, list(first.values()), execution)))
+    except (BackendError, PluginError) as error:
+        return KernelsResult(execution.library, failed=f"{error.what}: {error.why}")
+
+
+def _run(
+    prepared: Prepared, built: BuiltArtifact, results: TorchResults, batches: Sequence[Batch], execution: Execution
+) -> dict[Batch, RunResult]:
+    runners = {
+        name: CheckedRunner(
+            OnnxRunner(part.traced.runnable, execution=execution),
+            part.traced.inputs,
+            part.traced.outputs,
+            part.profile,
+        )
+        for name, part in built.parts.items()
+    }
+    parts = {name: part.traced.part for name, part in built.parts.items()}
+    kernels = ArtifactRunner(KERNELS_RUNNER, prepared.config, parts, runners, {})
+    return {
+        batch: run_batch(kernels, results.inputs(batch), batch.temperature, results.result(batch)) for batch in batches
+    }

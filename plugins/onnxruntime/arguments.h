@@ -1,0 +1,32 @@
+// Attributes and inputs of the two ops, checked alike for every provider. Each check is a sentence of its own.
+#pragma once
+#include "onnxruntime/op.h"
+
+namespace madtp::onnxruntime {
+
+struct AttentionAttributes {
+    explicit AttentionAttributes(Attributes const& attributes);
+    int64_t heads;
+    bool causal;
+};
+
+struct AttentionArguments {
+    AttentionArguments(Call const& context, AttentionAttributes const& attributes);
+    Input qkv, key_mask;
+    int64_t batch, length, width;
+};
+
+struct CompactAttributes {
+    explicit CompactAttributes(Attributes const& attributes);
+    int32_t layer;
+    float keep_margin;
+};
+
+// Where `temperature` and `min_keep` lie is for the provider to say: they are not read here.
+struct CompactArguments {
+    explicit CompactArguments(Call const& context);
+    Input tokens, key_mask, source_ids, column_score, class_score, alignment, temperature, min_keep;
+    int64_t batch, length, width, alignments;
+};
+
+}  // namespace madtp::onnxruntime
