@@ -19,13 +19,15 @@ SELECTION = (
 
 
 def sanitized(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it."""
+    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it, and that of C++,
+    without which it knows no exceptions."""
     build(True)
-    runtime = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True, check=True)
+    names = ("-print-file-name=libasan.so", "-print-file-name=libstdc++.so")
+    runtimes = [subprocess.run(["g++", name], capture_output=True, text=True, check=True).stdout for name in names]
     environment = {
         **os.environ,
         SANITIZE: "1",
-        "LD_PRELOAD": runtime.stdout.strip(),
+        "LD_PRELOAD": " ".join(path.strip() for path in runtimes),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees everything
         "OMP_NUM_THREADS": "1",
     }

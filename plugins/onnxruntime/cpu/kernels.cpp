@@ -258,17 +258,22 @@ void merge(float const* tokens, size_t width, int32_t const* rows, float const* 
     size_t first = 0;
     for (; first + kVectors * kLanes <= columns; first += kVectors * kLanes) {
         Vector total[kVectors] = {};
-        for (size_t j = 0; j < count; ++j) {
-            float const* row = tokens + static_cast<size_t>(rows[j]) * width + first;
-            Vector const weight = broadcast(weights[j]);
-            for (size_t v = 0; v < kVectors; ++v) { total[v] += weight * load(row + v * kLanes); }
+        for (size_t begin = 0; begin < count; begin += kRun) {
+            Vector run[kVectors] = {};
+            size_t const end = begin + kRun < count ? begin + kRun : count;
+            for (size_t j = begin; j < end; ++j) {
+                float const* row = tokens + static_cast<size_t>(rows[j]) * width + first;
+                Vector const weight = broadcast(weights[j]);
+                for (size_t v = 0; v < kVectors; ++v) { run[v] += weight * load(row + v * kLanes); }
+            }
+            for (size_t v = 0; v < kVectors; ++v) { total[v] += run[v]; }
         }
         for (size_t v = 0; v < kVectors; ++v) { store(merged + first + v * kLanes, total[v]); }
     }
     for (; first < columns; ++first) {
-        float total = 0;
+        double total = 0;
         for (size_t j = 0; j < count; ++j) { total += weights[j] * tokens[static_cast<size_t>(rows[j]) * width + first]; }
-        merged[first] = total;
+        merged[first] = static_cast<float>(total);
     }
 }
 

@@ -19,6 +19,7 @@ constexpr size_t kLanes = 4;
 typedef float Vector __attribute__((vector_size(kLanes * sizeof(float))));
 typedef float LooseVector __attribute__((vector_size(kLanes * sizeof(float)), aligned(sizeof(float)), may_alias));
 typedef int32_t Integers __attribute__((vector_size(kLanes * sizeof(int32_t))));
+typedef uint32_t Bits __attribute__((vector_size(kLanes * sizeof(uint32_t))));
 typedef float Four __attribute__((vector_size(4 * sizeof(float))));
 typedef float LooseFour __attribute__((vector_size(4 * sizeof(float)), aligned(sizeof(float)), may_alias));
 
@@ -55,7 +56,7 @@ inline Vector exponential(Vector x) noexcept {
     power = power * rest + 0x1.62e430p-1F;
     power = power * rest + 1.0F;
     // the low bits of `shifted` hold the integer: into the exponent with it
-    Integers const bits = reinterpret_cast<Integers>(power) + (reinterpret_cast<Integers>(shifted) << 23);
+    Bits const bits = reinterpret_cast<Bits>(power) + (reinterpret_cast<Bits>(shifted) << 23);
     return x < -87.3F ? Vector{} : reinterpret_cast<Vector>(bits);
 }
 
