@@ -102,7 +102,9 @@ class OnnxRuntimeOps:
         self.path, self.threads, self.bodies = path, threads, bodies or path is None
         self.session = cache(self._session)
 
-    def _session(self, spec: OpSpec, dtype: torch.dtype, **attributes: Any) -> onnxruntime.InferenceSession:
+    def _session(
+        self, spec: OpSpec, dtype: torch.dtype = torch.float32, **attributes: Any
+    ) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = self.threads
         options.log_severity_level = 4  # what goes wrong is raised too

@@ -19,15 +19,15 @@ SELECTION = (
 
 
 def sanitized(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it, and that of C++,
-    without which it knows no exceptions."""
+    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it; and with C++'s,
+    whose exceptions it can only follow if they are there from the beginning."""
     build(True)
-    names = ("-print-file-name=libasan.so", "-print-file-name=libstdc++.so")
-    runtimes = [subprocess.run(["g++", name], capture_output=True, text=True, check=True).stdout for name in names]
+    names = ["-print-file-name=libasan.so", "-print-file-name=libstdc++.so.6"]
+    found = [subprocess.run(["g++", name], capture_output=True, text=True, check=True).stdout.strip() for name in names]
     environment = {
         **os.environ,
         SANITIZE: "1",
-        "LD_PRELOAD": " ".join(path.strip() for path in runtimes),
+        "LD_PRELOAD": " ".join(found),
         "ASAN_OPTIONS": "detect_leaks=0",  # Python itself never frees everything
         "OMP_NUM_THREADS": "1",
     }
