@@ -19,7 +19,7 @@ SELECTION = (
 
 
 def sanitized(*command: str | Path) -> subprocess.CompletedProcess[str]:
-    """Run Python with the sanitizer's runtime loaded first, as a library that is loaded later needs it, and that of C++,
+    """Run Python with the sanitizer's runtime loaded first, as a library loaded later needs it, and that of C++,
     without which it knows no exceptions."""
     build(True)
     names = ("-print-file-name=libasan.so", "-print-file-name=libstdc++.so")
