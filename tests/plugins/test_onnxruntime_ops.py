@@ -341,4 +341,4 @@ def test_a_node_with_bad_attributes_is_refused(
     best: OnnxRuntimeOps, spec: Any, attributes: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(Exception, match=message):
-        best.session(spec, **attributes)
+        best.session(spec, torch.float32, **attributes)
