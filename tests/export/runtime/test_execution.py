@@ -106,6 +106,7 @@ def test_cuda_takes_no_library_for_cpus(file: Path, installed: Path, monkeypatch
     assert choose_execution([file], provider="cuda").library is None
 
 
+@pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_provider_that_does_not_load_is_an_error_not_a_cpu(file: Path) -> None:
     """ONNX Runtime logs and goes on without a provider that it cannot load."""
     with pytest.raises(BackendError, match="on a GPU"):
