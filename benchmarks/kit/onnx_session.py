@@ -10,8 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from export.runtime.execution import CPU, CUDA
-
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 # float32 is float32, as in torch here; of the convolution (there is one) the first algorithm that fits.
 CUDA_OPTIONS = {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 NUMPY = {

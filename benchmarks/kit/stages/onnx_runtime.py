@@ -18,16 +18,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.kit.onnx_session import OnnxSession
+from benchmarks.kit.onnx_session import CPU, CUDA, OnnxSession
 from benchmarks.kit.stage import ROOT, SKIPPED, StageRun
 from benchmarks.kit.stages.model import Call, find_temperature, forward, giga, take_turns
 from benchmarks.kit.stages.models import Requests, nlvr_requests, recordings, synchronizer, use_kernels
 from benchmarks.kit.trace import profile_call
 from benchmarks.kit.wheel_parts import MissingPartsError, join_wheel
 from export.graph.precision import precision_pass
-from export.graph.trace import save_onnx, trace_part
-from export.runtime.execution import CPU, CUDA
-from export.validate.intermediates import trace_parts
+from export.graph.trace import save_onnx, trace_part, write_part
 from madtp import NlvrModel
 from madtp.models.parts import Part, parts_of
 from tests import golden
@@ -93,7 +91,10 @@ class RecordedRuntime(OnnxRuntime):
         self._stage, self._folder = stage, folder
         self.sessions: list[OnnxSession] = []
         parts = parts_of(model)
-        super().__init__(parts, trace_parts(parts, folder, lambda _: None))
+        files = {name: folder / f"{name}.onnx" for name in parts}
+        for name, part in parts.items():
+            write_part(part, files[name])
+        super().__init__(parts, files)
 
     def _open(self, graph: Any, ids: list[str]) -> OnnxSession:
         from export.graph.expose_outputs import expose_outputs
