@@ -1,7 +1,7 @@
 // The function that ONNX Runtime looks up in a library of custom ops, and nothing else.
 #include "onnxruntime/op.h"
 
-// What `export/runtime/kernel_library.py` finds in the file: where this library comes from, and which GPUs it has code for.
+// What `export/engine/op_library.py` finds in the file: where this library comes from, and which GPUs it has code for.
 [[gnu::used]] static char const build_line[] = "madtp-onnxruntime {\"version\": \"" MADTP_VERSION
                                                "\", \"source\": \"" MADTP_SOURCE_SHA256 "\", \"sm\": \"" MADTP_SM "\"}";
 

@@ -13,6 +13,7 @@ namespace {
 static_assert(kLanes == kTileRows, "a row of an accumulator tile is a vector");
 
 constexpr size_t kStepBytes = 2 * kTile;  // of a weight panel
+constexpr size_t kStreamed = size_t{4} << 20;  // bytes of an output that no cache of a core holds until it is read
 
 struct alignas(64) TileConfiguration {
     uint8_t palette = 1, start_row = 0, reserved[14] = {};
@@ -63,13 +64,15 @@ struct Epilogue {
     Integers correction;
     Vector scale, bias;
     __mmask16 filled;
-    bool gelu;
+    bool gelu, streams;
 
     Epilogue(QuantizedLinear const& call, size_t column) noexcept
         : filled{static_cast<__mmask16>(column >= call.columns ? 0
               : call.columns - column >= kLanes                ? 0xFFFF
                                                                : (1U << (call.columns - column)) - 1)},
-          gelu{call.gelu} {
+          gelu{call.gelu},
+          streams{call.rows * call.columns * sizeof(float) >= kStreamed && call.columns % kLanes == 0 &&
+              reinterpret_cast<uintptr_t>(call.output) % sizeof(Vector) == 0} {
         __m512i const sums = _mm512_maskz_loadu_epi32(filled, call.column_sum + column);
         correction = reinterpret_cast<Integers>(sums) * call.quantization.zero_point;
         scale = reinterpret_cast<Vector>(_mm512_maskz_loadu_ps(filled, call.scale + column)) * call.quantization.scale;
@@ -80,7 +83,11 @@ struct Epilogue {
         Integers const whole = *reinterpret_cast<Integers const*>(sums) - correction;
         Vector value = __builtin_convertvector(whole, Vector) * scale + bias;
         if (gelu) { value = gelu_of(value); }
-        _mm512_mask_storeu_ps(output, filled, reinterpret_cast<__m512>(value));
+        if (streams) {
+            _mm512_stream_ps(output, reinterpret_cast<__m512>(value));
+        } else {
+            _mm512_mask_storeu_ps(output, filled, reinterpret_cast<__m512>(value));
+        }
     }
 };
 
@@ -171,22 +178,28 @@ void quantize_rows(float const* values, size_t rows, size_t depth, Quantization 
     }
 }
 
-void multiply_panel(QuantizedLinear const& call, size_t panel, size_t first, size_t end) noexcept {
+void multiply_panels(
+    QuantizedLinear const& call, size_t first_panel, size_t last_panel, size_t first, size_t end) noexcept {
     alignas(64) int32_t sums[kColumns * kColumns];
-    Tiles const tiles;
-    size_t const column = panel * kColumns;
-    Epilogue const left{call, column}, right{call, column + kLanes};
-    int8_t const* weight = call.weight + panel * call.steps * kStepBytes;
-    for (size_t row = first; row < end; row += kColumns) {
-        uint8_t const* above = call.activations + row / kTileRows * call.steps * kTile;
-        multiply_tiles(above, row + kTileRows < end ? above + call.steps * kTile : nullptr, weight, call.steps, sums);
-        size_t const rows = call.rows - row < kColumns ? call.rows - row : kColumns;
-        for (size_t r = 0; r < rows && row + r < end; ++r) {
-            float* output = call.output + (row + r) * call.columns + column;
-            left.store(sums + r * kColumns, output);
-            right.store(sums + r * kColumns + kLanes, output + kLanes);
+    {
+        Tiles const tiles;
+        for (size_t row = first; row < end; row += kColumns) {
+            uint8_t const* above = call.activations + row / kTileRows * call.steps * kTile;
+            uint8_t const* below = row + kTileRows < end ? above + call.steps * kTile : nullptr;
+            size_t const rows = end - row < kColumns ? end - row : kColumns;
+            for (size_t panel = first_panel; panel < last_panel; ++panel) {
+                multiply_tiles(above, below, call.weight + panel * call.steps * kStepBytes, call.steps, sums);
+                size_t const column = panel * kColumns;
+                Epilogue const left{call, column}, right{call, column + kLanes};
+                for (size_t r = 0; r < rows; ++r) {
+                    float* output = call.output + (row + r) * call.columns + column;
+                    left.store(sums + r * kColumns, output);
+                    right.store(sums + r * kColumns + kLanes, output + kLanes);
+                }
+            }
         }
     }
+    _mm_sfence();  // what was streamed is there before another thread is told
 }
 
 }  // namespace madtp::cpu

@@ -41,7 +41,8 @@ Range range_of(float const* values, size_t count) noexcept;
 // Rows of `depth` floats into a row of tiles; `rows` is at most 16.
 void quantize_rows(float const* values, size_t rows, size_t depth, Quantization quantization, uint8_t* tiles) noexcept;
 
-// Rows `first` to `end` (16 apart) of the output, columns of one weight panel.
-void multiply_panel(QuantizedLinear const& call, size_t panel, size_t first, size_t end) noexcept;
+// Rows `first` to `end` of the output, columns of weight panels `first_panel` to `last_panel`; `first` is a multiple of 32.
+void multiply_panels(
+    QuantizedLinear const& call, size_t first_panel, size_t last_panel, size_t first, size_t end) noexcept;
 
 }  // namespace madtp::cpu

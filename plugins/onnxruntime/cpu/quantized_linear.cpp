@@ -4,12 +4,15 @@
 #include <cmath>
 #include <limits>
 
+#include "onnxruntime/cpu/buffer.h"
 #include "onnxruntime/cpu/quantized_kernels.h"
+#include "onnxruntime/cpu/weight_memory.h"
 
 namespace madtp::onnxruntime {
 namespace {
 
 constexpr size_t kChunkBytes = 1 << 19;  // of quantized activations that a task goes over: half a level-2 cache or less
+constexpr size_t kGroup = 4, kManyRows = 64;
 constexpr size_t kTaskFloats = 1 << 15;  // of a task that looks for the range, or quantizes
 
 // The parameters that DynamicQuantizeLinear of ONNX defines, as ONNX Runtime rounds them.
@@ -32,7 +35,7 @@ QuantizedLinear::QuantizedLinear(Attributes const& attributes, bool gelu) : mGel
     mSteps = cpu::round_up(depth, cpu::kTileBytes) / cpu::kTileBytes;
     mPanels = cpu::round_up(columns, cpu::kColumns) / cpu::kColumns;
     size_t const bytes = mPanels * mSteps * 2 * cpu::kTile;
-    mWeight = cpu::allocate<int8_t>(bytes);
+    mWeight = cpu::weight_memory(bytes);
     std::fill_n(mWeight.get(), bytes, int8_t{0});
     mColumnSum.assign(columns, 0);
     auto const* source = weight.as<int8_t>();
@@ -100,9 +103,11 @@ void QuantizedLinear::run(Call const& context) const {
     // whole pairs of strips, so that no task but the last has a single one
     size_t const chunk = std::max<size_t>(kChunkBytes / strip_bytes / 2, 1) * cpu::kColumns;
     size_t const chunks = cpu::round_up(rows, chunk) / chunk;
-    context.parallel(chunks * mPanels, [&](size_t i) noexcept {
-        size_t const first = i / mPanels * chunk;
-        cpu::multiply_panel(call, i % mPanels, first, std::min(first + chunk, rows));
+    // Many rows take several panels at a time, which writes longer pieces of each row.
+    size_t const group = rows >= kManyRows ? kGroup : 1, groups = cpu::round_up(mPanels, group) / group;
+    context.parallel(chunks * groups, [&](size_t i) noexcept {
+        size_t const first = i / groups * chunk, panel = i % groups * group;
+        cpu::multiply_panels(call, panel, std::min(panel + group, mPanels), first, std::min(first + chunk, rows));
     });
 }
 

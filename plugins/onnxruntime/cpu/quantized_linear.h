@@ -1,8 +1,8 @@
 // QuantizedLinear and QuantizedLinearGelu, the linear layers of INT8 files, where the processor has AMX.
 #pragma once
+#include <memory>
 #include <vector>
 
-#include "onnxruntime/cpu/buffer.h"
 #include "onnxruntime/op.h"
 
 namespace madtp::onnxruntime {
@@ -16,7 +16,7 @@ public:
 private:
     int64_t mDepth = 0, mColumns = 0;
     size_t mSteps = 0, mPanels = 0;
-    cpu::Buffer<int8_t> mWeight;
+    std::shared_ptr<int8_t[]> mWeight;
     std::vector<int32_t> mColumnSum;
     bool mGelu;
 };
