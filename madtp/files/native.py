@@ -18,7 +18,7 @@ CARRIED_INSTALL = CARRIED / "install"  # laid out like install/ of a checkout, a
 STAMP = "madtp-plugins.json"  # in an installation: what its libraries were made from
 KERNELS_NAME = "libmadtp_kernels.so"
 DEFAULT_SM = (75, 80, 86, 89, 90, 120)  # compute capabilities of the usual GPUs, without the dot
-SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in"}
+SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in", ".cmake"}
 BUILD_COMMAND = "python -m export.engine.plugin_build" if IS_PACKAGE else "./build.sh plugins"
 GET_COMPILER = "pip install 'madtp-deploy[compile]'" if IS_PACKAGE else "Run ./build.sh env"
 

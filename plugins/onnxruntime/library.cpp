@@ -30,15 +30,15 @@ void add_ops(OrtApi const& api, OrtSessionOptions* options) {
 }  // namespace
 
 Signature aligned_attention_signature() {
-    return {"AlignedAttention", {kEngine, kFloat}, {kEngine, kFloat, kFloat}, {}};
+    return {"AlignedAttention", {kEngine, kFloat}, {kEngine, kFloat, kFloat}};
 }
 
 Signature token_compact_signature() {
     return {"TokenCompact", {kEngine, kFloat, kInt32, kFloat, kFloat, kFloat, kFloat, kInt64},
-        {kEngine, kFloat, kInt32, kInt64}, {}};
+        {kEngine, kFloat, kInt32, kInt64}};
 }
 
-Signature quantized_linear_signature() { return {"QuantizedLinear", {kFloat, kInt8, kFloat, kFloat}, {kFloat}, {}}; }
+Signature quantized_linear_signature() { return {"QuantizedLinear", {kFloat, kInt8, kFloat, kFloat}, {kFloat}}; }
 
 Signature quantized_linear_gelu_signature() {
     Signature signature = quantized_linear_signature();

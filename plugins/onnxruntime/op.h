@@ -3,7 +3,6 @@
 #include <onnxruntime_c_api.h>
 
 #include <exception>
-#include <initializer_list>
 #include <memory>
 #include <new>
 #include <stdexcept>
@@ -128,9 +127,6 @@ public:
         return stream;
     }
 
-    OrtApi const& api() const noexcept { return mApi; }
-    OrtKernelContext* context() const noexcept { return mContext; }
-
 private:
     OrtApi const& mApi;
     OrtKernelContext* mContext;
@@ -174,7 +170,6 @@ private:
 struct Signature {
     char const* name;
     std::vector<ONNXTensorElementDataType> inputs, outputs;
-    std::vector<size_t> host_inputs;  // that a GPU kernel reads on the CPU
 };
 
 // An op for one provider and one engine data type, whose nodes are objects of `Kernel`:
@@ -197,12 +192,7 @@ public:
         GetOutputType = [](OrtCustomOp const* op, size_t index) { return self(op).mSignature.outputs[index]; };
         GetInputCharacteristic = [](OrtCustomOp const*, size_t) { return INPUT_OUTPUT_REQUIRED; };
         GetOutputCharacteristic = [](OrtCustomOp const*, size_t) { return INPUT_OUTPUT_REQUIRED; };
-        GetInputMemoryType = [](OrtCustomOp const* op, size_t index) {
-            for (size_t host : self(op).mSignature.host_inputs) {
-                if (host == index) { return OrtMemTypeCPUInput; }
-            }
-            return OrtMemTypeDefault;
-        };
+        GetInputMemoryType = [](OrtCustomOp const*, size_t) { return OrtMemTypeDefault; };
         GetVariadicInputMinArity = GetVariadicOutputMinArity = [](OrtCustomOp const*) { return 0; };
         GetVariadicInputHomogeneity = GetVariadicOutputHomogeneity = [](OrtCustomOp const*) { return 0; };
         GetStartVersion = [](OrtCustomOp const*) { return 1; };

@@ -1,0 +1,12 @@
+# What every library here is compiled with, and what it says of itself.
+set(CMAKE_CXX_STANDARD 17)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_CXX_VISIBILITY_PRESET hidden)
+set(CMAKE_VISIBILITY_INLINES_HIDDEN ON)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE Release)
+endif()
+set(MADTP_VERSION ${PROJECT_VERSION} CACHE STRING "Version that the library says it has")
+set(MADTP_SOURCE_SHA256 "unknown" CACHE STRING "Hash of the sources that the library says it was made from")
