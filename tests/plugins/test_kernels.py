@@ -15,6 +15,13 @@ from benchmarks.gpu.calls import compact_call as compact_call_of
 from madtp.ops import reference as ops
 from madtp.ops.library import INVALID_VALUE, KernelError
 from tests.helpers import recorded
+from tests.helpers.compaction_checks import (
+    check_any_compaction,
+    check_margins,
+    check_not_finite,
+    check_nothing_or_everything,
+    check_random_calls,
+)
 from tests.helpers.kernel_calls import (
     NEAR,
     attention_inputs,
@@ -22,7 +29,6 @@ from tests.helpers.kernel_calls import (
     check_attention,
     check_compact,
     compact_call,
-    is_decided,
 )
 from tests.helpers.kernels import Kernels, libraries, load
 from tests.helpers.paths import golden_folders
@@ -188,30 +194,17 @@ def test_compaction_of_anything_is_the_references(
 ) -> None:
     kernels.seed(seed % 1000)
     batch = batch if tokens < 300 else 1 + batch % 3
-    inputs = compact_call(batch, tokens, seed, dtype, tau, margin, width=sizes[0], entries=sizes[1])
-    if ties:  # only so many different tokens
-        inputs[3:6] = [score[:, torch.arange(tokens) % ties % tokens] for score in inputs[3:6]]
-    result = kernels.token_compact(*inputs)
-    if is_decided(tuple(inputs)):
-        result = check_compact(kernels, tuple(inputs))
-    if not tau > 0:
-        assert result.count == tokens + 1
-        assert torch.equal(bits(result.tokens.cpu()), bits(inputs[0]))
+    check_any_compaction(
+        kernels, compact_call(batch, tokens, seed, dtype, tau, margin, width=sizes[0], entries=sizes[1]), ties
+    )
 
 
 def test_random_compactions_are_mostly_decided_and_pruned(kernels: Kernels) -> None:
-    decided = [call for seed in range(40) if is_decided(call := tuple(compact_call(2, 50, seed, torch.float32)))]
-    assert len(decided) > 20
-    assert sum(check_compact(kernels, call).count < 51 for call in decided) > 10
+    check_random_calls(kernels)
 
 
 def test_a_margin_keeps_more_until_nothing_is_pruned(kernels: Kernels) -> None:
-    margins = (0.0, 0.05, 0.2, 0.5, 5.0)
-    calls = [tuple(compact_call(2, 100, 2, torch.float32, 0.7, margin)) for margin in margins]
-    assert all(map(is_decided, calls))
-    counts = [check_compact(kernels, call).count for call in calls]
-    assert counts == sorted(set(counts))
-    assert counts[-1] == 101
+    check_margins(kernels)
 
 
 def test_no_margin_is_the_call_without_one_bit_for_bit(kernels: Kernels) -> None:
@@ -234,33 +227,13 @@ def test_a_margin_that_is_no_margin_is_refused(kernels: Kernels, margin: float) 
 
 @pytest.mark.parametrize("keeps", ["nothing", "everything"])
 def test_keeping_nothing_or_everything_changes_nothing(kernels: Kernels, keeps: str) -> None:
-    inputs = compact_call(2, 40, 3, torch.float16)
-    if keeps == "nothing":
-        for score in inputs[3:6]:
-            score[:] = 0.0
-    else:
-        inputs[6] = torch.tensor(1e-3)  # the threshold is the score of the best aligned token
-        inputs[3][:] = 1.0
-        inputs[4][:] = 1.0
-        inputs[4][:, 7] = 0.0
-        inputs[5][:] = 1.0
-        inputs[5][:, 7] = 1.01
-    result = check_compact(kernels, tuple(inputs))
-    assert result.count == 41
-    assert torch.equal(result.tokens.cpu(), inputs[0])
+    check_nothing_or_everything(kernels, keeps, torch.float16)
 
 
 @pytest.mark.parametrize("value", [float("nan"), INFINITY, -INFINITY])
 @pytest.mark.parametrize("which", ["column", "class", "alignment"])
 def test_a_score_that_is_not_finite_leaves_all_tokens(kernels: Kernels, which: str, value: float) -> None:
-    index = {"column": 3, "class": 4, "alignment": 5}[which]
-    for token, batch in itertools.product((0, 31, 149), (1, 2)):
-        inputs = compact_call(batch, 150, 11, torch.float32)
-        assert check_compact(kernels, tuple(inputs)).count < 151
-        inputs[index][-1, token] = value
-        result = kernels.token_compact(*inputs)
-        assert result.count == int(ops.token_compact(*inputs)[3]) == 151
-        assert torch.equal(result.tokens.cpu(), inputs[0])
+    check_not_finite(kernels, {"column": 3, "class": 4, "alignment": 5}[which], value)
 
 
 @settings(max_examples=60, deadline=None)

@@ -14,13 +14,19 @@ from torch import Tensor
 from madtp.ops import reference as ops
 from madtp.ops.spec import ALIGNED_ATTENTION, KEEP_MARGIN, TOKEN_COMPACT
 from tests.helpers import recorded
+from tests.helpers.compaction_checks import (
+    check_any_compaction,
+    check_margins,
+    check_not_finite,
+    check_nothing_or_everything,
+    check_random_calls,
+)
 from tests.helpers.kernel_calls import (
     attention_inputs,
     bits,
     check_attention,
     check_compact,
     compact_call,
-    is_decided,
 )
 from tests.helpers.native_build import build
 from tests.helpers.onnxruntime_ops import FLAGS, OnnxRuntimeOps, instruction_sets, library
@@ -163,53 +169,26 @@ def test_compaction_of_anything_is_the_references(
     batch = batch if tokens < 40 else 1 + batch % 3
     inputs = compact_call(batch, tokens, seed, torch.float32, tau, margin, width=width, entries=entries)
     inputs[7] = torch.tensor(min_keep)
-    if ties:  # only so many different tokens
-        inputs[3:6] = [score[:, torch.arange(tokens) % ties % tokens] for score in inputs[3:6]]
-    result = check_compact(cpu, tuple(inputs)) if is_decided(tuple(inputs)) else cpu.token_compact(*inputs)
-    if not tau > 0:
-        assert result.count == tokens + 1
-        assert torch.equal(bits(result.tokens), bits(inputs[0]))
+    check_any_compaction(cpu, inputs, ties)
 
 
 def test_random_compactions_are_mostly_decided_and_pruned(cpu: OnnxRuntimeOps) -> None:
-    decided = [call for seed in range(40) if is_decided(call := tuple(compact_call(2, 50, seed, torch.float32)))]
-    assert len(decided) > 20
-    assert sum(check_compact(cpu, call).count < 51 for call in decided) > 10
+    check_random_calls(cpu)
 
 
 def test_a_margin_keeps_more_until_nothing_is_pruned(cpu: OnnxRuntimeOps) -> None:
-    margins = (0.0, 0.05, 0.2, 0.5, 5.0)
-    calls = [tuple(compact_call(2, 100, 2, torch.float32, 0.7, margin)) for margin in margins]
-    assert all(map(is_decided, calls))
-    counts = [check_compact(cpu, call).count for call in calls]
-    assert counts == sorted(set(counts))
-    assert counts[-1] == 101
+    check_margins(cpu)
 
 
 @pytest.mark.parametrize("keeps", ["nothing", "everything"])
 def test_keeping_nothing_or_everything_changes_nothing(cpu: OnnxRuntimeOps, keeps: str) -> None:
-    inputs = compact_call(2, 40, 3, torch.float32)
-    for score in inputs[3:6]:
-        score[:] = 0.0 if keeps == "nothing" else 1.0
-    if keeps == "everything":
-        inputs[6] = torch.tensor(1e-3)  # the threshold is the score of the best aligned token
-        inputs[4][:, 7] = 0.0
-        inputs[5][:, 7] = 1.01
-    result = check_compact(cpu, tuple(inputs))
-    assert result.count == 41
-    assert torch.equal(result.tokens, inputs[0])
+    check_nothing_or_everything(cpu, keeps, torch.float32)
 
 
 @pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
 @pytest.mark.parametrize("index", [3, 4, 5], ids=["column", "class", "alignment"])
 def test_a_score_that_is_not_finite_leaves_all_tokens(cpu: OnnxRuntimeOps, index: int, value: float) -> None:
-    for token, batch in itertools.product((0, 31, 149), (1, 2)):
-        inputs = compact_call(batch, 150, 11, torch.float32)
-        assert check_compact(cpu, tuple(inputs)).count < 151
-        inputs[index][-1, token] = value
-        result = cpu.token_compact(*inputs)
-        assert result.count == int(ops.token_compact(*inputs)[3]) == 151
-        assert torch.equal(result.tokens, inputs[0])
+    check_not_finite(cpu, index, value)
 
 
 def test_compaction_depends_on_neither_threads_nor_repeats(path: Path) -> None:
