@@ -8,16 +8,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
-from export.engine.plugin_build import INSTALL, ONNXRUNTIME_NAME, build_library
 from export.graph.quantized_linear import QUANTIZED_LINEAR, QUANTIZED_LINEAR_GELU, quantized_linear_functions
 from madtp.ops.spec import DOMAIN, VERSION
+from tests.helpers.native_build import build
 
 Array = NDArray[np.float32]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def library() -> None:
-    build_library()
 
 
 def layer(inputs: int, outputs: int, gelu: bool, seed: int = 0, constant: bool = True) -> bytes:
@@ -54,7 +49,7 @@ def session(model: bytes, kernel: bool, threads: int = 1) -> onnxruntime.Inferen
     options.intra_op_num_threads = threads
     options.log_severity_level = 4
     if kernel:
-        options.register_custom_ops_library(str(INSTALL / "lib" / ONNXRUNTIME_NAME))
+        options.register_custom_ops_library(str(build().onnxruntime))
     return onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 
 
@@ -131,7 +126,7 @@ def test_a_weight_that_is_computed_is_refused_by_the_kernel() -> None:
 def has_kernel() -> bool:
     """Whether this machine runs the kernel: AMX as Linux names it, and a system that lets us use it."""
     options = onnxruntime.SessionOptions()
-    options.register_custom_ops_library(str(INSTALL / "lib" / ONNXRUNTIME_NAME))
+    options.register_custom_ops_library(str(build().onnxruntime))
     model = helper.make_model(
         helper.make_graph(
             [helper.make_node(QUANTIZED_LINEAR, ["x", "w", "x", "x"], ["y"], domain=DOMAIN)],
