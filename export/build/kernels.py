@@ -1,11 +1,13 @@
-"""The op library on an exported .onnx file: one batch at each temperature, kernels against torch.
+"""The op library on an exported .onnx file: every sample alone at each temperature, kernels against torch.
 
-The function bodies prove the file, on all samples; this proves that the library here runs it too.
+The function bodies prove the file; this proves that the library here runs it too.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from torch import Tensor
 
 from export.artifact.manifest import KernelsEntry
 from export.build.built_artifact import BuiltArtifact
@@ -17,11 +19,11 @@ from export.runtime.checked import CheckedRunner
 from export.runtime.execution import Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.validate.artifact_runners import KERNELS_RUNNER
-from export.validate.comparator import PairResult, run_batch
-from export.validate.model_runner import ArtifactRunner
+from export.validate.comparator import REFERENCE, PairResult, run_batch
+from export.validate.model_runner import ArtifactRunner, with_kept_ids
 from export.validate.run_result import RunResult
 
-Judged = Callable[[dict[Batch, RunResult]], tuple[PairResult, ...]]
+KeptIds = Callable[[Sequence[Batch], Execution], dict[Batch, list[Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -29,12 +31,18 @@ class KernelsResult:
     """What kernels of a library gave beside torch.
 
     Attributes:
-        failed: why they did not run; empty where they did.
+        answers: results by batch; empty where they did not run, and `failed` says why.
+        pairs: what comparing them found, once they are compared.
     """
 
     library: OpLibrary
-    pairs: tuple[PairResult, ...] = ()
+    answers: Mapping[Batch, RunResult] = field(default_factory=dict, repr=False)
     failed: str = ""
+    pairs: tuple[PairResult, ...] = ()
+
+    def compared(self, pairs: Sequence[PairResult]) -> "KernelsResult":
+        """With what of `pairs` is about torch and them."""
+        return replace(self, pairs=tuple(pair for pair in pairs if pair.pair == f"{REFERENCE}/{KERNELS_RUNNER}"))
 
     @property
     def failures(self) -> list[str]:
@@ -69,16 +77,23 @@ class KernelsResult:
         )
 
 
-def check_kernels(
-    prepared: Prepared, built: BuiltArtifact, results: TorchResults, batches: Sequence[Batch], judged: Judged
+def run_kernels(
+    prepared: Prepared, built: BuiltArtifact, results: TorchResults, batches: Sequence[Batch], kept_ids: KeptIds
 ) -> KernelsResult | None:
-    """Run the first batch of every temperature; None where no library can run the file."""
+    """Run the smallest of the batches; None where no library can run the file.
+
+    Args:
+        kept_ids: gives the ids of the tokens that an execution keeps, by batch.
+    """
     execution = choose_execution([part.traced.runnable for part in built.parts.values()])
     if execution.library is None:
         return None
-    first = {batch.temperature: batch for batch in reversed(batches)}
+    alone = [batch for batch in batches if len(batch.samples) == prepared.batch.min]
     try:
-        return KernelsResult(execution.library, judged(_run(prepared, built, results, list(first.values()), execution)))
+        answers = _run(prepared, built, results, alone, execution)
+        for batch, kept in kept_ids(alone, execution).items():
+            answers[batch] = with_kept_ids(answers[batch], kept)
+        return KernelsResult(execution.library, answers)
     except (BackendError, PluginError) as error:
         return KernelsResult(execution.library, failed=f"{error.what}: {error.why}")
 

@@ -14,10 +14,11 @@ from export.artifact.manifest import CostEntry, Gflops, LatencyEntry, Parity, Va
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
-from export.build.kernels import KernelsResult, check_kernels
+from export.build.kernels import KernelsResult, run_kernels
 from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults
 from export.runtime.checked import CheckedRunner
+from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.runtime.plan_runner import PlanRunner
 from export.validate.artifact_runners import KERNELS_RUNNER
@@ -143,24 +144,28 @@ def validate(
     _give_memory_back()
     runs_plan = prepared.options.engine.suffix == ".plan" and prepared.backend.can_run
     # Plans are compared by token counts: one that has the ids as outputs would have to be built too.
-    ids = {} if runs_plan else _kept_ids(prepared, built, results, batches, on_detail)
+    ids = {} if runs_plan else _kept_ids(prepared, built, results, on_detail, batches)
     _give_memory_back()
     answers, times, caveats = _run_artifact(prepared, built, results, batches, runs_plan, on_detail)
     answers |= {batch: with_kept_ids(answers[batch], kept) for batch, kept in ids.items()}
-    pairs = _judge(prepared, results, answers, "plan" if runs_plan else "onnx", on_detail)
     kernels = None
     if prepared.options.engine.suffix == ".onnx":
         on_detail("kernels of the op library")
         _give_memory_back()
-        judged = partial(_judge, prepared, results, name=KERNELS_RUNNER, on_detail=on_detail)
-        kernels = check_kernels(prepared, built, results, batches, judged)
+        kernels = run_kernels(
+            prepared, built, results, batches, partial(_kept_ids, prepared, built, results, on_detail)
+        )
+    name = "plan" if runs_plan else "onnx"
+    found = {name: answers} if kernels is None else {name: answers, KERNELS_RUNNER: kernels.answers}
+    pairs = _judge(prepared, results, found, on_detail)
+    kernels = None if kernels is None else kernels.compared(pairs)
     counts: dict[float, TokenCounts] = {temperature: {} for temperature in temperatures}
     for batch in batches:
         if len(batch.samples) == prepared.batch.min:
             add_token_counts(counts[batch.temperature], results.result(batch))
     return ExportValidation(
         samples=prepared.samples.origin,
-        pairs=pairs,
+        pairs=tuple(pair for pair in pairs if pair.pair == f"{REFERENCE}/{name}"),
         token_counts=counts,
         gflops=gflops,
         times=times,
@@ -188,15 +193,16 @@ def _kept_ids(
     prepared: Prepared,
     built: BuiltArtifact,
     results: TorchResults,
-    batches: Sequence[Batch],
     on_detail: Callable[[str], None],
+    batches: Sequence[Batch],
+    execution: Execution = BODIES,
 ) -> dict[Batch, list[Tensor]]:
     """The ids of the tokens that the artifact keeps, by batch, from a copy that has them as outputs."""
     pruned = [batch for batch in batches if batch.temperature > 0]
     if not pruned:
         return {}
     files = {name: part.traced.runnable for name, part in built.parts.items() if part.traced.part.encoders}
-    runners = kept_ids_runners(files, open_onnx_intermediates(files))
+    runners = kept_ids_runners(files, open_onnx_intermediates(files, execution))
     if runners.keys() != files.keys():  # a part shows none
         return {}
     return {
@@ -253,15 +259,16 @@ def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
 def _judge(
     prepared: Prepared,
     results: TorchResults,
-    answers: Mapping[Batch, RunResult],
-    name: str,
+    found: Mapping[str, Mapping[Batch, RunResult]],
     on_detail: Callable[[str], None],
 ) -> tuple[PairResult, ...]:
-    """Compare the artifact's results with torch's at the default temperature and dense."""
+    """Compare results of runners, by name and batch, with torch's and with each other."""
     fp64 = _Fp64Reference(prepared.load_model)
     judge = Judge(prepared.config, fp64, Bounds(tolerance_of(prepared.options.precision)), always_fp64=False)
-    for batch in _announced(list(answers), "comparing", on_detail):
-        ran = {REFERENCE: results.result(batch), name: answers[batch]}
+    batches = dict.fromkeys(batch for answers in found.values() for batch in answers)
+    for batch in _announced(list(batches), "comparing", on_detail):
+        given = {name: answers[batch] for name, answers in found.items() if batch in answers}
+        ran = {REFERENCE: results.result(batch), **given}
         judge.judge(f"samples {list(batch.samples)}", results.inputs(batch), batch.temperature, ran)
     return tuple(judge.results.values())
 

@@ -169,4 +169,5 @@ def test_no_model_of_torch_is_in_memory_when_the_artifact_opens(
     quick.setattr(validation, "_open", counted(open_artifact))
     assert run_cli("--ckpt", tiny_checkpoint(), "--engine", tmp_path / "out.onnx").status == 0
     assert models
-    assert alive == [0, 0]
+    assert len(alive) >= 2  # once more with a copy on the op library, where there is one
+    assert not any(alive)
