@@ -70,6 +70,7 @@ def activations(rows: int, inputs: int, seed: int, scale: float, shift: float) -
 )
 @example(33, 64, 32, False, 0, 1.0, 0.0)
 @example(577, 768, 96, True, 0, 1.0, 0.0)
+@example(1400, 768, 33, False, 0, 1.0, 0.0)  # more rows than a task takes
 @example(5, 7, 3, False, 0, 0.0, 0.0)
 @example(5, 7, 3, True, 0, 0.0, 9.0)
 def test_kernel_gives_what_the_body_gives(
