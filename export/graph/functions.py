@@ -1,13 +1,22 @@
-"""The two custom ops in standard ONNX: their executable specification, and what ONNX Runtime runs.
+"""The custom ops in standard ONNX: their executable specification, and what ONNX Runtime runs.
 
-The bodies follow the reference in `madtp/ops/reference.py`. They use only ops that TensorRT imports too, and get the
+The bodies follow the reference in `madtp/ops/reference.py`; those of the packed layout are in
+`export.graph.packed_functions`. They use only ops that TensorRT imports too, and get the
 data-dependent size from a Slice whose end is computed; so a plan without plugins is built from the same text.
 """
+
+from collections.abc import Iterable
 
 import onnx.parser
 from onnx import FunctionProto
 from onnx.defs import OpSchema
 
+from export.graph.packed_functions import (
+    PACKED_ATTENTION_BODY,
+    PACKED_COMPACT_BODY,
+    PACKED_MARGIN,
+    VARLEN_ATTENTION_BODY,
+)
 from madtp.ops.reference import EPSILON
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
@@ -16,7 +25,10 @@ from madtp.ops.spec import (
     INT32,
     KEEP_MARGIN,
     OPS,
+    PACKED_ATTENTION,
+    PACKED_COMPACT,
     TOKEN_COMPACT,
+    VARLEN_ATTENTION,
     VERSION,
     OpSpec,
 )
@@ -240,10 +252,11 @@ _MARGIN = """
 """
 
 
-def _token_compact_body(keep_margin: bool) -> str:
+def _body(spec: OpSpec, keep_margin: bool) -> str:
     """Without a margin there is nothing of it: every node costs time in every layer."""
-    learned, margin = ("learned_threshold", _MARGIN) if keep_margin else ("threshold", "")
-    return _TOKEN_COMPACT_BODY.replace("{LEARNED}", learned).replace("{MARGIN}", margin)
+    body, margin = _BODIES[spec]
+    learned, margin = ("learned_threshold", margin) if keep_margin else ("threshold", "")
+    return body.replace("{LEARNED}", learned).replace("{MARGIN}", margin)
 
 
 def _function(spec: OpSpec, body: str, keep_margin: bool) -> FunctionProto:
@@ -265,14 +278,23 @@ def _function(spec: OpSpec, body: str, keep_margin: bool) -> FunctionProto:
     return function
 
 
-def functions(*, keep_margin: bool = False) -> list[FunctionProto]:
-    """The function bodies of all custom ops, in the order of `madtp.ops.spec.OPS`.
+# Body of each op, and what a margin adds to it.
+_BODIES = {
+    ALIGNED_ATTENTION: (_ALIGNED_ATTENTION_BODY, ""),
+    TOKEN_COMPACT: (_TOKEN_COMPACT_BODY, _MARGIN),
+    PACKED_ATTENTION: (PACKED_ATTENTION_BODY, ""),
+    PACKED_COMPACT: (PACKED_COMPACT_BODY, PACKED_MARGIN),
+    VARLEN_ATTENTION: (VARLEN_ATTENTION_BODY, ""),
+}
+
+
+def functions(*, keep_margin: bool = False, ops: Iterable[OpSpec] = OPS) -> list[FunctionProto]:
+    """The function bodies of custom ops, in their order.
 
     Args:
         keep_margin: for nodes that have this attribute; all of a file have it, or none.
     """
-    bodies = {ALIGNED_ATTENTION: _ALIGNED_ATTENTION_BODY, TOKEN_COMPACT: _token_compact_body(keep_margin)}
-    return [_function(spec, bodies[spec], keep_margin) for spec in OPS]
+    return [_function(spec, _body(spec, keep_margin), keep_margin) for spec in ops]
 
 
 def op_schema(spec: OpSpec) -> OpSchema:

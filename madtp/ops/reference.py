@@ -135,6 +135,14 @@ def token_compact(
         count = torch.tensor(tokens.shape[1], device=tokens.device)
         return tokens.clone(), key_mask.clone(), source_ids.clone(), count
 
+    compacted, mask, ids = compact_sequence(tokens, key_mask, source_ids, importance, keep, layer)
+    return compacted, mask, ids, torch.tensor(keep + 2, device=tokens.device)
+
+
+def compact_sequence(
+    tokens: Tensor, key_mask: Tensor, source_ids: Tensor, importance: Tensor, keep: int, layer: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tokens, mask and ids [B, keep + 2, ...] of [B, 1 + N, ...]; `keep` is at most N - 2. See `token_compact`."""
     rank = importance_rank(importance)
     kept = _storage_order(rank, keep)
     swallowed = _position_of(rank, keep)  # the best of the dropped tokens
@@ -142,7 +150,7 @@ def token_compact(
     mask = torch.cat([key_mask[:, :1], key_mask.gather(1, kept + 1), key_mask.gather(1, swallowed + 1)], dim=1)
     merged_id = torch.full_like(source_ids[:, :1], -(layer + 1))
     ids = torch.cat([source_ids[:, :1], source_ids.gather(1, kept + 1), merged_id], dim=1)
-    return compacted, mask, ids, torch.tensor(keep + 2, device=tokens.device)
+    return compacted, mask, ids
 
 
 def _position_of(rank: Tensor, wanted: int) -> Tensor:

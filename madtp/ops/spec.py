@@ -1,11 +1,13 @@
-"""The one definition of the two custom ops: names, inputs, outputs, attributes, dtypes and dimensions.
+"""The one definition of the custom ops: names, inputs, outputs, attributes, dtypes and dimensions.
 
 The torch op's schema, the ONNX operator schema and function signature, and the fields of the TensorRT creators are
 generated from these tables or checked against them in `tests/export/graph/test_functions.py` and
 `tests/plugins/test_plugins.py`.
 
 Dimension symbols: B batch, L tokens with the class token at index 0, N = L - 1 tokens without it, C width,
-T alignment tokens (rows of `space_dict`), n tokens after compaction. What the ops compute: `docs/semantics.md`.
+T alignment tokens (rows of `space_dict`), n tokens after compaction. In the packed layout: S sequences of Q requests, R
+rows that hold their tokens end to end, sequence s from row `cu_seqlens[s]` to the one before `cu_seqlens[s + 1]`. What
+the ops compute: `docs/semantics.md`.
 """
 
 from dataclasses import dataclass
@@ -117,6 +119,72 @@ TOKEN_COMPACT = OpSpec(
 )
 
 OPS = (ALIGNED_ATTENTION, TOKEN_COMPACT)
+
+_CU_SEQLENS = TensorSpec("cu_seqlens", INT32, ("S+1",), "first row of every sequence, and the end of the last")
+
+# Rows behind the last sequence, which a fixed capacity leaves, may hold anything, NaN included; nothing that they hold
+# reaches a row of a sequence, and what an output holds there is not defined. A sequence may have no rows.
+PACKED_ATTENTION = OpSpec(
+    onnx_name="PackedAlignedAttention",
+    torch_name="packed_aligned_attention",
+    inputs=(
+        TensorSpec("qkv", FLOAT, ("R", "3C"), "query, key, value rows, each split into heads of C / heads"),
+        TensorSpec("key_mask", FLOAT32, ("R",), "added to the scores of that key: 0 to attend, -10000 not to"),
+        _CU_SEQLENS,
+    ),
+    outputs=(
+        TensorSpec("context", FLOAT, ("R", "C"), "of every sequence what AlignedAttention gives"),
+        TensorSpec("column_score", FLOAT32, ("R",), "likewise; 0 for class tokens"),
+        TensorSpec("class_score", FLOAT32, ("R",), "likewise; 0 for class tokens"),
+    ),
+    attributes=ALIGNED_ATTENTION.attributes,
+)
+
+PACKED_COMPACT = OpSpec(
+    onnx_name="PackedTokenCompact",
+    torch_name="packed_token_compact",
+    inputs=(
+        TensorSpec("tokens", FLOAT, ("R", "C"), "what is compacted, each sequence's class token first"),
+        TensorSpec("key_mask", FLOAT32, ("R",), "travels with its token"),
+        TensorSpec("source_ids", INT32, ("R",), "position of each token in its sequence; negative: a merged one"),
+        TensorSpec("column_score", FLOAT32, ("R",), "from PackedAlignedAttention"),
+        TensorSpec("class_score", FLOAT32, ("R",), "from PackedAlignedAttention"),
+        TensorSpec(
+            "alignment", FLOAT32, ("R", "T"), "tokens entering the layer times space_dict^T; not read at class rows"
+        ),
+        _CU_SEQLENS,
+        TensorSpec("temperature", FLOAT32, (), "tau; zero or less: nothing is pruned"),
+        TensorSpec("min_keep", INT64, ("Q",), "fewer tokens to keep than this leave the request's sequences unchanged"),
+    ),
+    outputs=(
+        TensorSpec("compacted", FLOAT, ("n", "C"), "of every sequence: class token, kept tokens, merged token"),
+        TensorSpec("compacted_mask", FLOAT32, ("n",), "key mask of `compacted`"),
+        TensorSpec("compacted_ids", INT32, ("n",), "source ids of `compacted`; merged ones are -(layer + 1)"),
+        TensorSpec("compacted_cu_seqlens", INT32, ("S+1",), "of `compacted`; at most `capacity`, where there is one"),
+        TensorSpec("count", INT64, (), "rows that all sequences need; more than a capacity is an overflow"),
+    ),
+    attributes=(
+        AttributeSpec("capacity", "n where it is fixed, 0: n is the rows that the sequences need"),
+        AttributeSpec("group", "sequences of a request: S / Q; sequence s is of request s % Q. They keep equally many"),
+        AttributeSpec("layer", "index of the encoder layer, written into the merged tokens' ids"),
+        AttributeSpec(KEEP_MARGIN, "lowers the threshold, in units of the mean |importance|", FLOAT32, 0.0),
+    ),
+)
+
+VARLEN_ATTENTION = OpSpec(
+    onnx_name="VarlenAttention",
+    torch_name="varlen_attention",
+    inputs=(
+        TensorSpec("query", FLOAT, ("R", "C"), "rows of the sequences that look, split into heads of C / heads"),
+        TensorSpec("key_value", FLOAT, ("M", "2C"), "key and value rows of what each of them looks at"),
+        TensorSpec("cu_seqlens", INT32, ("S+1",), "of `query`"),
+        TensorSpec("cu_keys", INT32, ("S+1",), "of `key_value`"),
+    ),
+    outputs=(TensorSpec("context", FLOAT, ("R", "C"), "softmax(q k^T / sqrt(D)) v; 0 where there are no keys"),),
+    attributes=(AttributeSpec("heads", "number of attention heads"),),
+)
+
+PACKED_OPS = (PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION)
 PLUGINS = (  # name, version and namespace of each that a library has
     *((spec.onnx_name, str(VERSION), DOMAIN) for spec in OPS),
     (TOKEN_COMPACT.onnx_name, str(MARGIN_VERSION), MARGIN_NAMESPACE),
