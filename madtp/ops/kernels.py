@@ -192,9 +192,8 @@ class KernelOps:
         tensors: tuple[Any, ...] = (tokens, key_mask, source_ids, column_score, class_score, alignment)
         tensors += (cu_seqlens, temperature, min_keep)
         if tokens.dtype not in DTYPES or not len(tokens):
-            return packed.packed_token_compact(
-                *tensors, capacity=capacity, group=group, layer=layer, keep_margin=keep_margin
-            )
+            arguments: Any = (*tensors, capacity, group, layer, keep_margin)
+            return packed.packed_token_compact(*arguments)
         given = _given(PACKED_COMPACT, tensors)
         (rows, width), sequences, device = tokens.shape, len(cu_seqlens) - 1, tokens.device
         if sequences != group * len(min_keep):

@@ -186,6 +186,6 @@ VARLEN_ATTENTION = OpSpec(
 
 PACKED_OPS = (PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION)
 PLUGINS = (  # name, version and namespace of each that a library has
-    *((spec.onnx_name, str(VERSION), DOMAIN) for spec in OPS),
+    *((spec.onnx_name, str(VERSION), DOMAIN) for spec in (*OPS, *PACKED_OPS)),
     (TOKEN_COMPACT.onnx_name, str(MARGIN_VERSION), MARGIN_NAMESPACE),
 )
