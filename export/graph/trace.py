@@ -17,10 +17,11 @@ from torch.export import Dim
 from torch.onnx._internal.exporter import _fx_passes
 
 from export.graph.functions import BIASED, OPSET, functions, op_schema
-from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
+from export.graph.source_ids import COMPACTIONS, IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
+    ALL_OPS,
     DOMAIN,
     KEEP_MARGIN,
     MARGIN_NAMESPACE,
@@ -60,7 +61,7 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
             opset_version=OPSET,
             optimize=False,  # its rewriting takes a fifth of the time and finds nothing here but constants to fold
             custom_translation_table={
-                getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in OPS
+                getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in ALL_OPS
             },
             dynamic_shapes=dynamic_shapes,  # again, to name the dimensions
             input_names=[spec.name for spec in part.inputs],
@@ -109,8 +110,10 @@ def _attach_functions(model: ir.Model) -> None:
 
     Source ids get names of ours, by which they are found where a file holds bodies in the place of the nodes.
     """
-    margins = {KEEP_MARGIN in node.attributes for node in model.graph if node.op_type == TOKEN_COMPACT.onnx_name}
-    for function in functions(keep_margin=margins == {True}):
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    margins = {KEEP_MARGIN in node.attributes for node in model.graph if node.op_type in COMPACTIONS}
+    ops = OPS if used <= {spec.onnx_name for spec in OPS} else [spec for spec in ALL_OPS if spec.onnx_name in used]
+    for function in functions(keep_margin=margins == {True}, ops=ops):
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION
@@ -124,7 +127,7 @@ def _attach_functions(model: ir.Model) -> None:
             node.attributes.add(ir.AttrString("plugin_version", str(MARGIN_VERSION if margin else VERSION)))
         if (node.domain, node.op_type) == (DOMAIN, ALIGNED_ATTENTION.onnx_name):
             node.attributes.add(ir.AttrInt64(BIASED, int(not _is_unbiased(node))))
-        if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
+        if node.domain == DOMAIN and node.op_type in COMPACTIONS:
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 
 

@@ -41,6 +41,15 @@ class PrunedModel(PruningModule, Generic[C]):
             if isinstance(module, PruningModule):
                 module.keep_margin = keep_margin
 
+    def set_packed(self, packed: bool) -> None:
+        """Have all encoders lay rows of all sequences end to end, so that every request is pruned by itself.
+
+        Outputs are then what the model gives for every request alone. See `madtp.models.packed`.
+        """
+        for module in self.modules():
+            if isinstance(module, PruningModule):
+                module.packed = packed
+
     def resolve(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:
         """The [] float32 tensor of a call's temperature, or None for the dense model."""
         return resolve_temperature(temperature, self.temperature, device)
