@@ -27,6 +27,7 @@ from madtp.ops.spec import (
     MARGIN_NAMESPACE,
     MARGIN_VERSION,
     OPS,
+    PACKED_OPS,
     TOKEN_COMPACT,
     VERSION,
     OpSpec,
@@ -69,11 +70,39 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     assert traced is not None
+    _multiply_rows(traced.model)
     _name_transposed(traced.model)
     optimizer.fold_constants(traced.model)
     optimizer.remove_unused_nodes(traced.model)
     _attach_functions(traced.model)
     return traced
+
+
+def _multiply_rows(model: ir.Model) -> None:
+    """Of a packed graph, products with weights as the dynamic layout has them: x W^T + b of rows is written as Gemm.
+
+    Passes that join, quantize and narrow products look for MatMul and Add, and ONNX Runtime has fast kernels for these.
+    """
+    packed = {spec.onnx_name for spec in PACKED_OPS}
+    if not any(node.domain == DOMAIN and node.op_type in packed for node in model.graph):
+        return
+    for node in [node for node in model.graph if node.op_type == "Gemm"]:
+        rows, weight, *bias = node.inputs
+        assert node.attributes.get_int("transB") == 1
+        assert not node.attributes.get_int("transA", 0)
+        output = node.outputs[0]
+        transpose = ir.node("Transpose", [weight], {"perm": [1, 0]})
+        product = ir.node("MatMul", [rows, transpose.outputs[0]])
+        nodes = [transpose, product]
+        if bias:
+            nodes.append(ir.node("Add", [product.outputs[0], bias[0]]))
+        new = nodes[-1].outputs[0]
+        new.name, new.shape, new.type, output.name = output.name, output.shape, output.type, None
+        if bias:
+            product.outputs[0].shape, product.outputs[0].type = new.shape, new.type
+            product.outputs[0].name = f"{new.name}.product"
+        transpose.outputs[0].name = f"{new.name}.weight"
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [output], [new])
 
 
 def _name_transposed(model: ir.Model) -> None:

@@ -277,7 +277,7 @@ def _caption(model: CaptionModel) -> tuple[Part, ...]:
 
 def _decoder(model: VqaModel | CaptionModel, config: BlipConfig, source: int) -> Part:
     layers, heads, size = config.text_layers, config.text_heads, config.text_hidden // config.text_heads
-    inputs = (
+    inputs: tuple[InputSpec, ...] = (
         InputSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
         InputSpec("rows", INT64, (BATCH, TEXTS)),
         InputSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
@@ -298,7 +298,7 @@ def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
     pairs = {**limits, SOURCE: config.vision_tokens}
     outputs = PackedImageOutput if model.packed else ImageOutput
     lengths = (InputSpec("image_lengths", INT64, (BATCH,)),) if model.packed else ()
-    matcher = PackedRetrievalMatch(model) if model.packed else RetrievalMatch(model)
+    matcher: nn.Module = PackedRetrievalMatch(model) if model.packed else RetrievalMatch(model)
     seen: tuple[InputSpec, ...] = (*_TEXT, tokens, *lengths, _TEMPERATURE)
     return (
         Part("image", RetrievalImage(model), (_image(config), _TEMPERATURE), outputs._fields, image),
