@@ -467,6 +467,15 @@ class Manifest:
         return self.layout == "packed"
 
     @property
+    def is_batch_invariant(self) -> bool:
+        """Whether an answer depends on nothing else in its batch but by rounding.
+
+        Activations that are quantized while the model runs share one scale.
+        """
+        shares_scale = self.quantization is not None and self.quantization.mode == "dynamic"
+        return self.is_packed and not shares_scale
+
+    @property
     def io_dtype(self) -> str:
         """The floating-point type of inputs and outputs, in the words of `--io-dtype`."""
         narrow = any(tensor.dtype == "float16" for part in self.parts for tensor in (*part.inputs, *part.outputs))
