@@ -228,7 +228,9 @@ def _set_type(value: ir.Value, dtype: ir.DataType) -> None:
     elif node is not None and node.op_type == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", int(dtype))
     elif node is not None and node.op_type == "ConstantOfShape":
-        node.attributes["value"] = ir.AttrTensor("value", rounded(node.attributes["value"].as_tensor(), dtype))
+        fill = node.attributes.get("value")  # ONNX fills with a float32 zero where there is none
+        tensor = ir.tensor(np.zeros(1, np.float32)) if fill is None else fill.as_tensor()
+        node.attributes["value"] = ir.AttrTensor("value", rounded(tensor, dtype))
     value.dtype = dtype
 
 

@@ -108,7 +108,7 @@ def pack_valid(x: Tensor, valid: Tensor) -> tuple[PackedTokens, Tensor]:
     """Those tokens of [S, L, C] that are `valid` [S, L] bool, and their places in [S * L], [R] int64."""
     places = valid.flatten().nonzero().squeeze(1)
     ends = valid.to(torch.int64).sum(dim=1).cumsum(0).to(torch.int32)
-    cu = torch.cat([ends.new_zeros(1), ends])
+    cu = torch.cat([torch.zeros(1, dtype=torch.int32, device=x.device), ends])
     return PackedTokens(x.flatten(0, 1).index_select(0, places), cu), places
 
 
