@@ -16,7 +16,7 @@ SELECTION = (
     "(test_plugin and not symbols) or any_size or leading_or_all or not_finite or batch_mates "
     "or (larger_tiles and dtype0) or any_bytes or a_bound_leaves or mostly_decided or test_kernel_contract "
     "or test_onnxruntime_gpu_ops or test_quantized_linear "
-    "or (test_onnxruntime_ops and not recorded and not can_be_chosen) or test_onnxruntime_packed_ops"
+    "or (test_onnxruntime_ops and not recorded and not can_be_chosen) or test_onnxruntime_packed"
 )
 
 
@@ -49,6 +49,7 @@ def test_kernels_and_plugins_pass_their_tests_under_the_sanitizers() -> None:
         "tests/plugins/test_kernel_contract.py",
         "tests/plugins/test_onnxruntime_gpu_ops.py",
         "tests/plugins/test_onnxruntime_ops.py",
+        "tests/plugins/test_onnxruntime_packed_errors.py",
         "tests/plugins/test_onnxruntime_packed_ops.py",
         "tests/plugins/test_quantized_linear.py",
     )
