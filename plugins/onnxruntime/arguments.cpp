@@ -4,6 +4,7 @@
 #include <limits>
 
 namespace madtp::onnxruntime {
+
 void expect(char const* op, char const* name, Input const& input, Shape const& wanted, char const* asked) {
     if (input.shape != wanted) {
         refuse(std::string{name} + " of " + op + " is " + text(input.shape) + "; " + asked + " " + text(wanted));

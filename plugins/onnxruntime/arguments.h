@@ -1,4 +1,4 @@
-// Attributes and inputs of the two ops, checked alike for every provider. Each check is a sentence of its own.
+// Attributes and inputs of the dynamic ops, checked alike for every provider. Each check is a sentence of its own.
 #pragma once
 #include "onnxruntime/op.h"
 

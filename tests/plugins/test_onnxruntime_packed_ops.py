@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -19,7 +19,7 @@ from tests.helpers.compaction_checks import (
     check_not_finite,
     check_nothing_or_everything,
 )
-from tests.helpers.kernel_calls import attention_inputs, bits, check_attention
+from tests.helpers.kernel_calls import attention_inputs, bits, check_attention, is_decided
 from tests.helpers.kernel_calls import compact_call as batch_call
 from tests.helpers.kernels import Compacted, check_accuracy
 from tests.helpers.native_build import build
@@ -134,7 +134,7 @@ def test_attention_of_a_sequence_is_what_it_is_alone(
 @given(
     batch=st.integers(1, 3),
     tokens=st.one_of(st.integers(1, 70), st.just(300)),
-    width=st.one_of(st.integers(1, 70), st.just(264)),
+    width=st.one_of(st.integers(8, 70), st.just(264)),
     entries=st.integers(1, 40),
     tau=st.sampled_from([0.01, 0.3, 1.0, 5.0, INFINITY, 0.0, -1.0, NAN]),
     min_keep=st.sampled_from([-5, 0, 1, 1, 1, 10, 2**62]),
@@ -167,6 +167,18 @@ def test_compaction_by_a_margin_and_of_nothing_and_of_what_is_not_finite(batches
         check_not_finite(batches, index, NAN)
 
 
+def alone(call: Sequence[Any], rows: slice) -> tuple[Any, ...]:
+    """TokenCompact's arguments for one sequence of a packed call, which is a request of its own."""
+    body = slice(rows.start + 1, rows.stop)
+    return (
+        *(part[None, rows] for part in call[:3]),
+        *(part[None, body] for part in call[3:6]),
+        call[7],
+        call[8][0],
+        *call[11:],
+    )
+
+
 @settings(max_examples=30, deadline=None)
 @example(lengths=list(RAGGED), seed=0, tau=0.7, min_keep=1, margin=0.0, spare=3)
 @given(
@@ -187,10 +199,8 @@ def test_compaction_of_a_sequence_is_what_it_is_alone(
         if before.stop - before.start < 2:
             assert all_same([part[after] for part in columns], [part[before] for part in call[:3]])
             continue
-        body = slice(before.start + 1, before.stop)
-        parts = [part[None, before] for part in call[:3]] + [part[None, body] for part in call[3:6]]
-        alone = cpu.token_compact(*parts, call[7], torch.tensor(min_keep), 3, margin)
-        assert all_same([part[after] for part in columns], [alone.tokens[0], alone.mask[0], alone.ids[0]])
+        expected = cpu.token_compact(*alone(call, before))
+        assert all_same([part[after] for part in columns], [expected.tokens[0], expected.mask[0], expected.ids[0]])
 
 
 @settings(max_examples=40, deadline=None)
@@ -205,16 +215,15 @@ def test_compaction_of_a_sequence_is_what_it_is_alone(
 def test_requests_and_capacities_are_the_references(
     cpu: OnnxRuntimeOps, lengths: list[int], group: int, seed: int, tau: float, min_keep: int, room: int | None
 ) -> None:
-    options: dict[str, Any] = {"temperature": tau, "min_keep": min_keep, "group": group, "spare": 2}
-    call = compact_call(lengths * group, seed, **options)
+    call = list(compact_call(lengths * group, seed, temperature=tau, min_keep=min_keep, group=group, spare=2))
+    call[5] = call[5].abs()  # else the alignment may add up to nearly nothing, and rounding decides
+    assume(all(is_decided(alone(call, rows)) for rows in spans(call[6]) if rows.stop - rows.start > 1))
     if room is not None:
-        call = compact_call(
-            lengths * group, seed, **options, capacity=max(1, int(packed_token_compact(*call)[4]) + room)
-        )
+        call[9] = max(1, int(packed_token_compact(*call)[4]) + room)
     found, expected = cpu.call(PACKED_COMPACT, call), packed_token_compact(*call)
     for index in (1, 2, 3, 4):
         assert torch.equal(found[index], expected[index])
-    exact = packed_token_compact(call[0].double(), *call[1:])
+    exact = packed_token_compact(*(part.double() if index in (0, 3, 4, 5) else part for index, part in enumerate(call)))
     check_accuracy(found[0], expected[0], exact[0], torch.float32)
 
 
