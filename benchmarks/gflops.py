@@ -24,7 +24,7 @@ from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.models.caption import CaptionModel
 from madtp.models.clip import ClipModel
 from madtp.models.config import ModelConfig
-from madtp.models.decoder import empty_cache
+from madtp.models.decoder import Source, empty_cache
 from madtp.models.nlvr import NlvrModel
 from madtp.models.retrieval import RetrievalModel
 from madtp.models.vqa import VqaModel
@@ -176,7 +176,7 @@ def decoder_rows(task: str, model: VqaModel | CaptionModel, length: int, width: 
     decoder, source, newest = model.text_decoder, states(length, width), ids(1, 1, 1)
     itself = torch.zeros(1, 1, dtype=torch.int64, device=source.device)  # the only row
     with torch.no_grad():
-        cache = decoder.source_cache(source)
+        cache = Source(decoder.source_cache(source))
         _, past = decoder.step(ids(1, 1, PAST), itself, empty_cache(cache, texts=1), cache)
     return [
         Row(

@@ -38,7 +38,7 @@ from madtp.console import command
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder
 from madtp.models.config import CaptionConfig
-from madtp.models.decoder import DecoderSession, DecoderStep, TextDecoder, empty_cache
+from madtp.models.decoder import DecoderSession, DecoderStep, Source, TextDecoder, empty_cache
 from madtp.models.parts import Part, parts_of
 from madtp.ops.flops import count_call
 from madtp.tasks.generation import Limits, Step, beam_search, greedy_search
@@ -127,7 +127,7 @@ def measure_part(
 class WithoutCache:
     """A decoder step without cache: it keeps the ids and reads the whole text again."""
 
-    def __init__(self, step: DecoderStep, source: Tensor, texts: int) -> None:
+    def __init__(self, step: DecoderStep, source: Source, texts: int) -> None:
         self._step, self._source, self._texts = step, source, texts
         self._ids: Tensor | None = None
 
@@ -143,7 +143,7 @@ class WithoutCache:
         return logits.flatten(0, 1)
 
 
-def measure_writing(config: CaptionConfig, decoder: Runner, source: Tensor, seconds: float) -> list[dict[str, Any]]:
+def measure_writing(config: CaptionConfig, decoder: Runner, source: Source, seconds: float) -> list[dict[str, Any]]:
     """Measure ids per second when generating WRITTEN_IDS ids for one image, with the cache and without."""
     limits = Limits(WRITTEN_IDS, WRITTEN_IDS, config.sep_token_id, config.pad_token_id)  # none ends early
     prompt = torch.randint(1000, 30000, (1, PROMPT_IDS), generator=torch.Generator().manual_seed(1))
@@ -167,7 +167,7 @@ def measure_writing(config: CaptionConfig, decoder: Runner, source: Tensor, seco
     return [
         {
             "beams": beams,
-            "source_tokens": source.shape[-2],
+            "source_tokens": source.cache.shape[-2],
             **{
                 name: {
                     **asdict(latency[f"{name} {beams}"]),
@@ -194,10 +194,10 @@ def measure_task(task: str, folder: Path, seconds: float) -> dict[str, Any]:
             inputs = part_inputs(model.config, part, image_tokens)
             result["parts"] += measure_part(model.config, part, runner, inputs, seconds)
             output = runner.run(inputs, TEMPERATURES[0])
-            image_tokens, source = output.get("image_tokens", image_tokens), output.get("source_cache")
+            image_tokens, source = output.get("image_tokens", image_tokens), output.get("source_cache", source)
         elif task == "caption":
             assert source is not None
-            result["writing"] = measure_writing(model.config, runner, source, seconds)
+            result["writing"] = measure_writing(model.config, runner, Source(source), seconds)
         for file in folder.iterdir():
             file.unlink()  # gigabytes
     return result

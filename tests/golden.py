@@ -90,6 +90,11 @@ class GoldenCase:
         """Whether it is a run over a small data set."""
         return self.entry.get("kind") == "evaluate"
 
+    @property
+    def requests(self) -> int:
+        """How many requests it has, or images of a data set."""
+        return len(next(self.inputs[name] for name in ("image", "image0") if name in self.inputs))
+
     def to(self, device: str) -> "GoldenCase":
         """The case with its inputs on a device."""
         return replace(self, inputs={name: tensor.to(device) for name, tensor in self.inputs.items()})
@@ -227,9 +232,18 @@ def _layer_mismatches(layer: LayerTrace, recorded: LayerTrace, in_order: bool) -
 
 
 def check_folder(
-    folder: Path, onnx: bool, scratch: Path, device: str = "cpu", openvino: bool = False, kernels: bool = False
+    folder: Path,
+    onnx: bool,
+    scratch: Path,
+    device: str = "cpu",
+    openvino: bool = False,
+    kernels: bool = False,
+    packed: bool = False,
 ) -> Iterator[tuple[str, str, Verdict]]:
-    """(case, runtime, verdict) of every case in a folder; torch runs on `device`, traced files lie in `scratch`."""
+    """(case, runtime, verdict) of every case in a folder; torch runs on `device`, traced files lie in `scratch`.
+
+    With `packed` the cases of one request run in the packed layout too: in it every request is one by itself.
+    """
     if golden_tokenizer.holds_texts(folder):
         yield from golden_tokenizer.check_folder(folder)
         return
@@ -239,6 +253,7 @@ def check_folder(
     model = load_model(folder)
     kinds = [OnnxRuntime] * onnx + [KernelsRuntime] * kernels + [OpenVinoRuntime] * openvino
     exported = _exported(model, kinds, scratch)
+    alone = [] if not packed else _packed(model, kinds, scratch)
     model.to(device)
     for case in load_cases(folder, model.config.image_size):
         for runtime in exported:
@@ -247,6 +262,18 @@ def check_folder(
         for dense in (False, True) if case.temperature <= 0 else (False,):
             runtime = TorchRuntime(model, dense=dense)
             yield case.name, runtime.name, compare(case, replay(model.config, runtime, moved))
+        for runtime in alone if case.requests == 1 else ():
+            yield case.name, runtime.name, compare(case, replay(model.config, runtime, case))
+
+
+def _packed(model: Any, kinds: Sequence[type[OnnxRuntime]], scratch: Path) -> list[TorchRuntime | OnnxRuntime]:
+    """The model in the packed layout, in torch and in every kind of runtime."""
+    copy, folder = model.packed_copy(), scratch / "packed"
+    folder.mkdir()
+    exported = _exported(copy, kinds, folder)
+    for runtime in exported:
+        runtime.name = f"{runtime.name}-packed"
+    return [TorchRuntime(copy, name="torch-packed"), *exported]
 
 
 def _exported(model: Any, kinds: Sequence[type[OnnxRuntime]], scratch: Path) -> list[OnnxRuntime]:
@@ -265,10 +292,11 @@ def _exported(model: Any, kinds: Sequence[type[OnnxRuntime]], scratch: Path) -> 
 @click.option("--onnx", is_flag=True, help="Run the exported graph in ONNX Runtime too.")
 @click.option("--kernels", is_flag=True, help="Run it on the op library's kernels too.")
 @click.option("--openvino", is_flag=True, help="Run it as standard ONNX in OpenVINO too, in float32.")
+@click.option("--packed", is_flag=True, help="Run cases of one request in the packed layout too.")
 @click.option(
     "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="Where torch runs; cuda: our kernels."
 )
-def main(folders: tuple[Path, ...], onnx: bool, kernels: bool, openvino: bool, device: str) -> None:
+def main(folders: tuple[Path, ...], onnx: bool, kernels: bool, openvino: bool, packed: bool, device: str) -> None:
     """Replay golden FOLDERS: one line a case, worst difference, counts equal or not; exit 1 on any mismatch."""
     import tempfile
 
@@ -279,11 +307,12 @@ def main(folders: tuple[Path, ...], onnx: bool, kernels: bool, openvino: bool, d
             register_kernels()
         for folder in folders:
             with tempfile.TemporaryDirectory() as scratch:
-                for name, runtime, verdict in check_folder(folder, onnx, Path(scratch), device, openvino, kernels):
+                ran = check_folder(folder, onnx, Path(scratch), device, openvino, kernels, packed)
+                for name, runtime, verdict in ran:
                     failed += bool(verdict.mismatches)
                     counts = "DIFFER" if any("layer" in m for m in verdict.mismatches) else "equal"
                     click.echo(
-                        f"{'FAIL' if verdict.mismatches else 'ok':4}  {folder}  {name:18} {runtime:11} "
+                        f"{'FAIL' if verdict.mismatches else 'ok':4}  {folder}  {name:18} {runtime:14} "
                         f"worst {verdict.worst:.2e}  counts {counts}"
                         + "".join(f"\n        {mismatch}" for mismatch in verdict.mismatches[:5])
                     )

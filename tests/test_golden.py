@@ -18,10 +18,12 @@ Carried = tuple[Callable[[golden.GoldenCase], golden.Replay], list[golden.Golden
 
 @pytest.mark.parametrize("folder", golden_folders(), ids=lambda folder: f"{folder.parent.name}-{folder.name}")
 def test_recorded_cases_are_reproduced(folder: Path, tmp_path: Path) -> None:
-    runs = {"torch": 0, "torch-dense": 0, "onnx": 0, "kernels": 0, "openvino": 0}
+    runs = dict.fromkeys(("torch", "torch-dense", "onnx", "kernels", "openvino"), 0)
+    runs |= dict.fromkeys(("torch-packed", "onnx-packed", "kernels-packed", "openvino-packed"), 0)
     onnx = folder != CARRIED or len(golden_folders("nlvr")) == 1  # the same model is there in full otherwise
     openvino = onnx and folder.name != "base"  # as `python -m tests.golden --openvino` does, in a minute
-    ran = golden.check_folder(folder, onnx=onnx, scratch=tmp_path, openvino=openvino, kernels=onnx)
+    packed = folder.name != "base"  # as `python -m tests.golden --packed` does
+    ran = golden.check_folder(folder, onnx=onnx, scratch=tmp_path, openvino=openvino, kernels=onnx, packed=packed)
     for name, runtime, verdict in ran:
         assert not verdict.mismatches, f"{name} in {runtime}: {verdict.mismatches}"
         runs[runtime] += 1
@@ -29,6 +31,9 @@ def test_recorded_cases_are_reproduced(folder: Path, tmp_path: Path) -> None:
     assert runs["torch"] == len(cases)
     assert runs["onnx"] == runs["kernels"] == onnx * len(cases)
     assert runs["openvino"] == openvino * len(cases)
+    alone = packed * sum(case["name"].startswith("b1_") for case in cases)
+    assert runs["torch-packed"] == alone
+    assert runs["onnx-packed"] == runs["kernels-packed"] == runs["openvino-packed"] == onnx * alone
     assert runs["torch-dense"] == sum(case["temperature"] <= 0 for case in cases)
 
 

@@ -429,9 +429,11 @@ class Manifest:
         Bounds(exclusive_minimum=0, maximum=1),
         "tokens this far below the threshold stay too, in units of a layer's mean |importance|; absent without one",
     ] = field(default=None, kw_only=True)
-    layout: Literal["dynamic"]
+    layout: Literal["dynamic", "packed"]
     batching: Annotated[
-        Literal["reference"], "reference: one K for the whole batch, so an answer depends on the rest of the batch"
+        Literal["reference", "per-request"],
+        "reference: one K for the whole batch, so an answer depends on the rest of the batch; per-request: one K for "
+        "each request, whose answer depends on nothing else",
     ]
     precision: Literal["fp32", "fp16", "bf16", "int8", "fp8"]
     backend: BackendEntry
@@ -458,6 +460,20 @@ class Manifest:
     def is_plan(self) -> bool:
         """Whether the parts are TensorRT plans, and not ONNX files."""
         return self.artifact.endswith(".plan")
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether every request is pruned by itself, whatever it is in a batch with."""
+        return self.layout == "packed"
+
+    @property
+    def is_batch_invariant(self) -> bool:
+        """Whether an answer depends on nothing else in its batch but by rounding.
+
+        Activations that are quantized while the model runs share one scale.
+        """
+        shares_scale = self.quantization is not None and self.quantization.mode == "dynamic"
+        return self.is_packed and not shares_scale
 
     @property
     def io_dtype(self) -> str:

@@ -1,4 +1,5 @@
-"""The op library on an exported .onnx file: every sample alone at each temperature, kernels against torch.
+"""The op library on an exported .onnx file: every sample alone (in the packed layout also in batches) at each
+temperature, kernels against torch.
 
 The function bodies prove the file; this proves that the library here runs it too.
 """
@@ -19,8 +20,9 @@ from export.runtime.checked import CheckedRunner
 from export.runtime.execution import Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.validate.artifact_runners import KERNELS_RUNNER
-from export.validate.comparator import REFERENCE, PairResult, run_batch
-from export.validate.model_runner import ArtifactRunner, with_kept_ids
+from export.validate.comparator import REFERENCE, PairResult, pad_id_of, run_batch
+from export.validate.model_runner import ArtifactRunner, ModelRunner, with_kept_ids
+from export.validate.packed_batch import run_batch_of
 from export.validate.run_result import RunResult
 
 KeptIds = Callable[[Sequence[Batch], Execution], dict[Batch, list[Tensor]]]
@@ -80,7 +82,7 @@ class KernelsResult:
 def run_kernels(
     prepared: Prepared, built: BuiltArtifact, results: TorchResults, batches: Sequence[Batch], kept_ids: KeptIds
 ) -> KernelsResult | None:
-    """Run the smallest of the batches; None where no library can run the file.
+    """Run the smallest of the batches, or all if packed; None where no library can run the file.
 
     Args:
         kept_ids: gives the ids of the tokens that an execution keeps, by batch.
@@ -88,7 +90,8 @@ def run_kernels(
     execution = choose_execution([part.traced.runnable for part in built.parts.values()])
     if execution.library is None:
         return None
-    alone = [batch for batch in batches if len(batch.samples) == prepared.batch.min]
+    packed = prepared.options.layout == "packed"  # the batches are its point
+    alone = [batch for batch in batches if packed or len(batch.samples) == prepared.batch.min]
     try:
         answers = _run(prepared, built, results, alone, execution)
         for batch, kept in kept_ids(alone, execution).items():
@@ -112,6 +115,13 @@ def _run(
     }
     parts = {name: part.traced.part for name, part in built.parts.items()}
     kernels = ArtifactRunner(KERNELS_RUNNER, prepared.config, parts, runners, {})
-    return {
-        batch: run_batch(kernels, results.inputs(batch), batch.temperature, results.result(batch)) for batch in batches
-    }
+    return {batch: run_compared(prepared, kernels, results, batch) for batch in batches}
+
+
+def run_compared(prepared: Prepared, runner: ModelRunner, results: TorchResults, batch: Batch) -> RunResult:
+    """What a runner gives for a batch, with the logits of the texts that torch wrote."""
+    inputs = results.inputs(batch)
+    if prepared.options.layout != "packed":
+        return run_batch(runner, inputs, batch.temperature, results.result(batch))
+    alone = [(results.inputs(one), results.result(one)) for one in batch.requests]
+    return run_batch_of(runner, inputs, batch.temperature, alone, pad_id_of(prepared.config))

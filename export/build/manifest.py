@@ -52,7 +52,7 @@ def manifest_of(
         checkpoint=prepared.checkpoint,
         temperature=prepared.temperature,
         keep_margin=options.keep_margin or None,
-        batching="reference",
+        batching="per-request" if options.layout == "packed" else "reference",
         backend=BackendEntry(backend.name, backend.version, backend.reason, oldest),
         tools=tool_versions(),
         plugins=Plugins("none" if built.library is None else "library", built.library),

@@ -39,6 +39,8 @@ class ExportOptions:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of model sizes that override the checkpoint's.
         io_dtype: floating-point type of inputs and outputs; the temperature is float32 always.
+        layout: "dynamic" fills the sequences of a batch up to one length and prunes them together, as published;
+            "packed" has them end to end and prunes every request by itself.
         batch: requests per call; None is 1:1:8.
         text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.
@@ -86,7 +88,7 @@ class ExportOptions:
             ("backend", self.backend, BACKENDS, BACKENDS),
             ("precision", self.precision, PRECISIONS, PRECISIONS),
             ("io-dtype", self.io_dtype, IO_DTYPES, IO_DTYPES),
-            ("layout", self.layout, LAYOUTS, LAYOUTS[:1]),
+            ("layout", self.layout, LAYOUTS, LAYOUTS),
         ):
             if value not in known:
                 why = f"This version supports {', '.join(works)}."
@@ -97,9 +99,12 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        if self.layout != "dynamic":
-            why = "This version exports dynamic only."
-            raise OptionError(f"--layout {self.layout} is not available", why, "Use --layout dynamic.")
+        if self.layout == "packed" and suffix == ".plan":
+            raise OptionError(
+                "--layout packed is not available for a .plan",
+                "This version packs tokens for ONNX Runtime only.",
+                "Use --layout dynamic, or export to .onnx.",
+            )
         if self.io_dtype not in ("fp32", self.precision):
             raise OptionError(
                 f"--io-dtype {self.io_dtype} does not go with --precision {self.precision}",

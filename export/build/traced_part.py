@@ -53,6 +53,8 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
     single_file = is_single_file(options, prepared.weight_bytes)
     traced = {}
     model = prepared.load_model()
+    if options.layout == "packed":
+        model = model.packed_copy()
     quantizer = None if prepared.quantization is None else prepared.quantization.quantizer
     for name, part in parts_of(model).items():
         on_detail(name)

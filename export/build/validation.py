@@ -14,7 +14,7 @@ from export.artifact.manifest import CostEntry, Gflops, LatencyEntry, Parity, Va
 from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
-from export.build.kernels import KernelsResult, run_kernels
+from export.build.kernels import KernelsResult, run_compared, run_kernels
 from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults
 from export.runtime.checked import CheckedRunner
@@ -29,7 +29,6 @@ from export.validate.comparator import (
     TokenCounts,
     add_token_counts,
     batches_of,
-    run_batch,
 )
 from export.validate.intermediates import kept_ids_runners, open_onnx_intermediates
 from export.validate.model_runner import (
@@ -40,6 +39,7 @@ from export.validate.model_runner import (
     run_kept_ids,
     with_kept_ids,
 )
+from export.validate.packed_batch import split_requests
 from export.validate.run_result import RunResult
 from export.validate.teacher_forcing import GeneratedText
 from export.validate.tolerances import Bounds, tolerance_of
@@ -137,7 +137,9 @@ def validate(
     temperatures = sorted({prepared.temperature, 0.0}, reverse=True)
     groups = batches_of(prepared.samples, prepared.batch)
     batches = [Batch(tuple(group), temperature) for temperature in temperatures for group in groups]
-    for batch in _announced(batches, "torch", on_detail):
+    packed = prepared.options.layout == "packed"
+    expected = list(dict.fromkeys(one for batch in batches for one in batch.requests)) if packed else batches
+    for batch in _announced(expected, "torch", on_detail):
         results.result(batch)
     gflops = results.gflops(prepared.temperature)
     results.free_model()
@@ -162,7 +164,8 @@ def validate(
     counts: dict[float, TokenCounts] = {temperature: {} for temperature in temperatures}
     for batch in batches:
         if len(batch.samples) == prepared.batch.min:
-            add_token_counts(counts[batch.temperature], results.result(batch))
+            for one in batch.requests if packed else [batch]:
+                add_token_counts(counts[batch.temperature], results.result(one))
     return ExportValidation(
         samples=prepared.samples.origin,
         pairs=tuple(pair for pair in pairs if pair.pair == f"{REFERENCE}/{name}"),
@@ -224,8 +227,7 @@ def _run_artifact(
     parts = {name: part.traced.part for name, part in built.parts.items()}
     artifact = ArtifactRunner("artifact", prepared.config, parts, runners, {})
     answers = {
-        batch: run_batch(artifact, results.inputs(batch), batch.temperature, results.result(batch))
-        for batch in _announced(batches, "artifact", on_detail)
+        batch: run_compared(prepared, artifact, results, batch) for batch in _announced(batches, "artifact", on_detail)
     }
     on_detail("timing")
     torch_parts = torch_runners(parts_of(prepared.load_model()))  # float32: what a user would run on a CPU
@@ -268,8 +270,16 @@ def _judge(
     batches = dict.fromkeys(batch for answers in found.values() for batch in answers)
     for batch in _announced(list(batches), "comparing", on_detail):
         given = {name: answers[batch] for name, answers in found.items() if batch in answers}
-        ran = {REFERENCE: results.result(batch), **given}
-        judge.judge(f"samples {list(batch.samples)}", results.inputs(batch), batch.temperature, ran)
+        name = f"samples {list(batch.samples)}"
+        if prepared.options.layout == "packed":
+            alone = [results.result(one) for one in batch.requests]
+            split = {runner: split_requests(result, alone) for runner, result in given.items()}
+            for index, one in enumerate(batch.requests):
+                ran = {REFERENCE: alone[index], **{runner: parts[index] for runner, parts in split.items()}}
+                which = f"{name}, request {index}" if len(alone) > 1 else name
+                judge.judge(which, results.inputs(one), batch.temperature, ran)
+        else:
+            judge.judge(name, results.inputs(batch), batch.temperature, {REFERENCE: results.result(batch), **given})
     return tuple(judge.results.values())
 
 

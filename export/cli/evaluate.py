@@ -138,10 +138,13 @@ def closing_lines(results: dict[str, Any]) -> list[str]:
     if results["unscored"] is not None:
         lines.append(f"unscored: {results['unscored']}")
     used = results["identity"]["options"]
-    if results["batching"] == "per-request":
+    batches = {name: size for name, size in used.items() if name.endswith("batch")}
+    sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in batches.items())
+    if results["batching"] == "per-request" and max(batches.values()) == 1:
         lines.append("batch 1: no answer depends on another item (--batch N runs N per batch)")
+    elif results["batching"] == "per-request":
+        lines.append(f"packed batches ({sizes}): every item keeps the tokens that it keeps alone")
     else:
-        sizes = ", ".join(f"{name.replace('_', ' ')} {size}" for name, size in used.items() if name.endswith("batch"))
         lines.append(f"batched ({sizes}): an answer can depend on the others in its batch")
     if results["batching"] != "per-request" and used.get("match_batch", 0) < used.get("k_test", 0):
         lines.append(

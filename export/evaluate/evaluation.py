@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from export.artifact.manifest import Manifest
 from export.errors import OptionError
 from export.evaluate.journal import Entry
 from export.evaluate.metrics import Scores
@@ -148,7 +149,8 @@ def batch_size(session: Session, options: EvaluateOptions) -> int:
     Raises:
         OptionError: the artifact was not built for such a batch.
     """
-    size, built = options.batch or 1, session.batch
+    built = session.batch
+    size = options.batch or (built.opt if session.manifest.is_batch_invariant else 1)
     if size > built.max:
         raise OptionError(
             f"--batch is {size}, and the artifact was built for batches of {built.min} to {built.max}",
@@ -158,6 +160,6 @@ def batch_size(session: Session, options: EvaluateOptions) -> int:
     return size
 
 
-def batching(sizes: Iterable[int]) -> str:
+def batching(manifest: Manifest, sizes: Iterable[int]) -> str:
     """The rule that sets the token count of a layer: "per-request", or "reference", one count per batch."""
-    return "per-request" if max(sizes) == 1 else "reference"
+    return "per-request" if manifest.is_packed or max(sizes) == 1 else "reference"

@@ -50,7 +50,7 @@ class _Ranking:
         image_batch = batch_size(session, options)
         self.image_batches = spans(len(self.data.images), image_batch, "images")
         self.published = options.batch is not None
-        text_batch = min(TEXT_BATCH, session.batch.max) if self.published else 1
+        text_batch = min(TEXT_BATCH, session.batch.max) if self.published else image_batch
         self.text_batches = spans(len(self.data.texts), text_batch, "texts")
         self.batch = RankingBatch(image_batch, text_batch, pairs=1)
         self.settings: dict[str, Any] = {"image_batch": image_batch, "text_batch": text_batch}
@@ -110,7 +110,7 @@ class RetrievalWork(_Ranking):
         self.images, self.texts = len(self.data.images), len(self.data.texts)
         self.steps = 1 + self.images + self.texts
         self.k_test = min(options.k_test or K_TEST, max(self.images, self.texts))
-        self.match_batch = min(self.k_test, session.batch.max) if self.published else 1
+        self.match_batch = min(self.k_test, session.batch.max if self.published else self.batch.images)
         self.settings |= {"k_test": self.k_test, "match_batch": self.match_batch}
         self._counted = count_runs(self.runners)
         self._matcher: Matcher | None = None

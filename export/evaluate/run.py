@@ -91,7 +91,9 @@ def evaluate(
             "execution": None if execution is None else execution.to_json(),
             "items": len(dataset),
             "partial": len(dataset) < whole,
-            "batching": batching(size for name, size in work.settings.items() if name.endswith("batch")),
+            "batching": batching(
+                session.manifest, (size for name, size in work.settings.items() if name.endswith("batch"))
+            ),
             "texts_cut": sum(entry["cut"] for entry in journal.entries),
             "missing_images": [str(path) for path in dataset.missing],
             "mean_tokens": mean_tokens(journal.entries),

@@ -25,14 +25,14 @@ import numpy as np
 from onnx_ir.passes.common import LiftConstantsToInitializersPass, ShapeInferencePass
 from onnxscript import ir
 
-from madtp.ops.spec import DOMAIN, FLOAT, OPS
+from madtp.ops.spec import ALL_OPS, DOMAIN, FLOAT, PACKED_COMPACT, TOKEN_COMPACT
 
 NARROW_TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 TEMPERATURE = "temperature"  # the input that is float32 always
 PRODUCTS = ("MatMul", "Gemm", "Conv")
 SOFTMAXES = ("Softmax", "LogSoftmax")
 LENGTHS = ("ReduceL2", "LpNormalization")
-TOKEN_READERS = ("LayerNormalization", "TokenCompact")
+TOKEN_READERS = ("LayerNormalization", TOKEN_COMPACT.onnx_name, PACKED_COMPACT.onnx_name)
 PIXELS_RANK = 4
 TYPELESS = ("Shape", "Size")  # take a value of any type
 BFLOAT16_OPSET = 22  # the first in which a Conv may be in bfloat16
@@ -45,7 +45,7 @@ EMBEDDING = "length of an embedding"
 TOKENS = "tokens from layer to layer"
 FIRST = "first product of pixels or words"
 OVERFLOW = "weights overflow float16 (bf16 holds them): "
-_SPECS = {spec.onnx_name: spec for spec in OPS}
+_SPECS = {spec.onnx_name: spec for spec in ALL_OPS}
 
 
 def half_precision(model: ir.Model, precision: str, narrow_io: bool = False) -> dict[str, int]:
@@ -228,7 +228,9 @@ def _set_type(value: ir.Value, dtype: ir.DataType) -> None:
     elif node is not None and node.op_type == "Cast":
         node.attributes["to"] = ir.AttrInt64("to", int(dtype))
     elif node is not None and node.op_type == "ConstantOfShape":
-        node.attributes["value"] = ir.AttrTensor("value", rounded(node.attributes["value"].as_tensor(), dtype))
+        fill = node.attributes.get("value")  # ONNX fills with a float32 zero where there is none
+        tensor = ir.tensor(np.zeros(1, np.float32)) if fill is None else fill.as_tensor()
+        node.attributes["value"] = ir.AttrTensor("value", rounded(tensor, dtype))
     value.dtype = dtype
 
 

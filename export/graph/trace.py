@@ -17,15 +17,17 @@ from torch.export import Dim
 from torch.onnx._internal.exporter import _fx_passes
 
 from export.graph.functions import BIASED, OPSET, functions, op_schema
-from export.graph.source_ids import IDS_OUTPUT, SOURCE_IDS
+from export.graph.source_ids import COMPACTIONS, IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
+    ALL_OPS,
     DOMAIN,
     KEEP_MARGIN,
     MARGIN_NAMESPACE,
     MARGIN_VERSION,
     OPS,
+    PACKED_OPS,
     TOKEN_COMPACT,
     VERSION,
     OpSpec,
@@ -60,7 +62,7 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
             opset_version=OPSET,
             optimize=False,  # its rewriting takes a fifth of the time and finds nothing here but constants to fold
             custom_translation_table={
-                getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in OPS
+                getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in ALL_OPS
             },
             dynamic_shapes=dynamic_shapes,  # again, to name the dimensions
             input_names=[spec.name for spec in part.inputs],
@@ -68,11 +70,39 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
             verbose=False,
         )
     assert traced is not None
+    _multiply_rows(traced.model)
     _name_transposed(traced.model)
     optimizer.fold_constants(traced.model)
     optimizer.remove_unused_nodes(traced.model)
     _attach_functions(traced.model)
     return traced
+
+
+def _multiply_rows(model: ir.Model) -> None:
+    """Of a packed graph, products with weights as the dynamic layout has them: x W^T + b of rows is written as Gemm.
+
+    Passes that join, quantize and narrow products look for MatMul and Add, and ONNX Runtime has fast kernels for these.
+    """
+    packed = {spec.onnx_name for spec in PACKED_OPS}
+    if not any(node.domain == DOMAIN and node.op_type in packed for node in model.graph):
+        return
+    for node in [node for node in model.graph if node.op_type == "Gemm"]:
+        rows, weight, *bias = node.inputs
+        assert node.attributes.get_int("transB") == 1
+        assert not node.attributes.get_int("transA", 0)
+        output = node.outputs[0]
+        transpose = ir.node("Transpose", [weight], {"perm": [1, 0]})
+        product = ir.node("MatMul", [rows, transpose.outputs[0]])
+        nodes = [transpose, product]
+        if bias:
+            nodes.append(ir.node("Add", [product.outputs[0], bias[0]]))
+        new = nodes[-1].outputs[0]
+        new.name, new.shape, new.type, output.name = output.name, output.shape, output.type, None
+        if bias:
+            product.outputs[0].shape, product.outputs[0].type = new.shape, new.type
+            product.outputs[0].name = f"{new.name}.product"
+        transpose.outputs[0].name = f"{new.name}.weight"
+        ir.convenience.replace_nodes_and_values(model.graph, node, [node], nodes, [output], [new])
 
 
 def _name_transposed(model: ir.Model) -> None:
@@ -109,8 +139,10 @@ def _attach_functions(model: ir.Model) -> None:
 
     Source ids get names of ours, by which they are found where a file holds bodies in the place of the nodes.
     """
-    margins = {KEEP_MARGIN in node.attributes for node in model.graph if node.op_type == TOKEN_COMPACT.onnx_name}
-    for function in functions(keep_margin=margins == {True}):
+    used = {node.op_type for node in model.graph if node.domain == DOMAIN}
+    margins = {KEEP_MARGIN in node.attributes for node in model.graph if node.op_type in COMPACTIONS}
+    ops = OPS if used <= {spec.onnx_name for spec in OPS} else [spec for spec in ALL_OPS if spec.onnx_name in used]
+    for function in functions(keep_margin=margins == {True}, ops=ops):
         body = ir.serde.deserialize_function(function)
         model.functions[body.identifier()] = body
     model.opset_imports[DOMAIN] = VERSION
@@ -124,7 +156,7 @@ def _attach_functions(model: ir.Model) -> None:
             node.attributes.add(ir.AttrString("plugin_version", str(MARGIN_VERSION if margin else VERSION)))
         if (node.domain, node.op_type) == (DOMAIN, ALIGNED_ATTENTION.onnx_name):
             node.attributes.add(ir.AttrInt64(BIASED, int(not _is_unbiased(node))))
-        if (node.domain, node.op_type) == (DOMAIN, TOKEN_COMPACT.onnx_name):
+        if node.domain == DOMAIN and node.op_type in COMPACTIONS:
             node.outputs[IDS_OUTPUT].name = f"{SOURCE_IDS}{next(layers)}"
 
 

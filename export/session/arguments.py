@@ -38,10 +38,11 @@ def check_temperature(temperature: float) -> float:
     return float(temperature)
 
 
-def check_batch(batch: int | None, built: Range, name: str) -> int:
-    """Requests per batch, 1 where none are given, if an artifact `built` for a range of batches takes so many."""
+def check_batch(batch: int | None, built: Range, name: str, default: int = 1) -> int:
+    """Requests per batch, `default` where none are given, if an artifact `built` for a range of batches takes so
+    many."""
     if batch is None:
-        return 1
+        return default
     if not 1 <= batch <= built.max:
         raise InputError(
             f"{name} is {batch}",

@@ -10,10 +10,11 @@ from torch import Tensor
 
 from export.session.products import Ranking, RankingBatch, Tokens
 from madtp.models.config import CaptionConfig, RetrievalConfig, VqaConfig
+from madtp.models.decoder import Source
 from madtp.tasks.answers import RankedAnswers, rank_answers, write_answers
 from madtp.tasks.generation import write_texts
 from madtp.tasks.ranking import rank
-from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, token_counts
+from madtp.tasks.requests import Outputs, RetrievalRunners, Runner, Runners, decoder_step, source_of, token_counts
 
 
 def judge_statements(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
@@ -172,11 +173,11 @@ def kept_tokens(counted: Mapping[str, CountedRunner]) -> dict[str, Tensor]:
     return {"vision" if name == "image" else name: runner.take() for name, runner in counted.items()}
 
 
-def _encode(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Tensor, list[Tokens]]:
+def _encode(runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> tuple[Source, list[Tokens]]:
     """What the decoder looks at, and the tokens of each request."""
     outputs = runners["encoder"].run(inputs, temperature)
-    source = outputs["source_cache"]
-    return source, _tokens(outputs, source.shape[2])
+    source = source_of(outputs)
+    return source, _tokens(outputs, source.batch)
 
 
 def _tokens(outputs: Outputs, requests: int) -> list[Tokens]:

@@ -54,10 +54,11 @@ TEXTS = {"nlvr": "sentences", "vqa": "questions"}  # what each task calls them
 class Session:
     """An open artifact. Use it as a context, or call `close`.
 
-    Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as in the published code. Requests run
-    one at a time, so that no answer depends on another request. `batch=` runs more per batch, as the published
-    evaluations do: such a batch keeps one token count (`"batching": "reference"` in the manifest) and pads its texts,
-    so that an answer can depend on the others in its batch. Every product states its batch.
+    Images are PIL images of any 8-bit mode; their EXIF orientation is ignored, as in the published code. No answer
+    depends on another request: those of a packed artifact run in batches of its `--batch` OPT, unless its activations
+    are quantized while it runs; those of a dynamic one run one at a time. `batch=` runs more per batch, as published
+    evaluations do: a dynamic batch keeps one token count (`"batching": "reference"` in the manifest) and pads its
+    texts, so that an answer can depend on the others in its batch. Every product states its batch.
 
     `temperature=` is the pruning temperature: 0 is dense, None is the manifest's. `cut=` truncates an overlong text, as
     the published code does, instead of refusing it.
@@ -103,6 +104,7 @@ class Session:
         self.temperature = float(self.manifest.temperature)
         self.processor = artifact_processor(self._artifact, vocabulary)
         self.batch, self.text = batch_and_text(self.manifest)
+        self._usual_batch = self.batch.opt if self.manifest.is_batch_invariant else 1
         self.backend = self._artifact.backend
         self._artifact.check_runs()
         self.execution = self._artifact.execution(library, provider)
@@ -304,7 +306,8 @@ class Session:
         Args:
             k_test: candidates that retrieval matches in each row (see `madtp.tasks.ranking.rank`); None is 256. clip
                 matches nothing.
-            batch: images, texts and matched pairs per batch; None is 1: no score depends on what else is ranked.
+            batch: images, texts and matched pairs per batch; None is 1, or the usual batch of a packed artifact: no
+                score depends on what else is ranked.
             image_batch, text_batch, match_batch: each of the three on its own; None is `batch`.
 
         Raises:
@@ -317,7 +320,7 @@ class Session:
         for name, option in (("k_test", k_test), ("match_batch", match_batch)):
             if option is not None and self.task == "clip":
                 raise InputError(f"{name} does not apply to clip", "It compares embeddings and matches no pairs.")
-        size = check_batch(batch, self.batch, "batch")
+        size = self._batch(batch)
         sizes = RankingBatch(
             *(size if given is None else check_batch(given, self.batch, name) for name, given in batches.items())
         )
@@ -373,10 +376,13 @@ class Session:
                 f"there are {len(images)} requests by their images and {len(ids)} by their texts",
                 fix="Give as many of both.",
             )
-        for begin, end in spans(len(ids), check_batch(batch, self.batch, "batch"), "requests"):
+        for begin, end in spans(len(ids), self._batch(batch), "requests"):
             requests = [Request(self._prepared(images, number), ids[number]) for number in range(begin, end)]
             copies = [requests[-1]] * (self.batch.min - len(requests))
             yield collate([*requests, *copies], self.config), len(requests)
+
+    def _batch(self, batch: int | None) -> int:
+        return check_batch(batch, self.batch, "batch", self._usual_batch)
 
     def _prepared(self, images: Sequence[Any], number: int) -> tuple[Tensor, ...]:
         """The images of one request."""

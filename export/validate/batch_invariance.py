@@ -111,9 +111,12 @@ def measure_batch_invariance(
 
 
 def batch_invariance(
-    runner: str, others: str, probe: int, alone: RunResult, slots: list[RunResult], pad_id: int
+    runner: str, others: str, probe: int, alone: list[RunResult], slots: list[list[RunResult]], pad_id: int
 ) -> BatchInvariance:
-    """Compare a sample's result alone with its results in the slots of batches, slot 0 first."""
+    """Compare a sample's result alone with its results in the slots of batches, slot 0 first.
+
+    Results are those of `Comparator.compare`.
+    """
     single = _row(alone, 0, pad_id)
     rows = [_row(result, slot, pad_id) for slot, result in enumerate(slots)]
     return BatchInvariance(
@@ -127,8 +130,9 @@ def batch_invariance(
     )
 
 
-def _row(result: RunResult, slot: int, pad_id: int) -> tuple[Tensor, dict[str, Tensor]]:
+def _row(results: list[RunResult], slot: int, pad_id: int) -> tuple[Tensor, dict[str, Tensor]]:
     """Token counts and answers of one request of a batch."""
+    result, slot = (results[0], slot) if len(results) == 1 else (results[slot], 0)
     outputs = result.outputs
     decided = {name: outputs[name] for name in (*DECIDED_BY_LARGEST, *DECIDED_AS_WRITTEN) if name in outputs}
     requests = len(next(iter(decided.values())))

@@ -9,6 +9,7 @@ from export.engine.range import Range
 from export.errors import BackendError
 from export.validate.model_runner import Inputs, ModelRunner, TorchModelRunner
 from export.validate.outputs import OutputAgreement, compare_outputs, float_outputs
+from export.validate.packed_batch import inputs_alone, run_batch_of, split_requests
 from export.validate.precision_cost import PrecisionCost
 from export.validate.run_result import RunResult
 from export.validate.selection import Selection, same_tokens, score_errors
@@ -95,7 +96,7 @@ class Judge:
 
     def __init__(self, config: Config, fp64: ModelRunner, bounds: Bounds, *, always_fp64: bool = True) -> None:
         self.config = config
-        self.pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
+        self.pad_id = pad_id_of(config)
         self.results: dict[tuple[str, float], PairResult] = {}
         self._fp64, self._bounds, self._always_fp64 = fp64, bounds, always_fp64
 
@@ -171,7 +172,10 @@ class Judge:
 
 
 class Comparator(Judge):
-    """A judge that runs a batch in torch (`reference`) and in all others, which are in memory together."""
+    """A judge that runs a batch in torch (`reference`) and in all others, which are in memory together.
+
+    Where they are `packed`, torch runs every request of the batch alone, and each is judged by itself.
+    """
 
     def __init__(
         self,
@@ -181,28 +185,42 @@ class Comparator(Judge):
         bounds: Bounds,
         *,
         always_fp64: bool = True,
+        packed: bool = False,
     ) -> None:
         super().__init__(reference.config, fp64, bounds, always_fp64=always_fp64)
-        self._reference, self._others = reference, others
+        self._reference, self._others, self._packed = reference, others, packed
 
-    def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, RunResult]:
-        """Run a batch from `collate` and compare all pairs; returns the result of each runner that did not fail.
+    def compare(self, name: str, inputs: Inputs, temperature: float) -> dict[str, list[RunResult]]:
+        """Run a batch from `collate` and compare all pairs; returns what each runner gave that did not fail.
+
+        That is one result, or in the packed layout one for every request.
 
         `name` identifies the batch in failures.
         """
-        reference = run_batch(self._reference, inputs, temperature)
-        check_tolerances(self._bounds.given, float_outputs(reference.outputs))
-        ran, requests = {REFERENCE: reference}, len(next(iter(inputs.values())))
+        alone = inputs_alone(self.config, inputs) if self._packed else [inputs]
+        references = [run_batch(self._reference, own, temperature) for own in alone]
+        check_tolerances(self._bounds.given, float_outputs(references[0].outputs))
+        ran, requests = {REFERENCE: references}, len(next(iter(inputs.values())))
         for other in self._others:
             try:
-                ran[other.name] = run_batch(other, inputs, temperature, reference)
+                ran[other.name] = self._run(other, inputs, temperature, list(zip(alone, references, strict=True)))
             except BackendError as error:
                 result = self._result(f"{REFERENCE}/{other.name}", temperature)
                 result.requests += requests
                 wrong = f"it failed to run: {error.what}: {error.why}"
                 result.failures.append(self._failure(result, name, wrong, inputs, error))
-        self.judge(name, inputs, temperature, ran)
+        for index, own in enumerate(alone):
+            which = f"{name}, request {index}" if len(alone) > 1 else name
+            self.judge(which, own, temperature, {runner: results[index] for runner, results in ran.items()})
         return ran
+
+    def _run(
+        self, other: ModelRunner, inputs: Inputs, temperature: float, alone: Sequence[tuple[Inputs, RunResult]]
+    ) -> list[RunResult]:
+        references = [result for _, result in alone]
+        if not self._packed:
+            return [run_batch(other, inputs, temperature, references[0])]
+        return split_requests(run_batch_of(other, inputs, temperature, alone, self.pad_id), references)
 
 
 def run_batch(runner: ModelRunner, inputs: Inputs, temperature: float, reference: RunResult | None = None) -> RunResult:
@@ -220,6 +238,11 @@ def run_batch(runner: ModelRunner, inputs: Inputs, temperature: float, reference
 
 def _same(left: RunResult, right: RunResult) -> bool:
     return all(same_tokens(a, b) for a, b in zip(left.layers, right.layers, strict=True))
+
+
+def pad_id_of(config: Config) -> int:
+    """What fills the rows of shorter generated texts."""
+    return 0 if isinstance(config, ClipConfig) else config.pad_token_id
 
 
 def batches_of(samples: SampleSet, batch: Range) -> list[list[int]]:
@@ -251,7 +274,8 @@ def compare_samples(
             inputs = collate([samples.requests[index] for index in indices], config)
             ran = comparator.compare(f"samples {indices}", inputs, temperature)
             if len(indices) == batch.min:
-                add_token_counts(rows, ran[REFERENCE])
+                for result in ran[REFERENCE]:
+                    add_token_counts(rows, result)
         counts[temperature] = rows
     return counts
 

@@ -176,13 +176,22 @@ def with_kept_ids(result: RunResult, ids: list[Tensor]) -> RunResult:
     """A result with ids that a copy of the artifact gave, unless the copy kept another number of tokens."""
     if len(ids) != len(result.layers):
         return result  # it prunes otherwise than an export would: its counts tell
-    if any(layer.tokens != value.shape[1] for layer, value in zip(result.layers, ids, strict=True)):
+    if _kept(result, ids) != [value.numel() if value.dim() == 1 else value.shape[1] for value in ids]:
         return result  # at a threshold, the copy rounded the other way
     layers = [replace(layer, source_ids=value) for layer, value in zip(result.layers, ids, strict=True)]
     return replace(result, layers=layers)
 
 
+def _kept(result: RunResult, ids: list[Tensor]) -> list[int]:
+    """Tokens of each layer; where `ids` are those of all sequences end to end, of all sequences."""
+    totals = [int(total) for rows in token_counts(result.outputs).values() for total in rows.sum(dim=0)]
+    return [
+        total if value.dim() == 1 else layer.tokens
+        for layer, value, total in zip(result.layers, ids, totals, strict=True)
+    ]
+
+
 def counted_layers(names: list[tuple[str, int]], outputs: Outputs) -> list[LayerTokens]:
-    """The layers as far as the token counts tell; one K serves the whole batch, so row 0 stands for all."""
+    """The layers as far as the token counts tell: those of row 0, which stands for all unless the batch is packed."""
     counts = [int(count) for encoder in token_counts(outputs).values() for count in encoder[0]]
     return [LayerTokens(encoder, index, count) for (encoder, index), count in zip(names, counts, strict=True)]

@@ -114,11 +114,15 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         smooth_as(manifest, model)
         reference = TorchModelRunner("torch", model, bounds.tolerance.dtype, in_torch(manifest, model))
         opened = open_runners(artifact, reference, scratch, progress, execution)
-        comparator = Comparator(reference, TorchModelRunner("torch fp64", model, torch.float64), opened.runners, bounds)
+        exact = TorchModelRunner("torch fp64", model, torch.float64)
+        comparator = Comparator(reference, exact, opened.runners, bounds, packed=manifest.is_packed)
         result = _compare(options, artifact, samples, comparator, bounds, opened.notes, progress)
         result = replace(result, execution=execution)
         if not result.passed:
             progress.stage("looking for the first divergent node")
+            if manifest.is_packed:  # the graph's nodes are those of the packed layout
+                packed = model.packed_copy()
+                reference = TorchModelRunner("torch", packed, bounds.tolerance.dtype, in_torch(manifest, packed))
             found = bisect_failures(result, manifest, reference, opened, options.repro, scratch, progress)
             result = replace(result, bisection=found)
     return result, update_manifest(result, artifact.path, manifest)

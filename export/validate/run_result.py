@@ -14,7 +14,8 @@ class LayerTokens:
 
     Attributes:
         tokens: their number, class token included.
-        source_ids: [sequences, tokens] int32; None where they are not visible, or at temperature zero.
+        source_ids: [sequences, tokens] int32, or of a packed batch those of all sequences end to end, [rows] int32;
+            None where they are not visible, or at temperature zero.
         record: scores and threshold; torch alone has them.
     """
 

@@ -84,13 +84,25 @@ def _execution_line(execution: Execution) -> str:
 def _invariance_lines(result: ValidationResult) -> list[str]:
     lines = []
     for others in ("ordinary", "hostile"):
-        found = [entry for entry in result.batch_invariance if entry.others == others and entry.runner == "torch"]
-        if found:
+        is_packed = result.layout == "packed"  # torch runs every request alone
+        found = [
+            entry
+            for entry in result.batch_invariance
+            if entry.others == others and (entry.runner == "torch") != is_packed
+        ]
+        if found and not is_packed:
             slots, tokens, answers = (
                 sum(getattr(entry, name) for entry in found) for name in ("slots", "tokens", "answers")
             )
             lines.append(
                 f"batch invariance among {others} requests: torch itself has other token counts in {tokens} and gives "
                 f"other answers or values in {answers} of {slots} batches than alone (one K serves the batch)"
+            )
+        elif found:
+            runners = list(dict.fromkeys(entry.runner for entry in found))
+            lines.append(
+                f"batch invariance among {others} requests: {', '.join(runners)} gave in {sum(e.slots for e in found)} "
+                f"batches what the request gives alone, but for {sum(e.tokens for e in found)} token counts and "
+                f"{sum(e.answers for e in found)} answers or values"
             )
     return lines

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from madtp.models.decoder import DecoderSession
-from madtp.tasks.requests import Outputs, Runner, Runners, decoder_step
+from madtp.models.decoder import DecoderSession, Source
+from madtp.tasks.requests import Outputs, Runner, Runners, decoder_step, source_of
 
 TEXT_LOGITS = "text_logits"  # the output's name
 
@@ -30,15 +30,15 @@ def generated_text(inputs: Inputs, outputs: Outputs) -> GeneratedText | None:
 
 
 class SourceCacheRecorder:
-    """An encoder that keeps the latest `source_cache`, which the decoder reads."""
+    """An encoder that keeps the latest source, which the decoder reads."""
 
     def __init__(self, runner: Runner) -> None:
         self._runner = runner
-        self.source: Tensor | None = None
+        self.source: Source | None = None
 
     def run(self, inputs: Inputs, temperature: float) -> Outputs:
         outputs = self._runner.run(inputs, temperature)
-        self.source = outputs.get("source_cache")
+        self.source = source_of(outputs) if "source_cache" in outputs else None
         return outputs
 
 

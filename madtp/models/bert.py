@@ -1,6 +1,5 @@
 """The parts of BLIP's BERT that its tasks share, and the encoder that most of them use. Names are checkpoint keys."""
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
@@ -9,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.models.config import BlipConfig
-from madtp.models.pruning import PruningModule, PruningState, align, compact
+from madtp.models.packed import PackedTokens, pack_state
+from madtp.models.pruning import PruningModule, PruningState, align
 from madtp.ops.reference import MASKED, merge_heads, split_heads
 
 
@@ -66,17 +66,16 @@ class SelfAttention(nn.Module):
             context = F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
             return self.output(merge_heads(context), x), None, None
         qkv = torch.cat([query, key, value], dim=-1)
-        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
+        context, column, class_score = state.attend(qkv, 0, self.heads)
         return self.output(context, x), column, class_score
 
 
-def cross_attend(layers: Projections, heads: int, x: Tensor, source: Tensor) -> Tensor:
+def cross_attend(
+    layers: Projections, heads: int, x: Tensor, state: PruningState, source: Tensor | PackedTokens
+) -> Tensor:
     """Words [B, L, C] attend to all tokens of `source` [B, S, C']: no mask, no statistics, nothing pruned."""
-    parts = (layers.query(x), layers.key(source), layers.value(source))
-    query, key, value = (split_heads(part, heads) for part in parts)
-    # Spelled out, because torch.onnx writes a fused attention as a dozen shape computations.
-    scores = (query / math.sqrt(query.shape[-1])) @ key.mT
-    return merge_heads(scores.softmax(dim=-1) @ value)
+    tokens = source.rows if isinstance(source, PackedTokens) else source
+    return state.cross_attend(layers.query(x), layers.key(tokens), layers.value(tokens), heads, source)
 
 
 class CrossAttention(nn.Module):
@@ -88,8 +87,8 @@ class CrossAttention(nn.Module):
         self.self = Projections(config.text_hidden, config.vit_dim)
         self.output = Output(config.text_hidden, config.text_hidden, config.text_layer_norm_eps)
 
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        return self.output(cross_attend(self.self, self.heads, x, source), x)
+    def forward(self, x: Tensor, state: PruningState, source: Tensor | PackedTokens) -> Tensor:
+        return self.output(cross_attend(self.self, self.heads, x, state, source), x)
 
 
 class Intermediate(nn.Module):
@@ -117,13 +116,18 @@ class Layer(nn.Module):
         self.output = Output(config.text_inter, config.text_hidden, config.text_layer_norm_eps)
 
     def forward(
-        self, x: Tensor, images: Sequence[Tensor], space_dict: Tensor, state: PruningState, layer: int
+        self,
+        x: Tensor,
+        images: Sequence[Tensor | PackedTokens],
+        space_dict: Tensor,
+        state: PruningState,
+        layer: int,
     ) -> Tensor:
         hidden, column, class_score = self.attention(x, state)
         if column is not None and class_score is not None:
-            hidden = compact(hidden, align(x, space_dict, state), column, class_score, state, layer)
+            hidden = state.compact(hidden, align(x, space_dict, state), column, class_score, layer)
         if images:
-            hidden = self.crossattention(hidden, *images)
+            hidden = self.crossattention(hidden, state, *images)
         return self.output(self.intermediate(hidden), hidden)
 
 
@@ -136,10 +140,16 @@ class Encoder(nn.Module):
 
 
 class TextEncoder(PruningModule):
-    """Ids [B, L], and the tokens of images -> hidden states [B, n, C]."""
+    """Ids [B, L], and the tokens of images -> hidden states [B, n, C], or packed rows [R, C].
 
-    def __init__(self, config: BlipConfig) -> None:
+    Attributes:
+        padding_counts: texts are filled up to one length as part of the model, and what fills them are tokens;
+            otherwise it only makes a batch of them, and has no rows in the packed layout.
+    """
+
+    def __init__(self, config: BlipConfig, padding_counts: bool = False) -> None:
         super().__init__()
+        self.padding_counts = padding_counts
         self.embeddings = Embeddings(config)
         self.encoder = Encoder(config, self.crossattentions(config))
 
@@ -152,19 +162,21 @@ class TextEncoder(PruningModule):
         self,
         input_ids: Tensor,
         attention_mask: Tensor,
-        images: Sequence[Tensor],
+        images: Sequence[Tensor | PackedTokens],
         space_dict: Tensor,
         temperature: Tensor | None,
         *,
         collect_aligned: bool = False,
     ) -> tuple[Tensor, PruningState]:
-        """Args: input_ids, attention_mask [B, L] int64; images [B, S, C'] each; temperature None runs dense."""
+        """Args: input_ids, attention_mask [B, L] int64; images [B, S, C'] or packed; temperature None is dense."""
         x = self.embeddings(input_ids)
         mask = key_mask(attention_mask)
         state = PruningState.start(mask, temperature, keep_margin=self.keep_margin, collect_aligned=collect_aligned)
+        if self.packed:
+            x, state = pack_state(x, state, valid=None if self.padding_counts else attention_mask.bool())
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, images, space_dict, state, index)
-            if temperature is None:
+            if state.temperature is None:
                 state.count_unpruned(x)
         return x, state
 

@@ -7,11 +7,13 @@ from torch import Tensor
 from madtp.models.config import CaptionConfig
 from madtp.models.decoder import TextDecoder
 from madtp.models.model import PrunedModel
+from madtp.models.packed import padded
 from madtp.models.vision import VisionTransformer
 
 
 class CaptionOutput(NamedTuple):
-    """Image states [B, S, C], S tokens being left; tokens after each vision layer, [B, layers] int32."""
+    """Image states [B, S, C], S tokens being left (packed: of the longest, the others are filled up with zeros);
+    tokens after each vision layer, [B, layers] int32."""
 
     image_states: Tensor
     vision_token_counts: Tensor
@@ -39,4 +41,4 @@ class CaptionModel(PrunedModel[CaptionConfig]):
         """
         tau = self.resolve(temperature, image.device)
         states, vision = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
-        return CaptionOutput(states, vision.token_counts())
+        return CaptionOutput(padded(states, vision), vision.token_counts())

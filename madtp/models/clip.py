@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from madtp.errors import InputError
 from madtp.models.config import ClipConfig
 from madtp.models.model import PrunedModel
-from madtp.models.pruning import PruningModule, PruningState, align, compact
+from madtp.models.packed import pack_state
+from madtp.models.pruning import PruningModule, PruningState, align
 from madtp.ops.reference import merge_heads, split_heads
 
 IMAGE_MAX_KEEP = 1  # an image layer prunes where more than this many patches stay
@@ -94,9 +95,7 @@ class Attention(nn.Module):
             query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
             context = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
             return self.out_proj(merge_heads(context)), None, None
-        context, column, class_score = torch.ops.madtp.aligned_attention(
-            qkv, state.key_mask, int(self.causal), self.heads
-        )
+        context, column, class_score = state.attend(qkv, int(self.causal), self.heads)
         return self.out_proj(context), column, class_score
 
 
@@ -140,7 +139,7 @@ class Block(nn.Module):
         hidden = x + attended
         if column is not None and class_score is not None:
             alignment = align(self.query_model(x), space_dict, state)
-            hidden = compact(hidden, alignment, column, class_score, state, layer)
+            hidden = state.compact(hidden, alignment, column, class_score, layer)
         return hidden + self.mlp(self.ln_2(hidden))
 
 
@@ -180,8 +179,10 @@ class VisionTransformer(PruningModule):
         x = torch.cat([self.class_embedding.expand(patches.shape[0], 1, -1), patches], dim=1)
         x = self.ln_pre(x + self.positional_embedding)
         state = PruningState.start(_no_mask(x), temperature, min_keep=IMAGE_MAX_KEEP + 1, keep_margin=self.keep_margin)
+        if self.packed:
+            x, state = pack_state(x, state)
         x = self.transformer(x, space_dict, state)
-        return self.ln_post(x[:, 0]) @ self.proj, state
+        return self.ln_post(state.class_tokens(x)) @ self.proj, state
 
 
 def _no_mask(x: Tensor) -> Tensor:
@@ -221,7 +222,7 @@ class ClipModel(PrunedModel[ClipConfig]):
 
         A caption's feature is read where its end-of-text token was before pruning, as the published code does. Layers
         prune only while that position still exists in every caption of the batch, so a long caption keeps the
-        rest of its batch unpruned.
+        rest of its batch unpruned; in the packed layout, while it exists in that caption.
 
         Args:
             input_ids: [B, context_length] int64: start of text, words, end of text (the largest id of the vocabulary,
@@ -240,11 +241,12 @@ class ClipModel(PrunedModel[ClipConfig]):
         x = self.token_embedding(input_ids) + self.positional_embedding
         end = input_ids.int().argmax(dim=-1, keepdim=True)  # of int64 ONNX Runtime has it from 1.20 on alone
         state = PruningState.start(_no_mask(x), tau, keep_margin=self.keep_margin)
-        state.min_keep = end.max() + (TEXT_MAX_KEEP + 1)
+        state.min_keep = (end.squeeze(1) if self.packed else end.max()) + (TEXT_MAX_KEEP + 1)
+        if self.packed:
+            x, state = pack_state(x, state)
         x = self.transformer(x, self.space_dict, state)
-        picked = x.gather(1, end[..., None].expand(-1, -1, x.shape[2])).squeeze(1)
-        feature = self.ln_final(picked) @ self.text_projection
-        position = state.source_ids.gather(1, end).squeeze(1)
+        feature = self.ln_final(state.pick(x, end.squeeze(1))) @ self.text_projection
+        position = state.pick(state.source_ids, end.squeeze(1))
         return TextFeatures(feature.to(self._output_dtype()), state.token_counts(), position)
 
     def forward(self, image: Tensor, input_ids: Tensor, temperature: Tensor | float | None = None) -> ClipOutput:

@@ -8,6 +8,7 @@ sample share the latter, so nothing is copied n times. Module names are the chec
 
 import math
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 from madtp.errors import CheckpointError
 from madtp.models.bert import Embeddings, Intermediate, Output, Projections
 from madtp.models.config import BlipConfig
+from madtp.models.packed import PackedTokens, pad
 from madtp.ops.reference import MASKED, merge_heads, split_heads
 
 
@@ -67,11 +69,13 @@ class StateAttention(nn.Module):
         """States [B, S, C'] -> their keys and values [2, B, H, S, D]."""
         return torch.stack([split_heads(part(states), self.heads) for part in (self.self.key, self.self.value)])
 
-    def forward(self, x: Tensor, source: Tensor) -> Tensor:
-        """Args: x [B, n, L, C]; source [2, B, H, S, D], what `cache` gave."""
+    def forward(self, x: Tensor, source: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Args: x [B, n, L, C]; source [2, B, H, S, D], what `cache` gave; bias, added to the scores [B, H, n L, S]."""
         key, value = source.unbind()
         query = split_heads(self.self.query(x).flatten(1, 2), self.heads)  # a sample's texts look at the same states
         scores = (query / math.sqrt(query.shape[-1])) @ key.mT
+        if bias is not None:
+            scores = scores + bias
         context = merge_heads(scores.softmax(dim=-1) @ value).unflatten(1, x.shape[1:3])
         return self.output(context, x)
 
@@ -86,9 +90,11 @@ class DecoderLayer(nn.Module):
         self.intermediate = Intermediate(config.text_hidden, config.text_inter)
         self.output = Output(config.text_inter, config.text_hidden, config.text_layer_norm_eps)
 
-    def forward(self, x: Tensor, mask: Tensor, past: Tensor | None, source: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, mask: Tensor, past: Tensor | None, source: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         hidden, present = self.attention(x, mask, past)
-        hidden = self.crossattention(hidden, source)
+        hidden = self.crossattention(hidden, source, bias)
         return self.output(self.intermediate(hidden), hidden), present
 
 
@@ -157,6 +163,7 @@ class TextDecoder(nn.Module):
 
     def __init__(self, config: BlipConfig, source_width: int) -> None:
         super().__init__()
+        self.heads = config.text_heads
         self.bert = DecoderBert(config, source_width)
         self.cls = Head(config)
         self.tie()
@@ -176,11 +183,22 @@ class TextDecoder(nn.Module):
             caches.append(layer.crossattention.cache(states))
         return torch.stack(caches)
 
-    def step(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    def packed_source_cache(self, states: PackedTokens) -> Tensor:
+        """As `source_cache`, of rows; zeros behind the states of samples that have fewer than the longest."""
+        parts = []
+        for layer in self.bert.encoder.layer:
+            assert isinstance(layer, DecoderLayer)
+            projections = layer.crossattention.self
+            parts += [projections.key(states.rows), projections.value(states.rows)]
+        layers, heads = len(self.bert.encoder.layer), self.heads
+        cache = pad(PackedTokens(torch.cat(parts, dim=-1), states.cu_seqlens))
+        return cache.unflatten(-1, (layers, 2, heads, -1)).permute(2, 3, 0, 4, 1, 5)
+
+    def step(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: "Source") -> tuple[Tensor, Tensor]:
         """Logits of the id after the given ones, and the cache for the next step. See `DecoderStep`."""
         past = past.flatten(2, 3).index_select(2, rows.flatten()).unflatten(2, input_ids.shape[:2])
         mask = self._causal_mask(input_ids.shape[-1], past.shape[-2], past)
-        hidden, present = self._layers(input_ids, mask, past, source)
+        hidden, present = self._layers(input_ids, mask, past, source.cache, source.bias())
         return self.cls.predictions(hidden[:, :, -1]).to(torch.float32), present
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, source: Tensor) -> Tensor:
@@ -197,7 +215,7 @@ class TextDecoder(nn.Module):
         padding = (1 - attention_mask.to(source.dtype)) * MASKED
         # The smaller of the two: an id that is both later and padding is masked once.
         mask = torch.minimum(causal, padding[:, :, None, None, :])
-        hidden, _ = self._layers(input_ids, mask, None, source)
+        hidden, _ = self._layers(input_ids, mask, None, source, None)
         return self.cls.predictions(hidden).to(torch.float32)
 
     def _causal_mask(self, length: int, past: int, like: Tensor) -> Tensor:
@@ -206,11 +224,13 @@ class TextDecoder(nn.Module):
         keys = torch.arange(past + length, device=like.device)
         return (keys > queries[:, None]).to(like.dtype) * MASKED
 
-    def _layers(self, input_ids: Tensor, mask: Tensor, past: Tensor | None, source: Tensor) -> tuple[Tensor, Tensor]:
+    def _layers(
+        self, input_ids: Tensor, mask: Tensor, past: Tensor | None, source: Tensor, bias: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         x = self.bert.embeddings(input_ids, 0 if past is None else past.shape[-2])
         present = []
         for index, layer in enumerate(self.bert.encoder.layer):
-            x, cache = layer(x, mask, None if past is None else past[index], source[index])
+            x, cache = layer(x, mask, None if past is None else past[index], source[index], bias)
             present.append(cache)
         return x, torch.stack(present)
 
@@ -230,17 +250,51 @@ def _tie_loaded(module: TextDecoder, _: Any) -> None:
     module.tie()
 
 
+@dataclass(frozen=True)
+class Source:
+    """What a decoder looks at.
+
+    Attributes:
+        cache: [layers, 2, B, H, S, D], what `TextDecoder.source_cache` gave.
+        lengths: [B] int64, in the packed layout: how many of the S states a sample has; None: all of them.
+    """
+
+    cache: Tensor
+    lengths: Tensor | None = None
+
+    @property
+    def batch(self) -> int:
+        """B."""
+        return self.cache.shape[2]
+
+    def of(self, sample: int) -> "Source":
+        """That of one sample."""
+        if self.lengths is None:
+            return Source(self.cache[:, :, sample : sample + 1].contiguous())
+        lengths = self.lengths[sample : sample + 1]
+        return Source(self.cache[:, :, sample : sample + 1, :, : int(lengths)].contiguous(), lengths)
+
+    def bias(self) -> Tensor | None:
+        """[B, 1, 1, S]: minus infinity on states that a sample does not have."""
+        if self.lengths is None:
+            return None
+        place = torch.arange(self.cache.shape[4], device=self.cache.device)
+        missing = place >= self.lengths[:, None]
+        zeros = torch.zeros(missing.shape, dtype=self.cache.dtype, device=self.cache.device)
+        return zeros.masked_fill(missing, -math.inf)[:, None, None]
+
+
 class DecoderStep(Protocol):
     """One step of a decoder: `TextDecoder.step`, or an engine made of it."""
 
-    def __call__(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: Source) -> tuple[Tensor, Tensor]:
         """Logits of the id after the given ones, and the cache for the next step.
 
         Args:
             input_ids: [B, n, L] int64: the prompt where P = 0, then the newest id. None is padding that is masked.
             rows: [B, n] int64, which text (b * n + i) of the step before each text continues.
             past: [layers, 2, B, n, H, P, D]; see `empty_cache`.
-            source: [layers, 2, B, H, S, D], what `TextDecoder.source_cache` gave.
+            source: what to look at.
 
         Returns:
             Logits [B, n, V] float32; cache [layers, 2, B, n, H, P + L, D].
@@ -248,25 +302,25 @@ class DecoderStep(Protocol):
         ...
 
 
-def empty_cache(source: Tensor, texts: int) -> Tensor:
-    """The cache before the first step, [layers, 2, B, n, H, 0, D], for `texts` = n and what `source_cache` gave."""
-    layers, pair, batch, heads, _, size = source.shape
-    return source.new_empty(layers, pair, batch, texts, heads, 0, size)
+def empty_cache(source: Source, texts: int) -> Tensor:
+    """The cache before the first step, [layers, 2, B, n, H, 0, D], for `texts` = n."""
+    layers, pair, batch, heads, _, size = source.cache.shape
+    return source.cache.new_empty(layers, pair, batch, texts, heads, 0, size)
 
 
 class DecoderSession:
     """A decoder over the states of one request, as a `madtp.tasks.generation.Step`: it keeps the cache.
 
     Args:
-        source: [layers, 2, B, H, S, D], what its `source_cache` gave for the states.
+        source: what it looks at.
         texts: n, texts that are written for each sample at once.
     """
 
-    def __init__(self, step: DecoderStep, source: Tensor, texts: int) -> None:
+    def __init__(self, step: DecoderStep, source: Source, texts: int) -> None:
         self.step = step
         self.source = source
         self.past = empty_cache(source, texts)
-        self.everyone = torch.arange(source.shape[2] * texts, device=source.device)
+        self.everyone = torch.arange(source.batch * texts, device=source.cache.device)
 
     def __call__(self, input_ids: Tensor, rows: Tensor | None) -> Tensor:
         """[B * n, L] new ids, and which text each continues (None: itself) -> logits [B * n, V]."""

@@ -1,6 +1,7 @@
 """What the models of all tasks have: sizes, the dictionary that tokens are aligned with, and a temperature."""
 
-from typing import ClassVar, Generic, TypeVar
+import copy
+from typing import ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -40,6 +41,18 @@ class PrunedModel(PruningModule, Generic[C]):
         for module in self.modules():
             if isinstance(module, PruningModule):
                 module.keep_margin = keep_margin
+
+    def packed_copy(self) -> Self:
+        """The model in the packed layout (`madtp.models.packed`), on the same weights.
+
+        What it gives for a batch is what this one gives for every request alone.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        packed = copy.deepcopy(self, shared)
+        for module in packed.modules():
+            if isinstance(module, PruningModule):
+                module.packed = True
+        return packed
 
     def resolve(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:
         """The [] float32 tensor of a call's temperature, or None for the dense model."""

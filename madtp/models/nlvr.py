@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from madtp.models.config import NlvrConfig
 from madtp.models.model import PrunedModel
+from madtp.models.packed import halves
 from madtp.models.text import TwinTextEncoder
 from madtp.models.vision import VisionTransformer
 
@@ -26,7 +27,7 @@ class NlvrModel(PrunedModel[NlvrConfig]):
 
     def __init__(self, config: NlvrConfig, temperature: float = 0.0) -> None:
         super().__init__(config, temperature)
-        self.visual_encoder = VisionTransformer(config)
+        self.visual_encoder = VisionTransformer(config, images=2)
         self.text_encoder = TwinTextEncoder(config)
         self.cls_head = nn.Sequential(
             nn.Linear(config.text_hidden, config.text_hidden), nn.ReLU(), nn.Linear(config.text_hidden, 2)
@@ -49,6 +50,7 @@ class NlvrModel(PrunedModel[NlvrConfig]):
         tau = self.resolve(temperature, image0.device)
         pixels = torch.cat([image0, image1]).to(self.space_dict.dtype)
         images, vision = self.visual_encoder(pixels, self.space_dict, tau)
-        pair = images[: image0.shape[0]], images[image0.shape[0] :]
+        pair = halves(images, vision, image0.shape[0])
         words, text = self.text_encoder(input_ids, attention_mask, pair, self.space_dict, tau)
-        return NlvrOutput(self.cls_head(words[:, 0]).to(image0.dtype), vision.token_counts(), text.token_counts())
+        logits = self.cls_head(text.class_tokens(words))
+        return NlvrOutput(logits.to(image0.dtype), vision.token_counts(), text.token_counts())

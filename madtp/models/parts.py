@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from madtp.models.caption import CaptionModel
 from madtp.models.clip import ClipModel, normalize
 from madtp.models.config import BlipConfig, ClipConfig
-from madtp.models.decoder import TextDecoder
+from madtp.models.decoder import Source, TextDecoder
 from madtp.models.nlvr import NlvrModel, NlvrOutput
-from madtp.models.retrieval import ImageOutput, MatchOutput, RetrievalModel, TextOutput
+from madtp.models.packed import unpad
+from madtp.models.retrieval import ImageOutput, MatchOutput, PackedImageOutput, RetrievalModel, TextOutput
 from madtp.models.vqa import VqaModel
 
 # Dimensions that vary from call to call.
@@ -86,6 +87,25 @@ class EncodedImage(NamedTuple):
     vision_token_counts: Tensor
 
 
+class PackedQuestion(NamedTuple):
+    """`EncodedQuestion` in the packed layout: of S states, the first `source_lengths` [B] int64 are a sample's."""
+
+    question_states: Tensor
+    source_cache: Tensor
+    source_lengths: Tensor
+    vision_token_counts: Tensor
+    text_token_counts: Tensor
+
+
+class PackedImage(NamedTuple):
+    """`EncodedImage` in the packed layout: of S states, the first `source_lengths` [B] int64 are a sample's."""
+
+    image_states: Tensor
+    source_cache: Tensor
+    source_lengths: Tensor
+    vision_token_counts: Tensor
+
+
 class Decoded(NamedTuple):
     """Logits [B, n, V] of the next id; cache [layers, 2, B, n, H, P + L, D]."""
 
@@ -123,30 +143,46 @@ class QuestionEncoder(PartModule[VqaModel]):
 
     def forward(
         self, image: Tensor, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float
-    ) -> EncodedQuestion:
+    ) -> EncodedQuestion | PackedQuestion:
         states, vision, text = self.model(image, input_ids, attention_mask, temperature)
-        return EncodedQuestion(states, self.model.text_decoder.source_cache(states), vision, text)
+        decoder = self.model.text_decoder
+        if self.model.packed:
+            lengths = text[:, -1].to(torch.int64)
+            cache = decoder.packed_source_cache(unpad(states, lengths))
+            return PackedQuestion(states, cache, lengths, vision, text)
+        return EncodedQuestion(states, decoder.source_cache(states), vision, text)
 
 
 class ImageEncoder(PartModule[CaptionModel]):
     """Image -> states, and their keys and values, computed once a request."""
 
-    def forward(self, image: Tensor, temperature: Tensor | float) -> EncodedImage:
+    def forward(self, image: Tensor, temperature: Tensor | float) -> EncodedImage | PackedImage:
         states, vision = self.model(image, temperature)
-        return EncodedImage(states, self.model.text_decoder.source_cache(states), vision)
+        decoder = self.model.text_decoder
+        if self.model.packed:
+            lengths = vision[:, -1].to(torch.int64)
+            return PackedImage(states, decoder.packed_source_cache(unpad(states, lengths)), lengths, vision)
+        return EncodedImage(states, decoder.source_cache(states), vision)
 
 
 class DecoderPart(PartModule[TextDecoder]):
-    """One step of a decoder."""
+    """One step of a decoder; `source_lengths` in the packed layout."""
 
-    def forward(self, input_ids: Tensor, rows: Tensor, past: Tensor, source_cache: Tensor) -> Decoded:
-        return Decoded(*self.model.step(input_ids, rows, past, source_cache))
+    def forward(
+        self,
+        input_ids: Tensor,
+        rows: Tensor,
+        past: Tensor,
+        source_cache: Tensor,
+        source_lengths: Tensor | None = None,
+    ) -> Decoded:
+        return Decoded(*self.model.step(input_ids, rows, past, Source(source_cache, source_lengths)))
 
 
 class RetrievalImage(PartModule[RetrievalModel]):
     """`RetrievalModel.encode_image`."""
 
-    def forward(self, image: Tensor, temperature: Tensor | float) -> ImageOutput:
+    def forward(self, image: Tensor, temperature: Tensor | float) -> ImageOutput | PackedImageOutput:
         return self.model.encode_image(image, temperature)
 
 
@@ -155,6 +191,20 @@ class RetrievalText(PartModule[RetrievalModel]):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float) -> TextOutput:
         return self.model.encode_text(input_ids, attention_mask, temperature)
+
+
+class PackedRetrievalMatch(PartModule[RetrievalModel]):
+    """`RetrievalModel.match` in the packed layout."""
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor,
+        image_tokens: Tensor,
+        image_lengths: Tensor,
+        temperature: Tensor | float,
+    ) -> MatchOutput:
+        return self.model.match(input_ids, attention_mask, image_tokens, temperature, image_lengths)
 
 
 class RetrievalMatch(PartModule[RetrievalModel]):
@@ -208,24 +258,26 @@ def _vqa(model: VqaModel) -> tuple[Part, ...]:
     config = model.config
     inputs = (_image(config), *_TEXT, _TEMPERATURE)
     encoders = {"vision": config.vit_depth, "text": config.text_layers}
+    outputs = PackedQuestion if model.packed else EncodedQuestion
     return (
-        Part("encoder", QuestionEncoder(model), inputs, EncodedQuestion._fields, encoders, {TEXT: config.max_position}),
-        _decoder(model.text_decoder, config, config.max_position),
+        Part("encoder", QuestionEncoder(model), inputs, outputs._fields, encoders, {TEXT: config.max_position}),
+        _decoder(model, config, config.max_position),
     )
 
 
 def _caption(model: CaptionModel) -> tuple[Part, ...]:
     config = model.config
     inputs = (_image(config), _TEMPERATURE)
+    outputs = PackedImage if model.packed else EncodedImage
     return (
-        Part("encoder", ImageEncoder(model), inputs, EncodedImage._fields, {"vision": config.vit_depth}),
-        _decoder(model.text_decoder, config, config.vision_tokens),
+        Part("encoder", ImageEncoder(model), inputs, outputs._fields, {"vision": config.vit_depth}),
+        _decoder(model, config, config.vision_tokens),
     )
 
 
-def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
+def _decoder(model: VqaModel | CaptionModel, config: BlipConfig, source: int) -> Part:
     layers, heads, size = config.text_layers, config.text_heads, config.text_hidden // config.text_heads
-    inputs = (
+    inputs: tuple[InputSpec, ...] = (
         InputSpec("input_ids", INT64, (BATCH, TEXTS, NEW)),
         InputSpec("rows", INT64, (BATCH, TEXTS)),
         InputSpec("past", FLOAT, (layers, 2, BATCH, TEXTS, heads, PAST, size)),
@@ -233,7 +285,9 @@ def _decoder(decoder: TextDecoder, config: BlipConfig, source: int) -> Part:
     )
     # The tracer, which takes 0 and 1 for constants, assumes two at least of each, and both share the positions.
     limits = {NEW: config.max_position - 2, PAST: config.max_position - 2, SOURCE: source}
-    return Part("decoder", DecoderPart(decoder), inputs, Decoded._fields, {}, limits)
+    if model.packed:
+        inputs = (*inputs, InputSpec("source_lengths", INT64, (BATCH,)))
+    return Part("decoder", DecoderPart(model.text_decoder), inputs, Decoded._fields, {}, limits)
 
 
 def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
@@ -242,10 +296,14 @@ def _retrieval(model: RetrievalModel) -> tuple[Part, ...]:
     image, text = {"vision": config.vit_depth}, {"text": config.text_layers}
     match, limits = {"match": config.text_layers}, {TEXT: config.max_position}
     pairs = {**limits, SOURCE: config.vision_tokens}
+    outputs = PackedImageOutput if model.packed else ImageOutput
+    lengths = (InputSpec("image_lengths", INT64, (BATCH,)),) if model.packed else ()
+    matcher: nn.Module = PackedRetrievalMatch(model) if model.packed else RetrievalMatch(model)
+    seen: tuple[InputSpec, ...] = (*_TEXT, tokens, *lengths, _TEMPERATURE)
     return (
-        Part("image", RetrievalImage(model), (_image(config), _TEMPERATURE), ImageOutput._fields, image),
+        Part("image", RetrievalImage(model), (_image(config), _TEMPERATURE), outputs._fields, image),
         Part("text", RetrievalText(model), (*_TEXT, _TEMPERATURE), TextOutput._fields, text, limits),
-        Part("match", RetrievalMatch(model), (*_TEXT, tokens, _TEMPERATURE), MatchOutput._fields, match, pairs),
+        Part("match", matcher, seen, MatchOutput._fields, match, pairs),
     )
 
 

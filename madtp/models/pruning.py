@@ -2,9 +2,12 @@
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from madtp.ops.reference import merge_heads, split_heads
 
 
 class PruningModule(nn.Module):
@@ -12,9 +15,11 @@ class PruningModule(nn.Module):
 
     Attributes:
         keep_margin: how far below the threshold a token may be to stay, in units of the layer's mean |importance|.
+        packed: whether rows of all sequences lie end to end, every request by itself (`madtp.models.packed`).
     """
 
     keep_margin: float = 0.0
+    packed: bool = False
 
 
 @dataclass
@@ -64,6 +69,50 @@ class PruningState:
         counts = torch.stack(self.counts).to(torch.int32)
         return counts.expand(self.key_mask.shape[0], -1)
 
+    def attend(self, qkv: Tensor, causal: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Context, column score and class score of tokens [B, L, 3C]."""
+        return torch.ops.madtp.aligned_attention(qkv, self.key_mask, causal, heads)
+
+    def cross_attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int, source: Any) -> Tensor:
+        """Tokens [B, L, C] look at all tokens of a source, [B, S, C] keys and values: no mask, no statistics."""
+        query, key, value = (split_heads(part, heads) for part in (query, key, value))
+        # Spelled out, because torch.onnx writes a fused attention as a dozen shape computations.
+        scores = (query / math.sqrt(query.shape[-1])) @ key.mT
+        return merge_heads(scores.softmax(dim=-1) @ value)
+
+    def body(self, x: Tensor) -> Tensor:
+        """Of [B, 1 + N, C] the tokens that are scored."""
+        return x[:, 1:]
+
+    def class_tokens(self, x: Tensor) -> Tensor:
+        """[B, C] of [B, L, C]."""
+        return x[:, 0]
+
+    def pick(self, x: Tensor, place: Tensor) -> Tensor:
+        """[B, ...]: of [B, L, ...] the entries at places [B] of their sequences."""
+        index = place.reshape(-1, *[1] * (x.dim() - 1)).expand(-1, 1, *x.shape[2:])
+        return x.gather(1, index).squeeze(1)
+
+    def compact(
+        self, tokens: Tensor, alignment: Tensor, column_score: Tensor, class_score: Tensor, layer: int
+    ) -> Tensor:
+        """Prune `tokens` [B, L, C] to [B, n, C]; key mask, source ids and counts follow."""
+        assert self.temperature is not None
+        tokens, self.key_mask, self.source_ids, count = torch.ops.madtp.token_compact(
+            tokens,
+            self.key_mask,
+            self.source_ids,
+            column_score,
+            class_score,
+            alignment,
+            self.temperature,
+            self.min_keep,
+            layer,
+            self.keep_margin,
+        )
+        self.counts.append(count)
+        return tokens
+
 
 def _wide(x: Tensor) -> Tensor:
     """At least float32: scores decide at a threshold, and rounding must not."""
@@ -74,37 +123,16 @@ def align(x: Tensor, space_dict: Tensor, state: PruningState) -> Tensor:
     """Alignment A [B, N, T], float32, of the layer's input with the dictionary (docs/semantics.md, section 1).
 
     Args:
-        x: [B, 1 + N, C], the layer's input.
+        x: [B, 1 + N, C], the layer's input; packed rows [R, C], of which those of class tokens are never read.
         space_dict: [T, C].
         state: also receives the aligned feature softmax_N(A^T / sqrt(C)) x when it collects them.
     """
-    body = x[:, 1:]
+    body = state.body(x)
     alignment = _wide(body) @ _wide(space_dict).mT
     if state.collect_aligned:
         weights = (alignment.mT / math.sqrt(space_dict.shape[1])).softmax(dim=-1)
         state.aligned = state.aligned + weights @ body
     return alignment
-
-
-def compact(
-    tokens: Tensor, alignment: Tensor, column_score: Tensor, class_score: Tensor, state: PruningState, layer: int
-) -> Tensor:
-    """Prune `tokens` [B, L, C] to [B, n, C]; key mask, source ids and counts of `state` follow."""
-    assert state.temperature is not None
-    tokens, state.key_mask, state.source_ids, count = torch.ops.madtp.token_compact(
-        tokens,
-        state.key_mask,
-        state.source_ids,
-        column_score,
-        class_score,
-        alignment,
-        state.temperature,
-        state.min_keep,
-        layer,
-        state.keep_margin,
-    )
-    state.counts.append(count)
-    return tokens
 
 
 def resolve_temperature(temperature: Tensor | float | None, default: float, device: torch.device) -> Tensor | None:

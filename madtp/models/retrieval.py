@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from madtp.models.bert import TextEncoder
 from madtp.models.config import RetrievalConfig
 from madtp.models.model import PrunedModel
+from madtp.models.packed import padded, unpad
 from madtp.models.vision import VisionTransformer
 
 
@@ -18,6 +19,16 @@ class ImageOutput(NamedTuple):
 
     image_embed: Tensor
     image_tokens: Tensor
+    vision_token_counts: Tensor
+
+
+class PackedImageOutput(NamedTuple):
+    """`ImageOutput` in the packed layout: of n tokens, the first `image_lengths` [B] int64 are an image's, and the rest
+    zeros."""
+
+    image_embed: Tensor
+    image_tokens: Tensor
+    image_lengths: Tensor
     vision_token_counts: Tensor
 
 
@@ -48,16 +59,20 @@ class RetrievalModel(PrunedModel[RetrievalConfig]):
     def __init__(self, config: RetrievalConfig, temperature: float = 0.0) -> None:
         super().__init__(config, temperature)
         self.visual_encoder = VisionTransformer(config)
-        self.text_encoder = TextEncoder(config)
+        self.text_encoder = TextEncoder(config, padding_counts=True)
         self.vision_proj = nn.Linear(config.vit_dim, config.embed_dim)
         self.text_proj = nn.Linear(config.text_hidden, config.embed_dim)
         self.itm_head = nn.Linear(config.text_hidden, 2)
 
-    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput | PackedImageOutput:
         """Embed images [B, 3, S, S] float, normalised."""
         tau = self.resolve(temperature, image.device)
         tokens, state = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
-        return ImageOutput(_embed(self.vision_proj, tokens), tokens, state.token_counts())
+        embedded = _embed(self.vision_proj, state.class_tokens(tokens))
+        counts = state.token_counts()
+        if self.packed:
+            return PackedImageOutput(embedded, padded(tokens, state), counts[:, -1].to(torch.int64), counts)
+        return ImageOutput(embedded, tokens, counts)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
@@ -69,7 +84,7 @@ class RetrievalModel(PrunedModel[RetrievalConfig]):
         """
         tau = self.resolve(temperature, input_ids.device)
         words, state = self.text_encoder(input_ids, attention_mask, (), self.space_dict, tau)
-        return TextOutput(_embed(self.text_proj, words), state.token_counts())
+        return TextOutput(_embed(self.text_proj, state.class_tokens(words)), state.token_counts())
 
     def match(
         self,
@@ -77,23 +92,25 @@ class RetrievalModel(PrunedModel[RetrievalConfig]):
         attention_mask: Tensor,
         image_tokens: Tensor,
         temperature: Tensor | float | None = None,
+        image_lengths: Tensor | None = None,
     ) -> MatchOutput:
         """Judge pairs: does the text describe the image?
 
         Args:
             input_ids: [B, L] int64, first id [ENC]; attention_mask: [B, L], 1 for words and 0 for padding.
             image_tokens: [B, n, C] of `encode_image`, one image a text. The text attends to all n of them.
+            image_lengths: [B] int64, in the packed layout: how many of them are the image's.
         """
         tau = self.resolve(temperature, input_ids.device)
-        words, state = self.text_encoder(
-            input_ids, attention_mask, (image_tokens.to(self.space_dict.dtype),), self.space_dict, tau
-        )
-        return MatchOutput(_at_least_float32(self.itm_head(words[:, 0])), state.token_counts())
+        tokens = image_tokens.to(self.space_dict.dtype)
+        source = tokens if image_lengths is None else unpad(tokens, image_lengths)
+        words, state = self.text_encoder(input_ids, attention_mask, (source,), self.space_dict, tau)
+        return MatchOutput(_at_least_float32(self.itm_head(state.class_tokens(words))), state.token_counts())
 
 
-def _embed(projection: nn.Linear, tokens: Tensor) -> Tensor:
-    """[B, n, C] -> [B, E]: the class token, projected, of length one."""
-    return F.normalize(_at_least_float32(projection(tokens[:, 0])), dim=-1)
+def _embed(projection: nn.Linear, class_tokens: Tensor) -> Tensor:
+    """[B, C] -> [B, E]: projected, of length one."""
+    return F.normalize(_at_least_float32(projection(class_tokens)), dim=-1)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 
 from madtp.models.bert import Projections, TextEncoder, cross_attend
 from madtp.models.config import NlvrConfig
+from madtp.models.packed import PackedTokens
+from madtp.models.pruning import PruningState
 
 
 class TwinOutput(nn.Module):
@@ -37,10 +39,11 @@ class TwinCrossAttention(nn.Module):
         self.self1 = Projections(config.text_hidden, config.vit_dim)
         self.output = TwinOutput(config.text_hidden, config.text_layer_norm_eps, merge)
 
-    def forward(self, x: Tensor, image0: Tensor, image1: Tensor) -> Tensor:
-        first, second = (
-            cross_attend(layers, self.heads, x, image) for layers, image in ((self.self0, image0), (self.self1, image1))
-        )
+    def forward(
+        self, x: Tensor, state: PruningState, image0: Tensor | PackedTokens, image1: Tensor | PackedTokens
+    ) -> Tensor:
+        branches = ((self.self0, image0), (self.self1, image1))
+        first, second = (cross_attend(layers, self.heads, x, state, image) for layers, image in branches)
         return self.output(first, second, x)
 
 

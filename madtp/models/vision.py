@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from madtp.models.config import BlipConfig
-from madtp.models.pruning import PruningModule, PruningState, align, compact
+from madtp.models.packed import pack_state
+from madtp.models.pruning import PruningModule, PruningState, align
 from madtp.ops.reference import merge_heads, split_heads
 
 
@@ -21,7 +22,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over [B, L, C]; with a temperature it returns the column and class scores too."""
+    """Self-attention over tokens; with a temperature it returns the column and class scores too."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
@@ -34,7 +35,7 @@ class Attention(nn.Module):
         if state.temperature is None:
             query, key, value = (split_heads(part, self.heads) for part in qkv.chunk(3, dim=-1))
             return self.proj(merge_heads(F.scaled_dot_product_attention(query, key, value))), None, None
-        context, column, class_score = torch.ops.madtp.aligned_attention(qkv, state.key_mask, 0, self.heads)
+        context, column, class_score = state.attend(qkv, 0, self.heads)
         return self.proj(context), column, class_score
 
 
@@ -64,15 +65,20 @@ class Block(nn.Module):
         attended, column, class_score = self.attn(self.norm1(x), state)
         hidden = x + attended
         if column is not None and class_score is not None:
-            hidden = compact(hidden, align(x, space_dict, state), column, class_score, state, layer)
+            hidden = state.compact(hidden, align(x, space_dict, state), column, class_score, layer)
         return hidden + self.mlp(self.norm2(hidden))
 
 
 class VisionTransformer(PruningModule):
-    """Images [B, 3, S, S] -> tokens [B, n, C] after the final norm."""
+    """Images [B, 3, S, S] -> tokens [B, n, C] after the final norm, or packed rows [R, C].
 
-    def __init__(self, config: BlipConfig) -> None:
+    Attributes:
+        images: of a request.
+    """
+
+    def __init__(self, config: BlipConfig, images: int = 1) -> None:
         super().__init__()
+        self.images = images
         width, eps = config.vit_dim, config.vit_layer_norm_eps
         self.grid = config.image_size // config.patch_size
         self.patch_embed = PatchEmbed(width, config.patch_size)
@@ -92,8 +98,10 @@ class VisionTransformer(PruningModule):
         state = PruningState.start(
             everything, temperature, keep_margin=self.keep_margin, collect_aligned=collect_aligned
         )
+        if self.packed:
+            x, state = pack_state(x, state, group=self.images)
         for layer, block in enumerate(self.blocks):
             x = block(x, space_dict, state, layer)
-            if temperature is None:
+            if state.temperature is None:
                 state.count_unpruned(x)
         return self.norm(x), state

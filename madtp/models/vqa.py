@@ -8,11 +8,13 @@ from madtp.models.bert import TextEncoder
 from madtp.models.config import VqaConfig
 from madtp.models.decoder import TextDecoder
 from madtp.models.model import PrunedModel
+from madtp.models.packed import padded, source_of
 from madtp.models.vision import VisionTransformer
 
 
 class VqaOutput(NamedTuple):
-    """Question states [B, S, C], S tokens being left; tokens after each layer, vision and text [B, layers] int32."""
+    """Question states [B, S, C], S tokens being left (packed: of the longest, the others are filled up with zeros);
+    tokens after each layer, vision and text [B, layers] int32."""
 
     question_states: Tensor
     vision_token_counts: Tensor
@@ -49,5 +51,6 @@ class VqaModel(PrunedModel[VqaConfig]):
         """
         tau = self.resolve(temperature, image.device)
         states, vision = self.visual_encoder(image.to(self.space_dict.dtype), self.space_dict, tau)
-        words, text = self.text_encoder(input_ids, attention_mask, (states,), self.space_dict, tau)
-        return VqaOutput(words, vision.token_counts(), text.token_counts())
+        source = source_of(states, vision)
+        words, text = self.text_encoder(input_ids, attention_mask, (source,), self.space_dict, tau)
+        return VqaOutput(padded(words, text), vision.token_counts(), text.token_counts())

@@ -1,6 +1,6 @@
 """Watching what is pruned: every `token_compact` of a forward pass, with the scores and thresholds that decided it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from madtp.ops.packed import spans
 from madtp.ops.reference import counts_above, learned_threshold, token_importance
 
 
@@ -65,7 +66,8 @@ class PruningRecorder(TorchDispatchMode):
     """Context in which every pruning step of a model is recorded, in the order in which they run.
 
     Attributes:
-        records: one per `token_compact` call; the NLVR model's vision layers come first, then its text layers.
+        records: one per `token_compact` call, and one per request of a `packed_token_compact` call; the NLVR model's
+            vision layers come first, then its text layers.
     """
 
     def __init__(self) -> None:
@@ -78,7 +80,24 @@ class PruningRecorder(TorchDispatchMode):
         output = func(*args, **(kwargs or {}))
         if func is torch.ops.madtp.token_compact.default:
             self.records.append(_record(args, output))
+        elif func is torch.ops.madtp.packed_token_compact.default:
+            self.records.extend(_packed_records(args, output))
         return output
+
+
+def _packed_records(args: Sequence[Any], output: Sequence[Tensor]) -> Iterator[CompactRecord]:
+    """A record for every request, as of a call of `token_compact` with its sequences, which are equally long."""
+    *columns, cu_seqlens, temperature, min_keep, capacity, _, layer = args[:12]
+    before, after = list(spans(cu_seqlens)), list(spans(output[3]))
+    if capacity and int(output[4]) > capacity:
+        raise ValueError("the sequences did not fit")
+    requests = len(min_keep)
+    for request in range(requests):
+        own = slice(request, None, requests)
+        whole = [torch.stack([column[rows] for rows in before[own]]) for column in columns[:3]]
+        scored = [torch.stack([column[rows][1:] for rows in before[own]]) for column in columns[3:]]
+        result = [torch.stack([column[rows] for rows in after[own]]) for column in output[:3]]
+        yield _record((*whole, *scored, temperature, min_keep[request], layer, *args[12:]), result)
 
 
 def _record(args: Sequence[Any], output: Sequence[Tensor]) -> CompactRecord:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from madtp.errors import InputError
 from madtp.models.config import VqaConfig
-from madtp.models.decoder import DecoderSession, DecoderStep
+from madtp.models.decoder import DecoderSession, DecoderStep, Source
 from madtp.tasks.generation import write_texts
 
 LABEL_SMOOTHING = 0.1  # part of the score by which the published code ranks answers
@@ -29,18 +29,18 @@ class RankedAnswers(NamedTuple):
     answer_index: Tensor
 
 
-def start_logits(step: DecoderStep, source: Tensor, config: VqaConfig) -> Tensor:
+def start_logits(step: DecoderStep, source: Source, config: VqaConfig) -> Tensor:
     """Logits [B, V] float32 of an answer's first word; arguments as those of `rank_answers`."""
     return DecoderSession(step, source, 1)(_prompt(source, config), None)
 
 
 def rank_answers(
-    step: DecoderStep, source: Tensor, answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaConfig
+    step: DecoderStep, source: Source, answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaConfig
 ) -> RankedAnswers:
     """Choose an answer from a list for each question.
 
     Args:
-        source: what its `source_cache` gave for the question states.
+        source: keys and values of the question states.
         answer_ids, answer_mask: [A, L] int64, [DEC] first and [SEP] last; the mask is 1 for words, 0 for padding.
         k: answers, likeliest first words first, that are read to the end.
 
@@ -54,7 +54,7 @@ def rank_answers(
     scores = []
     for number, chosen in enumerate(index):  # one question at a time: logits are [k, V] at every word
         ids = answer_ids[chosen].masked_fill(answer_mask[chosen] == 0, IGNORED)
-        session = DecoderSession(step, source[:, :, number : number + 1].contiguous(), k)
+        session = DecoderSession(step, source.of(number), k)
         score = -_smoothed_loss(start[number].expand(k, -1), ids[:, 1])
         for word in range(2, ids.shape[1]):
             newest = ids[:, :2] if word == 2 else ids[:, word - 1 : word]
@@ -74,7 +74,7 @@ def _smoothed_loss(logits: Tensor, target: Tensor) -> Tensor:
 
 def write_answers(
     step: DecoderStep,
-    source: Tensor,
+    source: Source,
     config: VqaConfig,
     *,
     beams: int = 3,
@@ -86,9 +86,9 @@ def write_answers(
     return write_texts(step, source, _prompt(source, config), config, beams=beams, **lengths)
 
 
-def _prompt(source: Tensor, config: VqaConfig) -> Tensor:
+def _prompt(source: Source, config: VqaConfig) -> Tensor:
     """[DEC] for each of the B questions of `source`."""
-    return torch.full((source.shape[2], 1), config.bos_token_id, dtype=torch.int64, device=source.device)
+    return torch.full((source.batch, 1), config.bos_token_id, dtype=torch.int64, device=source.cache.device)
 
 
 def _check_answers(answer_ids: Tensor, answer_mask: Tensor, k: int, config: VqaConfig) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from madtp.errors import InputError
 from madtp.models.config import BlipConfig
-from madtp.models.decoder import DecoderSession, DecoderStep
+from madtp.models.decoder import DecoderSession, DecoderStep, Source
 
 NEVER = -1e9  # initial score of all beams of a sample but the first, which would otherwise all be the same
 
@@ -88,7 +88,7 @@ class Limits:
 
 def write_texts(
     step: DecoderStep,
-    source: Tensor,
+    source: Source,
     prompt_ids: Tensor,
     config: BlipConfig,
     *,
@@ -100,7 +100,7 @@ def write_texts(
 
     Args:
         step: the decoder, in torch or an engine.
-        source: what its `source_cache` gave for the states.
+        source: keys and values of the states.
         prompt_ids: [B, P] int64, [DEC] first, without [SEP].
         beams: 1 is greedy search.
         max_length, min_length: see `Limits`; the prompt counts.

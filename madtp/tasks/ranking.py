@@ -5,10 +5,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from madtp.errors import InputError
 from madtp.models.config import RetrievalConfig
-from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
+from madtp.models.retrieval import ImageOutput, MatchOutput, PackedImageOutput, TextOutput
 
 NOT_MATCHED = -100.0  # the score of a pair that was not among the best by similarity
 TEXT_BATCH = 256  # texts embedded together in the published evaluation
@@ -20,7 +21,9 @@ class RetrievalParts(Protocol):
 
     config: RetrievalConfig
 
-    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput: ...
+    def encode_image(
+        self, image: Tensor, temperature: Tensor | float | None = None
+    ) -> ImageOutput | PackedImageOutput: ...
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
@@ -32,6 +35,7 @@ class RetrievalParts(Protocol):
         attention_mask: Tensor,
         image_tokens: Tensor,
         temperature: Tensor | float | None = None,
+        image_lengths: Tensor | None = None,
     ) -> MatchOutput: ...
 
 
@@ -45,10 +49,12 @@ class RankingScores(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """Of I images and T texts: similarity [I, T], and the tokens [n_i, C] of each image."""
+    """Of I images and T texts: similarity [I, T], and the tokens [n_i, C] of each image; whether the model takes images
+    with different numbers of tokens in one batch."""
 
     sim: Tensor
     image_tokens: list[Tensor]
+    packed: bool
 
 
 class Candidates(NamedTuple):
@@ -110,7 +116,16 @@ def embed(
     if not encoded:
         raise InputError("there are no images to rank", "The iterable of image batches is empty.", "Give at least one.")
     sim = torch.cat([output.image_embed for output in encoded]) @ text_embed.mT
-    return Embeddings(sim, [image for output in encoded for image in output.image_tokens])
+    packed = isinstance(encoded[0], PackedImageOutput)
+    return Embeddings(sim, [image for output in encoded for image in _own_tokens(output)], packed)
+
+
+def _own_tokens(output: ImageOutput | PackedImageOutput) -> Iterable[Tensor]:
+    """[n_i, C] of each image."""
+    if isinstance(output, PackedImageOutput):
+        counts = output.image_lengths.tolist()
+        return (tokens[:count] for tokens, count in zip(output.image_tokens, counts, strict=True))
+    return output.image_tokens
 
 
 class Matcher:
@@ -157,10 +172,18 @@ class Matcher:
         size = self._match_batch or len(texts)
         logits = []
         for words, shown in zip(texts.split(size), images.split(size), strict=True):
-            seen = pair_tokens(self._embeddings.image_tokens, shown, self._match_batch)
-            output = self._model.match(self._pair_ids[words], self._mask[words], seen, self._temperature)
+            seen, lengths = self._shown(shown)
+            output = self._model.match(self._pair_ids[words], self._mask[words], seen, self._temperature, lengths)
             logits.append(output.itm_logits[:, 1])
         return torch.cat(logits)
+
+    def _shown(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Tokens [K, n, C] of images [K], and in the packed layout how many each has."""
+        tokens = self._embeddings.image_tokens
+        if not self._embeddings.packed:
+            return pair_tokens(tokens, images, self._match_batch), None
+        own = [tokens[index] for index in images.tolist()]
+        return pad_sequence(own, batch_first=True), torch.tensor([len(image) for image in own])
 
 
 def scatter(rows: Iterable[Candidates], columns: int) -> Tensor:

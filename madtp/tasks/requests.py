@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 
 from madtp.models.config import BlipConfig, CaptionConfig, ClipConfig, RetrievalConfig, VqaConfig
-from madtp.models.decoder import DecoderStep
+from madtp.models.decoder import DecoderStep, Source
 from madtp.models.parts import Part
-from madtp.models.retrieval import ImageOutput, MatchOutput, TextOutput
+from madtp.models.retrieval import ImageOutput, MatchOutput, PackedImageOutput, TextOutput
 from madtp.tasks.answers import start_logits, write_answers
 from madtp.tasks.generation import write_texts
 
@@ -49,12 +49,19 @@ def torch_runners(parts: Mapping[str, Part]) -> dict[str, Runner]:
 def decoder_step(runner: Runner) -> DecoderStep:
     """The part `decoder` as what generation and ranking are driven with."""
 
-    def step(input_ids: Tensor, rows: Tensor, past: Tensor, source: Tensor) -> tuple[Tensor, Tensor]:
-        inputs = {"input_ids": input_ids, "rows": rows, "past": past, "source_cache": source}
+    def step(input_ids: Tensor, rows: Tensor, past: Tensor, source: Source) -> tuple[Tensor, Tensor]:
+        inputs = {"input_ids": input_ids, "rows": rows, "past": past, "source_cache": source.cache}
+        if source.lengths is not None:
+            inputs["source_lengths"] = source.lengths
         output = runner.run(inputs, 0.0)
         return output["logits"], output["present"]
 
     return step
+
+
+def source_of(encoded: Outputs) -> Source:
+    """What a decoder looks at, among the outputs of an encoder; those of the packed layout say its lengths."""
+    return Source(encoded["source_cache"], encoded.get("source_lengths"))
 
 
 class RetrievalRunners:
@@ -65,8 +72,9 @@ class RetrievalRunners:
         self._runners = runners
         self._temperature = temperature
 
-    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput:
-        return ImageOutput(**self._run("image", image=image))
+    def encode_image(self, image: Tensor, temperature: Tensor | float | None = None) -> ImageOutput | PackedImageOutput:
+        outputs = self._run("image", image=image)
+        return PackedImageOutput(**outputs) if "image_lengths" in outputs else ImageOutput(**outputs)
 
     def encode_text(
         self, input_ids: Tensor, attention_mask: Tensor, temperature: Tensor | float | None = None
@@ -79,8 +87,11 @@ class RetrievalRunners:
         attention_mask: Tensor,
         image_tokens: Tensor,
         temperature: Tensor | float | None = None,
+        image_lengths: Tensor | None = None,
     ) -> MatchOutput:
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "image_tokens": image_tokens}
+        if image_lengths is not None:
+            inputs["image_lengths"] = image_lengths
         return MatchOutput(**self._run("match", **inputs))
 
     def _run(self, part: str, **inputs: Tensor) -> Outputs:
@@ -125,7 +136,8 @@ def _nlvr(config: BlipConfig, runners: Runners, inputs: Mapping[str, Tensor], te
 
 def _vqa(config: VqaConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
     outputs = runners["encoder"].run(inputs, temperature)
-    source, step = outputs.pop("source_cache"), decoder_step(runners["decoder"])
+    source, step = source_of(outputs), decoder_step(runners["decoder"])
+    del outputs["source_cache"]
     return {
         **outputs,
         "start_logits": start_logits(step, source, config),
@@ -135,7 +147,8 @@ def _vqa(config: VqaConfig, runners: Runners, inputs: Mapping[str, Tensor], temp
 
 def _caption(config: CaptionConfig, runners: Runners, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
     outputs = runners["encoder"].run({"image": inputs["image"]}, temperature)
-    source, step = outputs.pop("source_cache"), decoder_step(runners["decoder"])
+    source, step = source_of(outputs), decoder_step(runners["decoder"])
+    del outputs["source_cache"]
     return {**outputs, "caption_ids": write_texts(step, source, inputs["prompt_ids"], config)}
 
 
@@ -145,7 +158,8 @@ def _retrieval(config: RetrievalConfig, runners: Runners, inputs: Mapping[str, T
     texts = runners["text"].run(words, temperature)
     words["input_ids"] = words["input_ids"].clone()
     words["input_ids"][:, 0] = config.enc_token_id
-    matches = runners["match"].run({**words, "image_tokens": images["image_tokens"]}, temperature)
+    seen: Outputs = {name: images[name] for name in ("image_tokens", "image_lengths") if name in images}
+    matches = runners["match"].run({**words, **seen}, temperature)
     return {
         **images,
         **texts,

@@ -4,26 +4,27 @@
 #include <limits>
 
 namespace madtp::onnxruntime {
-namespace {
 
-void expect(char const* name, Input const& input, Shape const& wanted) {
+void expect(char const* op, char const* name, Input const& input, Shape const& wanted, char const* asked) {
     if (input.shape != wanted) {
-        refuse(std::string{name} + " of TokenCompact is " + text(input.shape) + "; its tokens ask for " + text(wanted));
+        refuse(std::string{name} + " of " + op + " is " + text(input.shape) + "; " + asked + " " + text(wanted));
     }
 }
 
-void expect_number(char const* name, Input const& input) {
+void expect_number(char const* op, char const* name, Input const& input) {
     int64_t numbers = 1;
     for (int64_t size : input.shape) { numbers *= size; }
-    if (numbers != 1) { refuse(std::string{name} + " of TokenCompact is " + text(input.shape) + "; it has to be one number"); }
+    if (numbers != 1) { refuse(std::string{name} + " of " + op + " is " + text(input.shape) + "; it has to be one number"); }
 }
 
-}  // namespace
-
-AttentionAttributes::AttentionAttributes(Attributes const& attributes)
-    : heads{attributes.integer("heads")}, causal{attributes.integer("causal") != 0} {
-    if (heads < 1) { refuse("AlignedAttention has " + std::to_string(heads) + " heads; it needs one at least"); }
+int64_t heads_of(char const* op, Attributes const& attributes) {
+    int64_t const heads = attributes.integer("heads");
+    if (heads < 1) { refuse(std::string{op} + " has " + std::to_string(heads) + " heads; it needs one at least"); }
+    return heads;
 }
+
+AttentionAttributes::AttentionAttributes(Attributes const& attributes, char const* op)
+    : heads{heads_of(op, attributes)}, causal{attributes.integer("causal") != 0} {}
 
 AttentionArguments::AttentionArguments(Call const& context, AttentionAttributes const& attributes)
     : qkv{context.input(0)}, key_mask{context.input(1)} {
@@ -36,20 +37,18 @@ AttentionArguments::AttentionArguments(Call const& context, AttentionAttributes 
     batch = qkv.shape[0];
     length = qkv.shape[1];
     width = qkv.shape[2] / 3;
-    Shape const rows{batch, length};
-    if (key_mask.shape != rows) {
-        refuse("key_mask of AlignedAttention is " + text(key_mask.shape) + "; qkv asks for " + text(rows));
-    }
+    expect("AlignedAttention", "key_mask", key_mask, {batch, length}, "qkv asks for");
 }
 
-CompactAttributes::CompactAttributes(Attributes const& attributes) : keep_margin{attributes.number("keep_margin", 0)} {
+CompactAttributes::CompactAttributes(Attributes const& attributes, char const* op)
+    : keep_margin{attributes.number("keep_margin", 0)} {
     int64_t const number = attributes.integer("layer");
     if (number < 0 || number >= std::numeric_limits<int32_t>::max()) {
-        refuse("layer of TokenCompact is " + std::to_string(number) + "; it has to be the number of a layer");
+        refuse("layer of " + std::string{op} + " is " + std::to_string(number) + "; it has to be the number of a layer");
     }
     layer = static_cast<int32_t>(number);
     if (!(keep_margin >= 0 && std::isfinite(keep_margin))) {
-        refuse("keep_margin of TokenCompact is " + std::to_string(keep_margin) + "; it has to be zero or more");
+        refuse("keep_margin of " + std::string{op} + " is " + std::to_string(keep_margin) + "; it has to be zero or more");
     }
 }
 
@@ -57,6 +56,7 @@ CompactArguments::CompactArguments(Call const& context)
     : tokens{context.input(0)}, key_mask{context.input(1)}, source_ids{context.input(2)}, column_score{context.input(3)},
       class_score{context.input(4)}, alignment{context.input(5)}, temperature{context.input(6)},
       min_keep{context.input(7)} {
+    constexpr char const *kCompact = "TokenCompact", *kAsked = "its tokens ask for";
     if (tokens.shape.size() != 3 || tokens.shape[1] < 2) {
         refuse("tokens of TokenCompact are " + text(tokens.shape) + "; they have to be [samples, 2 tokens or more, width]");
     }
@@ -70,13 +70,13 @@ CompactArguments::CompactArguments(Call const& context)
     if (length > std::numeric_limits<int32_t>::max()) {
         refuse("TokenCompact got " + text(tokens.shape) + ", too many tokens");
     }
-    expect("key_mask", key_mask, {batch, length});
-    expect("source_ids", source_ids, {batch, length});
-    expect("column_score", column_score, {batch, length - 1});
-    expect("class_score", class_score, {batch, length - 1});
-    expect("alignment", alignment, {batch, length - 1, alignments});
-    expect_number("temperature", temperature);
-    expect_number("min_keep", min_keep);
+    expect(kCompact, "key_mask", key_mask, {batch, length}, kAsked);
+    expect(kCompact, "source_ids", source_ids, {batch, length}, kAsked);
+    expect(kCompact, "column_score", column_score, {batch, length - 1}, kAsked);
+    expect(kCompact, "class_score", class_score, {batch, length - 1}, kAsked);
+    expect(kCompact, "alignment", alignment, {batch, length - 1, alignments}, kAsked);
+    expect_number(kCompact, "temperature", temperature);
+    expect_number(kCompact, "min_keep", min_keep);
 }
 
 }  // namespace madtp::onnxruntime

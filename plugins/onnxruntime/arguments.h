@@ -1,11 +1,17 @@
-// Attributes and inputs of the two ops, checked alike for every provider. Each check is a sentence of its own.
+// Attributes and inputs of the dynamic ops, checked alike for every provider. Each check is a sentence of its own.
 #pragma once
 #include "onnxruntime/op.h"
 
 namespace madtp::onnxruntime {
 
+// Refuse an input of another shape than `wanted`, and one that is not a single number.
+void expect(char const* op, char const* name, Input const& input, Shape const& wanted, char const* asked);
+void expect_number(char const* op, char const* name, Input const& input);
+// `heads` of a node, which is one at least.
+int64_t heads_of(char const* op, Attributes const& attributes);
+
 struct AttentionAttributes {
-    explicit AttentionAttributes(Attributes const& attributes);
+    explicit AttentionAttributes(Attributes const& attributes, char const* op = "AlignedAttention");
     int64_t heads;
     bool causal;
 };
@@ -17,7 +23,7 @@ struct AttentionArguments {
 };
 
 struct CompactAttributes {
-    explicit CompactAttributes(Attributes const& attributes);
+    explicit CompactAttributes(Attributes const& attributes, char const* op = "TokenCompact");
     int32_t layer;
     float keep_margin;
 };

@@ -38,6 +38,17 @@ Signature token_compact_signature() {
         {kEngine, kFloat, kInt32, kInt64}};
 }
 
+Signature packed_aligned_attention_signature() {
+    return {"PackedAlignedAttention", {kEngine, kFloat, kInt32}, {kEngine, kFloat, kFloat}};
+}
+
+Signature packed_token_compact_signature() {
+    return {"PackedTokenCompact", {kEngine, kFloat, kInt32, kFloat, kFloat, kFloat, kInt32, kFloat, kInt64},
+        {kEngine, kFloat, kInt32, kInt32, kInt64}};
+}
+
+Signature varlen_attention_signature() { return {"VarlenAttention", {kEngine, kEngine, kInt32, kInt32}, {kEngine}}; }
+
 Signature quantized_linear_signature() { return {"QuantizedLinear", {kFloat, kInt8, kFloat, kFloat}, {kFloat}}; }
 
 Signature quantized_linear_gelu_signature() {

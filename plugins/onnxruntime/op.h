@@ -111,8 +111,8 @@ public:
     template <typename Work>
     void parallel(size_t total, Work const& work) const {
         static_assert(noexcept(work(size_t{})), "an exception cannot leave a thread of the session");
-        if (total == 1) {
-            work(0);
+        if (total <= 1) {
+            if (total == 1) { work(0); }
             return;
         }
         auto const step = [](void* data, size_t index) { (*static_cast<Work const*>(data))(index); };
@@ -219,9 +219,12 @@ private:
     char const* mProvider;
 };
 
-// The two ops of docs/semantics.md.
+// The ops of docs/semantics.md, and those of the packed layout.
 Signature aligned_attention_signature();
 Signature token_compact_signature();
+Signature packed_aligned_attention_signature();
+Signature packed_token_compact_signature();
+Signature varlen_attention_signature();
 // A linear layer with an INT8 weight, and one with a GELU behind it.
 Signature quantized_linear_signature();
 Signature quantized_linear_gelu_signature();

@@ -9,10 +9,11 @@ from torch import Tensor
 from madtp.models.clip import normalize
 from madtp.models.config import CaptionConfig, ClipConfig, NlvrConfig, RetrievalConfig, VqaConfig
 from madtp.models.decoder import DecoderSession
+from madtp.models.retrieval import PackedImageOutput
 from madtp.tasks.answers import rank_answers, start_logits, write_answers
 from madtp.tasks.generation import Limits, Step, beam_search, greedy_search
 from madtp.tasks.ranking import rank
-from madtp.tasks.requests import Outputs, RetrievalRunners, Runners, decoder_step, run_request
+from madtp.tasks.requests import Outputs, RetrievalRunners, Runners, decoder_step, run_request, source_of
 
 if TYPE_CHECKING:
     from tests.golden import GoldenCase
@@ -64,11 +65,11 @@ def _vqa(config: VqaConfig, runners: Runners, case: "GoldenCase") -> Outputs:
         for number, images in enumerate(inputs["image"].split(case.entry["image_batch"])):
             words = {name: inputs[f"batch{number}/{name}"] for name in ("input_ids", "attention_mask")}
             encoded = runners["encoder"].run({"image": images, **words}, case.temperature)
-            chosen.append(rank_answers(step, encoded["source_cache"], *answers, k_test, config).answer_index)
+            chosen.append(rank_answers(step, source_of(encoded), *answers, k_test, config).answer_index)
         return {"answer_index": torch.cat(chosen)}
     question = {name: inputs[name] for name in ("image", "input_ids", "attention_mask")}
     encoded = runners["encoder"].run(question, case.temperature)
-    source = encoded["source_cache"]
+    source = source_of(encoded)
     return {
         "question_states": encoded["question_states"],
         "start_logits": start_logits(step, source, config),
@@ -78,7 +79,7 @@ def _vqa(config: VqaConfig, runners: Runners, case: "GoldenCase") -> Outputs:
 
 
 def _caption(config: CaptionConfig, runners: Runners, case: "GoldenCase") -> Outputs:
-    source = runners["encoder"].run({"image": case.inputs["image"]}, case.temperature)["source_cache"]
+    source = source_of(runners["encoder"].run({"image": case.inputs["image"]}, case.temperature))
     prompt = case.inputs["prompt_ids"]
     limits = Limits(case.entry["max_length"], case.entry["min_length"], config.sep_token_id, config.pad_token_id)
     outputs: Outputs = {}
@@ -96,11 +97,12 @@ def _retrieval(config: RetrievalConfig, runners: Runners, case: "GoldenCase") ->
         ranking = rank(parts, image.split(case.entry["image_batch"]), ids, mask, k_test=case.entry["k_test"])
         return {"score_i2t": ranking.score_i2t, "score_t2i": ranking.score_t2i}
     images, texts = parts.encode_image(image), parts.encode_text(ids, mask)
+    lengths = images.image_lengths if isinstance(images, PackedImageOutput) else None
     return {
         "image_embed": images.image_embed,
         "text_embed": texts.text_embed,
         "sim": images.image_embed @ texts.text_embed.mT,
-        "itm_logits": parts.match(case.inputs["itm_input_ids"], mask, images.image_tokens).itm_logits,
+        "itm_logits": parts.match(case.inputs["itm_input_ids"], mask, images.image_tokens, None, lengths).itm_logits,
     }
 
 

@@ -95,6 +95,11 @@ class OnnxPart:
         outputs = self.runner.run({name: tensor.contiguous() for name, tensor in inputs.items()}, temperature)
         ids = [outputs.pop(name) for name in self.ids]
         layers = counted_layers(self.part, outputs)
+        if ids and ids[0].dim() == 1:  # packed, of sequences that are equally long
+            sequences = [
+                len(value) for name, value in outputs.items() if name.endswith(COUNTS_SUFFIX) for _ in value[0]
+            ]
+            ids = [own.unflatten(0, (count, -1)) for own, count in zip(ids, sequences, strict=True)]
         self.towers.add(
             self.part, [LayerTrace(layer.tokens_out, None, i) for layer, i in zip(layers, ids, strict=True)]
         )
@@ -104,8 +109,8 @@ class OnnxPart:
 class TorchRuntime:
     """The torch model, with or without (`dense`) its pruning ops."""
 
-    def __init__(self, model: Any, dense: bool = False) -> None:
-        self.name = "torch-dense" if dense else "torch"
+    def __init__(self, model: Any, dense: bool = False, name: str = "") -> None:
+        self.name = name or ("torch-dense" if dense else "torch")
         self._kind = DensePart if dense else TorchPart
         self._parts = parts_of(model)
 

@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
@@ -124,6 +124,13 @@ class OnnxRuntimeOps:
         results = [torch.from_numpy(np.asarray(x)) for x in self.session(spec, dtype, **attributes).run(None, feeds)]
         kinds = [entry.dtype for entry in spec.outputs]
         return [x.to(dtype) if kind == FLOAT else x for kind, x in zip(kinds, results, strict=True)]
+
+    def call(self, spec: OpSpec, arguments: Sequence[Any]) -> list[Tensor]:
+        """The outputs of one call with the arguments of the torch op; one at its default is no attribute."""
+        tensors = len(spec.inputs)
+        attributes = zip(spec.attributes, arguments[tensors:], strict=True)
+        named = {attribute.name: value for attribute, value in attributes if value != attribute.default}
+        return self.run(spec, arguments[:tensors], **named)
 
     def aligned_attention(self, qkv: Tensor, key_mask: Tensor, causal: int, heads: int) -> tuple[Tensor, ...]:
         """Like `madtp.ops.reference.aligned_attention`."""

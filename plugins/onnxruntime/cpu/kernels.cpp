@@ -6,6 +6,7 @@
 namespace madtp::cpu {
 namespace {
 
+constexpr size_t kBlock = kMostVectors * kLanes;  // queries of one task
 constexpr size_t kRun = 32;  // numbers that are added up before they go into the total, which keeps its digits
 
 float square_root(float value) noexcept { return __builtin_sqrtf(value); }
@@ -27,11 +28,12 @@ void pack_values(float const* value, size_t stride, size_t size, size_t first, s
     }
 }
 
-void pack(Attention const& call, size_t sample, size_t head) noexcept {
-    size_t const stride = 3 * call.width, size = call.head_size, length = call.length, index = sample * call.heads + head;
-    float const* key = call.qkv + sample * length * stride + call.width + head * size;
+void pack(Attention const& call, Sequence const& sequence, size_t head) noexcept {
+    size_t const stride = call.key_stride, size = call.head_size, length = sequence.keys;
+    size_t const place = sequence.first_key * call.width + head * length * size;
+    float const* key = call.key + sequence.first_key * stride + head * size;
     float const* value = key + call.width;
-    float* keys = call.keys + index * length * size;
+    float* keys = call.keys + place;
     for (size_t first = 0; first < length; first += kTileRows) {
         size_t const rows = length - first < kTileRows ? length - first : kTileRows;
         for (size_t row = 0; row < rows; ++row) {
@@ -39,43 +41,44 @@ void pack(Attention const& call, size_t sample, size_t head) noexcept {
             prefetch(value + (first + kTileRows + row) * stride, size);
         }
         transpose(key + first * stride, stride, rows, size, 1, keys + first * size, rows);
-        pack_values(value, stride, size, first, rows, length, call.values + index * length * size);
+        pack_values(value, stride, size, first, rows, length, call.values + place);
     }
 }
 
 // `Vectors` vectors of queries through all heads. Everything has a row for each key (or each place of a head) and a lane for
-// each query: the softmax is then a few operations on whole vectors.
-template <size_t Vectors>
-void attend_queries(Attention const& call, size_t sample, size_t block, size_t first, size_t rows, float* scratch) noexcept {
+// each query: the softmax is then a few operations on whole vectors. Without statistics there is no mask either.
+template <size_t Vectors, bool Statistics>
+void attend_queries(Attention const& call, Sequence const& sequence, size_t first, size_t rows, float* scratch) noexcept {
     constexpr size_t kQueries = Vectors * kLanes;
-    size_t const stride = 3 * call.width, size = call.head_size, length = call.length;
+    size_t const stride = call.query_stride, size = call.head_size, length = sequence.keys;
     size_t const keys = call.causal ? first + rows : length;  // that any of these queries may see
     float* scores = scratch;                  // [keys][queries], then what is left of the probabilities
     float* most = scores + keys * kQueries;   // [keys][queries], the largest probability over heads
-    float* queries = most + keys * kQueries;  // [D][queries]
+    float* queries = most + (Statistics ? keys * kQueries : 0);  // [D][queries]
     float* context = queries + size * kQueries;
     float const root = square_root(static_cast<float>(size));
-    float const* mask = call.key_mask + sample * length;
+    float const* mask = Statistics ? call.key_mask + sequence.first_key : nullptr;
     Vector const minus_infinity = broadcast(-__builtin_inff());
     Vector poison[Vectors] = {};  // NaN for a query one of whose rows is not finite
     Integers number[Vectors];
     for (size_t i = 0; i < kQueries; ++i) { number[i / kLanes][i % kLanes] = static_cast<int32_t>(first + i); }
     for (size_t i = 0; i < size * kQueries; ++i) { queries[i] = 0; }
     for (size_t head = 0; head < call.heads; ++head) {
-        float const* query = call.qkv + (sample * length + first) * stride + head * size;
-        size_t const index = sample * call.heads + head;
+        float const* query = call.query + (sequence.first + first) * stride + head * size;
+        size_t const packed = sequence.first_key * call.width + head * length * size;
         transpose(query, stride, rows, size, 1 / root, queries, kQueries);
 
         Vector peak[Vectors];
         for (size_t v = 0; v < Vectors; ++v) { peak[v] = minus_infinity; }
-        multiply<Vectors>(keys, call.keys + index * length * size, size, queries, size, [&](size_t row, auto& tile) {
+        multiply<Vectors>(keys, call.keys + packed, size, queries, size, [&](size_t row, auto& tile) {
             constexpr size_t kRows = sizeof(tile) / sizeof(tile[0]);
             bool const hides = call.causal && row + kRows > first;
 #pragma GCC unroll 8
             for (size_t r = 0; r < kRows; ++r) {
 #pragma GCC unroll 3
                 for (size_t v = 0; v < Vectors; ++v) {
-                    Vector score = tile[r][v] + mask[row + r];
+                    Vector score = tile[r][v];
+                    if constexpr (Statistics) { score += mask[row + r]; }
                     if (hides) { score = number[v] < static_cast<int32_t>(row + r) ? minus_infinity : score; }
                     store(scores + ((row + r) * Vectors + v) * kLanes, score);
                     peak[v] = larger(peak[v], score);
@@ -102,20 +105,22 @@ void attend_queries(Attention const& call, size_t sample, size_t block, size_t f
             poison[v] += scale[v] - scale[v];
             scale[v] = 1.0F / scale[v];
         }
-        for (size_t j = 0; j < keys; ++j) {
-            for (size_t v = 0; v < Vectors; ++v) {
-                size_t const place = (j * Vectors + v) * kLanes;
-                Vector const probability = load(scores + place) * scale[v];
-                store(most + place, head == 0 ? probability : larger(load(most + place), probability));
+        if constexpr (Statistics) {
+            for (size_t j = 0; j < keys; ++j) {
+                for (size_t v = 0; v < Vectors; ++v) {
+                    size_t const place = (j * Vectors + v) * kLanes;
+                    Vector const probability = load(scores + place) * scale[v];
+                    store(most + place, head == 0 ? probability : larger(load(most + place), probability));
+                }
             }
-        }
-        if (first == 0) {
-            float* class_row = call.class_row + index * length;
-            for (size_t j = 0; j < length; ++j) { class_row[j] = j < keys ? scores[j * kQueries] * scale[0][0] : hidden; }
+            if (first == 0) {
+                float* class_row = call.class_row + sequence.first_key * call.heads + head * length;
+                for (size_t j = 0; j < length; ++j) { class_row[j] = j < keys ? scores[j * kQueries] * scale[0][0] : hidden; }
+            }
         }
 
         Vector squares[Vectors] = {};
-        multiply<Vectors>(size, call.values + index * length * size, length, scores, keys, [&](size_t row, auto& tile) {
+        multiply<Vectors>(size, call.values + packed, length, scores, keys, [&](size_t row, auto& tile) {
             constexpr size_t kRows = sizeof(tile) / sizeof(tile[0]);
 #pragma GCC unroll 8
             for (size_t r = 0; r < kRows; ++r) {
@@ -127,49 +132,57 @@ void attend_queries(Attention const& call, size_t sample, size_t block, size_t f
                 }
             }
         });
-        float* norm = call.norm + index * length + first;
-        for (size_t r = 0; r < rows; ++r) { norm[r] = square_root(squares[r / kLanes][r % kLanes]); }
-        transpose(context, kQueries, size, rows, 1, call.context + (sample * length + first) * call.width + head * size,
+        if constexpr (Statistics) {
+            float* norm = call.norm + sequence.first * call.heads + head * sequence.length + first;
+            for (size_t r = 0; r < rows; ++r) { norm[r] = square_root(squares[r / kLanes][r % kLanes]); }
+        }
+        transpose(context, kQueries, size, rows, 1, call.context + (sequence.first + first) * call.width + head * size,
             call.width);
     }
 
-    float* partial = call.partial + (sample * call.blocks + block) * length;
-    Integers counts[Vectors];  // neither the class query nor what fills the last vector
-    for (size_t v = 0; v < Vectors; ++v) { counts[v] = (number[v] != 0) & (number[v] < static_cast<int32_t>(first + rows)); }
-    for (size_t j = 0; j < length; ++j) {
-        Vector total{};
-        for (size_t v = 0; v < Vectors; ++v) {
-            Vector const column = j < keys ? load(most + (j * Vectors + v) * kLanes) + poison[v] : poison[v];
-            total += counts[v] ? column : Vector{};
+    if constexpr (Statistics) {
+        float* partial = call.partial + sequence.partial + first / kBlock * length;
+        Integers counts[Vectors];  // neither the class query nor what fills the last vector
+        for (size_t v = 0; v < Vectors; ++v) { counts[v] = (number[v] != 0) & (number[v] < static_cast<int32_t>(first + rows)); }
+        for (size_t j = 0; j < length; ++j) {
+            Vector total{};
+            for (size_t v = 0; v < Vectors; ++v) {
+                Vector const column = j < keys ? load(most + (j * Vectors + v) * kLanes) + poison[v] : poison[v];
+                total += counts[v] ? column : Vector{};
+            }
+            partial[j] = sum(total);
         }
-        partial[j] = sum(total);
     }
 }
 
-void attend(Attention const& call, size_t sample, size_t block, float* scratch) noexcept {
-    constexpr size_t kQueries = kMostVectors * kLanes;
-    size_t const first = block * kQueries, left = call.length - first, rows = left < kQueries ? left : kQueries;
+template <bool Statistics>
+void attend_block(Attention const& call, Sequence const& sequence, size_t block, float* scratch) noexcept {
+    size_t const first = block * kBlock, left = sequence.length - first, rows = left < kBlock ? left : kBlock;
     if (rows <= kLanes) {
-        attend_queries<1>(call, sample, block, first, rows, scratch);
+        attend_queries<1, Statistics>(call, sequence, first, rows, scratch);
     } else if (rows <= 2 * kLanes) {
-        attend_queries<2>(call, sample, block, first, rows, scratch);
+        attend_queries<2, Statistics>(call, sequence, first, rows, scratch);
     } else {
-        attend_queries<3>(call, sample, block, first, rows, scratch);
+        attend_queries<3, Statistics>(call, sequence, first, rows, scratch);
     }
 }
 
-void finish(Attention const& call, size_t sample) noexcept {
-    size_t const length = call.length;
-    float* column_score = call.column_score + sample * (length - 1);
-    float* class_score = call.class_score + sample * (length - 1);
-    float const* partial = call.partial + sample * call.blocks * length;
+void attend(Attention const& call, Sequence const& sequence, size_t block, float* scratch) noexcept {
+    (call.statistics ? attend_block<true> : attend_block<false>)(call, sequence, block, scratch);
+}
+
+void finish(Attention const& call, Sequence const& sequence) noexcept {
+    size_t const length = sequence.length, blocks = (length + kBlock - 1) / kBlock;
+    float* column_score = call.column_score + sequence.scores;
+    float* class_score = call.class_score + sequence.scores;
+    float const* partial = call.partial + sequence.partial;
     for (size_t j = 1; j < length; ++j) {
         float total = 0;
-        for (size_t block = 0; block < call.blocks; ++block) { total += partial[block * length + j]; }
+        for (size_t block = 0; block < blocks; ++block) { total += partial[block * length + j]; }
         column_score[j - 1] = total;
     }
-    float const* norm = call.norm + sample * call.heads * length;
-    float const* class_row = call.class_row + sample * call.heads * length;
+    float const* norm = call.norm + sequence.first * call.heads;
+    float const* class_row = call.class_row + sequence.first * call.heads;
     for (size_t j = 1; j < length; ++j) {
         float norms = 0, total = 0;
         for (size_t head = 0; head < call.heads; ++head) { norms += norm[head * length + j]; }
@@ -279,6 +292,6 @@ void merge(float const* tokens, size_t width, int32_t const* rows, float const* 
 
 }  // namespace
 
-extern Kernels const MADTP_KERNELS{kMostVectors * kLanes, pack, attend, finish, threshold, merge};
+extern Kernels const MADTP_KERNELS{kBlock, pack, attend, finish, threshold, merge};
 
 }  // namespace madtp::cpu

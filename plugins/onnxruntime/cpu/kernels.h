@@ -1,4 +1,4 @@
-// The CPU kernels of the two custom ops, in float32: what is compiled once for each instruction set.
+// The CPU kernels of the custom ops, in float32: what is compiled once for each instruction set.
 //
 // What they compute is written down in docs/semantics.md; `madtp/ops/reference.py` is the readable reference. Nothing here
 // allocates, throws or knows ONNX Runtime. No result depends on the number of threads or on batch mates.
@@ -14,24 +14,34 @@ constexpr size_t round_up(size_t value, size_t multiple) noexcept {
     return (value + multiple - 1) / multiple * multiple;
 }
 
-// One AlignedAttention call. B samples, L tokens with the class token at index 0, H heads of D = C / H.
-struct Attention {
-    float const* qkv;       // [B, L, 3C]
-    float const* key_mask;  // [B, L]
-    float* context;         // [B, L, C]
-    float* column_score;    // [B, L - 1]
-    float* class_score;     // [B, L - 1]
-    // workspace
-    float* keys;            // [B, H, L, D], in tiles of `tile` keys: [D][tile]
-    float* values;          // [B, H, L, D], in tiles of `tile` places: [L][tile]; the last ones may have fewer
-    float* class_row;       // [B, H, L], probabilities of the class query
-    float* norm;            // [B, H, L], of the context
-    float* partial;         // [B, blocks, L], column sums of the queries of each block
-    size_t batch, length, width, heads, head_size, blocks;
-    bool causal;
+// A sequence: its queries, the keys that they look at, and its place in what else a call has.
+struct Sequence {
+    size_t first, length;    // rows of queries
+    size_t first_key, keys;  // rows of keys and values; in self-attention those of the queries
+    size_t scores;           // of its second token, in column_score and class_score
+    size_t partial;          // of its part of `partial`
 };
 
-// The importance of one sample's N tokens, and its threshold.
+// One call of an attention. C wide rows of all sequences, H heads of D = C / H. What the workspace has for one sequence
+// begins where the same numbers for all rows before it end.
+struct Attention {
+    float const* query;     // rows `query_stride` apart
+    float const* key;       // rows `key_stride` apart; the value of a key lies C behind it
+    float const* key_mask;  // of every row of keys; without statistics there is none
+    float* context;         // C wide rows
+    float* column_score;    // of all tokens but the first of a sequence
+    float* class_score;     // likewise
+    // workspace
+    float* keys;            // of a sequence [H, keys, D], in tiles of `tile` keys: [D][tile]
+    float* values;          // likewise, in tiles of `tile` places: [keys][tile]; the last ones may have fewer
+    float* class_row;       // [H, keys], probabilities of the class query
+    float* norm;            // [H, length], of the context
+    float* partial;         // [blocks, keys], column sums of the queries of each block
+    size_t query_stride, key_stride, width, heads, head_size;
+    bool causal, statistics;
+};
+
+// The importance of one sequence's N tokens, and its threshold.
 struct Scores {
     float const* column_score;  // [N]
     float const* class_score;   // [N]
@@ -46,13 +56,13 @@ struct Scores {
 struct Kernels {
     // Queries of one block.
     size_t queries;
-    // Keys and values of one head of one sample, in the order in which `attend` needs them.
-    void (*pack)(Attention const& call, size_t sample, size_t head) noexcept;
-    // All heads for the queries of one block of one sample; `scratch` has `queries` floats for each of 2 L + 2 D rows, on
-    // a 64-byte boundary.
-    void (*attend)(Attention const& call, size_t sample, size_t block, float* scratch) noexcept;
-    // Column and class score of one sample, when all its blocks are done.
-    void (*finish)(Attention const& call, size_t sample) noexcept;
+    // Keys and values of one head of one sequence, in the order in which `attend` needs them.
+    void (*pack)(Attention const& call, Sequence const& sequence, size_t head) noexcept;
+    // All heads for the queries of one block of one sequence that has keys; `scratch` has `queries` floats for each of
+    // 2 keys + 2 D rows, on a 64-byte boundary.
+    void (*attend)(Attention const& call, Sequence const& sequence, size_t block, float* scratch) noexcept;
+    // Column and class score of one sequence, when all its blocks are done.
+    void (*finish)(Attention const& call, Sequence const& sequence) noexcept;
     // Writes the importance and returns the threshold.
     float (*threshold)(Scores const& scores) noexcept;
     // merged[c] = sum over j of weights[j] * tokens[rows[j]][c], for `columns` columns; rows are `width` floats apart.

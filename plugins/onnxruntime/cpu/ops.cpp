@@ -12,7 +12,11 @@ std::vector<OrtCustomOp const*> cpu_ops() {
     constexpr auto kFloat = ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT;
     static Op<AlignedAttention> const aligned_attention{aligned_attention_signature(), nullptr, kFloat};
     static Op<TokenCompact> const token_compact{token_compact_signature(), nullptr, kFloat};
-    std::vector<OrtCustomOp const*> ops{&aligned_attention, &token_compact};
+    static Op<PackedAlignedAttention> const packed_attention{packed_aligned_attention_signature(), nullptr, kFloat};
+    static Op<PackedTokenCompact> const packed_compact{packed_token_compact_signature(), nullptr, kFloat};
+    static Op<VarlenAttention> const varlen_attention{varlen_attention_signature(), nullptr, kFloat};
+    std::vector<OrtCustomOp const*> ops{
+        &aligned_attention, &token_compact, &packed_attention, &packed_compact, &varlen_attention};
 #ifdef MADTP_AMX
     // elsewhere the function bodies run, whose products ONNX Runtime computes as fast
     static bool const amx = &cpu::kernels() == &cpu::avx512_kernels && cpu::has_amx();

@@ -1,6 +1,6 @@
-// The two ops on the CPU provider, in float32.
+// The ops on the CPU provider, in float32.
 #pragma once
-#include "onnxruntime/arguments.h"
+#include "onnxruntime/packed_arguments.h"
 
 namespace madtp::onnxruntime {
 
@@ -20,6 +20,33 @@ public:
 
 private:
     CompactAttributes mAttributes;
+};
+
+class PackedAlignedAttention {
+public:
+    explicit PackedAlignedAttention(Attributes const& attributes);
+    void run(Call const& context) const;
+
+private:
+    AttentionAttributes mAttributes;
+};
+
+class PackedTokenCompact {
+public:
+    explicit PackedTokenCompact(Attributes const& attributes);
+    void run(Call const& context) const;
+
+private:
+    PackedCompactAttributes mAttributes;
+};
+
+class VarlenAttention {
+public:
+    explicit VarlenAttention(Attributes const& attributes);
+    void run(Call const& context) const;
+
+private:
+    VarlenAttributes mAttributes;
 };
 
 }  // namespace madtp::onnxruntime

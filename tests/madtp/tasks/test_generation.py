@@ -16,7 +16,7 @@ from madtp.checkpoint.loading import load_state
 from madtp.errors import CheckpointError, InputError
 from madtp.models.caption import CaptionModel
 from madtp.models.config import CaptionConfig, VqaConfig
-from madtp.models.decoder import DecoderSession, TextDecoder, empty_cache
+from madtp.models.decoder import DecoderSession, Source, TextDecoder, empty_cache
 from madtp.models.vqa import VqaModel
 from madtp.tasks.answers import start_logits
 from madtp.tasks.generation import Limits, _Candidate, _Sample, beam_search, greedy_search
@@ -109,9 +109,9 @@ def test_steps_with_a_cache_give_what_whole_texts_give(vqa: VqaModel) -> None:
     source = decoder.source_cache(torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(2)))
     whole = decoder(ids, torch.ones_like(ids), source)
     assert whole.shape == (2, 3, 7, 40)
-    past, rows = empty_cache(source, 3), torch.arange(6).view(2, 3)
+    past, rows = empty_cache(Source(source), 3), torch.arange(6).view(2, 3)
     for start, end in ((0, 3), (3, 4), (4, 5), (5, 7)):
-        logits, past = decoder.step(ids[:, :, start:end], rows, past, source)
+        logits, past = decoder.step(ids[:, :, start:end], rows, past, Source(source))
         assert past.shape == (3, 2, 2, 3, 2, end, 8)
         torch.testing.assert_close(logits, whole[:, :, end - 1], rtol=0, atol=1e-5)
 
@@ -143,7 +143,7 @@ def test_selected_rows_continue_other_texts(vqa: VqaModel) -> None:
     states = torch.randn(1, 5, 16, generator=torch.Generator().manual_seed(2)).expand(2, -1, -1)
     rows = torch.tensor([3, 0, 0, 2])
     source = decoder.source_cache(states)
-    session, direct = DecoderSession(decoder.step, source, 2), DecoderSession(decoder.step, source, 2)
+    session, direct = DecoderSession(decoder.step, Source(source), 2), DecoderSession(decoder.step, Source(source), 2)
     session(ids, None)
     logits = session(ids[:, :1], rows)
     torch.testing.assert_close(logits, direct(torch.cat([ids[rows], ids[:, :1]], dim=1), None), rtol=0, atol=1e-5)
@@ -191,7 +191,7 @@ def test_models_run_in_half_precision(vqa: VqaModel, caption: CaptionModel, dtyp
     states = asked(image, ids, (ids != 0).long(), 0.5).question_states
     assert states.dtype == dtype
     decoder = asked.text_decoder
-    assert start_logits(decoder.step, decoder.source_cache(states), asked.config).dtype == torch.float32
+    assert start_logits(decoder.step, Source(decoder.source_cache(states)), asked.config).dtype == torch.float32
     ranking = decoding.rank(asked, states, answers, torch.ones_like(answers), 2)
     assert ranking.topk_log_prob_sum.dtype == torch.float32
     assert ranking.topk_log_prob_sum.isfinite().all()
