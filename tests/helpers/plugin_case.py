@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from madtp.ops.spec import FLOAT, OPS, PACKED_OPS, OpSpec
+from madtp.ops.spec import ALL_OPS, FLOAT, OpSpec
 from tests.helpers.harness import BUILD, HALF, INT32, INT64, Plugin, PluginLibrary, descriptions
 from tests.helpers.harness import FLOAT as FP32
 from tests.helpers.native_build import build, cuda_library
@@ -22,8 +22,7 @@ GOOD: dict[str, dict[str, float]] = {
     "VarlenAttention": {"heads": HEADS},
 }
 TENSORRT_TYPES = {"float32": FP32, "int32": INT32, "int64": INT64}
-SPECS = (*OPS, *PACKED_OPS)
-IDS = [spec.onnx_name for spec in SPECS]
+IDS = [spec.onnx_name for spec in ALL_OPS]
 
 
 def sizes_of(spec: OpSpec, **changed: int) -> list[tuple[int, ...]]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import click
 
-from madtp.ops.spec import OPS, PACKED_OPS
+from madtp.ops.spec import ALL_OPS
 from tests.helpers import harness
 from tests.helpers.harness import (
     FIELD_FLOAT32,
@@ -47,8 +47,8 @@ KNOWN = {
 }
 FLOATS = {"keep_margin"}
 REQUIRED = {"causal", "heads", "layer", "capacity", "group"}
-COUNTS = {spec.onnx_name: (len(spec.inputs), len(spec.outputs)) for spec in (*OPS, *PACKED_OPS)}
-RANKS = {spec.onnx_name: tuple(len(tensor.dims) for tensor in spec.inputs) for spec in (*OPS, *PACKED_OPS)}
+COUNTS = {spec.onnx_name: (len(spec.inputs), len(spec.outputs)) for spec in ALL_OPS}
+RANKS = {spec.onnx_name: tuple(len(tensor.dims) for tensor in spec.inputs) for spec in ALL_OPS}
 NUMBERS = (0, 1, 2, 3, 8, 12, 24, 64, 192, 256, 768, 65535, 65536, 1 << 24, 2**31 - 1, 2**31, 2**40 + 1, 2**63 - 1, -1)
 NUMBERS += (-2, -(2**31), -(2**63))
 

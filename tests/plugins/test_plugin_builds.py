@@ -16,13 +16,12 @@ from export.engine.backends import choose_backend
 from export.errors import BackendError
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
+    ALL_OPS,
     DOMAIN,
     MARGIN_NAMESPACE,
     MARGIN_VERSION,
-    OPS,
     PACKED_ATTENTION,
     PACKED_COMPACT,
-    PACKED_OPS,
     TOKEN_COMPACT,
     VARLEN_ATTENTION,
     VERSION,
@@ -159,7 +158,7 @@ WRONG = {
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of every model above and a good one of each op: what came of it."""
     folder, scratch = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("scratch")
-    good = {spec.onnx_name: model(spec) for spec in (*OPS, *PACKED_OPS)}
+    good = {spec.onnx_name: model(spec) for spec in ALL_OPS}
     good |= {
         "chain": chain(),
         "with margin": model(TOKEN_COMPACT, identity=WITH_MARGIN, keep_margin=0.1),
@@ -187,7 +186,7 @@ def test_what_a_plugin_refuses_reaches_the_logger_as_an_error(outcomes: dict[str
 
 
 def test_good_nodes_are_built_and_the_logger_hears_no_error(outcomes: dict[str, Any]) -> None:
-    for name in (*(spec.onnx_name for spec in (*OPS, *PACKED_OPS)), "with margin", "chain"):
+    for name in (*(spec.onnx_name for spec in ALL_OPS), "with margin", "chain"):
         assert outcomes[name]["built"], outcomes[name]
         assert not [entry for entry in outcomes[name]["said"] if "ERROR" in entry[0]]
 

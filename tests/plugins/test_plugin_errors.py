@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from madtp.ops.spec import ALIGNED_ATTENTION, PACKED_ATTENTION, PACKED_COMPACT, TOKEN_COMPACT, VARLEN_ATTENTION
+from madtp.ops.spec import ALIGNED_ATTENTION, ALL_OPS, PACKED_ATTENTION, PACKED_COMPACT, TOKEN_COMPACT, VARLEN_ATTENTION
 from tests.helpers import harness
 from tests.helpers.harness import (
     BUILD,
@@ -22,7 +22,7 @@ from tests.helpers.harness import (
     float_field,
     int_field,
 )
-from tests.helpers.plugin_case import GOOD, IDS, SPECS, Case, libraries, path_of, the_message
+from tests.helpers.plugin_case import GOOD, IDS, Case, libraries, path_of, the_message
 from tests.plugins import fuzz_plugins
 
 REQUIRED = {
@@ -47,7 +47,7 @@ def library(request: pytest.FixtureRequest) -> PluginLibrary:
     return PluginLibrary(path_of(request.param))
 
 
-@pytest.fixture(params=SPECS, ids=IDS)
+@pytest.fixture(params=ALL_OPS, ids=IDS)
 def case(request: pytest.FixtureRequest, library: PluginLibrary) -> Case:
     library.messages()
     return Case(request.param, library)

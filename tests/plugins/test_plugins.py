@@ -14,6 +14,7 @@ from torch import Tensor
 from madtp.ops import reference as ops
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
+    ALL_OPS,
     DOMAIN,
     MARGIN_NAMESPACE,
     OPS,
@@ -43,7 +44,6 @@ from tests.helpers.plugin_case import (
     GOOD,
     HEADS,
     IDS,
-    SPECS,
     B,
     C,
     Case,
@@ -62,7 +62,7 @@ def library(request: pytest.FixtureRequest) -> PluginLibrary:
     return PluginLibrary(path_of(request.param))
 
 
-@pytest.fixture(params=SPECS, ids=IDS)
+@pytest.fixture(params=ALL_OPS, ids=IDS)
 def case(request: pytest.FixtureRequest, library: PluginLibrary) -> Case:
     library.messages()
     return Case(request.param, library)
@@ -85,7 +85,7 @@ def test_creators_are_those_of_the_op_definitions(library: PluginLibrary) -> Non
     expected = [(*plugin, "PLUGIN CREATOR_V3ONE 1.0") for plugin in PLUGINS]
     assert creators == expected
     types = {"int32": FIELD_INT32, "float32": FIELD_FLOAT32}
-    attributes = {spec.onnx_name: {entry.name: types[entry.dtype] for entry in spec.attributes} for spec in SPECS}
+    attributes = {spec.onnx_name: {entry.name: types[entry.dtype] for entry in spec.attributes} for spec in ALL_OPS}
     attributes["TokenCompact"] |= {"opt_tokens": FIELD_INT32, "max_tokens": FIELD_INT32}
     for name, namespace in library.creators:
         assert library.field_types(name, namespace) == attributes[name]
