@@ -16,7 +16,7 @@ DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
 VECTOR_BYTES = 16  # boundary of what the kernels read 16 bytes at a time
 VARIABLE = "MADTP_KERNELS"  # environment variable: the library, where it is not installed beside the package
-MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
+MOST_BYTES = 2**30  # of a library; one for six GPU generations has 26 MB
 _POINTER, _FLOAT = ctypes.c_void_p, ctypes.c_float
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # what it returns, and its arguments
     "madtp_aligned_attention": (ctypes.c_int, [_POINTER] * 8),

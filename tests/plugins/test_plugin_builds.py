@@ -212,7 +212,7 @@ def test_a_library_that_is_loaded_again_finds_the_logger_from_any_thread(outcome
         assert message.startswith("TokenCompact: field 'layer' is missing.")
 
 
-@pytest.mark.parametrize("name", ["width", "rank of compaction"])
+@pytest.mark.parametrize("name", ["width", "rank of compaction", "exact"])
 def test_what_a_plugin_refuses_is_what_the_export_says(name: str, tmp_path: Path) -> None:
     """Before the builder's last lines, which may be more than fit."""
     source, plan = tmp_path / "wrong.onnx", tmp_path / "out.plan"

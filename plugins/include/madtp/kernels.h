@@ -118,8 +118,8 @@ MADTP_API size_t madtp_packed_aligned_attention_workspace(MadtpPackedAttentionSh
 
 /* qkv [R, 3C], key_mask [R] float32, cu_seqlens [S + 1] int32
  *   -> context [R, C], column_score [R] and class_score [R] float32, zero for class tokens.
- * Boundaries and errors are those of madtp_aligned_attention. A sequence of up to 1025 tokens gets the bits that
- * madtp_aligned_attention gives it. */
+ * Boundaries and errors are those of madtp_aligned_attention. A sequence of up to 1025 tokens is computed in the order of
+ * madtp_aligned_attention; beyond that column scores are added up in another one. */
 MADTP_API cudaError_t madtp_packed_aligned_attention(MadtpPackedAttentionShape const* shape, void const* qkv,
     float const* key_mask, int32_t const* cu_seqlens, void* context, float* column_score, float* class_score,
     void* workspace, cudaStream_t stream) MADTP_NOEXCEPT;
