@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from calibration.capacity_command import capacity
 from calibration.keep import KEEP, PRECISIONS, KeepFile, write_keep
 from calibration.methods import METHODS
 from calibration.ranges import RANGES, RangeTable, collect_ranges_resumable
@@ -32,7 +33,11 @@ def cli() -> None:
     python -m calibration tokens --ckpt x.pt --data DIR -o tokens.json
     python -m calibration ranges --ckpt x.pt --data DIR -o ranges.json
     python -m calibration sensitivity --ckpt x.pt --data DIR -o keep.json
+    python -m calibration capacity --ckpt x.pt --data DIR -o capacity.json
     """
+
+
+cli.add_command(capacity)
 
 
 @cli.command()

@@ -29,14 +29,21 @@ checkpoint_options = (
     click.option("--config", type=PATH, help="JSON of model sizes that override inferred ones."),
     click.option("--temperature", type=float, help="Pruning temperature (default: the checkpoint's)."),
 )
+_split = click.option("--split", metavar="NAME", help="Split of a data set (default: test if present, else val).")
 data_options = (
     click.option(
         "--data", type=PATH, metavar="DIR", help="Folder of samples (samples.json and images), or of a data set."
     ),
-    click.option("--split", metavar="NAME", help="Split of a data set (default: test if present, else val)."),
+    _split,
     click.option(
         "--limit", type=int, metavar="N", default=LIMIT, show_default=True, help="Use at most N, evenly spaced."
     ),
+)
+
+all_data_options = (
+    click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples, or of a data set."),
+    _split,
+    click.option("--limit", type=int, metavar="N", help="Use at most N, evenly spaced (default: all)."),
 )
 
 
