@@ -79,8 +79,8 @@ def collect_counts(
 ) -> RequestCounts:
     """Counts of requests (inputs of `run_request`, batch 1 each) at the source's temperature.
 
-    What is cut short leaves `<path>.part` beside the output `path`, and goes on from it; whoever wrote the output
-    removes that file.
+    They are in `<path>.part` beside the output `path`, from which a run that was cut short goes on; whoever has written
+    the output removes that file.
 
     Raises:
         CapacityError: the partial file is of something else.
@@ -99,10 +99,9 @@ def collect_counts(
             if counts.samples % SAVE_EVERY == 0:
                 with suppress(OutputError):  # raised at the end, if there is no room then either
                     write_partial(counts, partial)
-    except BaseException:
+    finally:  # whatever follows may be asked for in another way
         if counts.samples:
             write_partial(counts, partial)
-        raise
     return counts
 
 
