@@ -15,6 +15,7 @@ from calibration.requests import DataChoice
 from calibration.sensitivity import Goal, Proposal, rank_and_propose
 from calibration.setup import checkpoint_options, data_options, inputs_of, prepare, with_options
 from calibration.tables import places_table, proposal_table, ranges_table, statistics_table, threshold_table
+from calibration.temperature_command import temperature
 from calibration.tokens import TOKENS, TokenStatistics, collect_resumable
 from madtp.console.command import PATH, allow_outside, errors_console, output_console, run, version_option
 from madtp.console.interrupts import raise_interrupts
@@ -34,10 +35,12 @@ def cli() -> None:
     python -m calibration ranges --ckpt x.pt --data DIR -o ranges.json
     python -m calibration sensitivity --ckpt x.pt --data DIR -o keep.json
     python -m calibration capacity --ckpt x.pt --data DIR -o capacity.json
+    python -m calibration temperature --ckpt x.pt --data DIR --reduction 0.5 -o temperature.json
     """
 
 
 cli.add_command(capacity)
+cli.add_command(temperature)
 
 
 @cli.command()

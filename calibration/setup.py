@@ -24,9 +24,12 @@ from madtp.files.inputs import sha256
 from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.weight_products import weight_products
 
-checkpoint_options = (
+checkpoint_only_options = (
     click.option("--ckpt", type=PATH, required=True, help="Trained MADTP checkpoint (.pt, .pth)."),
     click.option("--config", type=PATH, help="JSON of model sizes that override inferred ones."),
+)
+checkpoint_options = (
+    *checkpoint_only_options,
     click.option("--temperature", type=float, help="Pruning temperature (default: the checkpoint's)."),
 )
 _split = click.option("--split", metavar="NAME", help="Split of a data set (default: test if present, else val).")
@@ -124,14 +127,26 @@ def inputs_of(checkpoint: Path, config: Path | None, choice: DataChoice) -> list
     return [checkpoint, config, index, find_vocabulary(checkpoint, choice.data)]
 
 
-def prepare(checkpoint: Path, config: Path | None, temperature: float | None, choice: DataChoice) -> Setup:
+def prepare(
+    checkpoint: Path,
+    config: Path | None,
+    temperature: float | None,
+    choice: DataChoice,
+    otherwise: float | None = None,
+) -> Setup:
     """Read the checkpoint, and find the samples.
+
+    Args:
+        temperature: None takes the checkpoint's.
+        otherwise: instead of a checkpoint's that prunes nothing.
 
     Raises:
         MadtpError: one of them cannot be used, or the model would not prune.
     """
     model = madtp.load(checkpoint, config)
     tau = model.temperature if temperature is None else temperature
+    if otherwise is not None and not 0 < tau <= MAX_TEMPERATURE:
+        tau = otherwise
     if not 0 < tau <= MAX_TEMPERATURE:
         raise InputError(
             f"the temperature is {tau:g}",

@@ -9,6 +9,7 @@ from calibration.methods import METHODS
 from calibration.overflow import Share
 from calibration.ranges import RangeTable
 from calibration.sensitivity import Place, Proposal
+from calibration.temperature_file import TemperatureFile
 from calibration.tokens import Source, TokenStatistics
 from madtp.models.weight_products import weight_products
 
@@ -132,6 +133,25 @@ def capacity_table(found: Capacities, source: Source) -> Table:
                     *(("", "") if overflow is None else map(_interval, (overflow.predicted, overflow.observed))),
                 )
         shown.add_section()
+    return shown
+
+
+def points_table(found: TemperatureFile) -> Table:
+    """What every measured temperature costs and is worth."""
+    shown = Table(title=f"operating points, {found.samples} samples, one request at a time")
+    for heading in ("", "temperature", "GFLOPs (95 %)", "saved", "torch ms (rounds)", "as dense", "accuracy"):
+        shown.add_column(heading, justify="right" if heading else "left")
+    for point in found.points:
+        gflops, latency = point.gflops, point.latency
+        shown.add_row(
+            "found" if point is found.found else "",
+            "dense" if point.temperature == 0 else f"{point.temperature:.4g}",
+            f"{gflops.mean:.4g} ({gflops.low:.4g} to {gflops.high:.4g})",
+            f"{point.reduction:.1%}",
+            f"{latency.median:.4g} ({latency.low:.4g} to {latency.high:.4g})",
+            f"{point.agreement:.1%}",
+            "" if point.accuracy is None else f"{point.accuracy:.1%}",
+        )
     return shown
 
 

@@ -1,0 +1,186 @@
+"""`python -m calibration temperature`: the temperature that meets a budget."""
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from calibration.budget import Budget, choose_budget
+from calibration.latency import REQUESTS, Latency, measure_latencies
+from calibration.ranges import check_count
+from calibration.requests import DataChoice
+from calibration.runs import DENSE, PARTIAL, Run, Runs
+from calibration.setup import Setup, checkpoint_only_options, data_options, inputs_of, prepare, with_options
+from calibration.tables import points_table
+from calibration.temperature_file import TEMPERATURE, OperatingPoint, TemperatureFile, write_temperature
+from calibration.temperature_search import (
+    GRID,
+    LEAST_TEMPERATURE,
+    check_reachable,
+    limited,
+    mean_interval,
+    rises,
+    search,
+)
+from calibration.tokens import partial_path
+from madtp.console.command import PATH, allow_outside, errors_console, output_console
+from madtp.console.printing import say
+from madtp.console.progress import ConsoleProgress
+from madtp.data.items import spread
+from madtp.data.samples import collate
+from madtp.files.outputs import check_outputs
+from madtp.models.config import MAX_TEMPERATURE
+
+START = 1.0  # where a checkpoint names no temperature
+
+
+@click.command()
+@with_options(*checkpoint_only_options, *data_options)
+@click.option("--gflops", type=float, metavar="G", help="Budget: mean GFLOPs of a request.")
+@click.option("--reduction", type=float, metavar="R", help="Budget: share of the dense model's GFLOPs to save.")
+@click.option(
+    "--latency", metavar="TIME", help="Budget: median latency of a request in torch on this machine, e.g. 3ms or 0.5s."
+)
+@click.option(
+    "--tolerance",
+    type=click.FloatRange(0, 0.5, min_open=True),
+    default=0.02,
+    show_default=True,
+    metavar="SHARE",
+    help="Share of the budget by which it may be missed.",
+)
+@click.option("-o", "--output", type=PATH, default=Path("temperature.json"), show_default=True, help="File to write.")
+@allow_outside
+def temperature(
+    ckpt: Path,
+    config: Path | None,
+    gflops: float | None,
+    reduction: float | None,
+    latency: str | None,
+    tolerance: float,
+    output: Path,
+    **choice: Any,
+) -> None:
+    """Find the pruning temperature that meets a budget, and show what others cost and are worth.
+
+    The model runs over the samples at each temperature that is tried. GFLOPs are counted, latencies are those of torch
+    on this machine. An interrupted run resumes with the same command.
+
+    \b
+    Exit status: 0 written, 2 invalid input, an unsuitable machine, or interrupted.
+    """
+    budget = choose_budget(gflops, reduction, latency)
+    chosen = DataChoice(**choice)
+    check_outputs([(output, TEMPERATURE), (partial_path(output), PARTIAL)], inputs_of(ckpt, config, chosen))
+    with ConsoleProgress(errors_console(), doing="reading the checkpoint") as progress:
+        setup = prepare(ckpt, config, None, chosen, otherwise=START)
+        check_count(len(setup.requests.reads), setup.source.data)
+        found = find(setup, budget, tolerance, output, progress)
+        progress.stop()
+        try:
+            output_console().print(points_table(found))
+            show(found)
+        finally:  # a closed pipe is no reason not to write
+            write_temperature(found, output)
+    partial_path(output).unlink(missing_ok=True)
+    say(f"wrote {output}")
+
+
+def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress: ConsoleProgress) -> TemperatureFile:
+    """Search, measure latencies of all points together, and say what is in doubt.
+
+    Raises:
+        MadtpError: the budget cannot be reached; a sample cannot be read; partial results are of something else.
+    """
+    model, start = setup.model, setup.source.temperature
+    runs = Runs(model, setup.requests.reads, setup.source, output, progress.count)
+    inputs = [collate([read()], model.config) for read in spread(setup.requests.reads, REQUESTS)]
+
+    def latencies(temperatures: list[float]) -> dict[float, Latency]:
+        return measure_latencies(model, inputs, temperatures, partial(progress.count, "measuring latencies"))
+
+    def cost(temperature: float) -> float:
+        if budget.kind != "latency":
+            return runs.at(temperature).mean
+        return latencies([DENSE, temperature])[temperature].median  # alternating, as the others were
+
+    ends = (LEAST_TEMPERATURE, MAX_TEMPERATURE)
+    if budget.kind == "latency":
+        measured = latencies([DENSE, *ends])
+        dense, pruned = measured[DENSE].median, [measured[end].median for end in ends]
+    else:
+        dense, pruned = runs.at(DENSE).mean, [runs.at(end).mean for end in ends]
+    check_reachable(budget, tolerance, dense, pruned)
+    best = search(cost, budget.cost(dense), tolerance, start)
+    for shown in (DENSE, *ends, *(limited(start * factor) for factor in GRID), best):
+        runs.at(shown)
+    final = latencies([run.temperature for run in runs.runs])
+    points = tuple(_point(run, runs, final[run.temperature]) for run in runs.runs)
+    source = replace(setup.source, temperature=best)
+    found = TemperatureFile(source, budget, tolerance, len(setup.requests.reads), torch.get_num_threads(), points, ())
+    return replace(found, doubts=tuple(doubts(found, runs.runs)))
+
+
+def _point(run: Run, runs: Runs, latency: Latency) -> OperatingPoint:
+    dense = runs.at(DENSE)
+    equal = [one == two for one, two in zip(dense.decisions, run.decisions, strict=True)]
+    known = [(index, label) for index, label in enumerate(runs.labels) if label is not None]
+    accuracy = sum(run.decisions[index] == label for index, label in known) / len(known) if known else None
+    return OperatingPoint(
+        run.temperature,
+        mean_interval(run.gflops),
+        1 - run.mean / dense.mean,
+        latency,
+        sum(equal) / len(equal),
+        accuracy,
+    )
+
+
+def doubts(found: TemperatureFile, runs: list[Run]) -> list[str]:
+    """What is not as it should be, or not shown by the data."""
+    said, point, budget = [], found.found, found.budget
+    target = budget.cost(found.points[0].gflops.mean)
+    allowed, unit = found.tolerance * target, budget.unit
+    cost = point.latency.median if budget.kind == "latency" else point.gflops.mean
+    if abs(cost - target) > allowed:
+        said.append(
+            f"the nearest to {target:.4g} {unit} is {cost:.4g} {unit}, which is not within {found.tolerance:.3g} of it"
+            + (": the machine is not quiet enough" if budget.kind == "latency" else ": there the curve is steep")
+        )
+    if budget.kind == "latency":
+        if point.latency.high - point.latency.low > 2 * allowed:
+            said.append(
+                f"rounds of the measurement lie between {point.latency.low:.4g} and {point.latency.high:.4g} ms, wider "
+                f"than the tolerance of {allowed:.2g} ms"
+            )
+    elif point.gflops.half_width > allowed:
+        needed = round(found.samples * (point.gflops.half_width / allowed) ** 2)
+        said.append(
+            f"{found.samples} samples know the mean to {point.gflops.half_width:.2g} GFLOPs at 95 % confidence, less "
+            f"well than the tolerance of {allowed:.2g}; about {needed:,} would do"
+        )
+    for rise in rises(runs):
+        said.append(
+            f"GFLOPs do not fall but rise by {rise.share:.2%} from temperature {rise.temperature:g} to {rise.to:g}: "
+            "other temperatures may cost the same"
+        )
+    return said
+
+
+def show(found: TemperatureFile) -> None:
+    """Say in words what the table shows."""
+    point = found.found
+    gflops, latency = point.gflops, point.latency
+    say(
+        f"temperature {point.temperature:g} for {found.budget}: {gflops.mean:.4g} GFLOPs a request "
+        f"(95 %: {gflops.low:.4g} to {gflops.high:.4g}), {point.reduction:.1%} fewer than dense"
+    )
+    say(
+        f"latencies are of torch on the CPU of this machine, {found.threads} threads; "
+        f"{latency.median:.4g} ms there (rounds: {latency.low:.4g} to {latency.high:.4g})"
+    )
+    for doubt in found.doubts:
+        say(doubt)
