@@ -11,6 +11,7 @@ from calibration.ranges import RangeTable
 from calibration.sensitivity import Place, Proposal
 from calibration.temperature_file import TemperatureFile
 from calibration.tokens import Source, TokenStatistics
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.weight_products import weight_products
 
 
@@ -141,14 +142,15 @@ def points_table(found: TemperatureFile) -> Table:
     shown = Table(title=f"operating points, {found.samples} samples, one request at a time")
     for heading in ("", "temperature", "GFLOPs (95 %)", "saved", "torch ms (rounds)", "as dense", "accuracy"):
         shown.add_column(heading, justify="right" if heading else "left")
+    names = {0.0: "dense", MAX_TEMPERATURE: "largest"}
     for point in found.points:
         gflops, latency = point.gflops, point.latency
         shown.add_row(
             "found" if point is found.found else "",
-            "dense" if point.temperature == 0 else f"{point.temperature:.4g}",
+            names.get(point.temperature, f"{point.temperature:.4g}"),
             f"{gflops.mean:.4g} ({gflops.low:.4g} to {gflops.high:.4g})",
             f"{point.reduction:.1%}",
-            f"{latency.median:.4g} ({latency.low:.4g} to {latency.high:.4g})",
+            f"{latency.median:.3g} ({latency.low:.3g} to {latency.high:.3g})",
             f"{point.agreement:.1%}",
             "" if point.accuracy is None else f"{point.accuracy:.1%}",
         )

@@ -35,6 +35,8 @@ from madtp.files.outputs import check_outputs
 from madtp.models.config import MAX_TEMPERATURE
 
 START = 1.0  # where a checkpoint names no temperature
+NEAR = 0.25  # of the tolerance: near enough to stop
+NOISY = 0.5  # the same of latencies, which cannot be told so exactly
 
 
 @click.command()
@@ -105,7 +107,9 @@ def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress:
     def cost(temperature: float) -> float:
         if budget.kind != "latency":
             return runs.at(temperature).mean
-        return latencies([DENSE, temperature])[temperature].median  # alternating, as the others were
+        # As a multiple of the dense model's in the same rounds: the machine may be slower than it was at first.
+        now = latencies([DENSE, temperature])
+        return dense * now[temperature].median / now[DENSE].median
 
     ends = (LEAST_TEMPERATURE, MAX_TEMPERATURE)
     if budget.kind == "latency":
@@ -114,7 +118,8 @@ def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress:
     else:
         dense, pruned = runs.at(DENSE).mean, [runs.at(end).mean for end in ends]
     check_reachable(budget, tolerance, dense, pruned)
-    best = search(cost, budget.cost(dense), tolerance, start)
+    near = tolerance * (NOISY if budget.kind == "latency" else NEAR)
+    best = search(cost, budget.cost(dense), near, start)
     for shown in (DENSE, *ends, *(limited(start * factor) for factor in GRID), best):
         runs.at(shown)
     final = latencies([run.temperature for run in runs.runs])

@@ -16,7 +16,6 @@ from madtp.models.config import MAX_TEMPERATURE
 LEAST_TEMPERATURE = 1e-6  # at it and below, a word of the dictionary weighs one token alone
 GRID = (1 / 16, 1 / 4, 1.0, 4.0, 16.0)  # of the temperature to begin with: a curve to choose from, and brackets
 STEPS = 12
-NEAR = 0.25  # of the tolerance: near enough to stop
 CLOSE = 1e-3  # of a bracket's ends, relative: no nearer to each other
 CONFIDENCE = 0.95
 SEED = 19
@@ -44,7 +43,7 @@ def mean_interval(values: Sequence[float]) -> Interval:
     if np.ptp(values) == 0:
         return Interval(mean, mean, mean)
     found = stats.bootstrap(
-        (np.array(values),), np.mean, confidence_level=CONFIDENCE, rng=np.random.default_rng(SEED), method="basic"
+        (np.array(values),), np.mean, confidence_level=CONFIDENCE, rng=np.random.default_rng(SEED), method="percentile"
     ).confidence_interval
     return Interval(mean, float(found.low), float(found.high))
 
@@ -81,12 +80,12 @@ def check_reachable(budget: Budget, tolerance: float, dense: float, pruned: Sequ
         )
 
 
-def search(cost: Cost, target: float, tolerance: float, start: float) -> float:
+def search(cost: Cost, target: float, near: float, start: float) -> float:
     """The temperature at which `cost` comes nearest to `target`.
 
     Costs at a grid around `start`, which is stretched as far as needed, bracket the target; bisection (Brent's) on the
-    logarithm of the temperature goes on from there, until it is within a quarter of the tolerance, or the ends of the
-    bracket are as close as CLOSE.
+    logarithm of the temperature goes on from there, until the cost is as `near` (a share of the target), or the ends of
+    the bracket are as close as CLOSE.
     """
     seen: dict[float, float] = {}
 
@@ -96,7 +95,7 @@ def search(cost: Cost, target: float, tolerance: float, start: float) -> float:
 
     def of_logarithm(logarithm: float) -> float:
         found = excess(short(math.exp(logarithm)))
-        return 0.0 if abs(found) <= NEAR * tolerance * target else found
+        return 0.0 if abs(found) <= near * target else found
 
     for factor in GRID:
         excess(limited(start * factor))
