@@ -35,7 +35,9 @@ class Budget:
     def __str__(self) -> str:
         if self.kind == "latency":
             return f"{1e3 * self.value:g} ms"
-        return f"{self.value:g} GFLOPs" if self.kind == "gflops" else f"{self.value:.4g} of the GFLOPs saved"
+        return (
+            f"{self.value:g} GFLOPs" if self.kind == "gflops" else f"{100 * self.value:.4g} % fewer GFLOPs than dense"
+        )
 
 
 def choose_budget(gflops: float | None, reduction: float | None, latency: str | None) -> Budget:

@@ -180,8 +180,8 @@ def show(found: TemperatureFile) -> None:
     point = found.found
     gflops, latency = point.gflops, point.latency
     say(
-        f"temperature {point.temperature:g} for {found.budget}: {gflops.mean:.4g} GFLOPs a request "
-        f"(95 %: {gflops.low:.4g} to {gflops.high:.4g}), {point.reduction:.1%} fewer than dense"
+        f"temperature {point.temperature:g} for the budget of {found.budget}: {gflops.mean:.4g} GFLOPs a request "
+        f"(95 %: {gflops.low:.4g} to {gflops.high:.4g}), {100 * point.reduction:.3g} % fewer than dense"
     )
     say(
         f"latencies are of torch on the CPU of this machine, {found.threads} threads; "

@@ -8,7 +8,6 @@ from typing import Any
 
 from calibration.budget import Budget
 from calibration.latency import Latency
-from calibration.temperature_search import Interval
 from calibration.tokens import Source
 from madtp.errors import TemperatureError
 from madtp.files.outputs import json_kind, write_output
@@ -17,6 +16,20 @@ from madtp.files.versioned import read_versioned
 SCHEMA_VERSION = 1
 TEMPERATURE = json_kind("a file of measured temperatures", "schema", "checkpoint_sha256", "budget", "points")
 MAKE = "Make it with `python -m calibration temperature`."
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean, and between what it lies with 95 % confidence."""
+
+    mean: float
+    low: float
+    high: float
+
+    @property
+    def half_width(self) -> float:
+        """Half of it."""
+        return (self.high - self.low) / 2
 
 
 @dataclass(frozen=True)
@@ -114,6 +127,20 @@ def write_temperature(found: TemperatureFile, path: Path) -> None:
         OutputError: it cannot be written, or is there already and holds something else.
     """
     write_output(path, json.dumps(found.to_json(), indent=1) + "\n", TEMPERATURE)
+
+
+def check_temperature(found: TemperatureFile, checkpoint_sha256: str, path: Path) -> None:
+    """Refuse what was measured on another checkpoint.
+
+    Raises:
+        TemperatureError: naming both.
+    """
+    if found.source.checkpoint_sha256 != checkpoint_sha256:
+        raise TemperatureError(
+            f"the measured temperatures '{path}' are of another checkpoint",
+            f"Theirs has sha256 {found.source.checkpoint_sha256[:16]}..., this one {checkpoint_sha256[:16]}...",
+            "Measure this one: python -m calibration temperature --ckpt ... --data ...",
+        )
 
 
 def _point(content: Mapping[str, Any]) -> OperatingPoint:

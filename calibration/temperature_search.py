@@ -10,6 +10,7 @@ from scipy import optimize, stats
 
 from calibration.budget import Budget
 from calibration.runs import DENSE, Run
+from calibration.temperature_file import Interval
 from madtp.errors import TemperatureError
 from madtp.models.config import MAX_TEMPERATURE
 
@@ -21,20 +22,6 @@ CONFIDENCE = 0.95
 SEED = 19
 
 Cost = Callable[[float], float]  # of a temperature, in the budget's unit
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean, and between what it lies with 95 % confidence."""
-
-    mean: float
-    low: float
-    high: float
-
-    @property
-    def half_width(self) -> float:
-        """Half of it."""
-        return (self.high - self.low) / 2
 
 
 def mean_interval(values: Sequence[float]) -> Interval:
