@@ -106,9 +106,10 @@ class Runs:
         begun = self._begun
         if begun is None or begun.temperature != temperature:
             begun = self._begun = _Begun(temperature)
+        doing = f"running at temperature {temperature:.4g}" if temperature > DENSE else "running dense"
         try:
             while len(begun.gflops) < len(self._reads):
-                self._on_request(f"running at temperature {temperature:g}", len(begun.gflops), len(self._reads))
+                self._on_request(doing, len(begun.gflops), len(self._reads))
                 self._add(begun)
                 if len(begun.gflops) % SAVE_EVERY == 0:
                     with suppress(OutputError):  # raised at the end, if there is no room then either

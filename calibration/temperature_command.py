@@ -17,10 +17,9 @@ from calibration.setup import Setup, checkpoint_only_options, data_options, inpu
 from calibration.tables import points_table
 from calibration.temperature_file import TEMPERATURE, OperatingPoint, TemperatureFile, write_temperature
 from calibration.temperature_search import (
-    GRID,
     LEAST_TEMPERATURE,
     check_reachable,
-    limited,
+    grid,
     mean_interval,
     rises,
     search,
@@ -120,7 +119,7 @@ def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress:
     check_reachable(budget, tolerance, dense, pruned)
     near = tolerance * (NOISY if budget.kind == "latency" else NEAR)
     best = search(cost, budget.cost(dense), near, start)
-    for shown in (DENSE, *ends, *(limited(start * factor) for factor in GRID), best):
+    for shown in (DENSE, *ends, *grid(start), best):
         runs.at(shown)
     final = latencies([run.temperature for run in runs.runs])
     points = tuple(_point(run, runs, final[run.temperature]) for run in runs.runs)

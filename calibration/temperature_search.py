@@ -84,13 +84,13 @@ def search(cost: Cost, target: float, near: float, start: float) -> float:
         found = excess(short(math.exp(logarithm)))
         return 0.0 if abs(found) <= near * target else found
 
-    for factor in GRID:
-        excess(limited(start * factor))
+    for temperature in grid(start):
+        excess(temperature)
     while seen[min(seen)] < 0 and min(seen) > LEAST_TEMPERATURE:
-        excess(limited(min(seen) * GRID[0]))
+        excess(short(min(seen) * GRID[0]))
     for stretched in (1, 2, 3, 4):
         if seen[max(seen)] > 0 and max(seen) < MAX_TEMPERATURE:
-            excess(limited(max(seen) * GRID[-1]) if stretched < 4 else MAX_TEMPERATURE)
+            excess(short(max(seen) * GRID[-1]) if stretched < 4 else MAX_TEMPERATURE)
     ordered = sorted(seen)
     for low, high in pairwise(ordered):
         if seen[low] > 0 >= seen[high]:
@@ -99,9 +99,14 @@ def search(cost: Cost, target: float, near: float, start: float) -> float:
     return min(seen, key=lambda temperature: (abs(seen[temperature]), temperature))
 
 
+def grid(start: float) -> list[float]:
+    """GRID times the temperature to begin with, which is itself among them."""
+    return [limited(start) if factor == 1 else short(start * factor) for factor in GRID]
+
+
 def short(temperature: float) -> float:
     """Four digits of it, within the limits: what can be typed again."""
-    return limited(float(f"{temperature:.4g}"))
+    return limited(float(f"{limited(temperature):.4g}"))
 
 
 def limited(temperature: float) -> float:

@@ -12,9 +12,11 @@ from torch import Tensor
 
 import madtp
 from calibration import overflow
-from calibration.capacity_command import LONGEST_TEXT
+from calibration.capacities import choose_capacities, dense_rows
+from calibration.capacity_command import LONGEST_TEXT, longest_text
 from calibration.capacity_file import CapacityFile, check_capacity, read_capacity, write_capacity
 from calibration.counts import collect_counts
+from calibration.tables import capacity_table
 from calibration.tokens import Source, partial_path
 from export.engine.profile import text_range
 from madtp.data.samples import collate, load_samples
@@ -99,7 +101,13 @@ def test_every_encoder_of_every_task_is_counted(task: str, tmp_path: Path) -> No
     layers = {encoder: depth for part in parts.values() for encoder, depth in part.encoders.items()}
     assert {encoder: len(rows[0]) for encoder, rows in counts.rows.items()} == layers
     assert counts.sequences == dict.fromkeys(layers, 1)
-    assert counts.samples == 8
+    pruned = {name: list(part.encoders) for name, part in parts.items() if part.encoders}
+    dense = dense_rows(model.config, counts.sequences, longest_text(model.config, None))
+    found = choose_capacities(counts, pruned, dense, [4], 0.1, 2)
+    for bucket in found.buckets[4]:
+        assert bucket.rows.keys() == layers.keys()
+        assert bucket.overflow.keys() == pruned.keys()
+    assert capacity_table(found, source).row_count >= len(layers)
 
 
 def test_rows_are_those_of_both_images_of_a_request_alone(

@@ -96,3 +96,14 @@ def test_batches_that_share_a_rare_request_count_once() -> None:
     assert found.batches < 12
     assert found.low < 0.02
     assert found.high > 0.4
+
+
+def test_intervals_hold_the_truth_in_most_sets_of_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    """95 of 100 would do. Sums of 8 are binomial, so the truth is known; each set has 200 requests."""
+    monkeypatch.setattr(overflow, "MOST_DRAWS", 10_000)
+    rng = np.random.default_rng(0)
+    capacity = int(stats.binom.isf(0.01, 8 * 100, 0.4))
+    truth = stats.binom.sf(capacity, 8 * 100, 0.4)
+    found = [Draws.of(rng.binomial(100, 0.4, (200, 1)), 8).overflow([capacity]) for _ in range(100)]
+    assert sum(one.low <= truth <= one.high for one in found) >= 95
+    assert np.median([one.high for one in found]) < 6 * truth
