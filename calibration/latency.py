@@ -14,6 +14,7 @@ from madtp.tasks.requests import run_request, torch_runners
 
 REQUESTS = 8  # of each round
 ROUNDS = 9  # after one that warms up
+QUICK_ROUNDS = 4  # where a search tries one temperature after the other
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,7 @@ def measure_latencies(
     model: Any,
     inputs: Sequence[Mapping[str, Tensor]],
     temperatures: Sequence[float],
+    rounds: int,
     on_round: Callable[[int, int], None] = lambda *_: None,
 ) -> dict[float, Latency]:
     """By temperature, the latency of requests (inputs of `run_request`, batch 1 each).
@@ -40,18 +42,18 @@ def measure_latencies(
     In every round every request runs at every temperature, so that what else the machine does hits all of them.
     """
     runners = torch_runners(parts_of(model))
-    seconds = np.empty((ROUNDS + 1, len(temperatures), len(inputs)))
+    seconds = np.empty((rounds + 1, len(temperatures), len(inputs)))
     with torch.no_grad():
-        for number in range(ROUNDS + 1):
+        for number in range(rounds + 1):
             for column, request in enumerate(inputs):
                 for row, temperature in enumerate(temperatures):
                     begin = time.perf_counter()
                     run_request(model.config, runners, request, temperature)
                     seconds[number, row, column] = time.perf_counter() - begin
-            on_round(number + 1, ROUNDS + 1)
+            on_round(number + 1, rounds + 1)
     measured = 1e3 * seconds[1:]
-    rounds = np.median(measured, axis=2)
+    medians = np.median(measured, axis=2)
     return {
-        temperature: Latency(float(np.median(measured[:, row])), *map(float, np.quantile(rounds[:, row], (0.1, 0.9))))
+        temperature: Latency(float(np.median(measured[:, row])), *map(float, np.quantile(medians[:, row], (0.1, 0.9))))
         for row, temperature in enumerate(temperatures)
     }

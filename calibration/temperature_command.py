@@ -9,7 +9,7 @@ import click
 import torch
 
 from calibration.budget import Budget, choose_budget
-from calibration.latency import REQUESTS, Latency, measure_latencies
+from calibration.latency import QUICK_ROUNDS, REQUESTS, ROUNDS, Latency, measure_latencies
 from calibration.ranges import check_count
 from calibration.requests import DataChoice
 from calibration.runs import DENSE, PARTIAL, Run, Runs
@@ -100,8 +100,9 @@ def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress:
     runs = Runs(model, setup.requests.reads, setup.source, output, progress.count)
     inputs = [collate([read()], model.config) for read in spread(setup.requests.reads, REQUESTS)]
 
-    def latencies(temperatures: list[float]) -> dict[float, Latency]:
-        return measure_latencies(model, inputs, temperatures, partial(progress.count, "measuring latencies"))
+    def latencies(temperatures: list[float], rounds: int = QUICK_ROUNDS) -> dict[float, Latency]:
+        on_round = partial(progress.count, "measuring latencies")
+        return measure_latencies(model, inputs, temperatures, rounds, on_round)
 
     def cost(temperature: float) -> float:
         if budget.kind != "latency":
@@ -121,7 +122,7 @@ def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress:
     best = search(cost, budget.cost(dense), near, start)
     for shown in (DENSE, *ends, *grid(start), best):
         runs.at(shown)
-    final = latencies([run.temperature for run in runs.runs])
+    final = latencies([run.temperature for run in runs.runs], ROUNDS)
     points = tuple(_point(run, runs, final[run.temperature]) for run in runs.runs)
     source = replace(setup.source, temperature=best)
     found = TemperatureFile(source, budget, tolerance, len(setup.requests.reads), torch.get_num_threads(), points, ())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import madtp
-from calibration import latency, temperature_command
+from calibration import temperature_command
 from calibration.latency import Latency, measure_latencies
 from calibration.requests import DataChoice
 from calibration.runs import DENSE, Runs
@@ -35,7 +35,7 @@ Reads = list[Callable[[], Request]]
 
 @pytest.fixture(autouse=True)
 def one_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency, "ROUNDS", 1)
+    monkeypatch.setattr(temperature_command, "ROUNDS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_a_damaged_partial_file_is_refused(content: str, part: str, tiny_checkpo
 def test_latencies_are_of_every_temperature(tiny_checkpoint: Write) -> None:
     model, rounds = madtp.load(tiny_checkpoint()), list[int]()
     inputs = [collate([read()], model.config) for read in requests_of(model)[:2]]
-    found = measure_latencies(model, inputs, [DENSE, TAU], lambda done, _: rounds.append(done))
+    found = measure_latencies(model, inputs, [DENSE, TAU], 1, lambda done, _: rounds.append(done))
     assert list(found) == [DENSE, TAU]
     assert all(0 < one.low <= one.high and one.median > 0 for one in found.values())
     assert rounds == [1, 2]
