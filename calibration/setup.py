@@ -33,18 +33,20 @@ checkpoint_options = (
     click.option("--temperature", type=float, help="Pruning temperature (default: the checkpoint's)."),
 )
 _split = click.option("--split", metavar="NAME", help="Split of a data set (default: test if present, else val).")
-data_options = (
+_limit = click.option(
+    "--limit", type=int, metavar="N", default=LIMIT, show_default=True, help="Use at most N, evenly spaced."
+)
+data_options = (  # of commands that may have --synthetic instead
     click.option(
         "--data", type=PATH, metavar="DIR", help="Folder of samples (samples.json and images), or of a data set."
     ),
     _split,
-    click.option(
-        "--limit", type=int, metavar="N", default=LIMIT, show_default=True, help="Use at most N, evenly spaced."
-    ),
+    _limit,
 )
-
+_real = click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples, or of a data set.")
+real_data_options = (_real, _split, _limit)
 all_data_options = (
-    click.option("--data", type=PATH, required=True, metavar="DIR", help="Folder of samples, or of a data set."),
+    _real,
     _split,
     click.option("--limit", type=int, metavar="N", help="Use at most N, evenly spaced (default: all)."),
 )

@@ -13,7 +13,7 @@ from calibration.latency import QUICK_ROUNDS, REQUESTS, ROUNDS, Latency, measure
 from calibration.ranges import check_count
 from calibration.requests import DataChoice
 from calibration.runs import DENSE, PARTIAL, Run, Runs
-from calibration.setup import Setup, checkpoint_only_options, data_options, inputs_of, prepare, with_options
+from calibration.setup import Setup, checkpoint_only_options, inputs_of, prepare, real_data_options, with_options
 from calibration.tables import points_table
 from calibration.temperature_file import TEMPERATURE, OperatingPoint, TemperatureFile, write_temperature
 from calibration.temperature_search import (
@@ -39,7 +39,7 @@ NOISY = 0.5  # the same of latencies, which cannot be told so exactly
 
 
 @click.command()
-@with_options(*checkpoint_only_options, *data_options)
+@with_options(*checkpoint_only_options, *real_data_options)
 @click.option("--gflops", type=float, metavar="G", help="Budget: mean GFLOPs of a request.")
 @click.option("--reduction", type=float, metavar="R", help="Budget: share of the dense model's GFLOPs to save.")
 @click.option(

@@ -209,6 +209,7 @@ def test_an_empty_folder_and_a_foreign_output_are_refused(
     empty.mkdir()
     foreign.write_text('{"mine": 1}')
     given = ("temperature", "--ckpt", tiny_checkpoint(), "--reduction", "0.1")
+    run(*given).refused("Missing option '--data'")
     run(*given, "--data", empty).refused("nlvr_test.json")
     run(*given, "--data", samples_folder, "-o", foreign).refused("is not a file of measured temperatures")
     assert foreign.read_text() == '{"mine": 1}'
