@@ -1,5 +1,6 @@
 """`python -m calibration temperature`: the temperature that meets a budget."""
 
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -36,6 +37,8 @@ from madtp.models.config import MAX_TEMPERATURE
 START = 1.0  # where a checkpoint names no temperature
 NEAR = 0.25  # of the tolerance: near enough to stop
 NOISY = 0.5  # the same of latencies, which cannot be told so exactly
+ATTEMPTS = 3  # at a latency, on a machine whose speed changes
+ENDS = (LEAST_TEMPERATURE, MAX_TEMPERATURE)
 
 
 @click.command()
@@ -99,34 +102,66 @@ def find(setup: Setup, budget: Budget, tolerance: float, output: Path, progress:
     model, start = setup.model, setup.source.temperature
     runs = Runs(model, setup.requests.reads, setup.source, output, progress.count)
     inputs = [collate([read()], model.config) for read in spread(setup.requests.reads, REQUESTS)]
-
-    def latencies(temperatures: list[float], rounds: int = QUICK_ROUNDS) -> dict[float, Latency]:
-        on_round = partial(progress.count, "measuring latencies")
-        return measure_latencies(model, inputs, temperatures, rounds, on_round)
-
-    def cost(temperature: float) -> float:
-        if budget.kind != "latency":
-            return runs.at(temperature).mean
-        # As a multiple of the dense model's in the same rounds: the machine may be slower than it was at first.
-        now = latencies([DENSE, temperature])
-        return dense * now[temperature].median / now[DENSE].median
-
-    ends = (LEAST_TEMPERATURE, MAX_TEMPERATURE)
+    on_round = partial(progress.count, "measuring latencies")
+    measure = partial(measure_latencies, model, inputs, on_round=on_round)
     if budget.kind == "latency":
-        measured = latencies([DENSE, *ends])
-        dense, pruned = measured[DENSE].median, [measured[end].median for end in ends]
+        best, final = by_latency(measure, runs, budget, tolerance, start)
     else:
-        dense, pruned = runs.at(DENSE).mean, [runs.at(end).mean for end in ends]
-    check_reachable(budget, tolerance, dense, pruned)
-    near = tolerance * (NOISY if budget.kind == "latency" else NEAR)
-    best = search(cost, budget.cost(dense), near, start)
-    for shown in (DENSE, *ends, *grid(start), best):
-        runs.at(shown)
-    final = latencies([run.temperature for run in runs.runs], ROUNDS)
+        best = by_gflops(runs, budget, tolerance, start)
+        final = measure([run.temperature for run in runs.runs], ROUNDS)
     points = tuple(_point(run, runs, final[run.temperature]) for run in runs.runs)
     source = replace(setup.source, temperature=best)
     found = TemperatureFile(source, budget, tolerance, len(setup.requests.reads), torch.get_num_threads(), points, ())
     return replace(found, doubts=tuple(doubts(found, runs.runs)))
+
+
+def by_gflops(runs: Runs, budget: Budget, tolerance: float, start: float) -> float:
+    """The temperature whose mean GFLOPs are nearest to the budget."""
+    dense, pruned = runs.at(DENSE).mean, [runs.at(end).mean for end in ENDS]
+    check_reachable(budget, tolerance, dense, pruned)
+    best = search(lambda temperature: runs.at(temperature).mean, budget.cost(dense), NEAR * tolerance, start)
+    for shown in (*grid(start), best):
+        runs.at(shown)
+    return best
+
+
+def by_latency(
+    measure: Callable[[list[float], int], dict[float, Latency]],
+    runs: Runs,
+    budget: Budget,
+    tolerance: float,
+    start: float,
+) -> tuple[float, dict[float, Latency]]:
+    """The temperature whose latency is nearest to the budget, and latencies of all runs, measured together.
+
+    The search knows latencies as multiples of the dense model's in the same rounds. What the dense model takes changes
+    with what else the machine does, so it goes on with the latest measurement where that misses the budget.
+    """
+    ratios: dict[float, float] = {}
+
+    def learn(measured: Mapping[float, Latency]) -> float:
+        dense = measured[DENSE].median
+        ratios.update({temperature: found.median / dense for temperature, found in measured.items()})
+        return dense
+
+    def ratio(temperature: float) -> float:
+        if temperature not in ratios:
+            learn(measure([DENSE, temperature], QUICK_ROUNDS))
+        return ratios[temperature]
+
+    dense, target = learn(measure([DENSE, *ENDS], QUICK_ROUNDS)), budget.cost(0.0)
+    check_reachable(budget, tolerance, dense, [dense * ratios[end] for end in ENDS])
+    for shown in (DENSE, *ENDS, *grid(start)):
+        runs.at(shown)
+    for _ in range(ATTEMPTS):
+        dense = learn(measure([run.temperature for run in runs.runs], QUICK_ROUNDS))
+        check_reachable(budget, tolerance, dense, [dense * ratios[end] for end in ENDS])
+        best = search(ratio, target / dense, NOISY * tolerance, start)
+        runs.at(best)
+        final = measure([run.temperature for run in runs.runs], ROUNDS)
+        if abs(final[best].median - target) <= tolerance * target:
+            break
+    return best, final
 
 
 def _point(run: Run, runs: Runs, latency: Latency) -> OperatingPoint:

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,11 +13,12 @@ import pytest
 
 import madtp
 from calibration import temperature_command
+from calibration.budget import Budget
 from calibration.latency import Latency, measure_latencies
 from calibration.requests import DataChoice
 from calibration.runs import DENSE, Runs
 from calibration.setup import prepare
-from calibration.temperature_command import doubts
+from calibration.temperature_command import by_latency, doubts
 from calibration.temperature_file import read_temperature, write_temperature
 from calibration.tokens import Source, partial_path
 from madtp.data.samples import Request, collate, load_samples
@@ -165,7 +166,7 @@ def test_a_latency_is_searched_for_in_what_is_measured(
 ) -> None:
     """On a machine that is exactly as fast as this curve: 10 ms dense, 6 to 2 ms pruned."""
 
-    def measure(_: Any, inputs: Sequence[Mapping[str, Any]], temperatures: Sequence[float], *__: Any) -> Any:
+    def measure(_: Any, inputs: Sequence[Any], temperatures: Sequence[float], *__: Any, **___: Any) -> Any:
         assert len(inputs) == 8
         curve = {tau: 10.0 if tau == 0 else 2 + 4 / (1 + tau) for tau in temperatures}
         return {tau: Latency(value, value, value) for tau, value in curve.items()}
@@ -178,6 +179,22 @@ def test_a_latency_is_searched_for_in_what_is_measured(
     assert found.doubts == ()
     for asked, part in (("8ms", "no temperature meets"), ("1500us", "reach 6 to 2 ms"), ("0.01s", "the dense model")):
         run("temperature", *given, "--latency", asked, "-o", output).refused(part)
+
+
+def test_a_machine_that_becomes_faster_is_followed(tiny_checkpoint: Write, tmp_path: Path) -> None:
+    """Latencies halve while the search goes on."""
+    model = madtp.load(tiny_checkpoint())
+    runs = Runs(model, requests_of(model)[:2], Source("a" * 64, "nlvr", TAU, "random", None), tmp_path / "t.json")
+    calls: list[int] = []
+
+    def measure(temperatures: Sequence[float], rounds: int) -> dict[float, Latency]:
+        calls.append(rounds)
+        speed = 1.0 if len(calls) < 4 else 0.5
+        curve = {tau: speed * (10.0 if tau == 0 else 2 + 4 / (1 + tau)) for tau in temperatures}
+        return {tau: Latency(value, value, value) for tau, value in curve.items()}
+
+    best, final = by_latency(measure, runs, Budget("latency", 0.0025), 0.02, TAU)
+    assert final[best].median == pytest.approx(2.5, rel=0.02)
 
 
 @pytest.mark.parametrize(
