@@ -109,8 +109,8 @@ class Runs:
         doing = f"running at temperature {temperature:.4g}" if temperature > DENSE else "running dense"
         try:
             while len(begun.gflops) < len(self._reads):
-                self._on_request(doing, len(begun.gflops), len(self._reads))
                 self._add(begun)
+                self._on_request(doing, len(begun.gflops), len(self._reads))
                 if len(begun.gflops) % SAVE_EVERY == 0:
                     with suppress(OutputError):  # raised at the end, if there is no room then either
                         self._save()
