@@ -125,7 +125,7 @@ def compare(
     model: Any, reference: Sequence[Observation], other: Sequence[Observation], labels: Sequence[int | None] = ()
 ) -> Agreement:
     """How a run compares with float32's of the same requests; `labels` are right classes of NLVR, None if unknown."""
-    before, after = (_decisions(model.config, [request.outputs for request in run]) for run in (reference, other))
+    before, after = (all_decisions(model.config, [request.outputs for request in run]) for run in (reference, other))
     equal = [one == two for one, two in zip(before, after, strict=True)]
     errors = [_error(one.outputs, two.outputs) for one, two in zip(reference, other, strict=True)]
     layers = tuple(
@@ -140,7 +140,7 @@ def compare(
     return Agreement(len(reference), sum(equal) / len(equal), accuracy, sum(errors) / len(errors), layers)
 
 
-def _decisions(config: BlipConfig | ClipConfig, outputs: Sequence[Outputs]) -> list[Hashable]:
+def all_decisions(config: BlipConfig | ClipConfig, outputs: Sequence[Outputs]) -> list[Hashable]:
     pad_id = 0 if isinstance(config, ClipConfig) else config.pad_token_id
     ranked = all(set(EMBEDDINGS) <= one.keys() for one in outputs)
     matches = best_matches(outputs) if ranked else {}

@@ -74,7 +74,7 @@ def read_ranges(path: Path) -> RangeTable:
             str(name): {method: (float(entry[method][0]), float(entry[method][1])) for method in METHODS}
             for name, entry in content["ranges"].items()
         }
-        table = RangeTable(_source(content), int(content["samples"]), bool(content["synthetic"]), ranges)
+        table = RangeTable(Source.from_json(content), int(content["samples"]), bool(content["synthetic"]), ranges)
     except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
         raise RangesError(f"the range table '{path}' is malformed", repr(error), MAKE) from error
     for name, methods in ranges.items():
@@ -256,7 +256,9 @@ def _resume(partial: Path, source: Source, synthetic: bool, available: int) -> R
     content = read_versioned(partial, "the partial range table", (SCHEMA_VERSION,), RangesError, anew)
     try:
         histograms = Histograms.from_json(content["histograms"])
-        found = RangeCollector(_source(content), bool(content["synthetic"]), int(content["samples"]), histograms)
+        found = RangeCollector(
+            Source.from_json(content), bool(content["synthetic"]), int(content["samples"]), histograms
+        )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise RangesError(f"the partial range table '{partial}' is malformed", repr(error), anew) from error
     if (found.source, found.synthetic) != (source, synthetic) or found.samples > available:
@@ -267,13 +269,3 @@ def _resume(partial: Path, source: Source, synthetic: bool, available: int) -> R
             anew,
         )
     return found
-
-
-def _source(content: Mapping[str, Any]) -> Source:
-    return Source(
-        str(content["checkpoint_sha256"]),
-        str(content["task"]),
-        float(content["temperature"]),
-        str(content["data"]),
-        content["data_sha256"],
-    )

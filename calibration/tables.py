@@ -4,10 +4,14 @@ from typing import Any
 
 from rich.table import Table
 
+from calibration.capacities import Capacities
 from calibration.methods import METHODS
+from calibration.overflow import Share
 from calibration.ranges import RangeTable
 from calibration.sensitivity import Place, Proposal
-from calibration.tokens import TokenStatistics
+from calibration.temperature_file import TemperatureFile
+from calibration.tokens import Source, TokenStatistics
+from madtp.models.config import MAX_TEMPERATURE
 from madtp.models.weight_products import weight_products
 
 
@@ -105,3 +109,53 @@ def proposal_table(proposal: Proposal, title: str) -> Table:
             f"{kept:.1%}",
         )
     return shown
+
+
+def capacity_table(found: Capacities, source: Source) -> Table:
+    """Every bucket of every batch size; shares of a part stand at its first encoder, and nothing overflows the last."""
+    shown = Table(
+        title=f"rows for an overflow of {100 * found.overflow:g}% at temperature {source.temperature:g}, "
+        f"chosen with {found.chosen_with} requests, checked with {found.held_out} others",
+    )
+    headings = ("batch", "encoder", "rows by layer", "of all rows", "predicted (95 %)", "observed (95 %)")
+    for heading in headings:
+        shown.add_column(heading, justify="left" if heading in ("encoder", "rows by layer") else "right")
+    first = {encoders[0]: part for part, encoders in found.parts.items()}
+    for batch, buckets in found.buckets.items():
+        for bucket in buckets:
+            for encoder, rows in bucket.rows.items():
+                part = first.get(encoder)
+                overflow = None if part is None or bucket is buckets[-1] else bucket.overflow[part]
+                shown.add_row(
+                    str(batch),
+                    encoder,
+                    " ".join(map(str, rows if len(set(rows)) > 1 else rows[:1])),
+                    f"{sum(rows) / (batch * found.dense[encoder] * len(rows)):.0%}",
+                    *(("", "") if overflow is None else map(_interval, (overflow.predicted, overflow.observed))),
+                )
+        shown.add_section()
+    return shown
+
+
+def points_table(found: TemperatureFile) -> Table:
+    """What every measured temperature costs and is worth."""
+    shown = Table(title=f"operating points, {found.samples} samples, one request at a time")
+    for heading in ("", "temperature", "GFLOPs (95 %)", "saved", "torch ms (rounds)", "as dense", "accuracy"):
+        shown.add_column(heading, justify="right" if heading else "left")
+    names = {0.0: "dense", MAX_TEMPERATURE: "largest"}
+    for point in found.points:
+        gflops, latency = point.gflops, point.latency
+        shown.add_row(
+            "found" if point is found.found else "",
+            names.get(point.temperature, f"{point.temperature:.4g}"),
+            f"{gflops.mean:.4g} ({gflops.low:.4g} to {gflops.high:.4g})",
+            f"{point.reduction:.1%}",
+            f"{latency.median:.3g} ({latency.low:.3g} to {latency.high:.3g})",
+            f"{point.agreement:.1%}",
+            "" if point.accuracy is None else f"{point.accuracy:.1%}",
+        )
+    return shown
+
+
+def _interval(share: Share) -> str:
+    return f"{share.share:.2%} ({share.low:.2%} to {share.high:.2%})"

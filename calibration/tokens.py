@@ -43,6 +43,17 @@ class Source:
     data: str
     data_sha256: str | None
 
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Source":
+        """Of a file's content; raises KeyError, TypeError, ValueError where it is not in there."""
+        return cls(
+            str(content["checkpoint_sha256"]),
+            str(content["task"]),
+            float(content["temperature"]),
+            str(content["data"]),
+            content["data_sha256"],
+        )
+
 
 @dataclass
 class TokenStatistics:
@@ -112,13 +123,7 @@ def read_tokens(path: Path) -> TokenStatistics:
     """
     content = read_versioned(path, "the token statistics", (SCHEMA_VERSION,), TokensError, MAKE)
     try:
-        source = Source(
-            str(content["checkpoint_sha256"]),
-            str(content["task"]),
-            float(content["temperature"]),
-            str(content["data"]),
-            content["data_sha256"],
-        )
+        source = Source.from_json(content)
         layers = {
             str(name): [
                 Counter({int(count): int(requests) for count, requests in entry["histogram"].items()})

@@ -50,6 +50,14 @@ class KeepError(MadtpError):
     """A file of products to keep cannot be read, or belongs to another checkpoint."""
 
 
+class CapacityError(MadtpError):
+    """A file of capacities cannot be read, or belongs to another checkpoint, temperature or engine."""
+
+
+class TemperatureError(MadtpError):
+    """No temperature meets a budget, or a file of measured temperatures cannot be read."""
+
+
 def listing(names: Iterable[str], room: int = 400) -> str:
     """The first names, at most LISTED and about `room` characters of them, and how many there are besides."""
     shown = list[str]()

@@ -19,6 +19,9 @@ from madtp.console.command import allow_outside
 @click.option("--synthetic", is_flag=True, help="Run random pixels and ids; their token counts mean little.")
 @click.option("--bench", type=PATH, metavar="JSON", help="Latencies from `bench --json`.  [default: measured now]")
 @click.option(
+    "--operating-points", "points", type=PATH, metavar="JSON", help="Show what `calibration temperature` measured."
+)
+@click.option(
     "--temperature", type=float, multiple=True, help="Temperature besides 0 and the default; may be repeated."
 )
 @execution_options
@@ -30,6 +33,7 @@ def command(
     allow_outside: bool,
     synthetic: bool,
     bench: Path | None,
+    points: Path | None,
     temperature: tuple[float, ...],
     library: str | None,
     provider: Provider,
@@ -64,6 +68,7 @@ def command(
         tuple(others),
         library,
         provider,
+        points,
     )
     with ConsoleProgress(errors_console(), options.stages) as progress:
 

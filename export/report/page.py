@@ -12,6 +12,7 @@ import jinja2
 import numpy as np
 import torch
 
+from calibration.temperature_file import TemperatureFile
 from export.artifact.manifest import KEPT_FAILURES, Manifest, OutputEntry, Validation, VerdictEntry
 from export.bench.comparison import Comparison
 from export.bench.comparison_report import COLUMNS, explanation, heading, rows, sentences
@@ -22,6 +23,7 @@ from export.engine.backends import Backend, find_gpus
 from export.report.bench_file import BenchFile
 from export.report.examples import Example
 from export.report.measurements import Counts, total_tokens
+from export.report.operating_points import points_section
 from export.report.plots import latency_plot, pareto_plot, temperature_name, tokens_plot
 from madtp.files.outputs import marked_kind
 
@@ -49,6 +51,7 @@ class Measurements:
     words_fit: bool  # the ids are those of the words; otherwise answers mean little
     caveats: Sequence[str]  # what makes `times` less reliable, a sentence each
     comparison: Comparison | None = None  # with other artifacts of the checkpoint; None if there are none
+    points: TemperatureFile | None = None  # operating points of the checkpoint; None if no file was given
 
     @property
     def of_torch(self) -> bool:
@@ -97,6 +100,7 @@ def render(manifest: Manifest, measured: Measurements) -> str:
         pareto_plot=pareto_plot(costs, measured.times, default, cost_name, call),
         pareto=_pareto(measured, costs, cost_name),
         compared=_compared(measured.comparison),
+        points=points_section(measured.points),
     )
 
 

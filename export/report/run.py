@@ -30,6 +30,7 @@ from export.report.measurements import (
     tokens_of,
     total_tokens,
 )
+from export.report.operating_points import read_points
 from export.report.page import PAGE, Measurements, render
 from export.report.source_ids import SourceIdRecorder, record_artifact, record_torch
 from export.report.token_names import token_names
@@ -66,6 +67,7 @@ class ReportOptions:
     others: tuple[Path, ...] = ()  # artifacts of the same checkpoint, to compare with it
     library: str | Path | None = None  # op library, or "none"; see `Artifact.execution`
     provider: Provider = "cpu"  # of ONNX Runtime
+    points: Path | None = None  # result of `python -m calibration temperature`, to show
 
     @property
     def stages(self) -> int:
@@ -104,14 +106,17 @@ def report(options: ReportOptions, progress: Progress, show: Show = lambda _, __
         options.samples, synthetic=options.synthetic, limit=MAX_SAMPLES, allow_outside=options.allow_outside
     )
     inputs = [path for artifact in (options.artifact, *options.others) for path in files_of(artifact)]
-    check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, *inputs])
+    check_outputs([(options.output, PAGE)], [options.checkpoint, options.bench, options.points, *inputs])
     with Artifact.open(options.artifact, checkpoint=options.checkpoint) as artifact:
         manifest, config = artifact.manifest, artifact.config
         bench = None if options.bench is None else read_bench(options.bench, manifest)
+        points = None if options.points is None else read_points(options.points, manifest.checkpoint.sha256)
         samples = choose_samples(data, options.checkpoint, artifact.vocabulary, config, *batch_and_text(manifest))
         comparison = _comparison(options, progress)
         measured = replace(
-            _measure(options, _opened(options, artifact), samples, bench, progress), comparison=comparison
+            _measure(options, _opened(options, artifact), samples, bench, progress),
+            comparison=comparison,
+            points=points,
         )
     try:
         show(manifest, measured)

@@ -13,7 +13,7 @@ from export.validate.intermediates import OpenIntermediates, kept_ids_runners
 from madtp.data.samples import Config
 from madtp.models.parts import Part
 from madtp.ops.recorder import PruningRecorder
-from madtp.tasks.requests import COUNTS_SUFFIX, Outputs, Runner, TorchRunner, count_tokens
+from madtp.tasks.requests import COUNTS_SUFFIX, Outputs, Runner, TorchRunner, count_tokens, token_counts
 
 Ids = dict[str, list[Tensor]]  # by encoder: of every layer [sequences, tokens] int32
 
@@ -96,7 +96,13 @@ class _RuntimePart:
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         outputs = self.runner.run(inputs, temperature)
-        _note(self.seen, self.encoders, self.runner.ids)
+        sequences = [len(counts) for counts in token_counts(outputs).values() for _ in range(counts.shape[1])]
+        # Those of a packed request are end to end, and equally many of each of its sequences.
+        ids = [
+            own.unflatten(0, (count, -1)) if own.dim() == 1 else own
+            for own, count in zip(self.runner.ids, sequences, strict=True)
+        ]
+        _note(self.seen, self.encoders, ids)
         return outputs
 
 

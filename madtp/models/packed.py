@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+import madtp.ops.packed  # noqa: F401  # registers the ops
 from madtp.models.pruning import PruningState
 
 
