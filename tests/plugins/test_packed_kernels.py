@@ -34,7 +34,7 @@ def kernels(request: pytest.FixtureRequest) -> Kernels:
 
 
 def same(left: Tensor, right: Tensor) -> bool:
-    return left.shape == right.shape and torch.equal(bits(left), bits(right))
+    return left.shape == right.shape and torch.equal(bits(left.cpu()), bits(right.cpu()))
 
 
 def check_attention(kernels: Kernels, call: Sequence[Any]) -> None:
