@@ -11,6 +11,7 @@ from tests.helpers.paths import ROOT
 GPU_TESTS = (
     "tests/plugins/test_kernels.py",
     "tests/plugins/test_kernel_contract.py",
+    "tests/plugins/test_packed_kernels.py",
     "tests/gpu",
     "tests/export/runtime/test_gpu.py",
 )
@@ -26,7 +27,8 @@ def test_tests_for_a_gpu_are_collected() -> None:
     result = bare_pytest("-q", "-m", "gpu", "--collect-only", *GPU_TESTS)
     assert result.returncode == 0, result.stdout + result.stderr
     collected = {file.rpartition("/")[2]: int(count) for file, count in re.findall(r"(\S+\.py): (\d+)", result.stdout)}
-    assert collected.keys() >= {"test_kernels.py", "test_kernel_contract.py", "test_graphs.py", "test_sanitizer.py"}
+    names = ("kernels", "kernel_contract", "packed_kernels", "graphs", "packed_graphs", "sanitizer")
+    assert collected.keys() >= {f"test_{name}.py" for name in names}
     assert collected["test_kernels.py"] > 50
     assert collected["test_gpu.py"] == 1
 

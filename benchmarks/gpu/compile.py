@@ -27,7 +27,12 @@ FILES = (
     "aligned_attention/launch.cu",
     "aligned_attention/plain.cu",
     "aligned_attention/tensor_core.cu",
+    "packed_aligned_attention/packed_attention.cu",
+    "packed_aligned_attention/packed_plain.cu",
+    "packed_aligned_attention/packed_tensor_core.cu",
+    "packed_token_compact/packed_compact.cu",
     "token_compact/kernels.cu",
+    "varlen_attention/varlen.cu",
 )
 TENSOR_CORE = "aligned_attention/tensor_core.cu"
 COMPACT = "token_compact/kernels.cu"

@@ -20,7 +20,7 @@ from export.errors import BackendError
 from export.graph.custom_nodes import custom_nodes
 from madtp.files.scratch import scratch_folder
 from madtp.files.staging import write_errors
-from madtp.ops.spec import OPS
+from madtp.ops.spec import ALL_OPS
 
 WORKER = "export.engine.worker"
 LOG_LINES = 12  # of the builder, shown when it fails
@@ -136,7 +136,7 @@ def build_plan(
 def _by_plugins(log: Sequence[str]) -> tuple[list[str], list[str]]:
     """Messages of plugins in the builder's log, each once, and the other lines."""
     # through TensorRT's logger, or where the library found none, straight to standard error
-    beginnings = tuple(f"{letter}{spec.onnx_name}: " for spec in OPS for letter in ("[E] ", ""))
+    beginnings = tuple(f"{letter}{spec.onnx_name}: " for spec in ALL_OPS for letter in ("[E] ", ""))
     reports = dict.fromkeys(line.removeprefix("[E] ") for line in log if line.startswith(beginnings))
     return list(reports), [line for line in log if not line.startswith(beginnings)]
 

@@ -10,19 +10,25 @@ import torch
 from madtp.errors import MadtpError
 from madtp.files.inputs import read_bytes
 from madtp.files.native import BUILD_COMMAND, KERNELS_NAME, installed_library
+from madtp.ops.spec import PACKED_COMPACT, TOKEN_COMPACT, TensorSpec
 
 DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 SUCCESS, INVALID_VALUE, NOT_SUPPORTED = 0, 1, 801
 VECTOR_BYTES = 16  # boundary of what the kernels read 16 bytes at a time
 VARIABLE = "MADTP_KERNELS"  # environment variable: the library, where it is not installed beside the package
-MOST_BYTES = 2**30  # of a library; one for six GPU generations has 11 MB
+MOST_BYTES = 2**30  # of a library; one for six GPU generations has 26 MB
 _POINTER, _FLOAT = ctypes.c_void_p, ctypes.c_float
 FUNCTIONS: dict[str, tuple[Any, list[Any]]] = {  # what it returns, and its arguments
     "madtp_aligned_attention": (ctypes.c_int, [_POINTER] * 8),
     "madtp_aligned_attention_workspace": (ctypes.c_size_t, [_POINTER]),
+    "madtp_packed_aligned_attention": (ctypes.c_int, [_POINTER] * 9),
+    "madtp_packed_aligned_attention_workspace": (ctypes.c_size_t, [_POINTER]),
+    "madtp_packed_token_compact": (ctypes.c_int, [*[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
+    "madtp_packed_token_compact_workspace": (ctypes.c_size_t, [_POINTER]),
     "madtp_token_compact": (ctypes.c_int, [_POINTER] * 5),
     "madtp_token_compact_margin": (ctypes.c_int, [*[_POINTER] * 3, _FLOAT, *[_POINTER] * 2]),
     "madtp_token_compact_workspace": (ctypes.c_size_t, [_POINTER]),
+    "madtp_varlen_attention": (ctypes.c_int, [_POINTER] * 7),
 }
 
 _SIZES = "Keep to the sizes in madtp/kernels.h: heads of at most 256 columns, widths that are multiples of 8."
@@ -74,28 +80,53 @@ class CompactShape(ctypes.Structure):
     )
 
 
+class PackedAttentionShape(ctypes.Structure):
+    """MadtpPackedAttentionShape."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("rows", "sequences", "width", "heads", "causal", "dtype"))
+
+
+class PackedCompactShape(ctypes.Structure):
+    """MadtpPackedCompactShape."""
+
+    _fields_ = tuple(
+        (name, ctypes.c_int32)
+        for name in ("rows", "sequences", "group", "width", "alignments", "layer", "capacity", "dtype")
+    )
+
+
+class VarlenShape(ctypes.Structure):
+    """MadtpVarlenShape."""
+
+    _fields_ = tuple((name, ctypes.c_int32) for name in ("rows", "key_rows", "sequences", "width", "heads", "dtype"))
+
+
+def _pointers(specs: tuple[TensorSpec, ...]) -> tuple[tuple[str, Any], ...]:
+    return tuple((spec.name, ctypes.c_void_p) for spec in specs)
+
+
 class CompactInputs(ctypes.Structure):
     """MadtpCompactInputs."""
 
-    _fields_ = tuple(
-        (name, ctypes.c_void_p)
-        for name in (
-            "tokens",
-            "key_mask",
-            "source_ids",
-            "column_score",
-            "class_score",
-            "alignment",
-            "temperature",
-            "min_keep",
-        )
-    )
+    _fields_ = _pointers(TOKEN_COMPACT.inputs)
 
 
 class CompactOutputs(ctypes.Structure):
     """MadtpCompactOutputs."""
 
-    _fields_ = tuple((name, ctypes.c_void_p) for name in ("compacted", "compacted_mask", "compacted_ids", "count"))
+    _fields_ = _pointers(TOKEN_COMPACT.outputs)
+
+
+class PackedCompactInputs(ctypes.Structure):
+    """MadtpPackedCompactInputs."""
+
+    _fields_ = _pointers(PACKED_COMPACT.inputs)
+
+
+class PackedCompactOutputs(ctypes.Structure):
+    """MadtpPackedCompactOutputs."""
+
+    _fields_ = _pointers(PACKED_COMPACT.outputs)
 
 
 def library_path() -> Path:

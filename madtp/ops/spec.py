@@ -187,6 +187,6 @@ VARLEN_ATTENTION = OpSpec(
 PACKED_OPS = (PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION)
 ALL_OPS = OPS + PACKED_OPS
 PLUGINS = (  # name, version and namespace of each that a library has
-    *((spec.onnx_name, str(VERSION), DOMAIN) for spec in OPS),
+    *((spec.onnx_name, str(VERSION), DOMAIN) for spec in ALL_OPS),
     (TOKEN_COMPACT.onnx_name, str(MARGIN_VERSION), MARGIN_NAMESPACE),
 )

@@ -1,71 +1,45 @@
 // AlignedAttention behind the C ABI: checks, workspace, choice of path, and the last reduction.
-#include "aligned_attention/arguments.h"
+#include "aligned_attention/paths.h"
+#include "aligned_attention/scores.h"
 
 namespace madtp::attention {
 namespace {
 
 constexpr int kThreads = 128;
 
-// Column score: partial sums in ascending order. Class score: the class query's probabilities, heads weighted by the
-// norm of the key's context; where causal it sees no key but itself.
+// A thread for each key but the class token.
 __global__ void __launch_bounds__(kThreads) finish_kernel(Arguments const a) {
-    int const sample = static_cast<int>(blockIdx.y);
-    int const key = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x) + 1;  // not the class token
+    int const key = static_cast<int>(blockIdx.x) * kThreads + static_cast<int>(threadIdx.x) + 1;
     if (key >= a.length) return;
-    int const partials = (a.length - 1 + kTile - 1) / kTile;
-    float column = 0.0f;
-    for (int partial = 0; partial < partials; ++partial)
-        column += a.column_partial[(int64_t{sample} * partials + partial) * a.length + key];
-    float total_norm = 0.0f;
-    for (int head = 0; head < a.heads; ++head)
-        total_norm += a.context_norm[(int64_t{sample} * a.heads + head) * a.length + key];
-    float class_score = 0.0f;
-    for (int head = 0; head < a.heads; ++head) {
-        int64_t const row = (int64_t{sample} * a.heads + head) * a.length;
-        float const score = a.causal ? -kInfinity : a.class_row[row + key];
-        float const probability = fast_exp2(score - a.row_maximum[row] + a.row_log_scale[row]);
-        class_score += probability * a.context_norm[row + key] / (total_norm + kEpsilon);
-    }
+    int const sample = static_cast<int>(blockIdx.y), partials = partials_of(a.length);
+    Rows const rows = rows_of(a, sample);
+    Scores const scores = scores_of(a, rows, key, a.column_partial + rows.first * partials, partials);
     int64_t const output = int64_t{sample} * (a.length - 1) + key - 1;
-    a.column_score[output] = column;
-    a.class_score[output] = class_score;
+    a.column_score[output] = scores.column;
+    a.class_score[output] = scores.of_class;
 }
 
 bool valid(MadtpAttentionShape const& shape) {
-    return shape.batch >= 1 && shape.batch <= MADTP_MAX_BATCH && shape.length >= 1 && shape.width >= 8 &&
-        shape.width % 8 == 0 && shape.heads >= 1 && shape.heads <= MADTP_MAX_BATCH && shape.width % shape.heads == 0 &&
-        shape.width / shape.heads <= MADTP_MAX_HEAD_SIZE && (shape.causal == 0 || shape.causal == 1) &&
-        shape.dtype >= MADTP_FLOAT32 && shape.dtype <= MADTP_BFLOAT16 &&
+    return shape.batch >= 1 && shape.batch <= MADTP_MAX_BATCH && shape.length >= 1 &&
+        valid_heads(shape.width, shape.heads, shape.dtype) && (shape.causal == 0 || shape.causal == 1) &&
         divide_up(shape.length, kTile) <= MADTP_MAX_BATCH;
 }
 
-// Major compute capability of the current device. Asks the driver's cache: no synchronisation.
-cudaError_t read_capability(int& major) {
-#ifdef MADTP_SIMT
-    major = 8;
-    return cudaSuccess;
-#else
-    int device = 0;
-    cudaError_t const error = cudaGetDevice(&device);
-    return error != cudaSuccess ? error : cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-#endif
-}
+struct Launcher {
+    Arguments a;
+    cudaStream_t stream;
 
-template <typename T>
-cudaError_t launch_16_bit(Arguments const& a, cudaStream_t stream) {
-    // Heads of these sizes begin on 16-byte boundaries, as asynchronous copies need. Two stages of 128 columns take
-    // 66 kB of shared memory, and Turing has 64.
-    bool const known = a.head_size == 32 || a.head_size == 64 || (a.head_size == 128 && a.capability >= 8);
-    return known ? launch_tensor_core<T>(a, stream) : launch_plain<T>(a, stream);
-}
-
-cudaError_t launch_path(Arguments a, int dtype, cudaStream_t stream) {
-    if (dtype == MADTP_FLOAT32) return launch_plain<float>(a, stream);
-    cudaError_t const error = read_capability(a.capability);
-    if (error != cudaSuccess) return error;
-    if (dtype == MADTP_FLOAT16) return launch_16_bit<__half>(a, stream);
-    return a.capability >= 8 ? launch_16_bit<__nv_bfloat16>(a, stream) : cudaErrorNotSupported;
-}
+    template <typename T>
+    cudaError_t tensor_core(int capability) const {
+        Arguments known = a;
+        known.capability = capability;
+        return launch_tensor_core<T>(known, stream);
+    }
+    template <typename T>
+    cudaError_t plain() const {
+        return launch_plain<T>(a, stream);
+    }
+};
 
 }  // namespace
 }  // namespace madtp::attention
@@ -100,18 +74,11 @@ extern "C" cudaError_t madtp_aligned_attention(MadtpAttentionShape const* shape,
     a.width = shape->width;
     a.heads = shape->heads;
     a.head_size = shape->width / shape->heads;
-    a.scale = kLog2E / sqrtf(static_cast<float>(a.head_size));
-    a.unscale = 1.0f / a.scale;
     a.causal = shape->causal != 0;
-    auto* const floats = static_cast<float*>(workspace);
-    size_t const rows = static_cast<size_t>(a.batch) * static_cast<size_t>(a.heads) * static_cast<size_t>(a.length);
-    a.row_maximum = floats;
-    a.row_log_scale = floats + rows;
-    a.context_norm = floats + 2 * rows;
-    a.class_row = floats + 3 * rows;
-    a.column_partial = floats + 4 * rows;
+    set_scale(a);
+    divide_workspace(a, workspace, a.batch * int64_t{a.length});
 
-    cudaError_t const error = launch_path(a, shape->dtype, stream);
+    cudaError_t const error = launch_path(a.head_size, shape->dtype, Launcher{a, stream});
     if (error != cudaSuccess || a.length == 1) return error;
     auto const blocks = static_cast<unsigned>(madtp::divide_up(a.length - 1, kThreads));
     return madtp::launch(

@@ -122,8 +122,8 @@ __device__ __forceinline__ float fast_exp2(float x) {
 }
 
 // Sum over groups of `width` neighbouring lanes (a power of two); every lane gets it, added up in the same order.
-template <int width = kWarpSize>
-__device__ __forceinline__ float warp_sum(float value) {
+template <int width = kWarpSize, typename N>
+__device__ __forceinline__ N warp_sum(N value) {
 #pragma unroll
     for (int mask = width / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(kFullWarp, value, mask);
     return value;

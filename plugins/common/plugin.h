@@ -1,4 +1,4 @@
-// What both plugins do alike: capabilities, names, cloning, fields, and the creator.
+// What all plugins do alike: capabilities, names, cloning, fields, and the creator.
 #pragma once
 #include <NvInferRuntime.h>
 
@@ -29,6 +29,9 @@ public:
     using Values = std::array<int32_t, field_count>;
 
     explicit PluginBase(Values const& values) noexcept : fields_(Plugin::kFields, values) {}
+
+    // Whether fields within their ranges make a plugin; what does not is logged.
+    static bool accepts(Values const&) noexcept { return true; }
 
     nvinfer1::IPluginCapability* getCapabilityInterface(nvinfer1::PluginCapabilityType type) noexcept override {
         switch (type) {
@@ -70,6 +73,7 @@ public:
         nvinfer1::TensorRTPhase) noexcept override {
         typename Plugin::Values values{};
         if (!read_fields(Plugin::kName, fields, Plugin::kFields.data(), values.size(), values.data())) return nullptr;
+        if (!Plugin::accepts(values)) return nullptr;
         auto* const plugin = new (std::nothrow) Plugin(values);
         if (plugin == nullptr)
             log_error("%s: out of host memory. The plugin object could not be made. Free memory and try again.",

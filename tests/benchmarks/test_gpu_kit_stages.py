@@ -19,8 +19,7 @@ from benchmarks.kit.files import read_json
 from benchmarks.kit.predict import expected_work
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages import calls, model, models, parity, precision, probe, timings
-from madtp.ops.kernels import register_kernels, without_kernels
-from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
+from madtp.ops.kernels import OPS, register_kernels, without_kernels
 from tests.helpers import native_build, stand_in_cuda
 from tests.helpers.kernel_calls import attention_inputs, compact_call
 from tests.helpers.paths import CARRIED, ROOT
@@ -49,7 +48,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageRun]
     stand_in_cuda.install(monkeypatch)
     with stand_in_cuda.OnCpu():
         yield StageRun(tmp_path / "stage.json", rehearse=False, deadline=time.monotonic() + 600)
-    for op in (ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP):
+    for op in OPS.values():
         if "cpu" in op._backend_fns:
             op.register_kernel("cpu", op._init_fn)
 

@@ -24,7 +24,7 @@ from benchmarks.gpu.compile import (
     toolkit_version,
 )
 from benchmarks.gpu.floor import tail_factor
-from benchmarks.gpu.launches import dynamic_shared, launched
+from benchmarks.gpu.launches import dynamic_shared, launched, work
 from benchmarks.gpu.results import FOLDER, REPORT, STATIC_COMMAND
 from benchmarks.gpu.sass import parse, summarize
 from benchmarks.gpu.static_markdown import render
@@ -93,11 +93,11 @@ def check(kernel: Kernel, sm: int) -> None:
     if kernel.code is None:
         return
     assert kernel.code.counts["local"] == 0, where
-    if kernel.name in TENSOR_KERNELS:
+    if work(kernel) in TENSOR_KERNELS:
         assert kernel.code.counts["hmma"] > 0, where
         assert kernel.code.counts["ldsm"] > 0, where
         assert sm < 80 or kernel.code.counts["ldgsts_128"] > 0, where
-    if kernel.name in ("context_kernel", "write_kernel"):
+    if work(kernel) in ("context_kernel", "write_kernel"):
         assert kernel.code.counts["stg_128"] > 0, where
 
 
@@ -132,17 +132,22 @@ def test_shared_memory_is_what_the_structs_take(report: dict[str, Any], tmp_path
     compiler = shutil.which("g++")
     if compiler is None:
         pytest.skip("there is no g++ to measure the structs with")
-    names = {"context_kernel": "ContextShared<{type}, {0}>", "statistics_kernel": "StatisticsShared<{type}, {0}, {1}>"}
-    plain = {"plain_context_kernel": "ContextShared", "plain_statistics_kernel": "StatisticsShared"}
+    names = {
+        "context_kernel": "tensor_core::ContextShared<{type}, {0}>",
+        "statistics_kernel": "tensor_core::StatisticsShared<{type}, {0}, {1}>",
+    }
+    plain = {"plain_context_kernel": "plain::ContextShared", "plain_statistics_kernel": "plain::StatisticsShared"}
+    packed = {"packed_plan_kernel": "PackedPlanShared"}
     small = {"threshold_kernel": "ThresholdShared", "rank_kernel": "RankShared", "plan_kernel": "PlanShared"}
     checks: dict[str, set[str]] = {}
     for entry in report["kernels"]:
-        struct = {**names, **plain, **small}.get(entry["name"])
+        kernel = kernel_from_json({name: entry[name] for name in Kernel.__dataclass_fields__})
+        struct = packed.get(kernel.name, {**names, **plain, **small}.get(work(kernel)))
         if struct is not None:
             struct = struct.format(*entry["parameters"], type={"fp16": "__half"}.get(entry["dtype"], "__nv_bfloat16"))
             line = f"static_assert(sizeof({struct}) == {entry['dynamic_shared']});\n"
             checks.setdefault(entry["file"], set()).add(line)
-    assert len(checks) == 3
+    assert len(checks) == 7
     for file, lines in checks.items():
         space = "compact" if "compact" in file else "attention"
         source = tmp_path / "sizes.cpp"

@@ -22,6 +22,11 @@ from madtp.ops.library import (
     CompactOutputs,
     CompactShape,
     KernelError,
+    PackedAttentionShape,
+    PackedCompactInputs,
+    PackedCompactOutputs,
+    PackedCompactShape,
+    VarlenShape,
     load_library,
 )
 from tests.helpers.native_build import build, cuda_library
@@ -171,6 +176,75 @@ class Kernels:
         return Compacted(
             compacted.dense((batch, kept, width)), mask.dense((batch, kept)), ids.dense((batch, kept)), kept
         )
+
+    def packed_aligned_attention(
+        self, qkv: Tensor, key_mask: Tensor, cu_seqlens: Tensor, causal: int, heads: int
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Like `madtp.ops.packed.packed_aligned_attention`; rows behind the last sequence hold poison.
+
+        Raises:
+            KernelError: the call returned an error.
+        """
+        rows, triple = qkv.shape
+        shape = PackedAttentionShape(rows, len(cu_seqlens) - 1, triple // 3, heads, causal, DTYPES[qkv.dtype])
+        context = self._room((rows, triple // 3), qkv.dtype)
+        column, class_score = (self._room((rows,), torch.float32) for _ in range(2))
+        size = self.library.madtp_packed_aligned_attention_workspace(ctypes.byref(shape))
+        given, rooms = self._given((qkv, key_mask, cu_seqlens)), (context, column, class_score)
+        workspace = self._room((size,), torch.uint8)
+        pointers = _pointers((*given, *(room.tensor for room in (*rooms, workspace))))
+        self._call("madtp_packed_aligned_attention", ctypes.byref(shape), *pointers, rooms=(*rooms, workspace))
+        return context.tensor, column.tensor, class_score.tensor
+
+    def packed_token_compact(
+        self, *inputs: Any, group: int = 1, layer: int = 3, keep_margin: float = 0.0, capacity: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        """Like `madtp.ops.packed.packed_token_compact`, of its nine tensors; rows that nobody needs hold poison.
+
+        Raises:
+            KernelError: the call returned an error.
+        """
+        tokens, alignment, cu_seqlens = inputs[0], inputs[5], inputs[6]
+        (rows, width), sequences = tokens.shape, len(cu_seqlens) - 1
+        shape = PackedCompactShape(
+            rows, sequences, group, width, alignment.shape[1], layer, capacity, DTYPES[tokens.dtype]
+        )
+        outputs = (
+            self._room((capacity, width), tokens.dtype),
+            self._room((capacity,), torch.float32),
+            *(self._room((size,), torch.int32) for size in (capacity, sequences + 1)),
+            self._room((), torch.int64),
+        )
+        size = self.library.madtp_packed_token_compact_workspace(ctypes.byref(shape))
+        workspace = self._room((size,), torch.uint8)
+        given = self._given(inputs)
+        self._call(
+            "madtp_packed_token_compact",
+            ctypes.byref(shape),
+            ctypes.byref(PackedCompactInputs(*_pointers(given))),
+            ctypes.byref(PackedCompactOutputs(*_pointers(output.tensor for output in outputs))),
+            keep_margin,
+            *_pointers([workspace.tensor]),
+            rooms=(*outputs, workspace),
+        )
+        compacted, mask, ids, cu, count = (output.tensor for output in outputs)
+        return compacted, mask, ids, cu, int(count)
+
+    def varlen_attention(
+        self, query: Tensor, key_value: Tensor, cu_seqlens: Tensor, cu_keys: Tensor, heads: int
+    ) -> Tensor:
+        """Like `madtp.ops.packed.varlen_attention`; rows behind the last sequence hold poison.
+
+        Raises:
+            KernelError: the call returned an error.
+        """
+        (rows, width), sequences = query.shape, len(cu_seqlens) - 1
+        shape = VarlenShape(rows, key_value.shape[0], sequences, width, heads, DTYPES[query.dtype])
+        context = self._room((rows, width), query.dtype)
+        given = self._given((query, key_value, cu_seqlens, cu_keys))
+        pointers = _pointers((*given, context.tensor))
+        self._call("madtp_varlen_attention", ctypes.byref(shape), *pointers, rooms=(context,))
+        return context.tensor
 
     def _call(self, name: str, *arguments: Any, rooms: Sequence[Room]) -> None:
         code = getattr(self.library, name)(*arguments, self._stream())

@@ -1,4 +1,4 @@
-"""Shared by tests of plugin objects: the two plugins with valid fields, inputs and outputs; libraries; messages."""
+"""Shared by tests of plugin objects: the plugins with valid fields, inputs and outputs; libraries; messages."""
 
 import re
 from dataclasses import dataclass
@@ -7,23 +7,28 @@ from typing import Any
 
 import pytest
 
-from madtp.ops.spec import FLOAT, OPS, OpSpec
+from madtp.ops.spec import ALL_OPS, FLOAT, OpSpec
 from tests.helpers.harness import BUILD, HALF, INT32, INT64, Plugin, PluginLibrary, descriptions
 from tests.helpers.harness import FLOAT as FP32
 from tests.helpers.native_build import build, cuda_library
 
 B, L, C, HEADS, T = 2, 21, 64, 4, 8
+R, S, Q, M, CAPACITY = 40, 4, 2, 30, 28  # of the packed layout
 GOOD: dict[str, dict[str, float]] = {
     "AlignedAttention": {"causal": 0, "heads": HEADS},
     "TokenCompact": {"layer": 3, "keep_margin": 0.0, "opt_tokens": 12, "max_tokens": 0},
+    "PackedAlignedAttention": {"causal": 0, "heads": HEADS},
+    "PackedTokenCompact": {"capacity": CAPACITY, "group": S // Q, "layer": 3, "keep_margin": 0.0},
+    "VarlenAttention": {"heads": HEADS},
 }
 TENSORRT_TYPES = {"float32": FP32, "int32": INT32, "int64": INT64}
-IDS = [spec.onnx_name for spec in OPS]
+IDS = [spec.onnx_name for spec in ALL_OPS]
 
 
 def sizes_of(spec: OpSpec, **changed: int) -> list[tuple[int, ...]]:
     """Dimensions of the inputs of an op, with other values for these symbols."""
-    known = {"B": B, "L": L, "N": L - 1, "C": C, "3C": 3 * C, "T": T, **changed}
+    known = {"B": B, "L": L, "N": L - 1, "C": C, "2C": 2 * C, "3C": 3 * C, "T": T}
+    known |= {"R": R, "S+1": S + 1, "Q": Q, "M": M, **changed}
     return [tuple(known[symbol] for symbol in tensor.dims) for tensor in spec.inputs]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 
+from madtp.ops.spec import ALL_OPS
 from tests.helpers import harness
 from tests.helpers.harness import (
     FIELD_FLOAT32,
@@ -35,11 +36,19 @@ KNOWN = {
         "opt_tokens": (0, 1 << 24),
         "max_tokens": (0, 1 << 24),
     },
+    "PackedAlignedAttention": {"causal": (0, 1), "heads": (1, 65535)},
+    "PackedTokenCompact": {
+        "capacity": (1, 1 << 24),
+        "group": (1, 65535),
+        "layer": (0, 65535),
+        "keep_margin": (0, 1),
+    },
+    "VarlenAttention": {"heads": (1, 65535)},
 }
 FLOATS = {"keep_margin"}
-REQUIRED = {"causal", "heads", "layer"}
-COUNTS = {"AlignedAttention": (2, 3), "TokenCompact": (8, 4)}
-RANKS = {"AlignedAttention": (3, 2), "TokenCompact": (3, 2, 2, 2, 2, 3, 0, 0)}
+REQUIRED = {"causal", "heads", "layer", "capacity", "group"}
+COUNTS = {spec.onnx_name: (len(spec.inputs), len(spec.outputs)) for spec in ALL_OPS}
+RANKS = {spec.onnx_name: tuple(len(tensor.dims) for tensor in spec.inputs) for spec in ALL_OPS}
 NUMBERS = (0, 1, 2, 3, 8, 12, 24, 64, 192, 256, 768, 65535, 65536, 1 << 24, 2**31 - 1, 2**31, 2**40 + 1, 2**63 - 1, -1)
 NUMBERS += (-2, -(2**31), -(2**63))
 
@@ -136,7 +145,7 @@ class Fuzzer:
         """Random sizes of roughly the right ranks, in roughly the right number."""
         inputs, outputs = COUNTS[name]
         if self.random.random() < 0.1:
-            inputs, outputs = self.random.randint(0, 9), self.random.randint(0, 6)
+            inputs, outputs = self.random.randint(0, 10), self.random.randint(0, 6)
         ranks = [*RANKS[name], *(2,) * 20]
         sizes = [self.sizes(rank) for rank in ranks[:inputs]]
         fails = self.random.choice((harness.NEVER, harness.NEVER, self.random.randint(0, 6)))
@@ -147,7 +156,8 @@ class Fuzzer:
             assert self.library.messages() or right
         else:
             assert right
-            assert shapes.outputs[0][0] == sizes[0][0]
+            first = plugin.serialized().get("capacity", sizes[0][0])
+            assert shapes.outputs[0][0] == first
             for _, opt, upper in shapes.declared:
                 assert upper <= sizes[0][1]
                 assert opt <= upper or upper == sizes[0][1]  # the length, which a constant opt does not know

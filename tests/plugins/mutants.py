@@ -18,6 +18,7 @@ from torch import Tensor
 from tests.helpers.kernel_calls import compact_inputs
 from tests.helpers.kernels import Kernels
 from tests.helpers.native_build import build
+from tests.helpers.packed_calls import attention_call
 from tests.helpers.paths import ROOT
 
 SEEDS = 6
@@ -29,6 +30,11 @@ def _attention(length: int, heads: int, size: int, dtype: torch.dtype, causal: i
     qkv = torch.randn(1, length, 3 * heads * size, generator=generator).to(dtype)
     mask = -3.0 * torch.rand(1, length, generator=generator)
     return lambda kernels: kernels.aligned_attention(qkv, mask, causal, heads)
+
+
+def _packed_attention(length: int, size: int, dtype: torch.dtype) -> Run:
+    call = attention_call([length], 1, size, 0, 0, dtype)
+    return lambda kernels: kernels.packed_aligned_attention(*call)
 
 
 def _compact(batch: int, tokens: int) -> Run:
@@ -51,13 +57,15 @@ def runs() -> list[Run]:
         _attention(70, 1, 136, torch.float32, causal=1),
         _attention(200, 3, 32, torch.float16),
         _compact(2, 600),
+        _packed_attention(1030, 8, torch.float32),  # a block takes more than one group of queries
+        _packed_attention(1030, 32, torch.float16),
     ]
 
 
 def sites_in_sources() -> set[str]:
     """file:line of every barrier in the kernels."""
     found = set()
-    for path in sorted((ROOT / "plugins").glob("*/*.cu")):
+    for path in sorted((ROOT / "plugins").glob("*/*.[ch]*")):
         for number, line in enumerate(path.read_text().splitlines(), 1):
             if re.search(r"^[^/]*__syncthreads\(\)", line):
                 found.add(f"{path.name}:{number}")

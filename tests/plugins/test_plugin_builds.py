@@ -16,11 +16,14 @@ from export.engine.backends import choose_backend
 from export.errors import BackendError
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
+    ALL_OPS,
     DOMAIN,
     MARGIN_NAMESPACE,
     MARGIN_VERSION,
-    OPS,
+    PACKED_ATTENTION,
+    PACKED_COMPACT,
     TOKEN_COMPACT,
+    VARLEN_ATTENTION,
     VERSION,
     OpSpec,
 )
@@ -69,6 +72,36 @@ def model(
     return helper.make_model(graph, opset_imports=opsets, ir_version=10)
 
 
+def chain() -> onnx.ModelProto:
+    """A layer of the packed layout: what attends to itself is compacted, and looks at others."""
+    models = [model(spec) for spec in (PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION)]
+    linked = {
+        "tokens": "out_context",
+        "column_score": "out_column_score",
+        "class_score": "out_class_score",
+        "query": "out_compacted",
+    }
+    graph = onnx.GraphProto(name="chain")
+    for index, proto in enumerate(models):
+        node = graph.node.add()
+        node.CopyFrom(proto.graph.node[0])
+        for position, name in enumerate(node.input):
+            # The last looks from where the sequences are after compaction.
+            moved = "out_compacted_cu_seqlens" if index == 2 and name == "cu_seqlens" else linked.get(name, name)
+            node.input[position] = moved
+        if index == 2:
+            node.output[0] = "attended"
+    made = {name for node in graph.node for name in node.output}
+    for value in (value for proto in models for value in proto.graph.input):
+        if value.name not in linked and value.name not in {given.name for given in graph.input}:
+            graph.input.add().CopyFrom(value)
+    for name in ("attended", "out_count", "out_compacted_cu_seqlens"):
+        kind = TensorProto.FLOAT if name == "attended" else TensorProto.INT64 if "count" in name else TensorProto.INT32
+        assert name in made
+        graph.output.add().CopyFrom(helper.make_tensor_value_info(name, kind, None))
+    return helper.make_model(graph, opset_imports=models[0].opset_import, ir_version=10)
+
+
 @dataclass(frozen=True)
 class Wrong:
     """A model that TensorRT must not build, and how the plugin's message begins."""
@@ -107,6 +140,13 @@ WRONG = {
         model(ALIGNED_ATTENTION, types={"qkv": TensorProto.INT32}),
         "AlignedAttention: qkv is of type int32 and key_mask float32.",
     ),
+    "exact": Wrong(
+        model(PACKED_COMPACT, capacity=0),
+        "PackedTokenCompact: field 'capacity' is 0. Exact sizes are for CPUs",
+    ),
+    "keys": Wrong(
+        model(VARLEN_ATTENTION, sizes={"key_value": (30, 64)}), "VarlenAttention: query is 64 and key_value 64"
+    ),
     "type of compaction": Wrong(
         model(TOKEN_COMPACT, types={"source_ids": TensorProto.INT64}),
         "TokenCompact: input 2 is of type int64. It has to be int32.",
@@ -118,8 +158,9 @@ WRONG = {
 def outcomes(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """Of every model above and a good one of each op: what came of it."""
     folder, scratch = tmp_path_factory.mktemp("models"), tmp_path_factory.mktemp("scratch")
-    good = {spec.onnx_name: model(spec) for spec in OPS}
+    good = {spec.onnx_name: model(spec) for spec in ALL_OPS}
     good |= {
+        "chain": chain(),
         "with margin": model(TOKEN_COMPACT, identity=WITH_MARGIN, keep_margin=0.1),
         "unknown version": model(TOKEN_COMPACT, identity=(MARGIN_VERSION + 1, MARGIN_NAMESPACE)),
     }
@@ -145,9 +186,16 @@ def test_what_a_plugin_refuses_reaches_the_logger_as_an_error(outcomes: dict[str
 
 
 def test_good_nodes_are_built_and_the_logger_hears_no_error(outcomes: dict[str, Any]) -> None:
-    for name in (*(spec.onnx_name for spec in OPS), "with margin"):
+    for name in (*(spec.onnx_name for spec in ALL_OPS), "with margin", "chain"):
         assert outcomes[name]["built"], outcomes[name]
         assert not [entry for entry in outcomes[name]["said"] if "ERROR" in entry[0]]
+
+
+def test_no_layer_of_the_packed_ops_has_a_size_that_depends_on_data(outcomes: dict[str, Any]) -> None:
+    assert [2, -1, 64] in outcomes["TokenCompact"]["shapes"].values()
+    shapes = outcomes["chain"]["shapes"]
+    assert [shapes[name] for name in ("out_context", "out_compacted", "attended")] == [[40, 64], [28, 64], [28, 64]]
+    assert not [name for name, sizes in shapes.items() if min(sizes, default=0) < 0]
 
 
 def test_a_node_of_a_version_that_a_library_lacks_is_not_given_to_another(outcomes: dict[str, Any]) -> None:
@@ -164,7 +212,7 @@ def test_a_library_that_is_loaded_again_finds_the_logger_from_any_thread(outcome
         assert message.startswith("TokenCompact: field 'layer' is missing.")
 
 
-@pytest.mark.parametrize("name", ["width", "rank of compaction"])
+@pytest.mark.parametrize("name", ["width", "rank of compaction", "exact"])
 def test_what_a_plugin_refuses_is_what_the_export_says(name: str, tmp_path: Path) -> None:
     """Before the builder's last lines, which may be more than fit."""
     source, plan = tmp_path / "wrong.onnx", tmp_path / "out.plan"

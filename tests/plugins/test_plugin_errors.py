@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import pytest
 import torch
 
-from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
+from madtp.ops.spec import ALIGNED_ATTENTION, ALL_OPS, PACKED_ATTENTION, PACKED_COMPACT, TOKEN_COMPACT, VARLEN_ATTENTION
 from tests.helpers import harness
 from tests.helpers.harness import (
     BUILD,
@@ -25,7 +25,20 @@ from tests.helpers.harness import (
 from tests.helpers.plugin_case import GOOD, IDS, Case, libraries, path_of, the_message
 from tests.plugins import fuzz_plugins
 
-REQUIRED = {"AlignedAttention": ["causal", "heads"], "TokenCompact": ["layer"]}
+REQUIRED = {
+    "AlignedAttention": ["causal", "heads"],
+    "TokenCompact": ["layer"],
+    "PackedAlignedAttention": ["causal", "heads"],
+    "PackedTokenCompact": ["capacity", "group", "layer"],
+    "VarlenAttention": ["heads"],
+}
+EXPRESSIONS = {  # that a plugin needs for the shapes of its outputs
+    "AlignedAttention": 4,
+    "TokenCompact": 4,
+    "PackedAlignedAttention": 2,
+    "PackedTokenCompact": 1,
+    "VarlenAttention": 0,
+}
 ATTEMPTS = 8000  # some seconds
 
 
@@ -34,7 +47,7 @@ def library(request: pytest.FixtureRequest) -> PluginLibrary:
     return PluginLibrary(path_of(request.param))
 
 
-@pytest.fixture(params=OPS, ids=IDS)
+@pytest.fixture(params=ALL_OPS, ids=IDS)
 def case(request: pytest.FixtureRequest, library: PluginLibrary) -> Case:
     library.messages()
     return Case(request.param, library)
@@ -101,6 +114,9 @@ def test_creator_refuses_missing_repeated_and_foreign_fields(case: Case) -> None
         ("TokenCompact", "layer", 0, 65535),
         ("TokenCompact", "opt_tokens", 0, 1 << 24),
         ("TokenCompact", "max_tokens", 0, 1 << 24),
+        ("PackedTokenCompact", "group", 1, 65535),
+        ("PackedTokenCompact", "layer", 0, 65535),
+        ("VarlenAttention", "heads", 1, 65535),
     ],
 )
 def test_field_values_have_a_range(
@@ -153,7 +169,7 @@ def test_wrong_ranks_are_refused(case: Case) -> None:
 @pytest.mark.parametrize("most", [0, 15])
 def test_an_expression_builder_that_fails_is_not_followed(case: Case, most: int) -> None:
     plugin = case.create(**({"max_tokens": most} if case.spec is TOKEN_COMPACT else {}))
-    needed = 3 if case.spec is TOKEN_COMPACT and not most else 4
+    needed = 3 if case.spec is TOKEN_COMPACT and not most else EXPRESSIONS[case.name]
     answers = [plugin.output_shapes(case.sizes(), case.counts[1], fails_from=call).outputs for call in range(7)]
     assert [answer is None for answer in answers] == [call < needed for call in range(7)]
     messages = case.library.messages()
@@ -171,6 +187,30 @@ def test_attention_refuses_widths_that_the_kernels_do_not_know(library: PluginLi
     text = the_message(library, case.name)
     assert f"qkv is {triple} wide with {heads} heads" in text
     assert "--plugins none" in text
+
+
+@pytest.mark.parametrize(("heads", "triple"), [(4, 3 * 60), (5, 3 * 64), (1, 3 * 264), (4, -1)])
+def test_packed_attention_refuses_the_same_widths(library: PluginLibrary, heads: int, triple: int) -> None:
+    case = Case(PACKED_ATTENTION, library)
+    assert case.create(heads=heads).configure(case.tensors(**{"3C": triple}), *case.counts) != 0
+    assert f"qkv is {triple} wide with {heads} heads" in the_message(library, case.name)
+
+
+@pytest.mark.parametrize(
+    ("heads", "width", "both"), [(4, 60, 120), (5, 64, 128), (1, 264, 528), (4, 64, 64), (4, 0, 0)]
+)
+def test_attention_to_others_refuses_the_same_widths(library: PluginLibrary, heads: int, width: int, both: int) -> None:
+    case = Case(VARLEN_ATTENTION, library)
+    assert case.create(heads=heads).configure(case.tensors(C=width, **{"2C": both}), *case.counts) != 0
+    assert f"query is {width} and key_value {both} wide with {heads} heads" in the_message(library, case.name)
+
+
+def test_packed_compaction_refuses_widths_and_exact_sizes(library: PluginLibrary) -> None:
+    case = Case(PACKED_COMPACT, library)
+    assert case.create().configure(case.tensors(C=12), *case.counts) != 0
+    assert "tokens are 12 wide" in the_message(library, case.name)
+    assert library.create(case.name, {**GOOD[case.name], "capacity": 0}) is None
+    assert "Exact sizes are for CPUs" in the_message(library, case.name)
 
 
 @pytest.mark.parametrize("width", [0, 4, 12, 63, -1, 2**40 + 4])

@@ -12,7 +12,19 @@ import torch
 from torch import Tensor
 
 from madtp.ops import reference as ops
-from madtp.ops.spec import ALIGNED_ATTENTION, DOMAIN, MARGIN_NAMESPACE, OPS, PLUGINS, TOKEN_COMPACT, VERSION, OpSpec
+from madtp.ops.spec import (
+    ALIGNED_ATTENTION,
+    ALL_OPS,
+    DOMAIN,
+    MARGIN_NAMESPACE,
+    OPS,
+    PACKED_OPS,
+    PLUGINS,
+    TOKEN_COMPACT,
+    VARLEN_ATTENTION,
+    VERSION,
+    OpSpec,
+)
 from tests.helpers import harness
 from tests.helpers.harness import (
     BF16,
@@ -27,7 +39,22 @@ from tests.helpers.harness import (
 )
 from tests.helpers.kernels import Kernels
 from tests.helpers.native_build import build
-from tests.helpers.plugin_case import GOOD, HEADS, IDS, B, C, Case, L, T, libraries, path_of, the_message
+from tests.helpers.plugin_case import (
+    CAPACITY,
+    GOOD,
+    HEADS,
+    IDS,
+    B,
+    C,
+    Case,
+    L,
+    R,
+    S,
+    T,
+    libraries,
+    path_of,
+    the_message,
+)
 
 
 @pytest.fixture(scope="module", params=libraries())
@@ -35,7 +62,7 @@ def library(request: pytest.FixtureRequest) -> PluginLibrary:
     return PluginLibrary(path_of(request.param))
 
 
-@pytest.fixture(params=OPS, ids=IDS)
+@pytest.fixture(params=ALL_OPS, ids=IDS)
 def case(request: pytest.FixtureRequest, library: PluginLibrary) -> Case:
     library.messages()
     return Case(request.param, library)
@@ -58,7 +85,7 @@ def test_creators_are_those_of_the_op_definitions(library: PluginLibrary) -> Non
     expected = [(*plugin, "PLUGIN CREATOR_V3ONE 1.0") for plugin in PLUGINS]
     assert creators == expected
     types = {"int32": FIELD_INT32, "float32": FIELD_FLOAT32}
-    attributes = {spec.onnx_name: {entry.name: types[entry.dtype] for entry in spec.attributes} for spec in OPS}
+    attributes = {spec.onnx_name: {entry.name: types[entry.dtype] for entry in spec.attributes} for spec in ALL_OPS}
     attributes["TokenCompact"] |= {"opt_tokens": FIELD_INT32, "max_tokens": FIELD_INT32}
     for name, namespace in library.creators:
         assert library.field_types(name, namespace) == attributes[name]
@@ -99,7 +126,7 @@ def test_every_copy_of_a_plugin_can_be_configured(case: Case) -> None:
     for plugin in copies(case):
         assert plugin.output_count() == case.counts[1]
         assert plugin.configure(case.tensors(), *case.counts) == 0
-        assert plugin.workspace(case.tensors(), *case.counts) > 0
+        assert (plugin.workspace(case.tensors(), *case.counts) > 0) == (case.spec is not VARLEN_ATTENTION)
         assert plugin.on_shape_change(None, *case.counts) == 0
     assert case.library.messages() == []
 
@@ -117,10 +144,13 @@ def test_output_types_and_shapes(case: Case, dtype: int) -> None:
     plugin, (inputs, outputs) = case.create(), case.counts
     types = case.types(dtype)
     assert plugin.output_types(types[:inputs], outputs) == types[inputs:]
-    count = harness.SIZE_TENSOR + outputs - 1
-    known = {"B": B, "L": L, "N": L - 1, "C": C, "n": count}
+    packed = case.spec in PACKED_OPS
+    count = CAPACITY if packed else harness.SIZE_TENSOR + outputs - 1
+    known = {"B": B, "L": L, "N": L - 1, "C": C, "n": count, "R": R, "S+1": S + 1}
     expected = [tuple(known[symbol] for symbol in tensor.dims) for tensor in case.spec.outputs]
-    assert plugin.output_shapes(case.sizes(), outputs).outputs == expected
+    shapes = plugin.output_shapes(case.sizes(), outputs)
+    assert shapes.outputs == expected
+    assert bool(shapes.declared) == (case.spec is TOKEN_COMPACT)  # no packed op has a size that depends on data
 
 
 @pytest.mark.parametrize(
@@ -159,6 +189,7 @@ def test_formats_are_linear_and_types_those_of_the_op_definition(case: Case) -> 
                     tensors[position].desc.type, tensors[position].desc.format = tried, layout
                     if plugin.supports(position, tensors, inputs, outputs):
                         supported.add((tried, layout))
+            # A second input of the engine's type has to be of that of the first.
             allowed = {FLOAT, HALF, BF16} if position == 0 else {types[position]}
             assert supported == {(allowed_type, harness.LINEAR) for allowed_type in allowed}
     for position in (-1, inputs + outputs, 1000):
@@ -241,7 +272,7 @@ def test_compaction_runs_as_the_kernels_and_torch_do(
         torch.testing.assert_close(kernels.tokens, reference[0], atol=1e-5, rtol=1e-2)
 
 
-@pytest.mark.parametrize("spec", OPS, ids=IDS)
+@pytest.mark.parametrize("spec", OPS, ids=lambda spec: spec.onnx_name)
 def test_sizes_that_kernels_refuse_are_reported_at_enqueue(host: PluginLibrary, spec: OpSpec) -> None:
     case = Case(spec, host)
     host.messages()

@@ -8,5 +8,5 @@ QUICK = "test_kernel_contract or keeping_nothing or batch_mates or leading_or_al
 
 def run(stage: StageRun) -> bool | str:
     """On a device, run all of them except the recordings, which are a separate stage."""
-    files = ["tests/plugins/test_kernels.py", "tests/plugins/test_kernel_contract.py"]
+    files = [f"tests/plugins/{name}.py" for name in ("test_kernels", "test_kernel_contract", "test_packed_kernels")]
     return run_tests(stage, files, f"host and ({QUICK})" if stage.rehearse else "cuda and not recorded")

@@ -15,8 +15,11 @@ template <ONNXTensorElementDataType type>
 void add(std::vector<OrtCustomOp const*>& ops) {
     static Op<CudaAlignedAttention> const aligned_attention{aligned_attention_signature(), kProvider, type};
     static Op<CudaTokenCompact> const token_compact{token_compact_signature(), kProvider, type};
-    ops.push_back(&aligned_attention);
-    ops.push_back(&token_compact);
+    static Op<CudaPackedAlignedAttention> const packed_attention{
+        packed_aligned_attention_signature(), kProvider, type};
+    static Op<CudaPackedTokenCompact> const packed_compact{packed_token_compact_signature(), kProvider, type};
+    static Op<CudaVarlenAttention> const varlen_attention{varlen_attention_signature(), kProvider, type};
+    ops.insert(ops.end(), {&aligned_attention, &token_compact, &packed_attention, &packed_compact, &varlen_attention});
 }
 
 }  // namespace

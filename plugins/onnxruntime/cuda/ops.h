@@ -1,6 +1,6 @@
-// The two ops on the CUDA provider, in float32, float16 and bfloat16: the kernels of madtp/kernels.h on the node's stream.
+// The ops on the CUDA provider, in float32, float16 and bfloat16: the kernels of madtp/kernels.h on the node's stream.
 #pragma once
-#include "onnxruntime/arguments.h"
+#include "onnxruntime/packed_arguments.h"
 
 namespace madtp::onnxruntime {
 
@@ -20,6 +20,33 @@ public:
 
 private:
     CompactAttributes mAttributes;
+};
+
+class CudaPackedAlignedAttention {
+public:
+    explicit CudaPackedAlignedAttention(Attributes const& attributes);
+    void run(Call const& context) const;
+
+private:
+    AttentionAttributes mAttributes;
+};
+
+class CudaPackedTokenCompact {
+public:
+    explicit CudaPackedTokenCompact(Attributes const& attributes) : mAttributes{attributes} {}
+    void run(Call const& context) const;
+
+private:
+    PackedCompactAttributes mAttributes;
+};
+
+class CudaVarlenAttention {
+public:
+    explicit CudaVarlenAttention(Attributes const& attributes) : mAttributes{attributes} {}
+    void run(Call const& context) const;
+
+private:
+    VarlenAttributes mAttributes;
 };
 
 }  // namespace madtp::onnxruntime

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from madtp.errors import InputError
-from madtp.ops.kernels import KernelOps, register_kernels
+from madtp.ops.kernels import OPS, KernelOps, register_kernels
 from madtp.ops.library import VARIABLE, KernelError, library_path, load_library
 from madtp.ops.reference import ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP
 from tests import golden
@@ -33,7 +33,7 @@ def registered() -> Iterator[KernelOps]:
     """The host's kernels in the place of the reference, on CPU tensors."""
     ops = register_kernels(native_build.build().kernels, device="cpu")
     yield ops
-    for op in (ALIGNED_ATTENTION_OP, TOKEN_COMPACT_OP):
+    for op in OPS.values():
         op.register_kernel("cpu", op._init_fn)
 
 
