@@ -34,7 +34,11 @@ MISSING_SHOWN = 3
     show_default=True,
     help="JSON file of scores and answers to write.",
 )
-@click.option("--batch", type=int, help="Requests per batch, as published evaluations run them (default: 1).")
+@click.option(
+    "--batch",
+    type=int,
+    help="Requests per batch, as published evaluations run them (default: 1, or OPT of a packed artifact).",
+)
 @click.option("--temperature", type=float, help="Pruning temperature; 0 is dense (default: the manifest's).")
 @click.option("--generate", is_flag=True, help="vqa: generate answers instead of ranking those of answer_list.json.")
 @click.option("--k-test", type=int, help="retrieval: candidates matched per image and per text (default: 256).")

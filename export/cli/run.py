@@ -57,7 +57,7 @@ OPTIONS = {
 @click.option(
     "--top", type=click.IntRange(1), help=f"vqa, retrieval, clip: number of results to show (default: {TOP})."
 )
-@click.option("--batch", type=click.IntRange(1), help="Requests per batch (default: 1).")
+@click.option("--batch", type=click.IntRange(1), help="Requests per batch (default: 1, or OPT of a packed artifact).")
 @click.option("--cut", is_flag=True, default=None, help="Truncate overlong texts, as the published code does.")
 @click.option("--temperature", type=float, help="Pruning temperature; 0 is dense (default: the manifest's).")
 @click.option("--vocab", type=PATH, metavar="FILE", help="The checkpoint's vocab.txt (default: the artifact's own).")
@@ -107,7 +107,8 @@ def command(
             tau = session.temperature if temperature is None else temperature
             click.echo(json.dumps(as_object(session, request, product, tau, given["top"] or TOP)))
         else:
-            show(product, [path.name for path in images], texts, given["top"] or TOP)
+            packed = session.manifest.is_packed
+            show(product, [path.name for path in images], texts, given["top"] or TOP, packed)
             if session.execution is not None:
                 output_console().print(f"    runs {session.execution}", highlight=False, soft_wrap=True)
 
@@ -212,6 +213,7 @@ def show(
     images: Sequence[str],
     texts: Sequence[str],
     top: int,
+    packed: bool,
 ) -> None:
     """Print a product for people."""
     from export.session.products import Answer, Judgement, Ranking
@@ -228,7 +230,7 @@ def show(
             for query, best in zip(queries, found, strict=True):
                 table.add_row(query, "\n".join(f"{score:8.4f}  {names[place]}" for place, score in best))
             output.print(table)
-        if max(asdict(product.batch).values()) > 1:
+        if max(asdict(product.batch).values()) > 1 and not packed:
             output.print(BATCHED, soft_wrap=True)
         return
     subjects = texts or images  # a caption has no text
@@ -245,7 +247,7 @@ def show(
             for candidate, score in entry.top[:top]:
                 output.print(f"    {score:9.4f}  {candidate}", highlight=False, soft_wrap=True)
         output.print(f"    tokens {_counts(entry.tokens)}", highlight=False, soft_wrap=True)
-    if any(entry.batch > 1 for entry in product):
+    if any(entry.batch > 1 for entry in product) and not packed:
         output.print(BATCHED, soft_wrap=True)
 
 

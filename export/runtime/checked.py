@@ -60,12 +60,21 @@ class FiniteRunner:
         outputs = self._runner.run(inputs, temperature)
         for name, value in outputs.items():
             if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                where = _not_finite(value, len(next(iter(inputs.values()))))
                 raise InputError(
-                    f"the artifact's output '{name}' of part {self._part} is not finite ({self._context})",
+                    f"the artifact's output '{name}' of part {self._part} is not finite{where} ({self._context})",
                     "Answers made of it would be wrong, and their latencies and token counts mean nothing.",
                     "Compare the artifact with its checkpoint: python -m export validate.",
                 )
         return outputs
+
+
+def _not_finite(output: Tensor, requests: int) -> str:
+    """Which requests of a batch an output is not finite for, where it has a row for each."""
+    if requests < 2 or output.dim() < 2 or len(output) != requests:
+        return ""
+    broken = (~output.isfinite().flatten(1).all(dim=1)).nonzero().flatten().tolist()
+    return f" for request {', '.join(map(str, broken))} of {requests} in the batch"
 
 
 def finite_runners(runners: Mapping[str, Runner], context: str) -> dict[str, FiniteRunner]:

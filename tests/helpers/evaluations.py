@@ -29,6 +29,8 @@ class FakeSession:
             part_hashes={"out.onnx": artifact},
             precision="fp32",
             checkpoint=SimpleNamespace(sha256="ef"),
+            is_packed=False,
+            is_batch_invariant=False,
             preprocessing=SimpleNamespace(text=SimpleNamespace(prompt="a picture of ")),
         )
         self.asked: list[list[str]] = []

@@ -11,11 +11,13 @@ from torch import Tensor
 from export.engine.range import Range
 from export.graph.fuse import fuse_products
 from export.graph.trace import write_part
+from export.runtime.checked import finite_runners
 from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.validate.batch_invariance import hostile_request
 from madtp.checkpoint.loading import read_model
 from madtp.data.samples import Request, collate
+from madtp.errors import InputError
 from madtp.models.parts import parts_of
 from madtp.tasks.requests import Outputs, run_request
 from tests.helpers.checkpoints import TAU, TINY, save_checkpoint, state_of
@@ -99,11 +101,14 @@ def test_pixels_that_are_no_numbers_harm_their_own_request_alone(
 ) -> None:
     clean = run(runner, model.config, requests)
     broken = [torch.full_like(image, value) for image in requests[2].images]
-    damaged = run(runner, model.config, [*requests[:2], Request(tuple(broken), requests[2].ids), *requests[3:]])
+    others = [*requests[:2], Request(tuple(broken), requests[2].ids), *requests[3:]]
+    damaged = run(runner, model.config, others)
     assert not damaged["logits"][2].isfinite().all()
     for slot in (0, 1, *range(3, len(requests))):
         found, expected = (row(outputs, slot, len(requests)) for outputs in (damaged, clean))
         assert all(torch.equal(*pair) for pair in zip(found[:3], expected[:3], strict=True)), slot
         torch.testing.assert_close(found[3], expected[3], rtol=0, atol=1e-5)
+    with pytest.raises(InputError, match=f"not finite for request 2 of {len(others)} in the batch"):
+        run_request(model.config, finite_runners({"model": runner}, "a test"), collate(others, model.config), TAU)
     again = run(runner, model.config, requests)
     assert torch.equal(again["logits"], clean["logits"])

@@ -222,9 +222,9 @@ def test_a_longer_text_counts_as_one_decision() -> None:
     assert (totals["caption_ids"].decided, totals["caption_ids"].decisions) == (1, 2)
 
 
-def result_of(*texts: list[int]) -> RunResult:
+def result_of(*texts: list[int]) -> list[RunResult]:
     """A batch of captions and their token counts."""
-    return RunResult({"caption_ids": torch.tensor(texts), "vision_token_counts": torch.ones(len(texts), 2)}, [])
+    return [RunResult({"caption_ids": torch.tensor(texts), "vision_token_counts": torch.ones(len(texts), 2)}, [])]
 
 
 def test_a_longer_text_in_the_batch_does_not_change_the_answer_of_another_request() -> None:
@@ -325,7 +325,7 @@ def test_a_decoder_that_is_off_fails_though_it_writes_the_same_text(task: str, t
     inputs = collate(load_samples(None, checkpoint, model.config).requests[:2], model.config)
     answers = comparator.compare("two samples", inputs, 0.0)
     written = "answer_ids" if task == "vqa" else "caption_ids"
-    assert torch.equal(answers["torch"].outputs[written], answers["onnx"].outputs[written])
+    assert torch.equal(answers["torch"][0].outputs[written], answers["onnx"][0].outputs[written])
     (result,) = comparator.results.values()
     (failure,) = result.failures
     assert "text_logits differ by" in failure.text
