@@ -151,7 +151,7 @@ def _attach_functions(model: ir.Model) -> None:
     for node in model.graph:
         node.metadata_props.clear()  # stack traces: paths of the machine that exported
         if node.domain == DOMAIN:
-            margin = KEEP_MARGIN in node.attributes
+            margin = node.op_type == TOKEN_COMPACT.onnx_name and KEEP_MARGIN in node.attributes
             node.attributes.add(ir.AttrString("plugin_namespace", MARGIN_NAMESPACE if margin else DOMAIN))
             node.attributes.add(ir.AttrString("plugin_version", str(MARGIN_VERSION if margin else VERSION)))
         if (node.domain, node.op_type) == (DOMAIN, ALIGNED_ATTENTION.onnx_name):
