@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
 import torch
 from torch import Tensor
 
@@ -24,7 +25,10 @@ class OpenVinoRunner:
 
         self._compiled = openvino.Core().compile_model(path, "CPU", dict(FLOAT32 if settings is None else settings))
         self._inputs = {value.any_name for value in self._compiled.inputs}
+        graph = onnx.load(str(path), load_external_data=False).graph
+        self._outputs = [value.name for value in graph.output]  # OpenVINO knows some by several names
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         values = self._compiled(feed(inputs, temperature, self._inputs))
-        return {key.any_name: torch.from_numpy(value.copy()) for key, value in values.items()}
+        ports = zip(self._outputs, self._compiled.outputs, strict=True)
+        return {name: torch.from_numpy(values[port].copy()) for name, port in ports}

@@ -44,7 +44,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("--tokens and --keep-margin exclude each other", "Omit --tokens"),
     ),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
-    "packed": ("--layout=packed", ("--layout packed is not available", "Use --layout dynamic")),
+    "layout": ("--layout=padded", ("--layout 'padded' is unknown", "dynamic, packed")),
     "no plugin library": (
         "--engine={folder}/trt.plan --plugins=nowhere.so",
         ("cannot read the plugin library 'nowhere.so'", "--plugins"),
