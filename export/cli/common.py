@@ -58,7 +58,11 @@ def export_options(command: Any) -> Any:
                 help="Inputs and outputs; fp16 with --precision fp16.",
             ),
             click.option(
-                "--layout", metavar="[dynamic]", default="dynamic", show_default=True, help="Layout of pruned tokens."
+                "--layout",
+                metavar="[dynamic|packed]",
+                default="dynamic",
+                show_default=True,
+                help="Layout of pruned tokens.",
             ),
             click.option("--batch", metavar="MIN:OPT:MAX", help="Requests per call (default: 1:1:8)."),
             click.option("--text", metavar="MIN:OPT:MAX", help="Tokens per text (default: 2:24:64; vqa 2:12:64)."),
