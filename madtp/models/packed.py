@@ -5,14 +5,14 @@ A sequence has as many rows as tokens, whatever the others of its batch have; th
 every token alike do not know which layout their tokens have.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-import madtp.ops.packed  # noqa: F401  # registers the ops
 from madtp.models.pruning import PruningState
+from madtp.ops.packed import PACKED_ATTENTION_OP, PACKED_COMPACT_OP, VARLEN_ATTENTION_OP
 
 
 class PackedTokens(NamedTuple):
@@ -31,8 +31,8 @@ class PackedState(PruningState):
         group: sequences of a request; s, s + S / group, ... are of one.
     """
 
-    cu_seqlens: Tensor = None  # type: ignore[assignment]  # has to follow fields with defaults
-    group: int = 1
+    cu_seqlens: Tensor = field(kw_only=True)
+    group: int = field(kw_only=True)
 
     def token_counts(self) -> Tensor:
         """[S, layers] int32."""
@@ -40,12 +40,12 @@ class PackedState(PruningState):
 
     def attend(self, qkv: Tensor, causal: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
         """Context [R, C], column score and class score [R] of rows [R, 3C]."""
-        return torch.ops.madtp.packed_aligned_attention(qkv, self.key_mask, self.cu_seqlens, causal, heads)
+        return PACKED_ATTENTION_OP(qkv, self.key_mask, self.cu_seqlens, causal, heads)
 
     def cross_attend(self, query: Tensor, key: Tensor, value: Tensor, heads: int, source: PackedTokens) -> Tensor:
         """Rows [R, C] look at the rows of their own sequence in a source."""
         pair = torch.cat([key, value], dim=-1)
-        return torch.ops.madtp.varlen_attention(query, pair, self.cu_seqlens, source.cu_seqlens, heads)
+        return VARLEN_ATTENTION_OP(query, pair, self.cu_seqlens, source.cu_seqlens, heads)
 
     def body(self, x: Tensor) -> Tensor:
         """All rows: those of class tokens are computed, and not read."""
@@ -63,7 +63,7 @@ class PackedState(PruningState):
         self, tokens: Tensor, alignment: Tensor, column_score: Tensor, class_score: Tensor, layer: int
     ) -> Tensor:
         """Prune rows [R, C] to [n, C]; key mask, source ids, cu_seqlens and counts follow."""
-        tokens, self.key_mask, self.source_ids, self.cu_seqlens, _ = torch.ops.madtp.packed_token_compact(
+        tokens, self.key_mask, self.source_ids, self.cu_seqlens, _ = PACKED_COMPACT_OP(
             tokens,
             self.key_mask,
             self.source_ids,
