@@ -15,6 +15,7 @@ from madtp.files.versioned import read_versioned
 
 SCHEMA_VERSION = 1
 CAPACITY = json_kind("a file of capacities", "schema", "checkpoint_sha256", "overflow", "parts", "batches")
+LEAST_ROWS = 2  # each half of a request's images has one at least
 MAKE = "Make it with `python -m calibration capacity`."
 
 
@@ -144,10 +145,10 @@ def _check_bucket(bucket: Bucket, dense: Mapping[str, int], depths: Mapping[str,
         )
     for encoder, rows in bucket.rows.items():
         for layer, capacity in enumerate(rows):
-            if not 1 <= capacity <= batch * dense[encoder]:
+            if not LEAST_ROWS <= capacity <= batch * dense[encoder]:
                 raise CapacityError(
                     f"the capacities '{path}' have {capacity} rows for layer {layer} of {encoder}",
-                    f"A batch of {batch} has 1 to {batch * dense[encoder]} rows there"
+                    f"A batch of {batch} has {LEAST_ROWS} to {batch * dense[encoder]} rows there"
                     + (", for the longest text of this export." if encoder != "vision" else "."),
                     f"{MAKE} Its --text is the longest text of the export.",
                 )

@@ -173,7 +173,8 @@ class TextEncoder(PruningModule):
         mask = key_mask(attention_mask)
         state = PruningState.start(mask, temperature, keep_margin=self.keep_margin, collect_aligned=collect_aligned)
         if self.packed:
-            x, state = pack_state(x, state, valid=None if self.padding_counts else attention_mask.bool())
+            valid = None if self.padding_counts else attention_mask.bool()
+            x, state = pack_state(x, state, valid=valid, capacities=self.capacities)
         for index, layer in enumerate(self.encoder.layer):
             x = layer(x, images, space_dict, state, index)
             if state.temperature is None:

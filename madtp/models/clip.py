@@ -180,7 +180,7 @@ class VisionTransformer(PruningModule):
         x = self.ln_pre(x + self.positional_embedding)
         state = PruningState.start(_no_mask(x), temperature, min_keep=IMAGE_MAX_KEEP + 1, keep_margin=self.keep_margin)
         if self.packed:
-            x, state = pack_state(x, state)
+            x, state = pack_state(x, state, capacities=self.capacities)
         x = self.transformer(x, space_dict, state)
         return self.ln_post(state.class_tokens(x)) @ self.proj, state
 
@@ -243,7 +243,7 @@ class ClipModel(PrunedModel[ClipConfig]):
         state = PruningState.start(_no_mask(x), tau, keep_margin=self.keep_margin)
         state.min_keep = (end.squeeze(1) if self.packed else end.max()) + (TEXT_MAX_KEEP + 1)
         if self.packed:
-            x, state = pack_state(x, state)
+            x, state = pack_state(x, state, capacities=self.capacities)
         x = self.transformer(x, self.space_dict, state)
         feature = self.ln_final(state.pick(x, end.squeeze(1))) @ self.text_projection
         position = state.pick(state.source_ids, end.squeeze(1))

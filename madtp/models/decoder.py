@@ -183,15 +183,15 @@ class TextDecoder(nn.Module):
             caches.append(layer.crossattention.cache(states))
         return torch.stack(caches)
 
-    def packed_source_cache(self, states: PackedTokens) -> Tensor:
-        """As `source_cache`, of rows; zeros behind the states of samples that have fewer than the longest."""
+    def packed_source_cache(self, states: PackedTokens, longest: int | None) -> Tensor:
+        """As `source_cache`, of rows; zeros behind the states of samples that have fewer than S. See `pad`."""
         parts = []
         for layer in self.bert.encoder.layer:
             assert isinstance(layer, DecoderLayer)
             projections = layer.crossattention.self
             parts += [projections.key(states.rows), projections.value(states.rows)]
         layers, heads = len(self.bert.encoder.layer), self.heads
-        cache = pad(PackedTokens(torch.cat(parts, dim=-1), states.cu_seqlens))
+        cache = pad(PackedTokens(torch.cat(parts, dim=-1), states.cu_seqlens), longest)
         return cache.unflatten(-1, (layers, 2, heads, -1)).permute(2, 3, 0, 4, 1, 5)
 
     def step(self, input_ids: Tensor, rows: Tensor, past: Tensor, source: "Source") -> tuple[Tensor, Tensor]:

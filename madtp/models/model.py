@@ -42,16 +42,21 @@ class PrunedModel(PruningModule, Generic[C]):
             if isinstance(module, PruningModule):
                 module.keep_margin = keep_margin
 
-    def packed_copy(self) -> Self:
+    def packed_copy(self, *, sized: bool = False) -> Self:
         """The model in the packed layout (`madtp.models.packed`), on the same weights.
 
         What it gives for a batch is what this one gives for every request alone.
+
+        Args:
+            sized: no size depends on data: every layer has room for all rows that come in, unless `capacities` of its
+                encoders say otherwise.
         """
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         packed = copy.deepcopy(self, shared)
         for module in packed.modules():
             if isinstance(module, PruningModule):
                 module.packed = True
+                module.capacities = () if sized else None
         return packed
 
     def resolve(self, temperature: Tensor | float | None, device: torch.device) -> Tensor | None:

@@ -148,8 +148,7 @@ class QuestionEncoder(PartModule[VqaModel]):
         decoder = self.model.text_decoder
         if self.model.packed:
             lengths = text[:, -1].to(torch.int64)
-            cache = decoder.packed_source_cache(unpad(states, lengths))
-            return PackedQuestion(states, cache, lengths, vision, text)
+            return PackedQuestion(states, _packed_cache(self.model, states, lengths), lengths, vision, text)
         return EncodedQuestion(states, decoder.source_cache(states), vision, text)
 
 
@@ -161,8 +160,14 @@ class ImageEncoder(PartModule[CaptionModel]):
         decoder = self.model.text_decoder
         if self.model.packed:
             lengths = vision[:, -1].to(torch.int64)
-            return PackedImage(states, decoder.packed_source_cache(unpad(states, lengths)), lengths, vision)
+            return PackedImage(states, _packed_cache(self.model, states, lengths), lengths, vision)
         return EncodedImage(states, decoder.source_cache(states), vision)
+
+
+def _packed_cache(model: VqaModel | CaptionModel, states: Tensor, lengths: Tensor) -> Tensor:
+    """Keys and values of states [B, S, C], of which `lengths` [B] are a sample's."""
+    longest = states.shape[1] if model.sized else None
+    return model.text_decoder.packed_source_cache(unpad(states, lengths, sized=model.sized), longest)
 
 
 class DecoderPart(PartModule[TextDecoder]):

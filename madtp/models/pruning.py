@@ -16,10 +16,18 @@ class PruningModule(nn.Module):
     Attributes:
         keep_margin: how far below the threshold a token may be to stay, in units of the layer's mean |importance|.
         packed: whether rows of all sequences lie end to end, every request by itself (`madtp.models.packed`).
+        capacities: in the packed layout, rows after each layer, so that no size depends on data; () is as many as come
+            in, which is always enough. None: as many as are needed.
     """
 
     keep_margin: float = 0.0
     packed: bool = False
+    capacities: tuple[int, ...] | None = None
+
+    @property
+    def sized(self) -> bool:
+        """Whether no size depends on data."""
+        return self.capacities is not None
 
 
 @dataclass

@@ -103,7 +103,7 @@ class RetrievalModel(PrunedModel[RetrievalConfig]):
         """
         tau = self.resolve(temperature, input_ids.device)
         tokens = image_tokens.to(self.space_dict.dtype)
-        source = tokens if image_lengths is None else unpad(tokens, image_lengths)
+        source = tokens if image_lengths is None else unpad(tokens, image_lengths, sized=self.sized)
         words, state = self.text_encoder(input_ids, attention_mask, (source,), self.space_dict, tau)
         return MatchOutput(_at_least_float32(self.itm_head(state.class_tokens(words))), state.token_counts())
 

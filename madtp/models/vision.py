@@ -99,7 +99,7 @@ class VisionTransformer(PruningModule):
             everything, temperature, keep_margin=self.keep_margin, collect_aligned=collect_aligned
         )
         if self.packed:
-            x, state = pack_state(x, state, group=self.images)
+            x, state = pack_state(x, state, group=self.images, capacities=self.capacities)
         for layer, block in enumerate(self.blocks):
             x = block(x, space_dict, state, layer)
             if state.temperature is None:

@@ -33,6 +33,7 @@ from madtp.ops.library import (
 )
 from madtp.ops.spec import (
     ALIGNED_ATTENTION,
+    EXACT,
     FLOAT32,
     INT32,
     INT64,
@@ -202,7 +203,7 @@ class KernelOps:
                 "A request has as many sequences as a group.",
                 "Give a number in min_keep for each request.",
             )
-        room = capacity or rows
+        room = capacity if capacity > 0 else rows
         shape = PackedCompactShape(rows, sequences, group, width, alignment.shape[1], layer, room, DTYPES[tokens.dtype])
         outputs = (
             tokens.new_empty(room, width),
@@ -222,7 +223,7 @@ class KernelOps:
                 workspace.data_ptr(),
                 _stream(device),
             )
-        if capacity:
+        if capacity != EXACT:
             return outputs
         kept = min(int(outputs[4]), rows)  # waits for the stream
         compacted, mask, ids = (tensor[:kept] for tensor in outputs[:3])

@@ -22,7 +22,7 @@ from madtp.ops.reference import (
     split_heads,
     token_importance,
 )
-from madtp.ops.spec import DOMAIN, PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION
+from madtp.ops.spec import DOMAIN, EXACT, INCOMING, PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION
 
 
 def spans(cu_seqlens: Tensor) -> Iterator[slice]:
@@ -80,13 +80,14 @@ def packed_token_compact(
         alignment: [R, T] float32.
         cu_seqlens: [S + 1] int32.
         temperature: [] float32; min_keep: [Q] int64.
-        capacity: rows of the result; 0 is as many as are needed.
+        capacity: rows of the result; EXACT (0) is as many as are needed, INCOMING (-1) as many as came in.
         group: S / Q.
 
     Returns:
         tokens, mask and ids of all sequences; their cu_seqlens [S + 1] int32; and the rows that they need, [] int64.
         Rows behind them are 0. Sequences that a capacity has no room for lose rows.
     """
+    fixed = capacity != EXACT
     importances, keeps = [], []
     for rows in spans(cu_seqlens):
         body = slice(min(rows.start + 1, rows.stop), rows.stop)
@@ -109,14 +110,15 @@ def packed_token_compact(
         parts.append([column[0] for column in columns])
         ends.append(ends[-1] + len(parts[-1][0]))
     compacted, mask, ids = (torch.cat(column) for column in zip(*parts, strict=True))
-    if capacity:
+    capacity = len(tokens) if capacity == INCOMING else capacity
+    if fixed:
         compacted, mask, ids = (_sized(column, capacity) for column in (compacted, mask, ids))
     cu = torch.tensor(ends, dtype=torch.int32, device=tokens.device)
     return (
         compacted,
         mask,
         ids,
-        cu.clamp(max=capacity) if capacity else cu,
+        cu.clamp(max=capacity) if fixed else cu,
         torch.tensor(ends[-1], device=tokens.device),
     )
 
@@ -181,8 +183,9 @@ def _(
     layer: int,
     keep_margin: float = 0.0,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    # Sequences of a request keep equally many, so the rows of a batch fall into `group` equal parts.
-    rows = capacity or group * torch.library.get_ctx().new_dynamic_size(min=2)
+    # Sequences of a request keep equally many, so the rows of a batch fall into `group` equal parts. A traced graph may
+    # get capacities for INCOMING afterwards, so what follows must take the size from the result, not from what came in.
+    rows = capacity if capacity > 0 else group * torch.library.get_ctx().new_dynamic_size(min=2)
     return (
         tokens.new_empty(rows, tokens.shape[1]),
         key_mask.new_empty(rows),

@@ -10,6 +10,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from madtp.ops.packed import spans
 from madtp.ops.reference import counts_above, learned_threshold, token_importance
+from madtp.ops.spec import EXACT
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def _packed_records(args: Sequence[Any], output: Sequence[Tensor]) -> Iterator[C
     """A record for every request, as of a call of `token_compact` with its sequences, which are equally long."""
     *columns, cu_seqlens, temperature, min_keep, capacity, _, layer = args[:12]
     before, after = list(spans(cu_seqlens)), list(spans(output[3]))
-    if capacity and int(output[4]) > capacity:
+    if capacity != EXACT and int(output[4]) > len(output[0]):
         raise ValueError("the sequences did not fit")
     requests = len(min_keep)
     for request in range(requests):

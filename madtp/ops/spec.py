@@ -15,6 +15,9 @@ from dataclasses import dataclass
 DOMAIN = "madtp"
 VERSION = 1
 KEEP_MARGIN = "keep_margin"  # attribute of TokenCompact
+CAPACITY = "capacity"  # attribute of PackedTokenCompact: how many rows its result has, or one of these
+EXACT = 0  # as many as the sequences need, which depends on data
+INCOMING = -1  # as many as came in: always enough, and no size depends on data
 # The plugin of a node with a margin has a version of its own: TensorRT passes no attribute that a plugin does not name,
 # so a library from before margins would ignore one, but it lacks the version. It has a namespace of its own because
 # TensorRT for RTX 1.7 cannot load a library again that has two versions of a plugin in one.
@@ -160,11 +163,11 @@ PACKED_COMPACT = OpSpec(
         TensorSpec("compacted", FLOAT, ("n", "C"), "of every sequence: class token, kept tokens, merged token"),
         TensorSpec("compacted_mask", FLOAT32, ("n",), "key mask of `compacted`"),
         TensorSpec("compacted_ids", INT32, ("n",), "source ids of `compacted`; merged ones are -(layer + 1)"),
-        TensorSpec("compacted_cu_seqlens", INT32, ("S+1",), "of `compacted`; at most `capacity`, where there is one"),
+        TensorSpec("compacted_cu_seqlens", INT32, ("S+1",), "of `compacted`; at most n"),
         TensorSpec("count", INT64, (), "rows that all sequences need; more than a capacity is an overflow"),
     ),
     attributes=(
-        AttributeSpec("capacity", "n where it is fixed, 0: n is the rows that the sequences need"),
+        AttributeSpec(CAPACITY, "n where it is fixed; 0: n is the rows that the sequences need; -1: n is R"),
         AttributeSpec("group", "sequences of a request: S / Q; sequence s is of request s % Q. They keep equally many"),
         AttributeSpec("layer", "index of the encoder layer, written into the merged tokens' ids"),
         AttributeSpec(KEEP_MARGIN, "lowers the threshold, in units of the mean |importance|", FLOAT32, 0.0),

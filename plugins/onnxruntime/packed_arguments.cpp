@@ -34,9 +34,9 @@ PackedAttentionArguments::PackedAttentionArguments(Call const& context, Attentio
 
 PackedCompactAttributes::PackedCompactAttributes(Attributes const& attributes)
     : compact{attributes, kCompact}, capacity{attributes.integer("capacity")}, group{attributes.integer("group")} {
-    if (capacity < 0 || capacity > std::numeric_limits<int32_t>::max()) {
-        refuse("capacity of PackedTokenCompact is " + std::to_string(capacity) + "; it has to be a number of rows, or 0 "
-            "for as many as are needed");
+    if (capacity < -1 || capacity > std::numeric_limits<int32_t>::max()) {
+        refuse("capacity of PackedTokenCompact is " + std::to_string(capacity) + "; it has to be a number of rows, 0 for "
+            "as many as are needed, or -1 for as many as come in");
     }
     if (group < 1) {
         refuse("group of PackedTokenCompact is " + std::to_string(group) + "; a request has one sequence at least");

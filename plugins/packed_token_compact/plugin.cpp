@@ -5,7 +5,7 @@ namespace madtp {
 using nvinfer1::DataType;
 
 bool PackedTokenCompactPlugin::accepts(Values const& values) noexcept {
-    if (values[kCapacity] > 0) return true;
+    if (values[kCapacity] != 0) return true;
     log_error("%s: field 'capacity' is 0. Exact sizes are for CPUs: a plan has rows of a fixed number. Export the model "
               "with capacities.",
         kName);
@@ -14,15 +14,17 @@ bool PackedTokenCompactPlugin::accepts(Values const& values) noexcept {
 
 MadtpPackedCompactShape PackedTokenCompactPlugin::shape(nvinfer1::Dims const& tokens, nvinfer1::Dims const& alignment,
     nvinfer1::Dims const& cu_seqlens, DataType type) const noexcept {
-    return {size_of(tokens.d[0]), size_of(cu_seqlens.d[0]) - 1, field(kGroup), size_of(tokens.d[1]),
-        size_of(alignment.d[1]), field(kLayer), field(kCapacity), kernel_dtype(type)};
+    int32_t const rows = size_of(tokens.d[0]), capacity = field(kCapacity);
+    return {rows, size_of(cu_seqlens.d[0]) - 1, field(kGroup), size_of(tokens.d[1]), size_of(alignment.d[1]),
+        field(kLayer), capacity < 0 ? rows : capacity, kernel_dtype(type)};
 }
 
 int32_t PackedTokenCompactPlugin::getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count,
     nvinfer1::DimsExprs const*, int32_t, nvinfer1::DimsExprs* outputs, int32_t output_count,
     nvinfer1::IExprBuilder& builder) noexcept {
     if (!check_counts("getOutputShapes", input_count, output_count) || !check_ranks(inputs)) return -1;
-    auto const* const capacity = builder.constant(field(kCapacity));
+    auto const* const capacity =
+        field(kCapacity) < 0 ? inputs[kTokens].d[0] : builder.constant(field(kCapacity));
     if (capacity == nullptr) return out_of_expressions();
     outputs[kCompacted].nbDims = 2;
     outputs[kCompacted].d[0] = capacity;

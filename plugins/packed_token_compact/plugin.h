@@ -8,7 +8,7 @@ class PackedTokenCompactPlugin final : public TablePlugin<PackedTokenCompactPlug
 public:
     static constexpr char const* kName = "PackedTokenCompact";
     static constexpr std::array<FieldSpec, 4> kFields{
-        {{"capacity", 0, MADTP_MAX_ROWS, true}, {"group", 1, MADTP_MAX_BATCH, true}, {"layer", 0, 65535, true},
+        {{"capacity", -1, MADTP_MAX_ROWS, true}, {"group", 1, MADTP_MAX_BATCH, true}, {"layer", 0, 65535, true},
             {"keep_margin", 0, 1, false, nvinfer1::PluginFieldType::kFLOAT32}}};
     static constexpr std::array<TensorSpec, 9> kInputs{
         {engine_tensor(2), {1, nvinfer1::DataType::kFLOAT}, {1, nvinfer1::DataType::kINT32},
@@ -20,7 +20,7 @@ public:
 
     using TablePlugin::TablePlugin;
 
-    // A plan has no sizes that depend on data: the capacity is one.
+    // A plan has no sizes that depend on data: the capacity is one, or -1, as many rows as came in.
     static bool accepts(Values const& values) noexcept;
 
     int32_t getOutputShapes(nvinfer1::DimsExprs const* inputs, int32_t input_count, nvinfer1::DimsExprs const*,

@@ -109,7 +109,7 @@ NODE = {"capacity": 0, "group": 1, "layer": 0}
     [
         (PACKED_ATTENTION, {"causal": 0, "heads": 0}, "PackedAlignedAttention has 0 heads"),
         (PACKED_ATTENTION, {"heads": 1}, "causal"),
-        (PACKED_COMPACT, {**NODE, "capacity": -1}, "capacity of PackedTokenCompact is -1"),
+        (PACKED_COMPACT, {**NODE, "capacity": -2}, "capacity of PackedTokenCompact is -2"),
         (PACKED_COMPACT, {**NODE, "capacity": 2**31}, "capacity of PackedTokenCompact is 2147483648"),
         (PACKED_COMPACT, {**NODE, "group": 0}, "group of PackedTokenCompact is 0"),
         (PACKED_COMPACT, {**NODE, "layer": -1}, "layer of PackedTokenCompact is -1"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madtp.ops.spec import PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION, OpSpec
+from madtp.ops.spec import EXACT, INCOMING, PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION, OpSpec
 from tests.helpers.kernel_calls import bits
 from tests.helpers.kernels import Kernels
 from tests.helpers.native_build import build
@@ -76,17 +76,18 @@ def test_compaction_is_the_kernels(
     wanted = kernels.packed_token_compact(*call[:9], group=group, keep_margin=margin, capacity=ROWS)
     needed = wanted[4]
     assert needed < ROWS
-    for capacity in (0, needed - 3, needed, needed + 4):
+    for capacity in (EXACT, INCOMING, needed - 3, needed, needed + 4):
         call[9] = capacity
         *columns, cu, count = ops.call(PACKED_COMPACT, call)
-        assert [len(column) for column in columns] == [capacity or needed] * 3
+        rows = {EXACT: needed, INCOMING: ROWS + 3}.get(capacity, capacity)
+        assert [len(column) for column in columns] == [rows] * 3
         assert int(count) == needed
-        assert torch.equal(cu, wanted[3].clamp(max=capacity or needed))
+        assert torch.equal(cu, wanted[3].clamp(max=rows))
         if capacity != needed - 3:
             assert all(same(got, expected, needed) for got, expected in zip(columns, wanted[:3], strict=True))
 
 
-@pytest.mark.parametrize("capacity", [0, 5])
+@pytest.mark.parametrize("capacity", [EXACT, INCOMING, 5])
 def test_no_rows_and_no_sequences_are_no_work(ops: OnnxRuntimeOps, device: ctypes.CDLL, capacity: int) -> None:
     for lengths, spare in (((0, 0), 0), ((), 3)):
         assert [len(part) for part in ops.call(PACKED_ATTENTION, attention_call(lengths, 1, 8, 0, spare))] == [
@@ -95,7 +96,7 @@ def test_no_rows_and_no_sequences_are_no_work(ops: OnnxRuntimeOps, device: ctype
         assert len(ops.call(VARLEN_ATTENTION, varlen_call(lengths, lengths, 1, 8, 0, spare))[0]) == spare
         call = compact_call(lengths, 0, temperature=0.7, capacity=capacity, spare=spare)
         *columns, cu, count = ops.call(PACKED_COMPACT, call)
-        assert [len(column) for column in columns] == [capacity] * 3
+        assert [len(column) for column in columns] == [spare if capacity == INCOMING else capacity] * 3
         assert int(count) == 0
         assert cu.tolist() == [0] * (len(lengths) + 1)
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from madtp.ops.packed import packed_token_compact, spans, varlen_attention
-from madtp.ops.spec import PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION, OpSpec
+from madtp.ops.spec import EXACT, INCOMING, PACKED_ATTENTION, PACKED_COMPACT, VARLEN_ATTENTION, OpSpec
 from tests.helpers.compaction_checks import (
     check_any_compaction,
     check_margins,
@@ -231,14 +231,15 @@ def test_any_capacity_is_a_beginning_of_what_is_exact(cpu: OnnxRuntimeOps) -> No
     *exact, cu, count = cpu.call(PACKED_COMPACT, compact_call([20, 9, 1, 20], 1, temperature=1.0, group=2))
     needed = int(count)
     assert needed < 50
-    for capacity in range(1, needed + 4):
+    for capacity in (INCOMING, *range(1, needed + 4)):
+        rows = 55 if capacity == INCOMING else capacity
         call = compact_call([20, 9, 1, 20], 1, temperature=1.0, group=2, capacity=capacity, spare=5)
         *parts, clamped, told = cpu.call(PACKED_COMPACT, call)
         assert int(told) == needed
-        assert torch.equal(clamped, cu.clamp(max=capacity))
+        assert torch.equal(clamped, cu.clamp(max=rows))
         for part, whole in zip(parts, exact, strict=True):
-            assert len(part) == capacity
-            assert same(part[:needed], whole[:capacity])
+            assert len(part) == rows
+            assert same(part[:needed], whole[:rows])
             assert not part[needed:].any()
 
 
@@ -353,16 +354,16 @@ def test_no_rows_and_no_sequences_have_empty_results(best: OnnxRuntimeOps) -> No
         (context,) = best.call(VARLEN_ATTENTION, varlen_call(lengths, lengths, 2, 4, 0, spare))
         assert context.shape == (spare, 8)
         assert not context.any()
-        for capacity in (0, 5):
+        for capacity, rows in ((EXACT, 0), (INCOMING, sum(lengths) + spare), (5, 5)):
             call = compact_call(lengths, 0, temperature=1.0, capacity=capacity, spare=spare)
             *parts, cu, count = best.call(PACKED_COMPACT, call)
-            assert [len(part) for part in parts] == [capacity] * 3
+            assert [len(part) for part in parts] == [rows] * 3
             assert not cu.any()
             assert int(count) == 0
 
 
 @settings(max_examples=40, deadline=None)
-@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4), seed=SEEDS, capacity=st.integers(0, 50))
+@given(lengths=st.lists(st.integers(0, 40), min_size=1, max_size=4), seed=SEEDS, capacity=st.integers(-1, 50))
 def test_any_bytes_are_survived(cpu: OnnxRuntimeOps, lengths: list[int], seed: int, capacity: int) -> None:
     generator = torch.Generator().manual_seed(seed)
 

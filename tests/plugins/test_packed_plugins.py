@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from madtp.ops.spec import PACKED_ATTENTION, PACKED_COMPACT, PACKED_OPS, VARLEN_ATTENTION, OpSpec
+from madtp.ops.spec import INCOMING, PACKED_ATTENTION, PACKED_COMPACT, PACKED_OPS, VARLEN_ATTENTION, OpSpec
 from tests.helpers import harness
 from tests.helpers.harness import PluginLibrary
 from tests.helpers.kernel_calls import bits
@@ -69,6 +69,19 @@ def test_a_plugin_gives_the_bits_of_the_kernels(
         assert count == int(outputs.pop()) < CAPACITY
     for got, wanted in zip(outputs, expected, strict=True):
         assert torch.equal(bits(got), bits(wanted))
+
+
+def test_compaction_has_room_for_what_comes_in(host: PluginLibrary, kernels: Kernels) -> None:
+    case, inputs = Case(PACKED_COMPACT, host), inputs_of(PACKED_COMPACT, torch.float32)
+    plugin = case.create(capacity=INCOMING).clone(attach=True)
+    assert CAPACITY < R
+    *expected, count = kernels.packed_token_compact(*inputs, group=S // Q, capacity=R)
+    outputs = [torch.full_like(column, -1) for column in expected] + [torch.zeros((), dtype=torch.int64)]
+    assert plugin.enqueue(inputs, outputs, torch.empty(1 << 20, dtype=torch.uint8)) == 0, host.messages()
+    assert int(outputs.pop()) == count
+    for got, wanted in zip(outputs, expected, strict=True):
+        rows = count if len(got) == R else len(got)
+        assert torch.equal(bits(got[:rows].contiguous()), bits(wanted[:rows].contiguous()))
 
 
 @pytest.mark.parametrize("spec", PACKED_OPS, ids=lambda spec: spec.onnx_name)

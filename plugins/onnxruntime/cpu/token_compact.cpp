@@ -51,7 +51,8 @@ void PackedTokenCompact::run(Call const& context) const {
     }
     Plan const made = plan(context, call, sequences);
     auto const needed = static_cast<int64_t>(made.starts.back());
-    int64_t const rows = mAttributes.capacity > 0 ? mAttributes.capacity : needed;
+    int64_t const capacity = mAttributes.capacity;
+    int64_t const rows = capacity > 0 ? capacity : capacity < 0 ? inputs.rows : needed;
     Compacted const result{context.output<float>(0, {rows, inputs.width}), context.output<float>(1, {rows}),
         context.output<int32_t>(2, {rows}), static_cast<size_t>(rows)};
     auto* cu_seqlens = context.output<int32_t>(3, inputs.cu_seqlens.shape);

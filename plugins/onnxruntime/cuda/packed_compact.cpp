@@ -14,7 +14,7 @@ MadtpPackedCompactShape shape_of(PackedCompactArguments const& given, PackedComp
     auto const narrow = [&](int64_t size) { return cuda::narrow(size, kOp, given.tokens); };
     return {narrow(given.rows), narrow(given.sequences), narrow(attributes.group), narrow(given.width),
         narrow(given.alignments), attributes.compact.layer,
-        narrow(attributes.capacity == 0 ? given.rows : attributes.capacity), cuda::kernel_dtype(given.tokens)};
+        narrow(attributes.capacity > 0 ? attributes.capacity : given.rows), cuda::kernel_dtype(given.tokens)};
 }
 
 }  // namespace
@@ -29,8 +29,9 @@ void CudaPackedTokenCompact::run(Call const& context) const {
         return MadtpPackedCompactOutputs{context.output<void>(0, {rows, given.width}), context.output<float>(1, {rows}),
             context.output<int32_t>(2, {rows}), cu_seqlens, count};
     };
+    int64_t const room = mAttributes.capacity < 0 ? given.rows : mAttributes.capacity;
     if (given.rows == 0 || given.sequences == 0) {
-        outputs_of(mAttributes.capacity);
+        outputs_of(room);
         std::vector<int32_t> const starts(static_cast<size_t>(given.sequences) + 1, 0);
         int64_t const none = 0;
         cuda::copy(cu_seqlens, starts.data(), starts.size() * sizeof(int32_t), cudaMemcpyHostToDevice, stream);
@@ -51,7 +52,7 @@ void CudaPackedTokenCompact::run(Call const& context) const {
         cuda::check(madtp_packed_token_compact(&shape, &inputs, &outputs, mAttributes.compact.keep_margin,
                         workspace.get(), stream), kOp);
     };
-    if (mAttributes.capacity != 0) { return launch(outputs_of(mAttributes.capacity)); }
+    if (room != 0) { return launch(outputs_of(room)); }
 
     auto const most_rows = static_cast<size_t>(given.rows);
     size_t const row_bytes = static_cast<size_t>(given.width) * cuda::element_bytes(given.tokens);

@@ -15,6 +15,7 @@ from madtp.ops.packed import packed_aligned_attention, packed_token_compact, var
 from madtp.ops.spec import (
     DOMAIN,
     FLOAT,
+    INCOMING,
     KEEP_MARGIN,
     PACKED_ATTENTION,
     PACKED_COMPACT,
@@ -75,16 +76,18 @@ def test_attention_body_equals_the_op(lengths: list[int], seed: int, spare: int)
     temperature=st.sampled_from([0.0, -1.0, 0.3, 1.0, 4.0, float("nan")]),
     min_keep=st.integers(1, 4),
     margin=st.sampled_from([0.0, 0.3]),
-    room=st.sampled_from([None, -3, 0, 4]),
+    room=st.sampled_from([None, -3, 0, 4, "incoming"]),
 )
 @example([20, 20], 2, 0, 1.0, 1, 0.0, None)
 @example([20, 20], 2, 0, 1.0, 1, 0.0, -15)
 def test_compaction_body_equals_the_op(
-    pairs: list[int], group: int, seed: int, temperature: float, min_keep: int, margin: float, room: int | None
+    pairs: list[int], group: int, seed: int, temperature: float, min_keep: int, margin: float, room: int | str | None
 ) -> None:
     options: dict[str, Any] = {"temperature": temperature, "min_keep": min_keep, "group": group, "margin": margin}
     call = compact_call(pairs * group, seed, **options, spare=2)
-    if room is not None:
+    if room == "incoming":
+        call = compact_call(pairs * group, seed, **options, spare=2, capacity=INCOMING)
+    elif isinstance(room, int):
         needed = int(packed_token_compact(*call)[4])
         call = compact_call(pairs * group, seed, **options, spare=2, capacity=max(1, needed + room))
     found, expected = run(PACKED_COMPACT, call), packed_token_compact(*call)

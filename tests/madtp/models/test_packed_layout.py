@@ -27,10 +27,11 @@ def inputs_of(case: golden.GoldenCase) -> dict[str, torch.Tensor]:
     return given | {name: case.inputs[name] for name in INPUTS[case.task] if name in case.inputs}
 
 
+@pytest.mark.parametrize("sized", [False, True], ids=["exact", "sized"])
 @pytest.mark.parametrize("folder", FOLDERS, ids=lambda folder: f"{folder.parent.name}-{folder.name}")
-def test_a_batch_gives_what_every_request_gets_alone(folder: Any) -> None:
+def test_a_batch_gives_what_every_request_gets_alone(folder: Any, sized: bool) -> None:
     model = golden.load_model(folder)
-    packed_parts = parts_of(model.packed_copy())
+    packed_parts = parts_of(model.packed_copy(sized=sized))
     dynamic = {name: PruningRunner(part) for name, part in parts_of(model).items()}
     packed = {name: PruningRunner(part) for name, part in packed_parts.items()}
     cases = [case for case in golden.load_cases(folder, model.config.image_size) if not case.evaluates]
@@ -58,6 +59,22 @@ def test_a_copy_shares_the_weights_and_leaves_the_model_as_it_is(carried: tuple[
     assert not model.packed
     ours, theirs = (dict(one.named_parameters()) for one in (model, copy))
     assert all(theirs[name] is weight for name, weight in ours.items())
+
+
+def test_capacities_are_enough_where_all_rows_have_room(carried: tuple[Any, list[golden.GoldenCase]]) -> None:
+    model, cases = carried
+    case = next(case for case in cases if case.name == "b3_pad_prune")
+    inputs, sized = inputs_of(case), model.packed_copy(sized=True)
+    with torch.no_grad():
+        exact = model.packed_copy()(**inputs, temperature=case.temperature)
+        needed = [counts.sum(dim=0).tolist() for counts in (exact.vision_token_counts, exact.text_token_counts)]
+        sized.visual_encoder.capacities, sized.text_encoder.capacities = (tuple(row + 1 for row in of) for of in needed)
+        enough = sized(**inputs, temperature=case.temperature)
+        sized.visual_encoder.capacities = (*needed[0][:-1], needed[0][-1] // 2)
+        short = sized(**inputs, temperature=case.temperature)  # whatever it gives, it gives something
+    assert (enough.logits - exact.logits).abs().max() < 1e-5
+    assert all(map(torch.equal, enough[1:], exact[1:]))
+    assert short.vision_token_counts.sum(dim=0)[-1] == needed[0][-1] // 2
 
 
 def test_filling_of_a_batch_changes_no_text(carried: tuple[Any, list[golden.GoldenCase]]) -> None:
