@@ -255,7 +255,7 @@ def test_capacities_that_no_engine_can_have_are_refused(rows: int, written: Path
     content = json.loads(written.read_text())
     content["batches"]["4"]["buckets"][0]["rows"]["vision"] = [rows]
     written.write_text(json.dumps(content))
-    with pytest.raises(CapacityError, match="1 to 40 rows"):
+    with pytest.raises(CapacityError, match="2 to 40 rows"):
         check(read_capacity(written), written)
 
 
