@@ -30,6 +30,7 @@ def read_fields(path: Path) -> Any:
 def named_files(content: Any) -> set[str]:
     """Names of all files that a manifest, well-formed or not, lists."""
     parts = list(objects(find(content, "parts")))
+    parts += [bucket for part in parts for bucket in objects(find(part, "buckets"))]
     names = [find(part, *keys) for part in parts for keys in (("artifact",), ("external_data", "file"))]
     names += [find(part, "timing_cache", "file") for part in parts]
     names += [find(content, "plugins", "library", "file"), find(content, *VOCABULARY, "file")]

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from export.artifact.manifest import PART_NAMES, Manifest, Part
+from export.artifact.manifest import PART_NAMES, BucketEntry, Manifest, Part
 from export.artifact.onnx_file import external_locations
 from export.errors import ManifestError
 from madtp.files.inputs import sha256
@@ -48,11 +48,12 @@ def check_files(manifest: Manifest, folder: Path, *, changed: bool = False) -> l
             found.append(name)
     for part in manifest.parts:
         if not part.is_plan:
-            _check_locations(part, folder)
+            for graph in part.engines:
+                _check_locations(graph, folder)
     return found
 
 
-def _check_locations(part: Part, folder: Path) -> None:
+def _check_locations(part: Part | BucketEntry, folder: Path) -> None:
     """Refuse a graph whose weights lie in another file than the one whose hash was checked."""
     known = set() if part.external_data is None else {part.external_data.file}
     path = folder / part.artifact

@@ -23,8 +23,10 @@ PART_NAMES = {  # see madtp/models/parts.py
     "clip": ("image", "text"),
 }
 PACKAGES = ("torch", "onnx", "onnxscript", "onnxruntime", "polygraphy")
+OVERFLOW = "overflow"  # output [] int32: 1 where a layer had no room for all rows, and the others mean nothing
 KEPT_FAILURES = 20  # of a validation, in a manifest
 MAX_PARTS = 8
+MAX_BUCKETS = 64  # of a part
 NAME_PATTERN = r"^(?!\.\.?$)[^/\\\u0000]{1,255}(?![\s\S])"  # of a file beside the manifest: no path leads elsewhere
 
 FileName = Annotated[str, Bounds(pattern=NAME_PATTERN)]
@@ -138,6 +140,30 @@ class ExternalData:
 
 
 @dataclass(frozen=True)
+class BucketEntry:
+    """An engine of a part with less room than the part's own, which has room for everything."""
+
+    batch: Annotated[int, Bounds(minimum=1), "most requests (images, texts, pairs) that it takes"]
+    rows: Annotated[dict[str, tuple[int, ...]], "encoder -> rows after each layer, over all sequences of a batch"]
+    whole: Annotated[dict[str, int], "encoder -> rows of that batch if nothing is pruned"]
+    predicted: Annotated[float, Bounds(minimum=0, maximum=1), "share of batches of that size that do not fit"]
+    predicted_most: Annotated[float, Bounds(minimum=0, maximum=1), "upper end of its 95 % confidence interval"]
+    onnx_sha256: Annotated[Sha256, "of the ONNX graph that the artifact was made from"]
+    profile: Annotated[dict[str, Profile], "input -> min, opt, max shape"]
+    layers: Annotated[int | None, "layers of the TensorRT network"]
+    artifact: Annotated[FileName, "file beside the manifest"]
+    sha256: Sha256
+    bytes: int
+    external_data: Annotated[ExternalData | None, "null: weights are in the artifact"]
+
+    def named_files(self) -> Iterator[tuple[str, str]]:
+        """Name and sha256 of the graph or plan, and of the weights beside it."""
+        yield self.artifact, self.sha256
+        if self.external_data is not None:
+            yield self.external_data.file, self.external_data.sha256
+
+
+@dataclass(frozen=True)
 class Part:
     """One engine of the artifact."""
 
@@ -163,17 +189,35 @@ class Part:
     float32_nodes: Annotated[
         dict[str, int] | None, "fp16, bf16: why nodes outside of the custom ops stayed in float32 -> how many"
     ] = None
+    buckets: Annotated[
+        tuple[BucketEntry, ...] | None,
+        Bounds(min_items=1, max_items=MAX_BUCKETS),
+        "engines with less room, in the order in which they are tried; where one's output `overflow` is not 0, its "
+        "other outputs mean nothing, and the next runs, at last the part itself",
+    ] = None
 
     @property
     def is_plan(self) -> bool:
         """Whether it is a TensorRT plan, and not an ONNX file."""
         return self.artifact.endswith(".plan")
 
+    @property
+    def is_sized(self) -> bool:
+        """Whether its layers have room for a number of rows, so that it may overflow."""
+        return any(output.name == OVERFLOW for output in self.outputs)
+
+    @property
+    def engines(self) -> "tuple[Part | BucketEntry, ...]":
+        """Its buckets, in the order in which they are tried, and itself."""
+        return (*(self.buckets or ()), self)
+
     def named_files(self) -> Iterator[tuple[str, str]]:
-        """Name and sha256 of the graph or plan, and of the weights beside it."""
+        """Name and sha256 of the graphs or plans, buckets too, and of the weights beside them."""
         yield self.artifact, self.sha256
         if self.external_data is not None:
             yield self.external_data.file, self.external_data.sha256
+        for bucket in self.buckets or ():
+            yield from bucket.named_files()
 
 
 @dataclass(frozen=True)
@@ -410,6 +454,18 @@ class QuantizationEntry:
 
 
 @dataclass(frozen=True)
+class CapacityEntry:
+    """Where the rooms of the buckets come from."""
+
+    source: Annotated[
+        Literal["file", "measured", "guessed"], "guessed: counted on samples that are not typical of this model"
+    ]
+    origin: Annotated[str, "the samples, in words"]
+    samples: Annotated[int, "requests counted"]
+    overflow: Annotated[float, Bounds(minimum=0, maximum=1), "share of batches that may not fit, as it was asked for"]
+
+
+@dataclass(frozen=True)
 class Manifest:
     """All that a manifest says."""
 
@@ -444,6 +500,7 @@ class Manifest:
     seconds: Annotated[dict[str, float], "duration of each stage"]
     validation: Validation
     quantization: Annotated[QuantizationEntry | None, "int8 and fp8 only"] = None
+    capacities: Annotated[CapacityEntry | None, "of artifacts with buckets"] = None
     manifest_sha256: Annotated[Sha256, "of everything else in here, as compact JSON with sorted keys"] = ""
 
     @classmethod
@@ -467,6 +524,11 @@ class Manifest:
         return self.layout == "packed"
 
     @property
+    def is_sized(self) -> bool:
+        """Whether no size inside of it depends on data: layers have room for a number of rows."""
+        return any(part.is_sized for part in self.parts)
+
+    @property
     def is_batch_invariant(self) -> bool:
         """Whether an answer depends on nothing else in its batch but by rounding.
 
@@ -488,8 +550,8 @@ class Manifest:
 
     @property
     def part_hashes(self) -> dict[str, str]:
-        """File name -> sha256 of every part."""
-        return {part.artifact: part.sha256 for part in self.parts}
+        """File name -> sha256 of every graph or plan."""
+        return {engine.artifact: engine.sha256 for part in self.parts for engine in part.engines}
 
     @property
     def vocabulary_file(self) -> str | None:

@@ -1,13 +1,14 @@
 """Reading manifests, strictly: for everybody who relies on one. `fields` reads them as they are."""
 
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
 import jsonschema
 
-from export.artifact.manifest import NAME_PATTERN, SCHEMA_VERSION, Manifest, Part
+from export.artifact.manifest import NAME_PATTERN, SCHEMA_VERSION, Manifest, Part, Profile
 from export.artifact.seal import is_sealed, manifest_validator, seal
 from export.errors import ManifestError
 from madtp.files.inputs import read_json
@@ -100,7 +101,8 @@ def read_manifest(path: Path, *, changed: bool = False) -> Manifest:
         raise ManifestError(f"the manifest '{path}' is malformed", f"At {_reason(wrong)}.", "Export again.") from wrong
     manifest = Manifest.from_json(content)
     for part in manifest.parts:
-        _check_profile(part, path)
+        for engine in part.engines:
+            _check_profile(part, engine.profile, path)
     if not changed and not is_sealed(manifest):
         raise ManifestError(
             f"the manifest '{path}' was changed after it was written",
@@ -127,15 +129,15 @@ def _whole(path: Path) -> str | None:
     return None
 
 
-def _check_profile(part: Part, path: Path) -> None:
+def _check_profile(part: Part, profile: Mapping[str, Profile], path: Path) -> None:
     """What the schema cannot say: every input but the temperature has shapes of its rank."""
     ranks = {
         info.name: len(info.shape)
         for info in part.inputs
         if any(isinstance(dimension, str) for dimension in info.shape)
     }
-    fits = part.profile.keys() == ranks.keys() and bool(ranks)
-    if not fits or any(len(shape) != ranks[name] for name in ranks for shape in part.profile[name]):
+    fits = profile.keys() == ranks.keys() and bool(ranks)
+    if not fits or any(len(shape) != ranks[name] for name in ranks for shape in profile[name]):
         raise ManifestError(
             f"the manifest '{path}' is malformed", f"Part '{part.name}': profile and inputs differ.", "Export again."
         )

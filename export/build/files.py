@@ -1,6 +1,6 @@
 """Names of the files that an export writes beside its manifest."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from export.build.options import ExportOptions
@@ -10,6 +10,12 @@ from export.graph.trace import EXTERNAL_DATA_LIMIT
 def artifact_name(engine: Path, part: str, parts: int) -> str:
     """`out.plan` of a model with one part, else `out.<part>.plan`."""
     return engine.name if parts == 1 else f"{engine.stem}.{part}{engine.suffix}"
+
+
+def bucket_name(artifact: str, label: str) -> str:
+    """That of an engine with less room, beside the `artifact` of its part: `out.b8.plan`."""
+    path = Path(artifact)
+    return f"{path.stem}.{label}{path.suffix}"
 
 
 def timing_name(engine: Path) -> str:
@@ -31,18 +37,23 @@ def ranges_name(engine: Path) -> str:
 
 
 def is_single_file(options: ExportOptions, weight_bytes: int) -> bool:
-    """Whether an ONNX file holds its weights itself."""
-    return options.engine.suffix == ".onnx" and weight_bytes <= EXTERNAL_DATA_LIMIT
+    """Whether an ONNX file holds its weights itself: they are not too large, and no buckets share them."""
+    return options.engine.suffix == ".onnx" and weight_bytes <= EXTERNAL_DATA_LIMIT and not options.sized
 
 
 def output_names(
-    options: ExportOptions, parts: Collection[str], weight_bytes: int, vocabulary: Path | None
+    options: ExportOptions,
+    parts: Collection[str],
+    weight_bytes: int,
+    vocabulary: Path | None,
+    buckets: Iterable[str] = (),
 ) -> list[str]:
-    """All files that an export may write beside its manifest."""
+    """All files that an export may write beside its manifest; `buckets` are labels of engines with less room."""
     engine = options.engine
-    names = [artifact_name(engine, part, len(parts)) for part in parts]
+    whole = [artifact_name(engine, part, len(parts)) for part in parts]
+    names = whole + [bucket_name(name, label) for label in buckets for name in whole]
     if engine.suffix == ".onnx":
-        names += [] if is_single_file(options, weight_bytes) else [f"{name}.data" for name in names]
+        names += [] if is_single_file(options, weight_bytes) else [f"{name}.data" for name in whole]
     else:
         ships = options.plugins != "none" and not options.embed_plugins
         names += [timing_name(engine), *([library_name(engine)] if ships else [])]

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from export.artifact.manifest import KernelsEntry
 from export.build.built_artifact import BuiltArtifact
+from export.build.opened_part import open_part
 from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults
 from export.engine.op_library import OpLibrary
 from export.errors import BackendError, PluginError
-from export.runtime.checked import CheckedRunner
 from export.runtime.execution import Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.validate.artifact_runners import KERNELS_RUNNER
@@ -105,12 +105,7 @@ def _run(
     prepared: Prepared, built: BuiltArtifact, results: TorchResults, batches: Sequence[Batch], execution: Execution
 ) -> dict[Batch, RunResult]:
     runners = {
-        name: CheckedRunner(
-            OnnxRunner(part.traced.runnable, execution=execution),
-            part.traced.inputs,
-            part.traced.outputs,
-            part.profile,
-        )
+        name: open_part(part, lambda _, runnable: OnnxRunner(runnable, execution=execution))
         for name, part in built.parts.items()
     }
     parts = {name: part.traced.part for name, part in built.parts.items()}

@@ -3,11 +3,13 @@
 import datetime
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from export.artifact.manifest import (
     SCHEMA_VERSION,
     BackendEntry,
+    BucketEntry,
     CalibrationEntry,
     ExternalData,
     ImagePreprocessing,
@@ -21,7 +23,7 @@ from export.artifact.manifest import (
     Vocabulary,
     tool_versions,
 )
-from export.build.built_artifact import BuiltArtifact, BuiltPart
+from export.build.built_artifact import BuiltArtifact, BuiltBucket, BuiltPart
 from export.build.files import ranges_name
 from export.build.prepare import Prepared
 from export.build.validation import ExportValidation
@@ -61,6 +63,7 @@ def manifest_of(
         seconds=dict(seconds),
         validation=validation.entry(),
         quantization=_quantization(prepared, built),
+        capacities=None if built.capacities is None else built.capacities.entry,
         **named,
     )
 
@@ -86,6 +89,26 @@ def _part(name: Any, part: BuiltPart, checkpoint_sha256: str, built: BuiltArtifa
         sha256=sha256(artifact),
         bytes=artifact.stat().st_size,
         external_data=None if external is None else ExternalData(external, sha256(built.folder / external)),
+        buckets=tuple(_bucket(bucket, built.folder) for bucket in part.buckets) or None,
+    )
+
+
+def _bucket(built: BuiltBucket, folder: Path) -> BucketEntry:
+    artifact = folder / built.files[0]
+    external = next((name for name in built.files if name.endswith(".data")), None)
+    return BucketEntry(
+        batch=built.bucket.batch,
+        rows=built.bucket.rows,
+        whole=built.bucket.whole,
+        predicted=built.bucket.predicted.share,
+        predicted_most=built.bucket.predicted.high,
+        onnx_sha256=built.onnx_sha256,
+        profile=built.profile,
+        layers=built.layers,
+        artifact=artifact.name,
+        sha256=sha256(artifact),
+        bytes=artifact.stat().st_size,
+        external_data=None if external is None else ExternalData(external, sha256(folder / external)),
     )
 
 

@@ -52,6 +52,8 @@ class ExportOptions:
             file holds the custom ops and their bodies), or the path of a plugin library.
         embed_plugins: embed the plugin library in the plan, so that there is one file to ship.
         tokens: file of token statistics (`python -m calibration tokens`); None measures the samples.
+        capacity: file of capacities (`python -m calibration capacity`) of the packed layout, with which no size depends
+            on data; None measures the samples for a plan, and lets sizes of an .onnx depend on data.
         quantization: of int8 and fp8.
         allow_outside: also read images of samples that lie outside their folder.
     """
@@ -72,6 +74,7 @@ class ExportOptions:
     plugins: str = "auto"
     embed_plugins: bool = False
     tokens: Path | None = None
+    capacity: Path | None = None
     quantization: QuantizationOptions = field(default_factory=QuantizationOptions)
     samples: Path | None = None
     allow_outside: bool = False
@@ -99,12 +102,13 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        if self.layout == "packed" and suffix == ".plan":
+        if self.layout == "packed" and suffix == ".plan" and self.plugins == "none":
             raise OptionError(
-                "--layout packed is not available for a .plan",
-                "This version packs tokens for ONNX Runtime only.",
-                "Use --layout dynamic, or export to .onnx.",
+                "--layout packed is not available for a .plan without plugins",
+                "Sizes inside the bodies of its ops depend on data, which a packed plan is made to avoid.",
+                "Use --layout dynamic, or omit --plugins.",
             )
+        self._check_capacity()
         if self.io_dtype not in ("fp32", self.precision):
             raise OptionError(
                 f"--io-dtype {self.io_dtype} does not go with --precision {self.precision}",
@@ -124,11 +128,13 @@ class ExportOptions:
                 "An .onnx file and a plan built with --plugins none use no plugins.",
                 "Omit --embed-plugins.",
             )
-        if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none"):
+        if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none" or self.layout == "packed"):
             raise OptionError(
                 "--tokens is given, but nothing is tuned with it",
-                "Token statistics size the plugin layers of a plan.",
-                "Omit --tokens.",
+                "Token statistics size the plugin layers of a plan of the dynamic layout.",
+                "Omit --tokens; sizes of a packed plan come from --capacity."
+                if self.layout == "packed"
+                else "Omit --tokens.",
             )
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(
@@ -147,4 +153,32 @@ class ExportOptions:
                 "--tokens and --keep-margin exclude each other",
                 "Token statistics are counted without a margin, so the plan would be tuned for too few tokens.",
                 "Omit --tokens: the export counts on its samples, with the margin.",
+            )
+
+    @property
+    def sized(self) -> bool:
+        """Whether no size depends on data: layers have room for a number of rows."""
+        return self.layout == "packed" and (self.engine.suffix == ".plan" or self.capacity is not None)
+
+    def _check_capacity(self) -> None:
+        if self.capacity is None:
+            return
+        if self.layout != "packed":
+            raise OptionError(
+                f"--capacity does not apply to --layout {self.layout}",
+                "Capacities are of rows that lie end to end.",
+                "Use --layout packed, or omit --capacity.",
+            )
+        if self.plugins == "none":
+            raise OptionError(
+                "--capacity and --plugins none exclude each other",
+                "Sizes inside the bodies of the custom ops depend on data, whatever room their results have.",
+                "Omit one of them.",
+            )
+        if self.keep_margin:
+            raise OptionError(
+                "--capacity and --keep-margin exclude each other",
+                "Capacities are counted without a margin, so that batches would often not fit.",
+                "Omit --capacity"
+                + ("." if self.engine.suffix == ".onnx" else ": the export counts on its samples, with the margin."),
             )

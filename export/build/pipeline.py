@@ -108,7 +108,7 @@ def commit(
         (staging.folder / described).write_text(dump_manifest(manifest))
     if built.library_path is not None:
         names.append(built.library_path.name)
-    names += [name for part in built.parts.values() for name in reversed(part.files)]
+    names += [name for part in built.parts.values() for name in reversed(part.all_files)]
     names = list(dict.fromkeys(names))
     inputs = input_files(prepared.options, vocabulary)
     check_export(target, names, inputs)  # others may have written since

@@ -1,5 +1,6 @@
 """The first stage: read and check every input of an export."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from export.build.files import output_names
 from export.build.options import ExportOptions
 from export.build.quantization import Quantization, prepare_quantization
 from export.engine.backends import Backend, check_precision, choose_backend
+from export.engine.capacities import CapacityPlan, buckets_of_file
 from export.engine.plugin_build import architectures, check_tools
 from export.engine.plugin_library import check_knows_margins, loadable_library
 from export.engine.profile import DEFAULT_BATCH, Written, text_range, written_sizes
@@ -26,7 +28,7 @@ from madtp.data.samples import INDEX, Config, SampleSet, load_samples
 from madtp.errors import listing
 from madtp.files.inputs import sha256
 from madtp.files.staging import check_writable
-from madtp.models.parts import parts_of
+from madtp.models.parts import Part, parts_of
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Prepared:
     Attributes:
         written: what a decoder is built for; None for a model without one.
         tokens: the statistics of --tokens.
+        capacities: the buckets of --capacity.
         encoders: pruned encoder -> number of layers.
         quantization: None where nothing is quantized.
     """
@@ -51,6 +54,7 @@ class Prepared:
     weight_bytes: int
     checkpoint: Checkpoint
     tokens: TokenStatistics | None
+    capacities: CapacityPlan | None
     parts: tuple[str, ...]
     encoders: dict[str, int]
     quantization: Quantization | None = None
@@ -91,15 +95,19 @@ def prepare(options: ExportOptions) -> Prepared:
     check_samples(samples, model.config, batch, text)
     weight_bytes = sum(tensor.nbytes for tensor in model.state_dict().values())
     check_writable(options.engine, needed_bytes(options, weight_bytes))
-    outputs = output_names(options, parts, weight_bytes, samples.vocabulary)
-    check_export(options.engine, outputs, input_files(options, samples.vocabulary))
     temperature = model.temperature if options.temperature is None else options.temperature
     path = options.checkpoint
     checkpoint = Checkpoint(path.name, sha256(path), path.stat().st_size, loaded.epoch, tuple(loaded.notes) or None)
+    own = Source(checkpoint.sha256, model.task, temperature, "", None)
+    capacities = None
+    if options.capacity is not None:
+        capacities = buckets_of_file(options.capacity, own, model.config, depths(parts), batch, text)
+    labels = bucket_labels(options, batch, parts, capacities)
+    outputs = output_names(options, parts, weight_bytes, samples.vocabulary, labels)
+    check_export(options.engine, outputs, input_files(options, samples.vocabulary))
     tokens = None
     if options.tokens is not None:
         tokens = read_tokens(options.tokens)
-        own = Source(checkpoint.sha256, model.task, temperature, "", None)
         check_source(tokens.source, own, options.tokens)
         check_encoders(tokens, parts, options.tokens)
     sm: tuple[int, ...] | None = None
@@ -124,10 +132,21 @@ def prepare(options: ExportOptions) -> Prepared:
         weight_bytes=weight_bytes,
         checkpoint=checkpoint,
         tokens=tokens,
+        capacities=capacities,
         parts=tuple(parts),
         encoders=depths(parts),
         quantization=prepare_quantization(options, model, checkpoint.sha256, temperature),
     )
+
+
+def bucket_labels(
+    options: ExportOptions, batch: Range, parts: Mapping[str, Part], capacities: CapacityPlan | None
+) -> list[str]:
+    """Labels that buckets may have; those of a plan whose capacities are yet to be measured may be fewer."""
+    if capacities is not None:
+        return list(dict.fromkeys(bucket.label for part in parts.values() for bucket in capacities.of(part)))
+    sizes = sorted({batch.min, batch.opt, batch.max}) if options.sized else []
+    return [label for size in sizes for label in (f"b{size}", f"b{size}-2")]
 
 
 def check_weights(model: Model, precision: str) -> None:
@@ -152,7 +171,16 @@ def input_files(options: ExportOptions, vocabulary: Path | None) -> list[Path | 
     quantization = options.quantization
     calibrated = None if quantization.calib is None or quantization.table else quantization.calib / INDEX
     quantized = [quantization.table, calibrated, quantization.keep]
-    return [options.checkpoint, options.config, options.tokens, library, index, vocabulary, *quantized]
+    return [
+        options.checkpoint,
+        options.config,
+        options.tokens,
+        options.capacity,
+        library,
+        index,
+        vocabulary,
+        *quantized,
+    ]
 
 
 def needed_bytes(options: ExportOptions, weight_bytes: int) -> int:

@@ -6,7 +6,7 @@ from functools import partial
 
 from rich.table import Table
 
-from export.artifact.manifest import Manifest, Parity
+from export.artifact.manifest import BucketEntry, Manifest, Parity
 from export.artifact.reader import manifest_path
 from export.bench.latency import Latency, ratio_of, summarize
 from export.bench.words import milliseconds, times
@@ -116,6 +116,7 @@ def closing_lines(result: ExportResult) -> list[str]:
     lines.extend(quantization_lines(manifest))
     lines.extend(precision_lines(manifest))
     lines.extend(plugin_lines(manifest))
+    lines.extend(bucket_lines(manifest))
     if result.validation.kernels is not None:
         lines.append(str(result.validation.kernels))
     if manifest.backend.oldest is not None:
@@ -155,15 +156,42 @@ def precision_lines(manifest: Manifest) -> list[str]:
 
 
 def plugin_lines(manifest: Manifest) -> list[str]:
-    """One line each on the plugin library and on the origin of token sizes; none for a plan without plugins."""
+    """One line each on the plugin library and on the origin of token sizes, if any; none for a plan without plugins."""
     library, tokens = manifest.plugins.library, manifest.parts[0].tokens
-    if library is None or tokens is None:
+    if library is None:
         return []
     count = sum(layers for part in manifest.parts for layers in part.plugin_layers.values())
     place = "in the plan; its loader has to allow host code" if library.embedded else f"{library.file} beside it"
     architectures = ", ".join(f"{number // 10}.{number % 10}" for number in library.sm)
-    basis = {"file": "statistics of", "measured": "measured on", "guessed": "GUESSED from"}[tokens.source]
-    return [
-        f"plugins: {count} layers; library {place} (for compute capability {architectures})",
-        f"token sizes tuned for: {basis} {tokens.origin}",
-    ]
+    lines = [f"plugins: {count} layers; library {place} (for compute capability {architectures})"]
+    if tokens is not None:
+        basis = {"file": "statistics of", "measured": "measured on", "guessed": "GUESSED from"}[tokens.source]
+        lines.append(f"token sizes tuned for: {basis} {tokens.origin}")
+    return lines
+
+
+def bucket_lines(manifest: Manifest) -> list[str]:
+    """A line on the buckets of each part, and one on where they come from; none where sizes depend on data."""
+    sized = [part for part in manifest.parts if part.is_sized]
+    entry = manifest.capacities
+    if not sized:
+        return []
+    if entry is None:
+        why = "temperature 0 prunes nothing" if manifest.temperature <= 0 else "the samples are too few"
+        return [f"buckets: none ({why}); the engine has room for everything, which costs time"]
+    basis = {"file": "statistics of", "measured": "measured on", "guessed": "GUESSED from"}[entry.source]
+    lines = [f"buckets: {basis} {entry.origin} ({entry.samples}), for an overflow of {entry.overflow:.2%}"]
+    for part in sized:
+        found = [
+            f"batch {bucket.batch}, {_share(bucket):.0%} of all rows, {bucket.predicted:.2%} (at most "
+            f"{bucket.predicted_most:.2%}) predicted to overflow"
+            for bucket in part.buckets or ()
+        ]
+        lines.append(f"buckets of {part.name}: {'; '.join(found) or 'none with less room than for everything'}")
+    return lines
+
+
+def _share(bucket: BucketEntry) -> float:
+    """Its rows, of those of as many requests of which nothing is pruned."""
+    kept = sum(map(sum, bucket.rows.values()))
+    return kept / sum(len(rows) * bucket.whole[encoder] for encoder, rows in bucket.rows.items())

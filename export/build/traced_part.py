@@ -10,6 +10,7 @@ from torch import nn
 from export.artifact.manifest import TensorInfo
 from export.build.files import artifact_name, is_single_file
 from export.build.prepare import Prepared
+from export.graph.capacities import add_overflow
 from export.graph.custom_nodes import custom_nodes
 from export.graph.fuse import fuse_products
 from export.graph.inline import inline_functions
@@ -54,7 +55,7 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
     traced = {}
     model = prepared.load_model()
     if options.layout == "packed":
-        model = model.packed_copy()
+        model = model.packed_copy(sized=options.sized)
     quantizer = None if prepared.quantization is None else prepared.quantization.quantizer
     for name, part in parts_of(model).items():
         on_detail(name)
@@ -65,7 +66,8 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
             quantize = [] if quantizer is None else [quantizer.graph_pass(part_weight_names(model, part), quantized)]
             change = precision_pass(options.precision, options.io_dtype, target.suffix == ".onnx", reasons.__setitem__)
             fuse = [fuse_products] if target.suffix == ".onnx" else []
-            write_part(part, source, external_data=not single_file, passes=[*fuse, *quantize, change])
+            room = [add_overflow] if options.sized else []
+            write_part(part, source, external_data=not single_file, passes=[*room, *fuse, *quantize, change])
             if target.suffix == ".onnx" and options.plugins == "none":
                 inline_functions(source, source)
             runnable = source

@@ -5,6 +5,7 @@ import platform
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -15,9 +16,9 @@ from export.bench.environment import Neighbours, activity, machine, warnings
 from export.bench.latency import summarize, time_rounds
 from export.build.built_artifact import BuiltArtifact
 from export.build.kernels import KernelsResult, run_compared, run_kernels
+from export.build.opened_part import open_part
 from export.build.prepare import Prepared
 from export.build.torch_results import Batch, TorchResults
-from export.runtime.checked import CheckedRunner
 from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import OnnxRunner
 from export.runtime.plan_runner import PlanRunner
@@ -245,17 +246,13 @@ def _run_artifact(
 
 def _open(prepared: Prepared, built: BuiltArtifact, runs_plan: bool) -> Runners:
     """Runners of the artifact's parts; of the ONNX that they were built from where the plans cannot run here."""
-    runners = {}
-    for name, part in built.parts.items():
-        runner: Runner = (
-            PlanRunner(
-                built.folder / part.files[0], prepared.backend, built.library_path, prepared.options.embed_plugins
-            )
-            if runs_plan
-            else OnnxRunner(part.traced.runnable)
-        )
-        runners[name] = CheckedRunner(runner, part.traced.inputs, part.traced.outputs, part.profile)
-    return runners
+
+    def open_engine(plan: str, runnable: Path) -> Runner:
+        if not runs_plan:
+            return OnnxRunner(runnable)
+        return PlanRunner(built.folder / plan, prepared.backend, built.library_path, prepared.options.embed_plugins)
+
+    return {name: open_part(part, open_engine) for name, part in built.parts.items()}
 
 
 def _judge(

@@ -25,6 +25,7 @@ KEEP = "What to leave in float32, from `python -m calibration sensitivity` (defa
 KEEP_MARGIN = "Also keep tokens this far below the threshold, as a fraction of the mean |score|."
 LIBRARY = "Op library: its kernels in place of function bodies (none)  [default: the installed one, where it fits]"
 PROVIDER = "Execution provider of ONNX Runtime."
+CAPACITY = "Rows of layers from `python -m calibration capacity`; packed only (default: plans measure on samples)."
 PLUGINS = "none: standard ONNX ops only. auto: plugins in a plan, custom ops with function bodies in an .onnx file."
 
 
@@ -82,6 +83,7 @@ def export_options(command: Any) -> Any:
                 metavar="JSON",
                 help="Token statistics from `python -m calibration tokens`; plans only (default: measured on samples).",
             ),
+            click.option("--capacity", type=PATH, metavar="JSON", help=CAPACITY),
             click.option("--calib", type=PATH, metavar="DIR|JSON", help=CALIB),
             click.option(
                 "--calib-method",

@@ -6,9 +6,9 @@ from pathlib import Path
 import onnx
 from onnxscript import ir
 
+from export.artifact.manifest import OVERFLOW
 from madtp.ops.spec import CAPACITY, DOMAIN, INCOMING, PACKED_COMPACT
 
-OVERFLOW = "overflow"  # output [] int32: 1 where a layer had no room for all rows, and the others mean nothing
 _COMPACTED, _COUNT = ([output.name for output in PACKED_COMPACT.outputs].index(name) for name in ("compacted", "count"))
 
 

@@ -38,7 +38,13 @@ from export.runtime.artifact import CANNOT_RUN, Artifact
 from export.runtime.execution import BODIES, Execution
 from export.runtime.runner import RunnerOptions
 from export.samples.choice import DataOptions, choose_samples
-from export.validate.intermediates import IntermediatesPlanBuilder, PassesOf, open_onnx_intermediates, trace_parts
+from export.validate.intermediates import (
+    IntermediatesPlanBuilder,
+    PassesOf,
+    open_onnx_intermediates,
+    trace_parts,
+    traced_model,
+)
 from export.validate.quantization import passes_of
 from madtp.data.samples import SampleSet
 from madtp.files.outputs import check_outputs, write_output
@@ -83,6 +89,7 @@ class _Opened:
     parts: Mapping[str, Part] | None
     runners: Mapping[str, Runner]
     least: int
+    traced: Mapping[str, Part] | None = None  # what a plan was traced from
     passes: PassesOf | None = None  # that the export ran over graphs
     execution: Execution | None = None  # in ONNX Runtime; None for a plan
 
@@ -161,16 +168,17 @@ def _check_options(options: ReportOptions) -> None:
 def _opened(options: ReportOptions, artifact: Artifact) -> _Opened:
     if options.checkpoint is None:
         artifact.check_runs("Give --ckpt to show what its torch model does, or run this on a machine with such a GPU.")
-    parts, passes = None, None
+    parts, passes, traced = None, None, None
     if options.checkpoint is not None:
         model = madtp.load(options.checkpoint, artifact.manifest.config)
         model.set_keep_margin(artifact.manifest.keep_margin or 0.0)
         parts, passes = parts_of(model), passes_of(artifact.manifest, model)
+        traced = parts_of(traced_model(artifact.manifest, model))
     least = batch_and_text(artifact.manifest)[0].min
     if artifact.backend.can_run:
         execution = artifact.execution(options.library, options.provider)
         runners = artifact.open_runners(RunnerOptions(execution=execution))
-        return _Opened(artifact, parts, runners, least, passes, execution)
+        return _Opened(artifact, parts, runners, least, traced, passes, execution)
     assert parts is not None
     return _Opened(artifact, parts, torch_runners(parts), least)
 
@@ -239,10 +247,10 @@ def _watched(opened: _Opened, scratch: Path, progress: Progress) -> SourceIdReco
     if opened.parts is None:
         return None
     why = CANNOT_RUN
-    if artifact.backend.can_run and opened.passes is not None:
+    if artifact.backend.can_run and opened.traced is not None and opened.passes is not None:
         progress.detail("building a plan that shows the tokens it keeps")
         form = manifest.graph_form
-        files = trace_parts(opened.parts, scratch, progress.detail, *form, runnable=False, passes_of=opened.passes)
+        files = trace_parts(opened.traced, scratch, progress.detail, *form, runnable=False, passes_of=opened.passes)
         builder = IntermediatesPlanBuilder.of_artifact(artifact, files, progress.detail)
         description = "the plan, built anew so that it gives out its source ids"
         try:

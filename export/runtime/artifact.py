@@ -6,13 +6,14 @@ from functools import cached_property
 from pathlib import Path
 
 from export.artifact.files import check_file, check_files
-from export.artifact.manifest import Manifest, Part
+from export.artifact.manifest import BucketEntry, Manifest, Part
 from export.artifact.reader import open_manifest
 from export.artifact.seal import is_sealed
 from export.engine.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.engine.op_library import Provider
 from export.engine.plugin_library import check_embedded, loadable_library
 from export.errors import BackendError, ManifestError, OptionError
+from export.runtime.buckets import Bucket, BucketRunner, OverflowCount
 from export.runtime.checked import CheckedRunner
 from export.runtime.execution import BODIES, NONE, Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
@@ -43,6 +44,7 @@ class Artifact:
     changed: tuple[str, ...] = ()
     _process: int = field(default_factory=os.getpid)
     _opened: list[CheckedRunner] = field(default_factory=list)
+    _bucketed: list[BucketRunner] = field(default_factory=list)
 
     @classmethod
     def open(cls, path: Path, *, checkpoint: Path | None = None, changed: bool = False) -> "Artifact":
@@ -149,16 +151,28 @@ class Artifact:
         options = options or RunnerOptions()
         if options.execution is None:
             options = replace(options, execution=self.execution())
-        runners: dict[str, Runner] = {}
-        for part in self.manifest.parts:
-            runner = self._open_part(part, beside, options)
-            checked = CheckedRunner(runner, part.inputs, part.outputs, part.profile)
-            self._opened.append(checked)
-            runners[part.name] = checked
-        return runners
+        return {part.name: self._open_part(part, beside, options) for part in self.manifest.parts}
+
+    @property
+    def overflows(self) -> OverflowCount:
+        """Of all calls of the runners that it opened."""
+        return sum((runner.count for runner in self._bucketed), OverflowCount())
 
     def _open_part(self, part: Part, library: Path | None, options: RunnerOptions) -> Runner:
-        path, entry = self.folder / part.artifact, self.manifest.plugins.library
+        def opened(engine: Part | BucketEntry) -> CheckedRunner:
+            runner = self._open_engine(part, engine.artifact, library, options)
+            checked = CheckedRunner(runner, part.inputs, part.outputs, engine.profile)
+            self._opened.append(checked)
+            return checked
+
+        if not part.is_sized:
+            return opened(part)
+        buckets = [Bucket(bucket.batch, opened(bucket)) for bucket in part.buckets or ()]
+        self._bucketed.append(BucketRunner(buckets, opened(part)))
+        return self._bucketed[-1]
+
+    def _open_engine(self, part: Part, artifact: str, library: Path | None, options: RunnerOptions) -> Runner:
+        path, entry = self.folder / artifact, self.manifest.plugins.library
         carries = entry is not None and entry.embedded and bool(part.plugin_layers)
         if entry is not None and carries:  # the only reason to let a plan bring code
             check_embedded(path, entry)

@@ -9,7 +9,7 @@ from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import feed, running
-from madtp.tasks.requests import Outputs, Runner
+from madtp.tasks.requests import Outputs, Runner, token_counts
 
 
 class IntermediatesRunner:
@@ -39,7 +39,8 @@ class KeptIdsRunner:
     """A part that keeps the source ids of its tokens, which are the outputs `names` of its runner.
 
     Attributes:
-        ids: [sequences, tokens] int32 for each layer, from the latest call.
+        ids: [sequences, tokens] int32 for each layer, from the latest call; in the packed layout those of all sequences
+            end to end, [rows].
     """
 
     def __init__(self, runner: Runner, names: Sequence[str]) -> None:
@@ -48,5 +49,8 @@ class KeptIdsRunner:
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         outputs = dict(self._runner.run(inputs, temperature))
-        self.ids = [outputs.pop(name) for name in self._names]
+        totals = [int(total) for counts in token_counts(outputs).values() for total in counts.sum(dim=0)]
+        found = [outputs.pop(name) for name in self._names]
+        # Where a layer has room for a number of rows, what is behind the last sequence is no token.
+        self.ids = [ids if ids.dim() > 1 else ids[:total] for ids, total in zip(found, totals, strict=True)]
         return outputs

@@ -4,11 +4,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from export.artifact.manifest import Manifest
+from export.artifact.manifest import Manifest, Part, Profile
 from export.console import Progress
 from export.errors import BackendError
+from export.graph.capacities import set_capacities
 from export.graph.precision import needs_rounding, write_runnable
 from export.runtime.artifact import Artifact
+from export.runtime.buckets import Bucket, BucketRunner
 from export.runtime.checked import CheckedRunner
 from export.runtime.execution import BODIES, Execution
 from export.runtime.intermediates_runner import KeptIdsRunner
@@ -19,6 +21,7 @@ from export.validate.intermediates import (
     kept_ids_runners,
     open_onnx_intermediates,
     trace_parts,
+    traced_model,
 )
 from export.validate.model_runner import ArtifactRunner, TorchModelRunner
 from export.validate.quantization import passes_of
@@ -75,8 +78,9 @@ def open_runners(
         return ArtifactRunners(files, runners)
     progress.stage("tracing the checkpoint to ONNX")
     form = artifact.manifest.graph_form
-    passes = passes_of(artifact.manifest, reference.model)
-    networks = trace_parts(parts_of(reference.model), scratch, progress.detail, *form, runnable=False, passes_of=passes)
+    model = traced_model(artifact.manifest, reference.model)
+    passes = passes_of(artifact.manifest, model)
+    networks = trace_parts(parts_of(model), scratch, progress.detail, *form, runnable=False, passes_of=passes)
     files = _runnable(networks, artifact.manifest.precision)
     onnx = _runner(BODIES_RUNNER, reference, _open_traced(artifact.manifest, files), _onnx_kept_ids(files))
     if not artifact.backend.can_run:
@@ -122,8 +126,20 @@ def _plan_kept_ids(
 
 
 def _open_traced(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Runner]:
-    """Traced ONNX files in ONNX Runtime, with the profile of the artifact."""
-    return {
-        part.name: CheckedRunner(OnnxRunner(files[part.name]), part.inputs, part.outputs, part.profile)
-        for part in manifest.parts
-    }
+    """Traced ONNX files in ONNX Runtime, with the buckets and profiles of the artifact."""
+    return {part.name: _open_part(part, files[part.name]) for part in manifest.parts}
+
+
+def _open_part(part: Part, path: Path) -> Runner:
+    def opened(path: Path, profile: Mapping[str, Profile]) -> CheckedRunner:
+        return CheckedRunner(OnnxRunner(path), part.inputs, part.outputs, profile)
+
+    whole = opened(path, part.profile)
+    if not part.is_sized:
+        return whole
+    buckets = []
+    for number, bucket in enumerate(part.buckets or ()):
+        sized = path.with_name(f"bucket{number}-{path.name}")
+        set_capacities(path, sized, bucket.rows)
+        buckets.append(Bucket(bucket.batch, opened(sized, bucket.profile)))
+    return BucketRunner(buckets, whole)

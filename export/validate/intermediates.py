@@ -10,6 +10,7 @@ from typing import Protocol
 
 from onnxscript import ir
 
+from export.artifact.manifest import Manifest
 from export.artifact.schema import encode
 from export.engine.builder import BuildResult, build_plan
 from export.engine.plugin_build import plugin_library
@@ -23,6 +24,7 @@ from export.runtime.artifact import Artifact
 from export.runtime.execution import BODIES, Execution
 from export.runtime.intermediates_runner import IntermediatesRunner, KeptIdsRunner
 from export.runtime.plan_runner import PlanRunner
+from madtp.checkpoint.loading import Model
 from madtp.files.staging import write_errors
 from madtp.models.parts import Part
 from madtp.tasks.requests import Runner
@@ -90,7 +92,9 @@ class IntermediatesPlanBuilder:
         library = self.library if entry.plugin_layers else None
         profile = encode(entry.profile)
         with write_errors(plan):
-            if library is None or entry.tokens is None:
+            if library is not None and entry.is_sized:
+                network = source
+            elif library is None or entry.tokens is None:
                 inline_functions(source, network)
             else:
                 set_token_sizes(source, network, entry.tokens.opt_max)
@@ -98,6 +102,11 @@ class IntermediatesPlanBuilder:
             return build_plan(
                 self.artifact.backend, network, plan, cache, profile, self.on_phase, library, shown=values
             )
+
+
+def traced_model(manifest: Manifest, model: Model) -> Model:
+    """The model whose parts were traced for an artifact: that of the checkpoint, or its copy in the packed layout."""
+    return model.packed_copy(sized=manifest.is_sized) if manifest.is_packed else model
 
 
 def trace_parts(

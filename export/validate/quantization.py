@@ -7,6 +7,7 @@ from onnxscript import ir
 
 from calibration.smoothing import default_channels, smooth
 from export.artifact.manifest import Manifest
+from export.graph.capacities import add_overflow
 from export.graph.fuse import fuse_products
 from export.graph.quantize import Precision, Quantizer
 from export.validate.intermediates import PassesOf
@@ -38,7 +39,8 @@ def passes_of(manifest: Manifest, model: Model) -> PassesOf:
     quantizer = quantizer_of(manifest, model)
 
     def passes(part: Part) -> list[Callable[[ir.Model], None]]:
-        found: list[Callable[[ir.Model], None]] = [] if manifest.is_plan else [fuse_products]
+        found: list[Callable[[ir.Model], None]] = [add_overflow] if manifest.is_sized else []
+        found += [] if manifest.is_plan else [fuse_products]
         if quantizer is not None:
             found.append(quantizer.graph_pass(part_weight_names(model, part), set()))
         return found

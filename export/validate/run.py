@@ -20,6 +20,7 @@ from export.validate.artifact_runners import open_runners
 from export.validate.batch_invariance import measure_batch_invariance
 from export.validate.bisection import bisect_failures
 from export.validate.comparator import Comparator, compare_samples
+from export.validate.intermediates import traced_model
 from export.validate.model_runner import TorchModelRunner
 from export.validate.quantization import in_torch, smooth_as
 from export.validate.repro import check_repro
@@ -121,7 +122,7 @@ def validate_artifact(options: ValidateOptions, progress: Progress) -> tuple[Val
         if not result.passed:
             progress.stage("looking for the first divergent node")
             if manifest.is_packed:  # the graph's nodes are those of the packed layout
-                packed = model.packed_copy()
+                packed = traced_model(manifest, model)
                 reference = TorchModelRunner("torch", packed, bounds.tolerance.dtype, in_torch(manifest, packed))
             found = bisect_failures(result, manifest, reference, opened, options.repro, scratch, progress)
             result = replace(result, bisection=found)

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from export.graph.capacities import OVERFLOW, add_overflow, set_capacities
+from export.artifact.manifest import OVERFLOW
+from export.graph.capacities import add_overflow, set_capacities
 from export.graph.trace import write_part
 from export.runtime.onnx_runner import OnnxRunner
 from madtp.models.parts import Part, parts_of
