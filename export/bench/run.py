@@ -22,6 +22,7 @@ from export.engine.op_library import Provider
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
+from export.runtime.buckets import BucketRunner
 from export.runtime.checked import CheckedRunner
 from export.runtime.execution import Execution
 from export.runtime.runner import RunnerOptions
@@ -141,12 +142,15 @@ def bench(
         runs = {case: counts for case, (_, counts) in probed.items()}
         notes = [] if baseline is None else differences(baseline, described, conditions)
         caveats = list(tools.notes)
-        checked = [(part, each) for part, each in opened.runners[NEW].items() if isinstance(each, CheckedRunner)]
+        kinds = (CheckedRunner, BucketRunner)
+        checked = [(part, each) for part, each in opened.runners[NEW].items() if isinstance(each, kinds)]
         uncaptured = [part for part, runner in checked if not runner.capturable]
         if options.cuda_graphs and uncaptured:
             caveats.append(f"not replayed as CUDA graphs, because sizes depend on the data: {', '.join(uncaptured)}")
         run = _Run(options, conditions, baseline, tools, kept, caveats, keep, progress)
         timings = run.measure(opened)
+        if described.overflows.overflows:
+            caveats.append(str(described.overflows))
         measurement = run.measurement(timings)
         if measurement.partial:
             return BenchResult(described, measurement, runs, notes=notes, interrupted=True)

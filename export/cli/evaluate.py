@@ -136,9 +136,12 @@ def results_table(results: dict[str, Any], title: str) -> Table:
 
 def closing_lines(results: dict[str, Any]) -> list[str]:
     """One line each: how it ran, missing scores, differences from the published evaluation, skipped items."""
+    from export.runtime.buckets import OverflowCount
     from export.runtime.execution import execution_words
 
     lines = [] if results["execution"] is None else [f"runs {execution_words(results['execution'])}"]
+    if results["overflows"] is not None:
+        lines.append(str(OverflowCount(**results["overflows"])))
     if results["unscored"] is not None:
         lines.append(f"unscored: {results['unscored']}")
     used = results["identity"]["options"]

@@ -111,6 +111,8 @@ def command(
             show(product, [path.name for path in images], texts, given["top"] or TOP, packed)
             if session.execution is not None:
                 output_console().print(f"    runs {session.execution}", highlight=False, soft_wrap=True)
+            if session.overflows.overflows:
+                output_console().print(f"    {session.overflows}", highlight=False, soft_wrap=True)
 
 
 def check_form(task: str, images: int, texts: int, given: Mapping[str, Any]) -> None:
@@ -204,6 +206,7 @@ def as_object(
         "temperature": temperature,
         "backend": {"name": session.backend.name, "version": session.backend.version},
         "execution": None if session.execution is None else session.execution.to_json(),
+        "overflows": asdict(session.overflows) if session.manifest.is_sized else None,
         "files": [part.artifact for part in session.manifest.parts],
     }
 

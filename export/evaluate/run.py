@@ -4,7 +4,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from export.evaluate.evaluation import EvaluateOptions, Report, Work, batching, 
 from export.evaluate.items import item_work
 from export.evaluate.journal import Entry, Journal
 from export.evaluate.ranking import ClipWork, RetrievalWork
+from export.runtime.buckets import OverflowCount
 from export.session.session import Session
 from madtp.data.annotations import Id
 from madtp.data.datasets import RETRIEVAL_TASKS, Dataset
@@ -78,9 +79,10 @@ def evaluate(
         earlier.check(identity)
     with Journal(part_path(output), identity) as journal:
         for step in range(len(journal.entries), work.steps):
-            begin = time.perf_counter()
+            begin, before = time.perf_counter(), session.overflows
             entry = work.run(step, report)
-            journal.append({**entry, "seconds": round(time.perf_counter() - begin, 3)})
+            overflows = asdict(session.overflows - before)
+            journal.append({**entry, "overflows": overflows, "seconds": round(time.perf_counter() - begin, 3)})
         scoring = work.score(journal.entries)
         results = {
             "schema": SCHEMA_VERSION,
@@ -97,6 +99,7 @@ def evaluate(
             "texts_cut": sum(entry["cut"] for entry in journal.entries),
             "missing_images": [str(path) for path in dataset.missing],
             "mean_tokens": mean_tokens(journal.entries),
+            "overflows": _overflows(journal.entries) if session.manifest.is_sized else None,
             "seconds": round(sum(entry["seconds"] for entry in journal.entries), 3),
             "identity": identity,
             "answers": scoring.answers,
@@ -125,6 +128,11 @@ def _work(session: Session, dataset: Dataset, options: EvaluateOptions, temperat
     if task in RETRIEVAL_TASKS:
         return (ClipWork if task == "clip" else RetrievalWork)(session, dataset, options, temperature)
     return item_work(session, dataset, options, temperature)
+
+
+def _overflows(entries: Sequence[Entry]) -> dict[str, int]:
+    """Of all entries together."""
+    return asdict(sum((OverflowCount(**entry["overflows"]) for entry in entries), OverflowCount()))
 
 
 def _limited(dataset: Dataset, limit: int | None) -> Dataset:

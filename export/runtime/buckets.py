@@ -8,7 +8,8 @@ from torch import Tensor
 
 from export.artifact.manifest import OVERFLOW
 from export.errors import BackendError
-from madtp.tasks.requests import Outputs, Runner
+from export.runtime.checked import CheckedRunner
+from madtp.tasks.requests import Outputs
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,7 @@ class Bucket:
     """A runner that has room for most batches of at most so many requests (images, texts, pairs)."""
 
     batch: int
-    runner: Runner
+    runner: CheckedRunner
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,14 @@ class BucketRunner:
         whole: has room for everything.
     """
 
-    def __init__(self, buckets: Sequence[Bucket], whole: Runner) -> None:
+    def __init__(self, buckets: Sequence[Bucket], whole: CheckedRunner) -> None:
         self._buckets, self._whole = buckets, whole
         self._lock, self._count = threading.Lock(), OverflowCount()
+
+    @property
+    def capturable(self) -> bool:
+        """Whether no engine prevents CUDA graphs."""
+        return all(runner.capturable for runner in (self._whole, *(bucket.runner for bucket in self._buckets)))
 
     @property
     def count(self) -> OverflowCount:

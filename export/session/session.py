@@ -13,6 +13,7 @@ from export.engine.op_library import PROVIDERS, Provider
 from export.engine.profile import batch_and_text
 from export.errors import OptionError
 from export.runtime.artifact import Artifact
+from export.runtime.buckets import OverflowCount
 from export.runtime.checked import finite_runners
 from export.runtime.forks import forked
 from export.runtime.runner import RunnerOptions
@@ -113,6 +114,12 @@ class Session:
         opened = self._artifact.open_runners(RunnerOptions(threads, execution=self.execution))
         self.runners: dict[str, Runner] = {**finite_runners(opened, "asked by a session")}
         self._process = os.getpid()
+
+    @property
+    def overflows(self) -> OverflowCount:
+        """Calls of engines with less room than for everything, and how often one did not have enough: the call then ran
+        again with more. None of either where sizes depend on data."""
+        return self._artifact.overflows
 
     def __enter__(self) -> "Session":
         return self
