@@ -143,7 +143,8 @@ class ExternalData:
 class BucketEntry:
     """An engine of a part with less room than the part's own, which has room for everything."""
 
-    batch: Annotated[int, Bounds(minimum=1), "most requests (images, texts, pairs) that it takes"]
+    least: Annotated[int, Bounds(minimum=1), "fewest requests (images, texts, pairs) that it takes"]
+    batch: Annotated[int, Bounds(minimum=1), "most requests that it takes"]
     rows: Annotated[dict[str, tuple[int, ...]], "encoder -> rows after each layer, over all sequences of a batch"]
     whole: Annotated[dict[str, int], "encoder -> rows of that batch if nothing is pruned"]
     predicted: Annotated[float, Bounds(minimum=0, maximum=1), "share of batches of that size that do not fit"]

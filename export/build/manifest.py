@@ -97,6 +97,7 @@ def _bucket(built: BuiltBucket, folder: Path) -> BucketEntry:
     artifact = folder / built.files[0]
     external = next((name for name in built.files if name.endswith(".data")), None)
     return BucketEntry(
+        least=built.bucket.least,
         batch=built.bucket.batch,
         rows=built.bucket.rows,
         whole=built.bucket.whole,

@@ -23,6 +23,7 @@ def open_part(part: BuiltPart, open_engine: OpenEngine) -> Runner:
     if not any(output.name == OVERFLOW for output in traced.outputs):
         return whole
     buckets = [
-        Bucket(built.bucket.batch, opened(built.files[0], built.runnable, built.profile)) for built in part.buckets
+        Bucket(built.bucket.least, built.bucket.batch, opened(built.files[0], built.runnable, built.profile))
+        for built in part.buckets
     ]
     return BucketRunner(buckets, whole)

@@ -24,6 +24,7 @@ VERIFIED = "verified"
 CHANGED = "CHANGED after it was written: its own sha256 does not match"
 UNSEALED = "has no hash of its own, so that changes cannot be detected"
 MOST_PARTS = 8  # that are read; a model has at most three
+MOST_BUCKETS = 64  # of a part
 NO_ARTIFACT = "neither an artifact nor a file of one"
 _PAIR = ("pair", "temperature", "status", "requests", "explained")
 _LIBRARY = ("file", "embedded", "version", "sha256", "source_sha256", "sm")
@@ -136,6 +137,7 @@ class _Artifact:
             "vocabulary": vocabulary,
             "parts": parts,
             "quantization": self._quantization(),
+            "capacities": content.get("capacities"),
             "validation": self._validation(),
         }
 
@@ -208,6 +210,28 @@ class _Artifact:
             "opsets": None if file is None else file.opsets,
             "ir_version": None if file is None else file.ir_version,
             "functions": None if file is None else file.functions,
+            "buckets": [self._bucket(bucket) for bucket in islice(objects(part.get("buckets")), MOST_BUCKETS)],
+        }
+
+    def _bucket(self, bucket: dict[str, Any]) -> dict[str, Any]:
+        """An engine with less room; its graph is checked like its part's."""
+        external = bucket.get("external_data")
+        if isinstance(external, dict):
+            external = {**external, "state": self._state(external)}
+        path = _inside(self._folder, bucket.get("artifact"))
+        if path is not None and path.suffix == ".onnx" and path.is_file():
+            try:
+                known = {external.get("file") if isinstance(external, dict) else None}
+                foreign = read_onnx(path).external.keys() - known
+                self._found.damage.extend(f"'{path.name}' takes weights from '{name}'" for name in sorted(foreign))
+            except (ManifestError, OSError) as error:
+                self._found.damage.append(first_line(error))
+        named = {"file": bucket.get("artifact"), "sha256": bucket.get("sha256"), "bytes": bucket.get("bytes")}
+        keys = ("batch", "rows", "predicted", "predicted_most", "artifact", "sha256")
+        return {
+            **{key: bucket.get(key) for key in keys},
+            "bytes": path.stat().st_size if path is not None and path.is_file() else None,
+            "state": self._state(named),
         }
 
     def _check_parts(self, names: list[Any]) -> None:

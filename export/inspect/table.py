@@ -75,6 +75,7 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
         yield "keep margin", get("keep_margin")
     yield "layout, precision", f"{get('layout')} ({get('batching')} batching), {get('precision')}"
     yield from _quantization_rows(manifest["quantization"])
+    yield from _capacity_rows(manifest["capacities"])
     oldest = f" (runs in {get('backend', 'oldest')} and newer)" if get("backend", "oldest") != "?" else ""
     yield "backend", f"{get('backend', 'name')} {get('backend', 'version')}{oldest}"
     library = manifest["library"]
@@ -90,6 +91,12 @@ def _manifest_rows(manifest: Mapping[str, Any]) -> Iterator[Row]:
         yield "vocabulary", f"{_text(vocabulary['file'] or 'built in')}: {vocabulary['state']}"
     else:
         yield "vocabulary", "none: the export found no vocabulary of this model"
+
+
+def _capacity_rows(capacities: Any) -> Iterator[Row]:
+    if isinstance(capacities, dict):
+        get = _reader(capacities)
+        yield "buckets", f"{get('source')}: {get('origin')} ({get('samples')} samples), overflow {get('overflow')}"
 
 
 def _quantization_rows(quantization: Any) -> Iterator[Row]:
@@ -134,6 +141,15 @@ def _part_rows(part: Mapping[str, Any]) -> Iterator[Row]:
         sizes = part["tokens"].get("opt_max")
         for encoder, pairs in list(sizes.items())[:LISTED] if isinstance(sizes, dict) else ():
             yield f"    {_text(encoder)}", f"{' '.join(_pair(pair) for pair in _list(pairs))} (opt/max per layer)"
+    for bucket in part["buckets"][:LISTED]:
+        get = _reader(bucket)
+        yield "  bucket", f"{get('artifact')}, {_size(bucket['bytes'])}: {bucket['state']}"
+        predicted = f"{get('predicted', show=_digits)} (at most {get('predicted_most', show=_digits)})"
+        yield "    requests", f"at most {get('batch')}; share of batches predicted to overflow: {predicted}"
+        rows = bucket["rows"]
+        for encoder, layers in list(rows.items())[:LISTED] if isinstance(rows, dict) else ():
+            yield f"    {_text(encoder)} rows", " ".join(map(_text, _list(layers)))
+    yield from _and_more("  bucket", len(part["buckets"]))
 
 
 def _pair(pair: Any) -> str:

@@ -160,14 +160,16 @@ class Artifact:
 
     def _open_part(self, part: Part, library: Path | None, options: RunnerOptions) -> Runner:
         def opened(engine: Part | BucketEntry) -> CheckedRunner:
-            runner = self._open_engine(part, engine.artifact, library, options)
+            # Where no size depends on data, one launch does for all of an engine's kernels.
+            graphs = replace(options, cuda_graphs=options.cuda_graphs or part.is_sized)
+            runner = self._open_engine(part, engine.artifact, library, graphs)
             checked = CheckedRunner(runner, part.inputs, part.outputs, engine.profile)
             self._opened.append(checked)
             return checked
 
         if not part.is_sized:
             return opened(part)
-        buckets = [Bucket(bucket.batch, opened(bucket)) for bucket in part.buckets or ()]
+        buckets = [Bucket(bucket.least, bucket.batch, opened(bucket)) for bucket in part.buckets or ()]
         self._bucketed.append(BucketRunner(buckets, opened(part)))
         return self._bucketed[-1]
 

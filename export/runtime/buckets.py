@@ -14,8 +14,9 @@ from madtp.tasks.requests import Outputs
 
 @dataclass(frozen=True)
 class Bucket:
-    """A runner that has room for most batches of at most so many requests (images, texts, pairs)."""
+    """A runner that has room for most batches of at least and at most so many requests (images, texts, pairs)."""
 
+    least: int
     batch: int
     runner: CheckedRunner
 
@@ -67,7 +68,7 @@ class BucketRunner:
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
         """Outputs of the part without OVERFLOW."""
         requests = len(next(iter(inputs.values())))
-        fitting = [bucket.runner for bucket in self._buckets if requests <= bucket.batch]
+        fitting = [bucket.runner for bucket in self._buckets if bucket.least <= requests <= bucket.batch]
         tried = fitting if temperature > 0 else []  # the dense model prunes nothing, so nothing else has room
         overflows = 0
         try:

@@ -125,24 +125,18 @@ def execution_context(engine: Any, trt: Any, cuda_graphs: bool) -> tuple[Any, Ke
     https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/dynamic-shapes-advanced.html
 
     Args:
-        cuda_graphs: capture runs as CUDA graphs and replay them. TensorRT for RTX does so by itself, anew for every
-            shape, and runs as usual what it cannot capture.
+        cuda_graphs: capture runs as CUDA graphs and replay them, which TensorRT for RTX does by itself, anew for every
+            shape, and runs as usual what it cannot capture; for others see `export.runtime.cuda_graphs`.
             https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/inference-library/work-with-cuda-graphs.html
 
     Returns:
         An execution context and its cache; of other TensorRTs, which compile nothing, the engine and None.
 
     Raises:
-        BackendError: this TensorRT does not capture graphs, or there is no room for the context.
+        BackendError: there is no room for the context.
     """
     strategies = getattr(trt, "DynamicShapesKernelSpecializationStrategy", None)
     if strategies is None:
-        if cuda_graphs:
-            raise BackendError(
-                "this TensorRT does not capture CUDA graphs by itself",
-                "Only TensorRT for RTX does; in others the application captures its own stream.",
-                "Measure without --cuda-graphs.",
-            )
         return engine, None
     config = engine.create_runtime_config()
     config.dynamic_shapes_kernel_specialization_strategy = strategies.NONE

@@ -17,6 +17,7 @@ from torch import Tensor
 from export.engine.backends import Backend
 from export.engine.plugin_library import loadable_library
 from export.errors import BackendError, PluginError
+from export.runtime.cuda_graphs import GraphContext
 from export.runtime.forks import keep_in_child
 from export.runtime.gpu import MeteredContext, execution_context, layer_profiler
 from export.runtime.runner import RunnerOptions, feed, running
@@ -78,12 +79,18 @@ class PlanRunner:
         if options.layer_milliseconds is not None:
             self._profiler = layer_profiler(trt, options.layer_milliseconds)  # TensorRT keeps no reference of its own
             self._runner.context.profiler = self._profiler
+        self._graphs = None
+        if options.cuda_graphs and self._kernels is None:  # this TensorRT captures none by itself
+            self._graphs = GraphContext(self._runner.context, self._runner.engine, self._runner.output_allocator)
+            self._runner.context = self._graphs
         if options.meter is not None:
             self._runner.context = MeteredContext(self._runner.context, options.meter)
 
     @property
     def capturable(self) -> bool:
         """Whether the latest run could be captured as a CUDA graph: not where a shape depends on the data."""
+        if self._graphs is not None:
+            return self._graphs.captures
         return bool(self._runner.context.is_stream_capturable(self._runner.stream.ptr))
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
@@ -101,9 +108,11 @@ class PlanRunner:
             if self._runner is not None:
                 if self._kernels is not None:
                     self._kernels.keep()
+                if self._graphs is not None:
+                    self._graphs.close()
                 self._runner.deactivate()
             self._runner = None  # holds references to what it was made of
-            self._kernels = None
+            self._kernels, self._graphs = None, None
             self._kept_alive.clear()
 
     def __del__(self) -> None:

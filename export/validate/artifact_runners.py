@@ -141,5 +141,5 @@ def _open_part(part: Part, path: Path) -> Runner:
     for number, bucket in enumerate(part.buckets or ()):
         sized = path.with_name(f"bucket{number}-{path.name}")
         set_capacities(path, sized, bucket.rows)
-        buckets.append(Bucket(bucket.batch, opened(sized, bucket.profile)))
+        buckets.append(Bucket(bucket.least, bucket.batch, opened(sized, bucket.profile)))
     return BucketRunner(buckets, whole)

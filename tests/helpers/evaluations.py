@@ -9,6 +9,7 @@ from export import Session
 from export.engine.range import Range
 from export.evaluate.evaluation import EvaluateOptions
 from export.evaluate.run import evaluate
+from export.runtime.buckets import OverflowCount
 from export.session.products import Caption, Judgement
 from madtp.data.datasets import Dataset
 
@@ -20,7 +21,7 @@ class FakeSession:
 
     def __init__(self, task: str = "nlvr", artifact: str = "ab", batch: Range | None = None) -> None:
         self.task, self.temperature, self.batch = task, 0.5, batch or Range(1, 2, 4)
-        self.execution = None
+        self.execution, self.overflows = None, OverflowCount()
         self.processor = SimpleNamespace(
             sha256="cd", is_cut=lambda text: len(text) > 100, ids=lambda text, cut: [*text.split(), "ENC", "SEP"]
         )
@@ -30,6 +31,7 @@ class FakeSession:
             precision="fp32",
             checkpoint=SimpleNamespace(sha256="ef"),
             is_packed=False,
+            is_sized=False,
             is_batch_invariant=False,
             preprocessing=SimpleNamespace(text=SimpleNamespace(prompt="a picture of ")),
         )
