@@ -81,11 +81,23 @@ MADTP_RUNTIME_API char const* madtp_engine_layout(MadtpEngine const* engine) MAD
 MADTP_RUNTIME_API char const* madtp_engine_execution(MadtpEngine const* engine) MADTP_NOEXCEPT;
 MADTP_RUNTIME_API float madtp_engine_temperature(MadtpEngine const* engine) MADTP_NOEXCEPT;
 MADTP_RUNTIME_API int64_t madtp_engine_max_batch(MadtpEngine const* engine) MADTP_NOEXCEPT;
+MADTP_RUNTIME_API int64_t madtp_engine_usual_batch(MadtpEngine const* engine) MADTP_NOEXCEPT;
 MADTP_RUNTIME_API size_t madtp_engine_parts(MadtpEngine const* engine) MADTP_NOEXCEPT;
 MADTP_RUNTIME_API char const* madtp_engine_part(MadtpEngine const* engine, size_t index) MADTP_NOEXCEPT; /* or NULL */
 
 MADTP_RUNTIME_API MadtpError* madtp_session_open(MadtpEngine const* engine, MadtpSession** session) MADTP_NOEXCEPT;
 MADTP_RUNTIME_API void madtp_session_free(MadtpSession* session) MADTP_NOEXCEPT;
+
+/* Of a session, since it was opened: calls; batches that ran; batches that ran again on the next bucket, because their
+ * tokens did not fit; runs that replayed a CUDA graph. */
+typedef struct MadtpStatistics {
+    int64_t calls;
+    int64_t runs;
+    int64_t overflows;
+    int64_t graph_replays;
+} MadtpStatistics;
+
+MADTP_RUNTIME_API MadtpStatistics madtp_session_statistics(MadtpSession const* session) MADTP_NOEXCEPT;
 
 typedef struct MadtpInput {
     char const* name;
