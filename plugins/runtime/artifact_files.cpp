@@ -4,6 +4,7 @@
 #include "files.h"
 #include "manifest.h"
 #include "onnx_file.h"
+#include "text.h"
 
 namespace madtp::detail {
 namespace {

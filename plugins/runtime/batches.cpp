@@ -3,9 +3,9 @@
 #include <algorithm>
 #include <cstring>
 
-#include "files.h"
 #include "part_checks.h"
 #include "tensor.h"
+#include "text.h"
 
 namespace madtp::detail {
 namespace {

@@ -4,6 +4,7 @@
 
 #include "files.h"
 #include "json.h"
+#include "text.h"
 
 namespace madtp::detail {
 namespace {

@@ -3,7 +3,6 @@
 #include <algorithm>
 
 #include "engine_state.h"
-#include "files.h"
 #include "part_checks.h"
 
 namespace madtp {

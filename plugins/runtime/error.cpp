@@ -1,5 +1,7 @@
 #include <madtp/engine.hpp>
 
+#include "text.h"
+
 namespace madtp {
 namespace {
 
@@ -14,11 +16,11 @@ std::string lines(std::string const& summary, std::string const& why, std::strin
 }  // namespace
 
 Error::Error(Code code, std::string summary, std::string why, std::string fix)
-    : std::runtime_error(lines(summary, why, fix)),
+    : std::runtime_error(detail::printable(lines(summary, why, fix))),
       code_(code),
-      summary_(std::move(summary)),
-      why_(std::move(why)),
-      fix_(std::move(fix)) {}
+      summary_(detail::printable(summary)),
+      why_(detail::printable(why)),
+      fix_(detail::printable(fix)) {}
 
 Error::~Error() = default;  // here, so that all libraries of a program share its type information
 

@@ -4,6 +4,7 @@
 #include <stdexcept>
 
 #include "files.h"
+#include "text.h"
 
 namespace madtp::detail {
 

@@ -112,13 +112,4 @@ bool is_bare_name(std::string_view name) {
            name.find_first_of(std::string_view("/\\\0", 3)) == std::string_view::npos;
 }
 
-std::string in_quotes(std::string_view text) {
-    std::string shown = "'";
-    for (char character : text.substr(0, 200)) {
-        auto const byte = static_cast<unsigned char>(character);
-        shown += byte < 0x20 || byte == 0x7f ? '?' : character;
-    }
-    return shown + (text.size() > 200 ? "...'" : "'");
-}
-
 }  // namespace madtp::detail

@@ -34,6 +34,5 @@ std::string folder_of(std::string const& path);  // "." where it has none
 std::string name_of_file(std::string const& path);
 std::string suffix_of(std::string const& path);  // ".onnx"
 bool is_bare_name(std::string_view name);        // no path leads elsewhere
-std::string in_quotes(std::string_view text);  // for messages: in quotes, at most 200 bytes, without control characters
 
 }  // namespace madtp::detail

@@ -10,6 +10,7 @@
 
 #include "fields.h"
 #include "files.h"
+#include "text.h"
 
 namespace madtp {
 

@@ -9,6 +9,7 @@
 #include "ort_library.h"
 #include "part_checks.h"
 #include "tensor.h"
+#include "text.h"
 
 namespace madtp::detail {
 namespace {

@@ -2,7 +2,7 @@
 
 #include <cstdio>
 
-#include "files.h"
+#include "text.h"
 
 namespace madtp::detail {
 namespace {

@@ -5,8 +5,8 @@
 #include <cstdio>
 #include <cstdlib>
 
-#include "files.h"
 #include "tensor.h"
+#include "text.h"
 
 namespace madtp::detail {
 namespace {

@@ -6,7 +6,6 @@
 
 #include "batches.h"
 #include "engine_state.h"
-#include "files.h"
 #include "part_checks.h"
 
 namespace madtp {

@@ -4,8 +4,8 @@
 #include <limits>
 #include <new>
 
-#include "files.h"
 #include "part_checks.h"
+#include "text.h"
 
 namespace madtp {
 

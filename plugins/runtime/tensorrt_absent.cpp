@@ -1,6 +1,6 @@
 // In the place of the TensorRT backend where its headers were not there when this library was built.
 #include "backend.h"
-#include "files.h"
+#include "text.h"
 
 namespace madtp::detail {
 

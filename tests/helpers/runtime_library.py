@@ -2,7 +2,7 @@
 
 import ctypes
 import sysconfig
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from ctypes import POINTER, byref, c_char_p, c_float, c_int, c_int32, c_int64, c_size_t, c_void_p
 from dataclasses import dataclass
 from functools import cache
@@ -160,17 +160,24 @@ class CSession:
         temperature: float | None = None,
         batch: int = 0,
         shapes: Mapping[str, Sequence[int]] | None = None,
+        null: Collection[str] = (),
     ) -> Arrays:
-        """Outputs by name; `shapes` are told in the place of those of the arrays."""
+        """Outputs by name; `shapes` are told in the place of those of the arrays, and no address of those in `null`."""
         arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         told = {name: (shapes or {}).get(name, array.shape) for name, array in arrays.items()}
         sizes = {name: (c_int64 * max(len(shape), 1))(*shape) for name, shape in told.items()}
-        given = (Input * max(len(arrays), 1))(
-            *(
-                Input(name.encode(), array.ctypes.data, TYPES.index(array.dtype), 0, sizes[name], len(told[name]))
-                for name, array in arrays.items()
+        entries = [
+            Input(
+                name.encode(),
+                None if name in null else array.ctypes.data,
+                TYPES.index(array.dtype),
+                0,
+                sizes[name],
+                len(told[name]),
             )
-        )
+            for name, array in arrays.items()
+        ]
+        given = (Input * max(len(entries), 1))(*entries)
         options = RunOptions(ctypes.sizeof(RunOptions), temperature is not None, temperature or 0.0, batch, 0, None)
         outputs = c_void_p()
         call = library().madtp_session_infer
