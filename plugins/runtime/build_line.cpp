@@ -13,9 +13,9 @@ constexpr uint64_t kMostBytes = 1ull << 30;
 constexpr std::size_t kLongestLine = 500;
 
 BuildLine parse_line(std::string_view text) {
-    Json const line = parse_json(text);
-    BuildLine result{line.at("version").get<std::string>(), line.at("source").get<std::string>(), {}};
-    std::string const sm = line.at("sm").get<std::string>();
+    Field const line = Field::parse(text);
+    BuildLine result{line["version"].text(), line["source"].text(), {}};
+    std::string const sm = line["sm"].text();
     for (std::size_t begin = 0; begin < sm.size();) {
         std::size_t const end = std::min(sm.find(',', begin), sm.size());
         result.sm.push_back(std::stoi(sm.substr(begin, end - begin)));

@@ -8,8 +8,8 @@
 #include <limits>
 #include <stdexcept>
 
-#include "fields.h"
 #include "files.h"
+#include "json.h"
 #include "text.h"
 
 namespace madtp {
@@ -30,6 +30,7 @@ namespace {
 
 constexpr uint64_t kLongest = 1 << 20;  // bytes; real ones have some 10 kB
 constexpr int64_t kUnsealed = 3, kSchema = 4;
+constexpr double kHuge = std::numeric_limits<double>::max();
 constexpr int64_t kMostTokens = 1 << 20;
 constexpr std::size_t kMostParts = 8, kMostTensors = 64, kMostDimensions = 16;
 
@@ -208,7 +209,7 @@ Document read_fields(Field const& field, std::string const& path) {
     if (auto const oldest = field["backend"].find("oldest")) { document.oldest = oldest->text(); }
     manifest.temperature = static_cast<float>(field["temperature"].number(0, std::numeric_limits<float>::max()));
     for (auto const& [name, entry] : field["config"].members(1000)) {
-        if (entry.json().is_number()) { manifest.config[name] = entry.json().get<double>(); }
+        if (entry.is_number()) { manifest.config[name] = entry.number(-kHuge, kHuge); }
     }
     if ((manifest.backend == "onnxruntime") == document.is_plan()) { field.fail("artifact and backend differ"); }
     std::string const checkpoint = field["checkpoint"]["sha256"].sha256();
@@ -259,35 +260,30 @@ bool is_complete(std::string const& path) {
 bool Document::is_plan() const { return suffix_of(manifest.artifact) == ".plan"; }
 
 Document read_manifest(std::string const& text, std::string const& path) {
-    Json content;
+    std::optional<Field> field;
     try {
-        content = parse_json(text);
-    } catch (std::exception const& error) {
+        field = Field::parse(text);
+    } catch (std::runtime_error const& error) {
         throw Error(Code::manifest, "the manifest " + in_quotes(path) + " is no JSON", error.what(), "Export again.");
-    }
-    Json const schema = content.is_object() ? content.value("schema", Json()) : Json();
-    if (schema != kUnsealed && schema != kSchema) {
-        throw Error(Code::manifest, "the manifest " + in_quotes(path) + " is not of a schema that is known here",
-            "Known are " + std::to_string(kUnsealed) + " and " + std::to_string(kSchema) + ".",
-            "Export again, or use the version that wrote it.");
     }
     Document document;
     std::string own;
     try {
-        Field const field(content, "$");
-        document = read_fields(field, path);
-        if (schema == kSchema) { own = field["manifest_sha256"].sha256(); }
-    } catch (std::runtime_error const& error) {
+        int64_t const schema = (*field)["schema"].whole(0, INT32_MAX);
+        if (schema != kUnsealed && schema != kSchema) {
+            throw Error(Code::manifest, "the manifest " + in_quotes(path) + " is of schema " + std::to_string(schema),
+                "Known are " + std::to_string(kUnsealed) + " and " + std::to_string(kSchema) + ".",
+                "Export again, or use the version that wrote it.");
+        }
+        document = read_fields(*field, path);
+        if (schema == kSchema) { own = (*field)["manifest_sha256"].sha256(); }
+    } catch (Error const&) { throw; } catch (std::runtime_error const& error) {
         throw Error(Code::manifest, "the manifest " + in_quotes(path) + " is malformed", error.what(), "Export again.");
     }
-    if (schema == kSchema) {
-        content.erase("manifest_sha256");
-        if (sha256_of(canonical_json(content)) != own) {
-            throw Error(Code::manifest, "the manifest " + in_quotes(path) + " was changed after it was written",
-                "It is not what the hash in it was made of, so that answers may be others than those that were "
-                "validated.",
-                "Use the file that the export wrote, or export again.");
-        }
+    if (!own.empty() && sha256_of(field->canonical("manifest_sha256")) != own) {
+        throw Error(Code::manifest, "the manifest " + in_quotes(path) + " was changed after it was written",
+            "It is not what the hash in it was made of, so that answers may be others than those that were validated.",
+            "Use the file that the export wrote, or export again.");
     }
     document.manifest.sha256 = own;
     return document;

@@ -90,7 +90,7 @@ MANIFEST_DEFECTS: dict[str, tuple[Change, str]] = {
         edit(lambda content: content.update(task="\x1b[2J\u202e\ud83d\ude00")),
         r"'\\x1b\[2J\\u202e\U0001f600' is none of",
     ),
-    "a list": (write("out.json", "[4]"), "not of a schema"),
+    "a list": (write("out.json", "[4]"), "it is no object"),
     "nested": (write("out.json", "[" * 100_000), "too deep"),
     "a name twice": (write("out.json", '{"schema": 4, "schema": 4}'), "'schema' stands twice"),
     "large": (write("out.json", b" " * (2**20 + 1)), "at most 1048576"),
