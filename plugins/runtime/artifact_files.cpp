@@ -28,14 +28,14 @@ void check_file(NamedFile const& file, Document const& document) {
 }
 
 // Refuse a graph whose weights lie in another file than the one whose hash was checked.
-void check_locations(PartFiles const& part, Document const& document) {
-    std::string const path = document.folder + "/" + part.artifact.name;
+void check_locations(EngineFiles const& engine, Document const& document) {
+    std::string const path = document.folder + "/" + engine.artifact.name;
     std::set<std::string> locations;
     try {
         locations = external_locations(path);
     } catch (std::runtime_error const& error) { foreign(path, error.what(), document); }
     for (std::string const& location : locations) {
-        if (!part.external_data || location != part.external_data->name) {
+        if (!engine.external_data || location != engine.external_data->name) {
             throw Error(Code::file, in_quotes(path) + " takes weights from " + in_quotes(location),
                 "Its manifest names no such file, so that nothing vouches for what is in it.",
                 "Use the files of one export, or export again.");
@@ -47,9 +47,11 @@ void check_locations(PartFiles const& part, Document const& document) {
 
 void check_files(Document const& document) {
     for (PartFiles const& part : document.parts) {
-        check_file(part.artifact, document);
-        if (part.external_data) { check_file(*part.external_data, document); }
-        if (!document.is_plan()) { check_locations(part, document); }
+        for (EngineFiles const& engine : part.engines) {
+            check_file(engine.artifact, document);
+            if (engine.external_data) { check_file(*engine.external_data, document); }
+            if (!document.is_plan()) { check_locations(engine, document); }
+        }
     }
     if (document.library && document.library->file) {
         check_file({*document.library->file, document.library->sha256}, document);

@@ -38,8 +38,8 @@ class Backend {
 public:
     virtual ~Backend() = default;
 
-    // The program of `files`, which are of the part. Throws Error.
-    virtual std::unique_ptr<Program> open(PartInfo const& part, PartFiles const& files) = 0;
+    // The program of one of the files of a part. Throws Error.
+    virtual std::unique_ptr<Program> open(PartInfo const& part, PartFiles const& files, EngineFiles const& engine) = 0;
     virtual std::string execution() const = 0;  // what runs it, in words
 };
 

@@ -198,6 +198,7 @@ Outputs::Map join(
     if (batches.size() == 1) { return batches.front(); }
     Outputs::Map joined;
     for (TensorInfo info : part.outputs) {
+        if (info.name == kOverflow) { continue; }  // has been looked at
         std::vector<Tensor> pieces;
         for (Outputs::Map const& batch : batches) {
             pieces.push_back(batch.find(info.name)->second);

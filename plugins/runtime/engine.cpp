@@ -32,7 +32,9 @@ EngineState::EngineState(Document given, std::unique_ptr<Backend> runtime)
     for (std::size_t i = 0; i < document.parts.size(); ++i) {
         OpenPart part;
         part.info = &document.manifest.parts[i];
-        part.buckets.push_back(backend->open(*part.info, document.parts[i]));
+        for (EngineFiles const& engine : document.parts[i].engines) {
+            part.buckets.push_back({engine.batch, backend->open(*part.info, document.parts[i], engine)});
+        }
         parts_.push_back(std::move(part));
     }
 }

@@ -13,10 +13,15 @@
 
 namespace madtp::detail {
 
-// A part with its programs: one, or a bucket for each size of batch, the smallest first.
+// A program that has room for most batches of at most so many requests, or for everything.
+struct Bucket {
+    int64_t batch = 0;
+    std::unique_ptr<Program> program;
+};
+
 struct OpenPart {
     PartInfo const* info = nullptr;
-    std::vector<std::unique_ptr<Program>> buckets;
+    std::vector<Bucket> buckets;  // in the order in which they are tried; the last has room for everything
 };
 
 class EngineState {

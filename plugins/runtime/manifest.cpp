@@ -10,6 +10,7 @@
 
 #include "files.h"
 #include "json.h"
+#include "part_checks.h"
 #include "text.h"
 
 namespace madtp {
@@ -32,7 +33,7 @@ constexpr uint64_t kLongest = 1 << 20;  // bytes; real ones have some 10 kB
 constexpr int64_t kUnsealed = 3, kSchema = 4;
 constexpr double kHuge = std::numeric_limits<double>::max();
 constexpr int64_t kMostTokens = 1 << 20;
-constexpr std::size_t kMostParts = 8, kMostTensors = 64, kMostDimensions = 16;
+constexpr std::size_t kMostParts = 8, kMostBuckets = 64, kMostTensors = 64, kMostDimensions = 16;
 
 std::vector<std::string> part_names(std::string const& task) {
     if (task == "nlvr") { return {"model"}; }
@@ -100,11 +101,34 @@ void check_profile(PartInfo const& part, Field const& field) {
     if (varying == 0 || varying != part.profile.size()) { field.fail("profile and inputs differ"); }
 }
 
+// What says that tokens had no room is one int32.
+void check_overflow(PartInfo const& part, Field const& field) {
+    for (TensorInfo const& info : part.outputs) {
+        if (info.name == kOverflow && (info.type != DataType::int32 || !info.shape.empty())) {
+            field.fail("its output 'overflow' has to be one int32");
+        }
+    }
+}
+
+EngineFiles read_engine(Field const& field, Document const& document) {
+    EngineFiles files;
+    files.artifact = {field["artifact"].file_name(), field["sha256"].sha256()};
+    std::string const suffix = suffix_of(files.artifact.name);
+    if (suffix != suffix_of(document.manifest.artifact) || (suffix != ".onnx" && suffix != ".plan")) {
+        field.fail(in_quotes(files.artifact.name) + " is neither an .onnx file nor a plan of this artifact");
+    }
+    if (auto const data = field.find("external_data")) {
+        files.external_data = NamedFile{(*data)["file"].file_name(), (*data)["sha256"].sha256()};
+    }
+    return files;
+}
+
 void read_part(Field const& field, std::string const& checkpoint, Document& document) {
     PartInfo part;
     part.name = field["name"].text();
     part.inputs = read_tensors(field["inputs"]);
     part.outputs = read_tensors(field["outputs"]);
+    check_overflow(part, field);
     for (auto const& [name, shapes] : field["profile"].members(kMostTensors)) {
         part.profile.emplace(name, read_profile(shapes));
     }
@@ -113,15 +137,18 @@ void read_part(Field const& field, std::string const& checkpoint, Document& docu
         field.fail("the part was made from another checkpoint than the manifest's");
     }
     PartFiles files;
-    files.artifact = {field["artifact"].file_name(), field["sha256"].sha256()};
-    part.file = files.artifact.name;
-    std::string const suffix = suffix_of(part.file);
-    if (suffix != suffix_of(document.manifest.artifact) || (suffix != ".onnx" && suffix != ".plan")) {
-        field.fail(in_quotes(part.file) + " is neither an .onnx file nor a plan of this artifact");
+    if (auto const buckets = field.find("buckets")) {
+        for (Field const& bucket : buckets->entries(kMostBuckets)) {
+            files.engines.push_back(read_engine(bucket, document));
+            files.engines.back().batch = bucket["batch"].whole(1, INT32_MAX);
+        }
+        bool const tells = std::any_of(
+            part.outputs.begin(), part.outputs.end(), [](TensorInfo const& info) { return info.name == kOverflow; });
+        if (!tells) { field.fail("it has buckets, and no output that says whether they had room"); }
     }
-    if (auto const data = field.find("external_data")) {
-        files.external_data = NamedFile{(*data)["file"].file_name(), (*data)["sha256"].sha256()};
-    }
+    files.engines.push_back(read_engine(field, document));
+    files.engines.back().batch = INT32_MAX;
+    part.file = files.engines.back().artifact.name;
     files.has_custom_nodes = !field["custom_nodes"].members(kMostTensors).empty();
     files.has_plugin_layers = !field["plugin_layers"].members(kMostTensors).empty();
     document.manifest.parts.push_back(std::move(part));
@@ -251,7 +278,7 @@ bool is_complete(std::string const& path) {
         std::string const found = manifest_of(path);
         Document const document = load(found);
         if (found != path) { return name_of_file(path) == document.manifest.artifact; }
-        return exists(document.folder + "/" + document.parts[0].artifact.name);
+        return exists(document.folder + "/" + document.manifest.parts[0].file);
     } catch (Error const&) { return false; }
 }
 

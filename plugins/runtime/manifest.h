@@ -20,10 +20,15 @@ struct LibraryEntry {
     std::vector<int> sm;
 };
 
-// What an engine of a part is made of. `info.file` of a part is its only one, or the largest where there are several.
-struct PartFiles {
+// A graph or plan of a part.
+struct EngineFiles {
     NamedFile artifact;
     std::optional<NamedFile> external_data;
+    int64_t batch = 0;  // most requests that it takes
+};
+
+struct PartFiles {
+    std::vector<EngineFiles> engines;  // in the order in which they are tried; the last has room for everything
     bool has_custom_nodes = false, has_plugin_layers = false;
 };
 

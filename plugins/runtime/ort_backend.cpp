@@ -204,9 +204,9 @@ public:
         choose_library(document);
     }
 
-    std::unique_ptr<Program> open(PartInfo const& part, PartFiles const& files) override {
+    std::unique_ptr<Program> open(PartInfo const& part, PartFiles const&, EngineFiles const& engine) override {
         OrtApi const& api = shared_->library.api();
-        std::string const path = folder_ + "/" + files.artifact.name;
+        std::string const path = folder_ + "/" + engine.artifact.name;
         OrtOwned<OrtSessionOptions> const options = session_options();
         OrtSession* session = nullptr;
         shared_->library.check(api.CreateSession(shared_->environment.get(), path.c_str(), options.get(), &session),

@@ -24,7 +24,7 @@ public:
     }
 
 private:
-    // Of a part, made when they are first needed: a bucket that never overflows costs nothing.
+    // Of a part, made when they are first needed.
     struct Runners {
         OpenPart const* part = nullptr;
         std::vector<std::unique_ptr<Runner>> buckets;
@@ -33,7 +33,8 @@ private:
     Runners& runners(std::string_view name);
     Outputs::Map run_batch(
         Runners& runners, Inputs const& inputs, RunOptions const& options, int64_t begin, int64_t end);
-    Outputs::Map run_buckets(Runners& runners, Inputs const& inputs, Placement const& placement, int64_t rows);
+    Outputs::Map run_buckets(
+        Runners& runners, Inputs const& inputs, Placement const& placement, int64_t rows, float temperature);
 
     std::shared_ptr<EngineState> state_;
     std::map<std::string, Runners, std::less<>> runners_;
@@ -59,20 +60,12 @@ private:
     std::atomic<bool>& busy_;
 };
 
-// Whether a bucket's result says that its tokens had no room; the output that says so is taken out.
-bool overflowed(PartInfo const& part, Outputs::Map& outputs) {
+// Whether a result says that its tokens had no room; the output that says so, one int32 on the host, is taken out.
+bool overflowed(Outputs::Map& outputs) {
     auto const found = outputs.find(kOverflow);
     if (found == outputs.end()) { return false; }
-    Tensor const flags = found->second;
-    bool any = false;
-    if (flags.device() != Device::host || (flags.type() != DataType::int32 && flags.type() != DataType::int64)) {
-        throw Error(Code::backend, "the artifact's output 'overflow' of part " + part.name + " is no count on the host",
-            {}, "Export again.");
-    }
-    for (std::size_t i = 0; i < flags.size(); ++i) {
-        any = any || (flags.type() == DataType::int32 ? flags.as<int32_t>()[i] != 0 : flags.as<int64_t>()[i] != 0);
-    }
-    outputs.erase(kOverflow);
+    bool const any = *found->second.as<int32_t>() != 0;
+    outputs.erase(found);
     return any;
 }
 
@@ -89,21 +82,24 @@ SessionState::Runners& SessionState::runners(std::string_view name) {
 }
 
 Outputs::Map SessionState::run_buckets(
-    Runners& runners, Inputs const& inputs, Placement const& placement, int64_t rows) {
-    for (std::size_t bucket = 0; bucket < runners.buckets.size(); ++bucket) {
-        std::unique_ptr<Runner>& runner = runners.buckets[bucket];
-        if (!runner) { runner = runners.part->buckets[bucket]->runner(); }
+    Runners& runners, Inputs const& inputs, Placement const& placement, int64_t rows, float temperature) {
+    PartInfo const& part = *runners.part->info;
+    for (std::size_t number = 0; number < runners.buckets.size(); ++number) {
+        Bucket const& bucket = runners.part->buckets[number];
+        bool const is_last = number + 1 == runners.buckets.size();
+        // The dense model prunes nothing, so only the last has room for it.
+        if (!is_last && (rows > bucket.batch || temperature == 0)) { continue; }
+        std::unique_ptr<Runner>& runner = runners.buckets[number];
+        if (!runner) { runner = bucket.program->runner(); }
         Outputs::Map outputs = runner->run(inputs, placement);
         ++runs_;
         graph_replays_ += runner->replayed() ? 1 : 0;
-        if (!overflowed(*runners.part->info, outputs)) {
-            check_outputs(*runners.part->info, outputs, rows);
-            return outputs;
-        }
-        ++overflows_;
+        check_outputs(part, outputs, rows);
+        if (!overflowed(outputs)) { return outputs; }
+        overflows_ += is_last ? 0 : 1;
     }
-    throw Error(Code::backend, "the tokens of a batch fit none of the artifact's buckets",
-        "The last one should have room for all.", "Export again, or ask with smaller batches.");
+    throw Error(Code::backend, "an engine with room for everything says that there was not enough",
+        "It is not what its manifest says.", "Export again.");
 }
 
 Outputs::Map SessionState::run_batch(
@@ -122,7 +118,7 @@ Outputs::Map SessionState::run_batch(
     bool const prunes =
         std::any_of(part.inputs.begin(), part.inputs.end(), [](auto const& info) { return info.name == kTemperature; });
     if (prunes) { given.emplace(kTemperature, TensorView(&temperature, Shape{})); }
-    Outputs::Map outputs = run_buckets(runners, given, {options.outputs, options.stream}, rows);
+    Outputs::Map outputs = run_buckets(runners, given, {options.outputs, options.stream}, rows, temperature);
     outputs = without_copies(part, widen(std::move(outputs)), rows, end - begin);
     check_finite(part, outputs, temperature);
     return outputs;

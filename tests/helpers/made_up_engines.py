@@ -10,6 +10,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from madtp.files.inputs import sha256
 from tests.helpers.artifact_files import manifest_of, save_manifest
+from tests.helpers.manifests import edit_manifest
 
 TYPES = {
     "float32": TensorProto.FLOAT,
@@ -85,6 +86,46 @@ def write_counting_engine(folder: Path, **fields: Any) -> Path:
     constants = {"unit": np.float32(1), "one": one, "two": 2 * one, "zero": 0 * one}
     inputs = [("x", "float32", ["batch", 3]), ("temperature", "float32", [])]
     return write_engine(folder, nodes, inputs, outputs, constants, **fields)
+
+
+def write_bucket_engine(folder: Path) -> Path:
+    """Of x [batch, 3]: `logits` are x + the room of the engine that ran, which is 2 in a bucket for up to two requests,
+    4 in one for up to three, and 1000 in the part's own. `overflow`: the largest x[:, 2] is more than that.
+    """
+
+    def write(room: float) -> Path:
+        nodes = [
+            helper.make_node("Add", ["x", "room"], ["more"]),
+            helper.make_node("Add", ["more", "zero"], ["logits"]),
+            helper.make_node("Mul", ["temperature", "zero"], ["zeros"]),
+            helper.make_node("Slice", ["x", "two", "three", "one"], ["third"]),
+            helper.make_node("ReduceMax", ["third"], ["most"], keepdims=0),
+            helper.make_node("Sub", ["most", "zeros"], ["needed"]),
+            helper.make_node("Greater", ["needed", "room"], ["is_more"]),
+            helper.make_node("Cast", ["is_more"], ["overflow"], to=TensorProto.INT32),
+        ]
+        numbers = {name: np.array([value], np.int64) for name, value in (("one", 1), ("two", 2), ("three", 3))}
+        constants = {"room": np.float32(room), "zero": np.float32(0), **numbers}
+        inputs = [("x", "float32", ["batch", 3]), ("temperature", "float32", [])]
+        outputs = [("logits", "float32", ["batch", 3]), ("overflow", "int32", [])]
+        return write_engine(
+            folder, nodes, inputs, outputs, constants, layout="packed", batching="per-request", batch=(1, 4, 4)
+        )
+
+    buckets = []
+    for room, batch in ((2, 2), (4, 3)):
+        write(room)
+        name = f"out.{room}.onnx"
+        (folder / "out.onnx").rename(folder / name)
+        digest = sha256(folder / name)
+        profile = {"x": [[1, 3], [batch, 3], [batch, 3]]}
+        sizes = {"bytes": (folder / name).stat().st_size, "layers": None, "external_data": None, "profile": profile}
+        shares = {"rows": {}, "whole": {}, "predicted": 0.01, "predicted_most": 0.02}
+        hashes = {"artifact": name, "sha256": digest, "onnx_sha256": digest}
+        buckets.append({"batch": batch, **hashes, **sizes, **shares})
+    path = write(1000)
+    edit_manifest(path, lambda content: content["parts"][0].update(buckets=buckets))
+    return path
 
 
 def write_half_engine(folder: Path) -> Path:

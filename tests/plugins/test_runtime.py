@@ -9,12 +9,13 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
+from export.artifact.reader import read_manifest
 from export.engine.op_library import OP_LIBRARY
 from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from madtp.tasks.requests import Runner
 from tests.helpers.artifacts import TaskArtifacts
-from tests.helpers.made_up_engines import write_counting_engine, write_half_engine
+from tests.helpers.made_up_engines import write_bucket_engine, write_counting_engine, write_half_engine
 from tests.helpers.op_library import real_library
 from tests.helpers.runtime_library import CEngine, EngineError
 
@@ -122,6 +123,30 @@ def test_a_packed_artifact_runs_its_usual_batch_and_fills_up_lengths_with_zeros(
     )
     np.testing.assert_array_equal(found["states"][:, :, 0], expected)
     np.testing.assert_array_equal(found["cache"][0], expected)
+
+
+def test_a_batch_that_has_no_room_runs_on_the_next_bucket(tmp_path: Path) -> None:
+    path = write_bucket_engine(tmp_path)
+    assert len(read_manifest(path).parts[0].buckets or ()) == 2
+    session = CEngine(path).session()
+    runs = overflows = 0
+    for needed, rows, temperature, room, tried in (
+        (1, 1, 0.5, 2, 1),
+        (3, 2, 0.5, 4, 2),
+        (9, 2, 0.5, 1000, 3),
+        (1, 3, 0.5, 4, 1),
+        (9, 3, 0.5, 1000, 2),
+        (1, 4, 0.5, 1000, 1),
+        (1, 1, 0.0, 1000, 1),  # dense: nothing else has room
+    ):
+        x = np.array([[7, 8, needed]] * rows, np.float32)
+        found = session.infer("model", {"x": x}, temperature)
+        assert found.keys() == {"logits"}
+        np.testing.assert_array_equal(found["logits"], x + room)
+        runs, overflows = runs + tried, overflows + tried - 1
+    assert session.statistics == (7, runs, overflows, 0)
+    with pytest.raises(EngineError, match="room for everything says that there was not enough"):
+        session.infer("model", {"x": np.array([[0, 0, 2000]], np.float32)})
 
 
 def test_fewer_rows_than_the_artifact_takes_run_beside_copies(tmp_path: Path) -> None:

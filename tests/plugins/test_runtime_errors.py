@@ -105,6 +105,7 @@ MANIFEST_DEFECTS: dict[str, tuple[Change, str]] = {
     "negative sizes": (edit(lambda content: content["parts"][0]["profile"]["x"][0].__setitem__(0, -1)), "whole number"),
     "huge sizes": (edit(lambda content: content["parts"][0]["profile"]["x"][2].__setitem__(0, 2**63)), "whole number"),
     "another checkpoint": (edit(lambda c: c["parts"][0].update(checkpoint_sha256="0" * 64)), "another checkpoint"),
+    "buckets that cannot say": (edit(lambda content: content["parts"][0].update(buckets=[])), "no output that says"),
     "a pipe": (replace("out.json", os.mkfifo), "It is a pipe"),
     "a device": (replace("out.json", lambda path: path.symlink_to("/dev/zero")), "It is a device"),
     "a folder": (replace("out.json", os.mkdir), "It is a folder"),
