@@ -2,7 +2,7 @@
 # Environment, plugins, demo and tests of this project. Needs Debian or Ubuntu with Python 3.11+ (and its venv module) and
 # a C++ compiler. CUDA's compiler comes from PyPI where there is none.
 #   ./build.sh env         make .venv with pinned packages from PyPI (the other commands do it when needed)
-#   ./build.sh plugins     compile the TensorRT plugins (build/) and install them (install/); no GPU needed
+#   ./build.sh plugins     compile the native libraries (build/) and install them (install/); no GPU needed
 #   ./build.sh wheel       make dist/: a wheel with the compiled plugins, and a source distribution
 #   ./build.sh demo        export the demo checkpoint to out/demo/out.plan and show the comparison with torch
 #   ./build.sh test        run every check and test
@@ -38,6 +38,7 @@ make_env() {
 
 plugins() {
     "$VENV/bin/python" -m export.engine.plugin_build
+    "$VENV/bin/python" -m export.engine.runtime_build
 }
 
 # The wheel is made of the source distribution, so that one is whole.

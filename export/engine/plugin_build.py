@@ -155,9 +155,9 @@ def check_tools() -> None:
     if _current_library(wanted) is None:
         find_nvcc()
         find_headers()
-        _tool("cmake")
-        _tool("ninja")
-        _check_host_compiler()
+        build_tool("cmake")
+        build_tool("ninja")
+        check_host_compiler()
         _check_cache(_folders(wanted)[0])
 
 
@@ -214,7 +214,12 @@ def _check_sources() -> None:
         )
 
 
-def _check_host_compiler() -> None:
+def check_host_compiler() -> None:
+    """Refuse a machine without a C++ compiler.
+
+    Raises:
+        PluginError: there is none.
+    """
     if shutil.which(os.environ.get("CXX", "c++")) is None:
         raise PluginError(
             "there is no C++ compiler (c++)", "nvcc compiles host code with it.", "apt-get install g++, or set CXX."
@@ -302,13 +307,13 @@ def _compile(wanted: Mapping[str, Any]) -> None:
 def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> None:
     """Configure in `folder`, then take the steps."""
     nvcc, headers = find_nvcc(), find_headers()
-    _check_host_compiler()
+    check_host_compiler()
     environment = os.environ | _library_path(nvcc)
     defines = {
         "CMAKE_BUILD_TYPE": "Release",
         "CMAKE_CUDA_COMPILER": nvcc,
         "CMAKE_INSTALL_LIBDIR": "lib",
-        "CMAKE_MAKE_PROGRAM": _tool("ninja"),
+        "CMAKE_MAKE_PROGRAM": build_tool("ninja"),
         "TENSORRT_INCLUDE": headers,
         "MADTP_SM": ";".join(map(str, wanted["sm"])),
         "MADTP_SOURCE_SHA256": wanted["source"],
@@ -316,7 +321,7 @@ def _run_cmake(wanted: Mapping[str, Any], folder: Path, *steps: list[Any]) -> No
     }
     configure = ["-S", SOURCES, "-B", folder, "-G", "Ninja", "--fresh"]
     for step in ([*configure, *(f"-D{name}={value}" for name, value in defines.items())], *steps):
-        command = [_tool("cmake"), *step]
+        command = [build_tool("cmake"), *step]
         run = subprocess.run(
             list(map(str, command)), env=environment, capture_output=True, text=True, check=False, errors="replace"
         )
@@ -337,7 +342,7 @@ def _library_path(nvcc: Path) -> dict[str, str]:
     return {"LIBRARY_PATH": os.pathsep.join(filter(None, [str(lib), os.environ.get("LIBRARY_PATH")]))}
 
 
-def _tool(name: str) -> str:
+def build_tool(name: str) -> str:
     """`cmake` or `ninja`: of this environment, else of PATH."""
     own = Path(sys.executable).parent / name
     found = str(own) if own.is_file() else shutil.which(name)

@@ -7,7 +7,7 @@ itself lies in the user's cache. `setup.py` runs this file, so it imports the st
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 CARRIED = Path(__file__).resolve().parents[1] / "native"  # in an installed package, never in a checkout
@@ -16,18 +16,31 @@ CHECKOUT = CARRIED.parents[1]
 SOURCES = CARRIED / "sources" if IS_PACKAGE else CHECKOUT / "plugins"
 CARRIED_INSTALL = CARRIED / "install"  # laid out like install/ of a checkout, and as relocatable
 STAMP = "madtp-plugins.json"  # in an installation: what its libraries were made from
+RUNTIME_STAMP = "madtp-runtime.json"  # likewise, of the engine for C and C++
 KERNELS_NAME = "libmadtp_kernels.so"
 DEFAULT_SM = (75, 80, 86, 89, 90, 120)  # compute capabilities of the usual GPUs, without the dot
-SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".txt", ".map", ".in", ".cmake"}
+SOURCE_SUFFIXES = {".cu", ".cpp", ".h", ".hpp", ".txt", ".map", ".in", ".cmake"}
+RUNTIME, EXAMPLES = "runtime", "examples"  # folders that no library of kernels is made from
 BUILD_COMMAND = "python -m export.engine.plugin_build" if IS_PACKAGE else "./build.sh plugins"
 GET_COMPILER = "pip install 'madtp-deploy[compile]'" if IS_PACKAGE else "Run ./build.sh env"
 
 
 def source_hash(sources: Path = SOURCES) -> str:
-    """Hash of everything that is compiled into the libraries."""
+    """Hash of everything that is compiled into the libraries of kernels and plugins."""
+    return _hash(sources, lambda path: path.parts[0] not in (RUNTIME, EXAMPLES))
+
+
+def runtime_hash(sources: Path = SOURCES) -> str:
+    """Hash of everything that the engine for C and C++ is compiled from, and installed with."""
+    return _hash(sources, lambda path: path.parts[0] in (RUNTIME, "third_party") or path.suffix in (".cmake", ".in"))
+
+
+def _hash(sources: Path, is_part: Callable[[Path], bool]) -> str:
     digest = hashlib.sha256()
     for path in sorted(path for path in sources.rglob("*") if path.suffix in SOURCE_SUFFIXES):
-        digest.update(f"{path.relative_to(sources)}\0".encode() + path.read_bytes() + b"\0")
+        name = path.relative_to(sources)
+        if is_part(name):
+            digest.update(f"{name}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 

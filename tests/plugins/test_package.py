@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from export.engine.plugin_build import INSTALL, build_library, find_nvcc
+from export.engine.runtime_build import build_runtime
 from madtp.ops.library import FUNCTIONS
 from madtp.ops.spec import PLUGINS
 from tests.helpers.kernels import AttentionShape, CompactInputs, CompactOutputs, CompactShape
@@ -204,6 +205,21 @@ def test_a_machine_without_cuda_is_told_so(configure: Callable[..., subprocess.C
     made = configure("-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON")
     assert made.returncode != 0
     assert "CUDAToolkit" in made.stderr
+
+
+@pytest.mark.parametrize(("component", "found"), [("runtime", True), ("kernels", False), ("poetry", False)])
+def test_a_component_is_found_or_refused_without_cuda(tmp_path: Path, component: str, found: bool) -> None:
+    build_library()
+    build_runtime()
+    (tmp_path / "CMakeLists.txt").write_text(
+        f"cmake_minimum_required(VERSION 3.24)\nproject(user LANGUAGES CXX)\n"
+        f"find_package(madtp CONFIG REQUIRED COMPONENTS {component})\n"
+    )
+    ninja = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}", f"-DCMAKE_PREFIX_PATH={INSTALL}")
+    without = ("-DCMAKE_FIND_USE_CMAKE_SYSTEM_PATH=OFF", "-DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON")
+    made = run(tool("cmake"), "-S", tmp_path, "-B", tmp_path / "built", *ninja, *without)
+    assert (made.returncode == 0) == found, made.stdout + made.stderr
+    assert ("need CUDA" in made.stderr) == (component != "runtime")
 
 
 def test_the_package_names_no_folder_of_this_checkout(kernels: Path) -> None:

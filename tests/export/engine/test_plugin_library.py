@@ -150,7 +150,7 @@ def test_missing_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         find_nvcc()
     monkeypatch.setenv("CXX", "no-such-c++")
     with pytest.raises(PluginError, match=r"no C\+\+ compiler"):
-        module._check_host_compiler()
+        module.check_host_compiler()
 
 
 def test_the_runtime_in_the_compilers_wheel_is_linked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
