@@ -206,11 +206,10 @@ def test_the_next_plan_begins_with_the_kernels_of_the_one_before() -> None:
     assert caches[2][1].content == b"kernels"
 
 
-def test_other_tensorrts_run_plans_as_they_are_and_capture_no_graphs() -> None:
+@pytest.mark.parametrize("cuda_graphs", [True, False])
+def test_other_tensorrts_run_plans_as_they_are(cuda_graphs: bool) -> None:
     engine, trt = object(), types.ModuleType("tensorrt")
-    assert execution_context(engine, trt, False) == (engine, None)
-    with pytest.raises(BackendError, match="does not capture CUDA graphs by itself"):
-        execution_context(engine, trt, True)
+    assert execution_context(engine, trt, cuda_graphs) == (engine, None)
 
 
 def test_no_room_for_a_plan_is_an_error() -> None:
