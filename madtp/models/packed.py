@@ -188,6 +188,7 @@ def halves(x: Tensor, state: PruningState, requests: int) -> tuple[Tensor, Tenso
         first, second = x.unflatten(0, (2, -1)).unbind()
         return PackedTokens(first, cu), PackedTokens(second, cu)
     room = x.shape[0] // 2  # of rows that are an even number, half are enough
+    cu = cu.clamp(max=room)  # beyond it only where not everything has room
     later = state.cu_seqlens[requests] + torch.arange(room, dtype=torch.int32, device=x.device)
     first, second = x[:room], x.index_select(0, later.clamp(max=x.shape[0] - 1))
     return PackedTokens(first, cu), PackedTokens(second, cu)
