@@ -90,7 +90,7 @@ def run_kernels(
     execution = choose_execution([part.traced.runnable for part in built.parts.values()])
     if execution.library is None:
         return None
-    packed = prepared.options.layout == "packed"  # the batches are its point
+    packed = prepared.options.packed  # the batches are its point
     alone = [batch for batch in batches if packed or len(batch.samples) == prepared.batch.min]
     try:
         answers = _run(prepared, built, results, alone, execution)
@@ -116,7 +116,7 @@ def _run(
 def run_compared(prepared: Prepared, runner: ModelRunner, results: TorchResults, batch: Batch) -> RunResult:
     """What a runner gives for a batch, with the logits of the texts that torch wrote."""
     inputs = results.inputs(batch)
-    if prepared.options.layout != "packed":
+    if not prepared.options.packed:
         return run_batch(runner, inputs, batch.temperature, results.result(batch))
     alone = [(results.inputs(one), results.result(one)) for one in batch.requests]
     return run_batch_of(runner, inputs, batch.temperature, alone, pad_id_of(prepared.config))

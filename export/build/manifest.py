@@ -45,7 +45,8 @@ def manifest_of(
     """The manifest of files in the staging folder; `vocabulary` is the name of one beside it."""
     config, options, backend = prepared.config, prepared.options, prepared.backend
     oldest = oldest_onnxruntime(options.precision) if options.engine.suffix == ".onnx" else None
-    named: dict[str, Any] = {"task": config.task, "layout": options.layout, "precision": options.precision}
+    layout = "packed" if options.packed else "dynamic"
+    named: dict[str, Any] = {"task": config.task, "layout": layout, "precision": options.precision}
     return Manifest(
         schema=SCHEMA_VERSION,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -54,7 +55,7 @@ def manifest_of(
         checkpoint=prepared.checkpoint,
         temperature=prepared.temperature,
         keep_margin=options.keep_margin or None,
-        batching="per-request" if options.layout == "packed" else "reference",
+        batching="per-request" if options.packed else "reference",
         backend=BackendEntry(backend.name, backend.version, backend.reason, oldest),
         tools=tool_versions(),
         plugins=Plugins("none" if built.library is None else "library", built.library),

@@ -12,7 +12,7 @@ from madtp.models.config import MAX_TEMPERATURE
 BACKENDS = ("auto", "onnxruntime", "tensorrt", "tensorrt-rtx")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8")
 IO_DTYPES = ("fp32", "fp16")
-LAYOUTS = ("dynamic", "packed")
+LAYOUTS = ("packed", "dynamic")
 NO_NAME = re.compile(r"[\\\0]")  # what the manifest's schema refuses in names of files
 
 
@@ -39,8 +39,9 @@ class ExportOptions:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of model sizes that override the checkpoint's.
         io_dtype: floating-point type of inputs and outputs; the temperature is float32 always.
-        layout: "dynamic" fills the sequences of a batch up to one length and prunes them together, as published;
-            "packed" has them end to end and prunes every request by itself.
+        layout: "packed" has the sequences of a batch end to end and prunes every request by itself; "dynamic" fills them
+            up to one length and prunes them together, as published. None is "packed", but "dynamic" for a plan without
+            plugins or with token statistics, which packed plans have no use for.
         batch: requests per call; None is 1:1:8.
         text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.
@@ -64,7 +65,7 @@ class ExportOptions:
     backend: str = "auto"
     precision: str = "fp32"
     io_dtype: str = "fp32"
-    layout: str = "dynamic"
+    layout: str | None = None
     batch: Range | None = None
     text: Range | None = None
     beams: int | None = None
@@ -91,7 +92,7 @@ class ExportOptions:
             ("backend", self.backend, BACKENDS, BACKENDS),
             ("precision", self.precision, PRECISIONS, PRECISIONS),
             ("io-dtype", self.io_dtype, IO_DTYPES, IO_DTYPES),
-            ("layout", self.layout, LAYOUTS, LAYOUTS),
+            ("layout", self.layout or LAYOUTS[0], LAYOUTS, LAYOUTS),
         ):
             if value not in known:
                 why = f"This version supports {', '.join(works)}."
@@ -102,7 +103,7 @@ class ExportOptions:
                 "onnxruntime writes .onnx, tensorrt and tensorrt-rtx write .plan.",
                 "Omit --backend, or change the suffix of --engine.",
             )
-        if self.layout == "packed" and suffix == ".plan" and self.plugins == "none":
+        if self.packed and suffix == ".plan" and self.plugins == "none":
             raise OptionError(
                 "--layout packed is not available for a .plan without plugins",
                 "Sizes inside the bodies of its ops depend on data, which a packed plan is made to avoid.",
@@ -128,13 +129,11 @@ class ExportOptions:
                 "An .onnx file and a plan built with --plugins none use no plugins.",
                 "Omit --embed-plugins.",
             )
-        if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none" or self.layout == "packed"):
+        if self.tokens is not None and (suffix == ".onnx" or self.plugins == "none" or self.packed):
             raise OptionError(
                 "--tokens is given, but nothing is tuned with it",
                 "Token statistics size the plugin layers of a plan of the dynamic layout.",
-                "Omit --tokens; sizes of a packed plan come from --capacity."
-                if self.layout == "packed"
-                else "Omit --tokens.",
+                "Omit --tokens; sizes of a packed plan come from --capacity." if self.packed else "Omit --tokens.",
             )
         if self.temperature is not None and not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise OptionError(
@@ -156,18 +155,30 @@ class ExportOptions:
             )
 
     @property
+    def packed(self) -> bool:
+        """Whether the sequences of a batch lie end to end, and every request is pruned by itself."""
+        for_dynamic = self.engine.suffix == ".plan" and (self.plugins == "none" or self.tokens is not None)
+        return not for_dynamic if self.layout is None else self.layout == "packed"
+
+    @property
     def sized(self) -> bool:
         """Whether no size depends on data: layers have room for a number of rows."""
-        return self.layout == "packed" and (self.engine.suffix == ".plan" or self.capacity is not None)
+        return self.packed and (self.engine.suffix == ".plan" or self.capacity is not None)
 
     def _check_capacity(self) -> None:
         if self.capacity is None:
             return
-        if self.layout != "packed":
+        if self.layout == "dynamic":
             raise OptionError(
-                f"--capacity does not apply to --layout {self.layout}",
+                "--capacity does not apply to --layout dynamic",
                 "Capacities are of rows that lie end to end.",
                 "Use --layout packed, or omit --capacity.",
+            )
+        if self.tokens is not None:
+            raise OptionError(
+                "--capacity and --tokens exclude each other",
+                "Capacities are for the packed layout, token statistics for the dynamic one.",
+                "Omit one of them.",
             )
         if self.plugins == "none":
             raise OptionError(

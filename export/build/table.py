@@ -15,6 +15,8 @@ from export.build.pipeline import ExportResult
 from export.build.prepare import Prepared
 from export.build.validation import ExportValidation
 
+PACKED = "packed: every request is pruned by itself (--layout dynamic has the published rule for batches)"
+DYNAMIC = "dynamic: a batch is pruned together, as published, so an answer depends on the rest of its batch"
 EXPORT_STAGES = {".plan": 3, ".onnx": 2}
 
 
@@ -36,6 +38,7 @@ def preflight_table(prepared: Prepared) -> Table:
     table.add_row("backend", f"{prepared.backend.name} {prepared.backend.version}: {prepared.backend.reason}")
     table.add_row("runs here", "yes" if prepared.backend.can_run else "no: the plan would be built, not run")
     table.add_row("precision", f"{options.precision}, inputs and outputs {options.io_dtype}")
+    table.add_row("layout", PACKED if options.packed else DYNAMIC)
     found = prepared.quantization
     if found is not None:
         table.add_row("quantization", f"{found.mode}: {found.why}")
@@ -110,6 +113,7 @@ def closing_lines(result: ExportResult) -> list[str]:
         failures = [failure for parity in result.validation.parity for failure in parity.failures]
         shown = failures[:5] + ([f"and {len(failures) - 5} more"] if len(failures) > 5 else [])
         return [*lines, "parity FAILED, nothing was written:", *(f"  {failure}" for failure in shown)]
+    lines.append(f"layout {PACKED if manifest.is_packed else DYNAMIC}")
     if result.validation.validated == "onnx":
         lines.append("the plan was built, not run: no GPU here can run it; the ONNX it was built from was validated")
     lines.extend(f"checkpoint: {note}" for note in manifest.checkpoint.notes or ())

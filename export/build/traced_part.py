@@ -54,7 +54,7 @@ def trace_parts(prepared: Prepared, folder: Path, on_detail: Callable[[str], Non
     single_file = is_single_file(options, prepared.weight_bytes)
     traced = {}
     model = prepared.load_model()
-    if options.layout == "packed":
+    if options.packed:
         model = model.packed_copy(sized=options.sized)
     quantizer = None if prepared.quantization is None else prepared.quantization.quantizer
     for name, part in parts_of(model).items():

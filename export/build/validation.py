@@ -138,7 +138,7 @@ def validate(
     temperatures = sorted({prepared.temperature, 0.0}, reverse=True)
     groups = batches_of(prepared.samples, prepared.batch)
     batches = [Batch(tuple(group), temperature) for temperature in temperatures for group in groups]
-    packed = prepared.options.layout == "packed"
+    packed = prepared.options.packed
     expected = list(dict.fromkeys(one for batch in batches for one in batch.requests)) if packed else batches
     for batch in _announced(expected, "torch", on_detail):
         results.result(batch)
@@ -268,7 +268,7 @@ def _judge(
     for batch in _announced(list(batches), "comparing", on_detail):
         given = {name: answers[batch] for name, answers in found.items() if batch in answers}
         name = f"samples {list(batch.samples)}"
-        if prepared.options.layout == "packed":
+        if prepared.options.packed:
             alone = [results.result(one) for one in batch.requests]
             split = {runner: split_requests(result, alone) for runner, result in given.items()}
             for index, one in enumerate(batch.requests):

@@ -60,10 +60,8 @@ def export_options(command: Any) -> Any:
             ),
             click.option(
                 "--layout",
-                metavar="[dynamic|packed]",
-                default="dynamic",
-                show_default=True,
-                help="Layout of pruned tokens.",
+                metavar="[packed|dynamic]",
+                help="packed: requests do not depend on each other (default; see docs). dynamic: the published rule.",
             ),
             click.option("--batch", metavar="MIN:OPT:MAX", help="Requests per call (default: 1:1:8)."),
             click.option("--text", metavar="MIN:OPT:MAX", help="Tokens per text (default: 2:24:64; vqa 2:12:64)."),

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -12,7 +12,17 @@ from export.validate.run_result import LayerTokens, RunResult
 from madtp.models.parts import Part, encoder_layers
 from madtp.tasks.requests import Outputs, Runner, run_request, token_counts
 
+if TYPE_CHECKING:
+    from tests.golden import GoldenCase
+
 Inputs = Mapping[str, Tensor]
+INPUTS = {
+    "nlvr": ("image0", "image1", "input_ids", "attention_mask"),
+    "vqa": ("image", "input_ids", "attention_mask"),
+    "caption": ("image", "prompt_ids"),
+    "retrieval": ("image", "input_ids", "attention_mask"),
+    "clip": ("image", "input_ids"),
+}
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,12 @@ class PruningRunner:
         if self.part.encoders:
             given["temperature"] = torch.tensor(temperature)
         return dict(self.part.module(**given)._asdict())
+
+
+def inputs_of(case: "GoldenCase") -> dict[str, Tensor]:
+    """What `run_request` takes of a recorded case."""
+    given = {"input_ids": case.inputs["text"]} if "text" in case.inputs else {}
+    return given | {name: case.inputs[name] for name in INPUTS[case.task] if name in case.inputs}
 
 
 def alone(config: Any, runners: Mapping[str, Runner], inputs: Inputs, temperature: float) -> list[Outputs]:

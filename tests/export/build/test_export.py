@@ -39,12 +39,13 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", autouse=True)
 def traced_once() -> Iterator[None]:
     """Exports after the first take its trace: they are of the same checkpoint, and a trace is most of their time."""
-    programs: dict[str, torch.onnx.ONNXProgram] = {}
+    programs: dict[tuple[str, bool, bool], torch.onnx.ONNXProgram] = {}
 
     def trace(part: Part) -> torch.onnx.ONNXProgram:
-        if part.name not in programs:
-            programs[part.name] = trace_part(part)
-        return programs[part.name]
+        key = (part.name, part.module.packed, part.module.sized)
+        if key not in programs:
+            programs[key] = trace_part(part)
+        return programs[key]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.graph.trace, "trace_part", trace)

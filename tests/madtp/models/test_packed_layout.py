@@ -9,22 +9,10 @@ from madtp.models.parts import parts_of
 from madtp.ops.recorder import PruningRecorder
 from madtp.tasks.ranking import rank
 from tests import golden
-from tests.helpers.packed_batches import PruningRunner, alone, differences
+from tests.helpers.packed_batches import PruningRunner, alone, differences, inputs_of
 from tests.helpers.paths import golden_folders
 
-INPUTS = {
-    "nlvr": ("image0", "image1", "input_ids", "attention_mask"),
-    "vqa": ("image", "input_ids", "attention_mask"),
-    "caption": ("image", "prompt_ids"),
-    "retrieval": ("image", "input_ids", "attention_mask"),
-    "clip": ("image", "input_ids"),
-}
 FOLDERS = [folder for folder in golden_folders() if folder.name != "base"]
-
-
-def inputs_of(case: golden.GoldenCase) -> dict[str, torch.Tensor]:
-    given = {"input_ids": case.inputs["text"]} if "text" in case.inputs else {}
-    return given | {name: case.inputs[name] for name in INPUTS[case.task] if name in case.inputs}
 
 
 @pytest.mark.parametrize("sized", [False, True], ids=["exact", "sized"])
