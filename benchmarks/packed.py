@@ -18,7 +18,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +26,16 @@ import numpy as np
 import onnxruntime
 import psutil
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from benchmarks.precision_latency import DENSE, Call, dense_onnx, paused, write_exported
+from benchmarks.requests import varied_requests
 from export.bench.latency import Latency
 from export.runtime.execution import choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from madtp.console import command
-from madtp.data.preprocess import image_tensor
 from madtp.data.samples import Request, collate
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder
@@ -47,29 +45,9 @@ from madtp.ops.flops import count_call
 from tests.helpers import sizes
 
 RESULTS = json_kind("a result of this benchmark", "date", "machine", "temperature", "counted", "latency")
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
 DENSE_BATCH = 8  # a larger one takes half a minute a call
 MIN_ROUNDS = 5
 Inputs = dict[str, Tensor]
-
-
-def requests_of(model: NlvrModel, count: int) -> list[Request]:
-    """Requests that keep different numbers of tokens."""
-    config, random = model.config, np.random.default_rng(0)
-    folder = files("madtp.data") / "defaults"
-    photographs = [Image.open(str(folder / name)).convert("RGB") for name in PHOTOGRAPHS]
-
-    def crop() -> Tensor:
-        photograph = photographs[random.integers(len(photographs))]
-        side = int(min(photograph.size) * random.uniform(0.1, 1))
-        left, top = (int(random.integers(0, extent - side + 1)) for extent in photograph.size)
-        return image_tensor(photograph.crop((left, top, left + side, top + side)), config.image_size)
-
-    def sentence() -> list[int]:
-        words = random.integers(1000, 30000, random.integers(4, 29)).tolist()
-        return [config.enc_token_id, *words, config.sep_token_id]
-
-    return [Request((crop(), crop()), sentence()) for _ in range(count)]
 
 
 def batches_of(model: NlvrModel, requests: Sequence[Request], batch: int) -> Iterator[Inputs]:
@@ -173,7 +151,7 @@ def main(
     check_outputs([(target, RESULTS)], [])
     torch.set_num_threads(threads)
     console, model = Console(width=130), sizes.generated_model()
-    requests = requests_of(model, size)
+    requests = varied_requests(model.config, size)
     alone = counted(model, requests, 1, temperature)
     dense = counted(model, requests[:1], 1, 0.0)
     rows = []
