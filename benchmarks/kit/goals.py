@@ -8,12 +8,13 @@ NO_SLOWER_BATCH = "1"
 FEWER = 0.8  # of the dense GFLOPs saved
 
 
-def goals(found: Mapping[str, Any], ours: str = "packed") -> list[dict[str, Any]]:
+def goals(found: Mapping[str, Any], ours: str = "packed", waits: int = 0) -> list[dict[str, Any]]:
     """Goals that the results of a stage say something about.
 
     Args:
         found: of a stage: `batches` and perhaps `compiled`, each by batch with `latency_us` by candidate.
         ours: the candidate that has to be faster than all whose names say that they are dense.
+        waits: host synchronisations that a call of it may have.
 
     Returns:
         for each: goal, seen (a number), met, and by how much of the spread (`spread`, the ratio at the unfavourable
@@ -33,9 +34,10 @@ def goals(found: Mapping[str, Any], ours: str = "packed") -> list[dict[str, Any]
             reached.append(
                 {"goal": f"{FEWER:.0%} fewer GFLOPs, batch {batch}", "seen": saved, "met": saved >= FEWER - 0.005}
             )
-    waits = [one["synchronisations"] for entry in found.get("batches", {}).values() for one in _waits(entry)]
-    if waits:
-        reached.append({"goal": "no host synchronisation", "seen": max(waits), "met": max(waits) == 0})
+    seen = [one["synchronisations"] for entry in found.get("batches", {}).values() for one in _waits(entry)]
+    if seen:
+        goal = f"no host synchronisation{' but at the end' if waits else ''}"
+        reached.append({"goal": goal, "seen": max(seen), "met": max(seen) <= waits})
     return reached
 
 

@@ -201,8 +201,8 @@ def test_packed(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_packed_replays_that_are_wrong_do_not_pass(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     models.use_kernels(stage)
-    nlvr, pool = packed_model.packed_nlvr(stage, 3, torch.float32)
-    world = packed_model.PackedNlvr(stage, nlvr, pool, 1.0)
+    nlvr = models.nlvr_requests(stage, 1, torch.float32).model
+    world = packed_model.PackedNlvr(stage, nlvr, packed_model.packed_requests(stage, nlvr, 3), 1.0)
     load = packed_model.PackedBatch.load
     with monkeypatch.context() as patch:  # some of the inputs do not reach the graph
 

@@ -17,14 +17,14 @@ from benchmarks.kit.goals import goals
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.captured import Captured
 from benchmarks.kit.stages.model import Call, compile_blocks, forward, giga, take_turns
-from benchmarks.kit.stages.models import synchronizer, use_kernels
+from benchmarks.kit.stages.models import nlvr_requests, synchronizer, use_kernels
 from benchmarks.kit.stages.packed_model import (
     STARTS,
     PackedBatch,
     PackedNlvr,
     Rooms,
     answer,
-    packed_nlvr,
+    packed_requests,
     too_small,
 )
 from benchmarks.kit.trace import profile_call
@@ -44,7 +44,8 @@ def run(stage: StageRun) -> bool:
     """Measure; passes if every replay is right and without waits, and overflows are noticed. Speed decides nothing."""
     use_kernels(stage)
     batches = REHEARSED if stage.rehearse else BATCHES
-    model, pool = packed_nlvr(stage, REHEARSED_POOL if stage.rehearse else POOL, torch.float32)
+    model = nlvr_requests(stage, 1, torch.float32).model
+    pool = packed_requests(stage, model, REHEARSED_POOL if stage.rehearse else POOL)
     packed = PackedNlvr.seek(stage, model, pool)
     stage.save(exact=check_exact(packed, REHEARSED[0] if stage.rehearse else EXACT_BATCH), batches={}, compiled={})
     if not stage.rehearse:

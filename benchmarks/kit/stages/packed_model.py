@@ -7,13 +7,14 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.captured import Captured
 from benchmarks.kit.stages.model import find_temperature, forward, giga
-from benchmarks.kit.stages.models import WORDS, nlvr_requests
+from benchmarks.kit.stages.models import WORDS
 from benchmarks.requests import varied_requests
 from madtp import NlvrModel
 from madtp.data.samples import collate
@@ -119,15 +120,14 @@ def too_small(rooms: Rooms, size: int) -> Rooms:
     return {**rooms, "vision": (*rooms["vision"][:-1], 2 * size)}
 
 
-def packed_nlvr(stage: StageRun, requests: int, dtype: torch.dtype) -> tuple[NlvrModel, dict[str, Tensor]]:
-    """NLVR of base size (tiny in a rehearsal) with generated weights, and a pool of varied requests."""
-    model = nlvr_requests(stage, 1, dtype).model
-    given = collate(varied_requests(model.config, requests, longest=WORDS), model.config)
+def packed_requests(stage: StageRun, model: NlvrModel, count: int) -> dict[str, Tensor]:
+    """A pool of varied requests on the stage's device, texts filled up to WORDS."""
+    given = collate(varied_requests(model.config, count, longest=WORDS), model.config)
     filled = {
-        name: torch.nn.functional.pad(tensor, (0, WORDS - tensor.shape[1])) if tensor.dim() == 2 else tensor
+        name: F.pad(tensor, (0, WORDS - tensor.shape[1])) if tensor.dim() == 2 else tensor
         for name, tensor in given.items()
     }
-    return model, {name: tensor.to(stage.device) for name, tensor in filled.items()}
+    return {name: tensor.to(stage.device) for name, tensor in filled.items()}
 
 
 def answer(model: NlvrModel, inputs: Mapping[str, Tensor], temperature: Tensor) -> NlvrOutput:
