@@ -2,7 +2,9 @@
 
 ONNX Runtime captures a session into a CUDA graph if every node runs on the CUDA provider and nothing is copied between
 it and the host. Sizes computed while it runs are computed on the host, and it knows none behind nodes of ours; with all
-of them in the file it folds what computes them into constants.
+of them in the file it folds what computes them into constants. Its CUDA provider has no Clip of int32, and no ReduceMax
+of opset 20 (its docs/OperatorKernels.md, of which a kernel without a last version serves its first alone): Min and
+ReduceSum take their places, so that the output of overflows is how many layers had too little room.
 """
 
 from collections.abc import Mapping, Sequence
@@ -37,9 +39,11 @@ def fix_sizes(source: Path, target: Path, rows: Mapping[str, Sequence[int]], siz
             if value.type.tensor_type.HasField("shape") or value.name in dims:
                 value.CopyFrom(_numbered(fixed[value.name], known))
     for node in model.graph.node:
-        if node.op_type == "Clip" and not node.input[1]:  # of int32: the CUDA provider has Min for that, and no Clip
+        if node.op_type == "Clip" and not node.input[1]:
             node.op_type = "Min"
             del node.input[1]
+        elif node.op_type == "ReduceMax":
+            node.op_type = "ReduceSum"
     onnx.save(model, str(target))
 
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from benchmarks.kit.fixed_graph import fix_sizes
 from benchmarks.kit.stages.models import SMALL
-from export.graph.capacities import OVERFLOW, add_overflow
+from export.artifact.manifest import OVERFLOW
+from export.graph.capacities import add_overflow
 from export.graph.trace import write_part
 from export.runtime.execution import Execution
 from export.runtime.onnx_runner import OnnxRunner
@@ -24,7 +25,7 @@ from tests.helpers.op_library import real_library
 BATCH, TEXT, TEMPERATURE = 2, 7, 1.0
 ROWS = {"vision": [144, 96], "text": [16, 14]}
 # Of sizes, or of types that the CUDA provider has no kernel for: they would run on the host, and be copied.
-ON_THE_HOST = {"Shape", "Size", "Range", "ConstantOfShape", "Expand", "NonZero", "Clip"}
+ON_THE_HOST = {"Shape", "Size", "Range", "ConstantOfShape", "Expand", "NonZero", "Clip", "ReduceMax"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,13 @@ def test_what_computes_sizes_is_folded(fixed: Fixed, tmp_path: Path) -> None:
     left = {node.op_type for node in onnx.load(str(tmp_path / "optimized.onnx"), load_external_data=False).graph.node}
     assert {"PackedTokenCompact", "Min"} <= left
     assert not ON_THE_HOST & left
+
+
+def test_layers_with_too_little_room_are_told(fixed: Fixed) -> None:
+    path = fixed.path.with_name("short.onnx")
+    fix_sizes(fixed.source, path, {**ROWS, "text": [16, 3]}, {"batch": BATCH, "text": TEXT})
+    found = OnnxRunner(path, 1, Execution(library=real_library())).run(fixed.inputs, TEMPERATURE)
+    assert int(found[OVERFLOW]) == 1
 
 
 def test_it_gives_what_it_gave(fixed: Fixed) -> None:

@@ -31,7 +31,8 @@ from benchmarks.kit.stages.packed_model import (
     too_small,
 )
 from benchmarks.kit.trace import profile_call
-from export.graph.capacities import OVERFLOW, add_overflow
+from export.artifact.manifest import OVERFLOW
+from export.graph.capacities import add_overflow
 from export.graph.precision import precision_pass
 from export.graph.trace import save_onnx, trace_part
 from madtp import NlvrModel
@@ -134,7 +135,7 @@ def ask(call: FixedCall, inputs: Mapping[str, Tensor]) -> tuple[NlvrOutput, int]
     call.load(inputs)
     call()
     outputs = call.read()
-    return NlvrOutput(*(outputs[name] for name in NlvrOutput._fields)), int(outputs[OVERFLOW])
+    return NlvrOutput(*(outputs[name] for name in NlvrOutput._fields)), int(outputs[OVERFLOW] > 0)
 
 
 def check_exact(files: PackedFiles, exact: PackedNlvr) -> dict[str, Any]:
