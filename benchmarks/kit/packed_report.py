@@ -19,9 +19,10 @@ def packed_section(_: str, found: Mapping[str, Any]) -> str:
     exact = found.get("exact")
     if exact:
         verdict = "equal" if exact["passed"] else "**differ**"
+        same = f"counts of {exact['same_counts']} of {exact['requests']} requests equal"
         parts.append(
-            f"In fp32 against the exact model, {exact['requests']} requests in replays on changing inputs: counts of "
-            f"{exact['same_counts']} equal, worst logit {_worst(exact['worst'])}: {verdict}."
+            f"In fp32, replays on changing inputs next to torch's reference for every request alone: {same}, worst "
+            f"logit {_worst(exact['worst'])}: {verdict}."
         )
     batches = found.get("batches", {})
     if batches:

@@ -179,7 +179,7 @@ def test_the_page_tells_of_the_packed_layout() -> None:
     assert "| 1 times as fast as every dense candidate, batch 1 | 0.667 | 0.55 | dense, SDPA | **missed** |" in page
     assert "| 80% fewer GFLOPs, batch 32 | 0.801 |  |  | met |" in page
     assert "| no host synchronisation | 0 |  |  | met |" in page
-    assert "counts of 12 equal, worst logit 1.0e-05: equal" in page
+    assert "counts of 12 of 12 requests equal, worst logit 1.0e-05: equal" in page
     assert "| packed | 32 | 10.00 | 9.00-11.00 | 3200 | 4.00 |" in page
     assert "| not run: time ran out | 1 |" in page
     assert "| 32 | 4000 | 796 | 850 | 64/64 | 1.0e-03 | 62/64 | 64/64 | 0 | 3/3, then right | 1 | 0 |" in page

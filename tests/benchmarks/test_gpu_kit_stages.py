@@ -40,6 +40,7 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageRun]
     monkeypatch.setattr(timings, "COMPILED", 2)
     monkeypatch.setattr(timings, "copy_bandwidth", lambda: copy_bandwidth(1 << 16, 3))
     monkeypatch.setattr(model, "BATCHES", (2, 1))
+    monkeypatch.setattr(packed, "without_kernels", lambda device: without_kernels("cpu"))
     monkeypatch.setattr(packed, "BATCHES", (2,))
     monkeypatch.setattr(packed, "POOL", 3)
     monkeypatch.setattr(packed, "EXACT_BATCH", 2)
@@ -195,7 +196,7 @@ def test_packed(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stage.found["compiled"]["2"]["latency_us"].keys() == {packed.COMPILED, packed.DENSE, packed.PACKED}
     assert "| 2 | " in page("packed", stage)
     text = page("packed", stage)
-    assert "counts of 6 equal" in text
+    assert "counts of 6 of 6 requests equal" in text
     assert "3/3, then right" in text
 
 
