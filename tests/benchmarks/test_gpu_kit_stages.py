@@ -25,6 +25,7 @@ from tests.helpers.kernel_calls import attention_inputs, compact_call
 from tests.helpers.paths import CARRIED, ROOT
 
 SMALL = Sizes(length=40, width=32, heads=1, alignments=8)
+TINY = replace(models.SMALL, image_size=32)
 
 
 @pytest.fixture
@@ -186,6 +187,7 @@ def test_a_candidate_that_does_not_run_is_named_and_the_others_measured(
 
 def test_packed(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
     """Graphs of the stand-in repeat their operators, so replays follow their inputs here too."""
+    monkeypatch.setattr(models, "BASE", TINY)
     assert packed.run(stage)
     exact, (entry,) = stage.found["exact"], stage.found["batches"].values()
     assert (exact["same_counts"], exact["requests"]) == (6, 6)
@@ -201,6 +203,7 @@ def test_packed(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_packed_replays_that_are_wrong_do_not_pass(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "BASE", TINY)
     models.use_kernels(stage)
     nlvr = models.nlvr_requests(stage, 1, torch.float32).model
     world = packed_model.PackedNlvr(stage, nlvr, packed_model.packed_requests(stage, nlvr, 3), 1.0)
