@@ -1,12 +1,14 @@
 """NLVR at base size with generated weights on a CPU: the packed layout beside the dynamic one and the dense model.
 
-    python -m benchmarks.packed [--batch N ...] [--requests N] [--seconds S] [--threads N] [--json FILE]
+    python -m benchmarks.packed [--batch N ...] [--requests N] [--counted-only] [--timed N ...] [--seconds S] [--json F]
 
 1. Counted, so the same on any machine: token rows that enter a layer, and multiply-adds, of the same requests in
    batches of each size. A dynamic batch keeps the most tokens that one of its requests asks for and fills up its
-   texts; a packed one keeps of each request what that keeps alone.
-2. Measured: milliseconds of a batch in ONNX Runtime on the op library, layouts taking turns, with a pause before each
-   call; dense up to DENSE_BATCH requests.
+   texts; a packed one keeps of each request what that keeps alone. With capacities, which GPUs want, products with
+   weights run over all rows that there is room for: chosen by `calibration` on these requests for an overflow of
+   OVERFLOW of the batches, counted on the first batch.
+2. Measured, unless `--counted-only`: milliseconds of a batch in ONNX Runtime on the op library, layouts taking turns,
+   with a pause before each call; dense up to DENSE_BATCH requests.
 
 Requests are crops of two photographs, at scales from a part to the whole, and sentences of 6 to 30 ids.
 """
@@ -15,10 +17,9 @@ import json
 import platform
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from functools import partial
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -27,17 +28,19 @@ import numpy as np
 import onnxruntime
 import psutil
 import torch
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from benchmarks.precision_latency import DENSE, Call, dense_onnx, paused, write_exported
+from benchmarks.requests import varied_requests
+from calibration.capacities import Layers, choose_capacities, dense_rows
+from calibration.counts import RequestCounts
+from calibration.tokens import Source
 from export.bench.latency import Latency
 from export.runtime.execution import choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from madtp.console import command
-from madtp.data.preprocess import image_tensor
 from madtp.data.samples import Request, collate
 from madtp.files.outputs import check_outputs, json_kind, write_output
 from madtp.files.scratch import scratch_folder
@@ -47,29 +50,10 @@ from madtp.ops.flops import count_call
 from tests.helpers import sizes
 
 RESULTS = json_kind("a result of this benchmark", "date", "machine", "temperature", "counted", "latency")
-PHOTOGRAPHS = ("china.jpg", "flower.jpg")
+OVERFLOW = 1e-3
 DENSE_BATCH = 8  # a larger one takes half a minute a call
 MIN_ROUNDS = 5
 Inputs = dict[str, Tensor]
-
-
-def requests_of(model: NlvrModel, count: int) -> list[Request]:
-    """Requests that keep different numbers of tokens."""
-    config, random = model.config, np.random.default_rng(0)
-    folder = files("madtp.data") / "defaults"
-    photographs = [Image.open(str(folder / name)).convert("RGB") for name in PHOTOGRAPHS]
-
-    def crop() -> Tensor:
-        photograph = photographs[random.integers(len(photographs))]
-        side = int(min(photograph.size) * random.uniform(0.1, 1))
-        left, top = (int(random.integers(0, extent - side + 1)) for extent in photograph.size)
-        return image_tensor(photograph.crop((left, top, left + side, top + side)), config.image_size)
-
-    def sentence() -> list[int]:
-        words = random.integers(1000, 30000, random.integers(4, 29)).tolist()
-        return [config.enc_token_id, *words, config.sep_token_id]
-
-    return [Request((crop(), crop()), sentence()) for _ in range(count)]
 
 
 def batches_of(model: NlvrModel, requests: Sequence[Request], batch: int) -> Iterator[Inputs]:
@@ -78,23 +62,59 @@ def batches_of(model: NlvrModel, requests: Sequence[Request], batch: int) -> Ite
         yield collate(requests[begin : begin + batch], model.config)
 
 
-def count(model: NlvrModel, inputs: Inputs, temperature: float) -> tuple[int, float]:
-    """Token rows that enter the layers of all encoders, and GFLOPs, of a dynamic batch."""
-    outputs: list[Any] = []
-    flops = count_call(lambda: outputs.append(model(**inputs, temperature=temperature)))
-    entering = {"vision": model.config.vision_tokens, "text": inputs["input_ids"].shape[1]}
-    rows = 0
-    for encoder, counts in (("vision", outputs[0].vision_token_counts), ("text", outputs[0].text_token_counts)):
-        rows += len(counts) * entering[encoder] + int(counts[:, :-1].sum())
-    return rows, flops.giga
+@dataclass(frozen=True)
+class Executed:
+    """What a request takes: token rows that enter the layers of all encoders, and GFLOPs."""
+
+    rows: float
+    gflops: float
 
 
-def counted(model: NlvrModel, requests: Sequence[Request], batch: int, temperature: float) -> tuple[float, float]:
-    """Rows and GFLOPs a request, in dynamic batches; of 1, what packed batches of any size come to."""
-    with torch.no_grad():
-        found = [count(model, inputs, temperature) for inputs in batches_of(model, requests, batch)]
-    rows, giga = (sum(column) / len(requests) for column in zip(*found, strict=True))
-    return rows, giga
+def entering(model: NlvrModel, inputs: Inputs) -> dict[str, int]:
+    """By encoder, rows of a batch before the first layer."""
+    requests, words = inputs["input_ids"].shape
+    return {"vision": 2 * requests * model.config.vision_tokens, "text": requests * words}
+
+
+def counted(
+    model: NlvrModel,
+    requests: Sequence[Request],
+    batch: int,
+    temperature: float,
+    kept: RequestCounts | None = None,
+) -> Executed:
+    """In dynamic batches; of 1, what packed batches of any size come to. `kept` gets what the requests keep, then."""
+    rows, giga = 0, 0.0
+    for inputs in batches_of(model, requests, batch):
+        outputs: list[Any] = []
+        giga += count_call(partial(_answer, model, inputs, temperature, outputs)).giga
+        counts = {"vision": outputs[0].vision_token_counts, "text": outputs[0].text_token_counts}
+        rows += sum(entering(model, inputs).values()) + sum(int(tokens[:, :-1].sum()) for tokens in counts.values())
+        if kept is not None:
+            kept.add(counts, inputs["input_ids"].shape[1])
+    return Executed(rows / len(requests), giga / len(requests))
+
+
+def _answer(model: NlvrModel, inputs: Inputs, temperature: float, outputs: list[Any]) -> None:
+    outputs.append(model(**inputs, temperature=temperature))
+
+
+def rooms(model: NlvrModel, kept: RequestCounts, batches: Sequence[int]) -> dict[int, Layers]:
+    """By batch size, the capacities of the calibrated bucket."""
+    dense = dense_rows(model.config, kept.sequences, kept.longest_text)
+    chosen = choose_capacities(kept, {"model": ("vision", "text")}, dense, batches, OVERFLOW, kept.samples // 4)
+    return {batch: buckets[0].rows for batch, buckets in chosen.buckets.items()}
+
+
+def counted_with_rooms(
+    model: NlvrModel, requests: Sequence[Request], batch: int, temperature: float, room: Layers
+) -> Executed:
+    """With capacities, in the first batch: rows that there is room for are executed, tokens or not."""
+    inputs = next(batches_of(model, requests, batch))
+    sized = model.packed_copy(sized=True)
+    sized.visual_encoder.capacities, sized.text_encoder.capacities = room["vision"], room["text"]
+    rows = sum(entering(model, inputs).values()) + sum(sum(layers[:-1]) for layers in room.values())
+    return Executed(rows / batch, count_call(partial(sized, **inputs, temperature=temperature)).giga / batch)
 
 
 def measure(
@@ -119,21 +139,27 @@ def measure(
 
 
 def counted_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
-    """What the layouts execute."""
+    """What the layouts execute; ratios are those of dynamic to packed."""
     table = Table(title=title)
-    for column in ("batch", "rows, dynamic", "rows, packed", "ratio", "GFLOPs, dynamic", "packed", "ratio", "dense"):
-        table.add_column(column, justify="right")
+    for what in ("rows", "GFLOPs"):
+        for column in (
+            *(["batch"] if what == "rows" else []),
+            f"{what}, dynamic",
+            "packed",
+            "ratio",
+            "capacities",
+            "dense",
+        ):
+            table.add_column(column, justify="right")
     for row in rows:
-        table.add_row(
-            str(row["batch"]),
-            f"{row['dynamic_rows']:.0f}",
-            f"{row['packed_rows']:.0f}",
-            f"{row['dynamic_rows'] / row['packed_rows']:.2f}",
-            f"{row['dynamic_gflops']:.2f}",
-            f"{row['packed_gflops']:.2f}",
-            f"{row['dynamic_gflops'] / row['packed_gflops']:.2f}",
-            f"{row['dense_gflops']:.1f}",
-        )
+        cells = [str(row["batch"])]
+        for what, digits in (("rows", 0), ("gflops", 2)):
+            dynamic, packed, with_rooms, dense = (
+                row[layout][what] for layout in ("dynamic", "packed", "capacities", "dense")
+            )
+            cells += [f"{dynamic:.{digits}f}", f"{packed:.{digits}f}", f"{dynamic / packed:.2f}"]
+            cells += [f"{with_rooms:.{digits}f}", f"{dense:.{digits}f}"]
+        table.add_row(*cells)
     return table
 
 
@@ -152,10 +178,36 @@ def latency_table(rows: Sequence[dict[str, Any]], title: str) -> Table:
     return table
 
 
+def timed_batches(
+    console: Console,
+    model: NlvrModel,
+    requests: Sequence[Request],
+    batches: Sequence[int],
+    temperature: float,
+    threads: int,
+    seconds: float,
+) -> list[dict[str, Any]]:
+    """Time and print them."""
+    latency = []
+    with scratch_folder() as folder:
+        write_exported(model, parts_of(model)["model"], folder / "dynamic.onnx", None)
+        packed = model.packed_copy()
+        write_exported(packed, parts_of(packed)["model"], folder / "packed.onnx", None)
+        library = choose_execution([folder / "packed.onnx"])
+        for batch in batches:
+            found = measure(model, requests, batch, folder, temperature, threads, seconds)
+            latency.append({"batch": batch, "latency": {name: asdict(value) for name, value in found.items()}})
+    title = f"milliseconds a batch, p50 (p10-p90), fp32, {threads} threads; onnxruntime {onnxruntime.__version__}"
+    console.print(latency_table(latency, title))
+    console.print(f"runs {library}")
+    return latency
+
+
 @click.command()
 @click.option("--batch", "batches", multiple=True, type=int, default=(1, 8, 32, 64), show_default=True)
 @click.option("--timed", multiple=True, type=int, default=(1, 8, 32), show_default=True, help="Batches to time.")
 @click.option("--requests", "size", default=64, show_default=True)
+@click.option("--counted-only", is_flag=True, help="Time nothing.")
 @click.option("--temperature", default=sizes.TEMPERATURE, show_default=True)
 @click.option("--threads", default=2, show_default=True)
 @click.option("--seconds", default=60.0, show_default=True, help="How long to time each batch.")
@@ -164,6 +216,7 @@ def main(
     batches: tuple[int, ...],
     timed: tuple[int, ...],
     size: int,
+    counted_only: bool,
     temperature: float,
     threads: int,
     seconds: float,
@@ -172,36 +225,19 @@ def main(
     """Count and time what the packed layout saves."""
     check_outputs([(target, RESULTS)], [])
     torch.set_num_threads(threads)
-    console, model = Console(width=130), sizes.generated_model()
-    requests = requests_of(model, size)
-    alone = counted(model, requests, 1, temperature)
-    dense = counted(model, requests[:1], 1, 0.0)
-    rows = []
+    console, model = Console(width=140), sizes.generated_model()
+    requests = varied_requests(model.config, size)
+    kept = RequestCounts(Source("", "nlvr", temperature, "varied requests", None))
+    alone, dense = counted(model, requests, 1, temperature, kept), counted(model, requests[:1], 1, 0.0)
+    room = rooms(model, kept, batches)
+    rows: list[dict[str, Any]] = []
     for batch in batches:
-        found = alone if batch == 1 else counted(model, requests, batch, temperature)
-        rows.append(
-            {
-                "batch": batch,
-                "dynamic_rows": found[0],
-                "packed_rows": alone[0],
-                "dynamic_gflops": found[1],
-                "packed_gflops": alone[1],
-                "dense_gflops": dense[1],
-            }
-        )
+        dynamic = alone if batch == 1 else counted(model, requests, batch, temperature)
+        sized = counted_with_rooms(model, requests, batch, temperature, room[batch])
+        layouts = {"dynamic": dynamic, "packed": alone, "capacities": sized, "dense": dense}
+        rows.append({"batch": batch, **{name: asdict(executed) for name, executed in layouts.items()}})
     console.print(counted_table(rows, f"executed a request, temperature {temperature:g}, {size} requests"))
-    latency = []
-    with scratch_folder() as folder:
-        write_exported(model, parts_of(model)["model"], folder / "dynamic.onnx", None)
-        packed = model.packed_copy()
-        write_exported(packed, parts_of(packed)["model"], folder / "packed.onnx", None)
-        library = choose_execution([folder / "packed.onnx"])
-        for batch in timed:
-            found_latency = measure(model, requests, batch, folder, temperature, threads, seconds)
-            latency.append({"batch": batch, "latency": {name: asdict(value) for name, value in found_latency.items()}})
-    title = f"milliseconds a batch, p50 (p10-p90), fp32, {threads} threads; onnxruntime {onnxruntime.__version__}"
-    console.print(latency_table(latency, title))
-    console.print(f"runs {library}")
+    latency = [] if counted_only else timed_batches(console, model, requests, timed, temperature, threads, seconds)
     if target is not None:
         results = {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

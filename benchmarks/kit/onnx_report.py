@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from benchmarks.gpu.markdown import table
+from benchmarks.kit.packed_report import goals_table, latency
 
 
 def _worst(value: float | None) -> str:
@@ -47,4 +48,42 @@ def onnx_runtime_section(_: str, found: Mapping[str, Any]) -> str:
         parts += [table(header, rows), "Answers of the fp16 graph, weights generated and not trained:"]
         header = ("share of GFLOPs", "B", "as dense torch", "as torch on our kernels", "worst logit to the latter")
         parts.append(table(header, answers))
+    if found.get("packed"):
+        parts += _packed(found["packed"])
     return "\n\n".join(parts)
+
+
+def _packed(found: Mapping[str, Any]) -> list[str]:
+    """The packed layout: goals, answers, latency."""
+    parts = ["### Packed, every batch size in a CUDA graph"]
+    if "exact" in found:
+        exact = found["exact"]
+        same = f"counts of {exact['same_counts']} of {exact['requests']} requests equal"
+        parts.append(
+            f"In fp32 on changing inputs, next to torch with as many rows as are needed: {same}, worst logit "
+            f"{_worst(exact['worst'])}, {exact['overflows']} overflows."
+        )
+    if found.get("refused"):
+        parts.append(f"**Not captured**, run node by node: {found['refused']}")
+    if found.get("not_run"):
+        parts.append(f"Not run: {found['not_run']}.")
+    batches = found.get("batches", {})
+    if not batches:
+        return parts
+    rows = []
+    for batch, entry in batches.items():
+        total = sum(one["requests"] for one in entry["replays"])
+        counts, answers = (sum(one[key] for one in entry["replays"]) for key in ("same_counts", "same_answers"))
+        forced, waits = entry.get("forced_overflow"), next(iter(entry["waits"].values()))
+        noticed = f"{forced['noticed']}/{forced['calls']}" if forced else ""
+        launches = waits.get("graph_launches", 0)
+        row = (batch, f"{counts}/{total}", f"{answers}/{total}", entry["overflows"], noticed, launches)
+        rows.append((*row, waits["synchronisations"]))
+    header = ("B", "counts as torch's", "answers as torch's", "overflows", "noticed when forced", "graph launches")
+    return [
+        *parts,
+        goals_table(found.get("goals", [])),
+        *latency(batches, {}),
+        "fp16 next to torch on our kernels, whose products round differently:",
+        table((*header, "host waits"), rows),
+    ]

@@ -44,6 +44,7 @@ LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "*.egg-info")
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
 WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
+NVCC_FLAGS = "NVCC_APPEND_FLAGS"  # environment variable of nvcc's
 ONNXRUNTIME = "onnxruntime-gpu==1.31.1"  # 256 MB, for CUDA 13
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64")
 
@@ -82,11 +83,26 @@ def pack_libraries(kit: Kit) -> tuple[int, ...]:
     sm = architectures() if os.environ.get(SM_VARIABLE, "").strip() else DEFAULT_SM
     target = kit.folder / "lib"
     target.mkdir()
-    kernels = build_kernels(sm, ROOT / "build" / f"kernels-{'-'.join(map(str, sm))}")
+    with compressed_code():
+        kernels = build_kernels(sm, ROOT / "build" / f"kernels-compressed-{'-'.join(map(str, sm))}")
     host = native_build.build(sanitize=False)
     for library in (kernels, kernels.parent / "onnxruntime" / ONNXRUNTIME_NAME, host.kernels, host.cuda_ops):
-        shutil.copy2(library, target)
+        _strip(library, target)
     return sm
+
+
+@contextmanager
+def compressed_code() -> Iterator[None]:
+    """Have nvcc compress the GPU's code, which halves a library; the driver unpacks it as it loads it."""
+    before = os.environ.get(NVCC_FLAGS)
+    os.environ[NVCC_FLAGS] = f"{before or ''} -Xfatbin=-compress-all".strip()
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NVCC_FLAGS]
+        else:
+            os.environ[NVCC_FLAGS] = before
 
 
 def pack_wheels(kit: Kit, flash_attention_3: bool) -> None:
@@ -129,14 +145,23 @@ def _for_python(version: str) -> list[str]:
 
 
 def _pip(*arguments: Any) -> None:
-    command = [sys.executable, "-m", "pip", *map(str, arguments), "--quiet", "--disable-pip-version-check"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    _run(
+        [sys.executable, "-m", "pip", *arguments, "--quiet", "--disable-pip-version-check"],
+        "pip could not get the packages of the GPU kit",
+        "The kit is packed on a machine that reaches PyPI; look at the message above.",
+    )
+
+
+def _strip(source: Path, target: Path) -> None:
+    """Copy a library without what only debuggers and linkers read."""
+    command = [native_build.tool("strip"), "--strip-unneeded", "-o", target / source.name, source]
+    _run(command, f"strip could not copy '{source}'", "It comes with the C++ compiler, in binutils.")
+
+
+def _run(command: list[Any], failed: str, remedy: str) -> None:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise OutputError(
-            "pip could not get the packages of the GPU kit",
-            done.stderr.strip()[-500:],
-            "The kit is packed on a machine that reaches PyPI; look at the message above.",
-        )
+        raise OutputError(failed, done.stderr.strip()[-500:], remedy)
 
 
 def pack_recordings(kit: Kit) -> None:

@@ -22,15 +22,16 @@ PROBE = Stage("probe", 30, "machine, driver, clocks, versions, the libraries' sy
 STAGES = (
     PROBE,
     Stage("calls", 20, "one call of each op and type against the CPU"),
-    Stage("parity", 75, "recorded cases of all tasks in fp32: outputs, token counts, kept sets"),
-    Stage("model", 125, "whole NLVR: dense and pruned, latency, throughput, synchronisations, memory, profile"),
+    Stage("parity", 60, "recorded cases of all tasks in fp32: outputs, token counts, kept sets"),
+    Stage("model", 95, "whole NLVR: dense and pruned, latency, throughput, synchronisations, memory, profile"),
+    Stage("packed", 60, "packed NLVR in one CUDA graph: answers, overflows, host waits, latency beside dense"),
     Stage("precision", 30, "fp16 and bf16: agreement, kept tokens, flips and their margins"),
-    Stage("onnx_runtime", 105, "whole NLVR in ONNX Runtime on our kernels: recorded cases, base size, fp16 latency"),
-    Stage("kernel_tests", 45, "the kernel tests that run on the host elsewhere"),
-    Stage("graphs", 25, "CUDA-graph capture of each op"),
-    Stage("timings", 55, "both ops beside eager torch, torch.compile, SDPA, FlashAttention-3, a copy"),
-    Stage("sanitizer", 45, "compute-sanitizer: memcheck and racecheck"),
-    Stage("recordings", 30, "the kernels on every layer of the recorded cases"),
+    Stage("onnx_runtime", 130, "whole NLVR in ONNX Runtime on our kernels: recorded cases, base size, fp16 latency"),
+    Stage("kernel_tests", 40, "the kernel tests that run on the host elsewhere"),
+    Stage("graphs", 20, "CUDA-graph capture of each op"),
+    Stage("timings", 45, "both ops beside eager torch, torch.compile, SDPA, FlashAttention-3, a copy"),
+    Stage("sanitizer", 35, "compute-sanitizer: memcheck and racecheck"),
+    Stage("recordings", 20, "the kernels on every layer of the recorded cases"),
 )
 MINUTES = 9.75  # of all stages
 REHEARSAL_MINUTES = 20.0

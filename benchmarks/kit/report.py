@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.gpu.architectures import known_gpu
 from benchmarks.gpu.markdown import table
 from benchmarks.kit.onnx_report import onnx_runtime_section
+from benchmarks.kit.packed_report import packed_section
 
 MICRO = 1e6
 NEAR = 1.3  # seen / predicted within this factor of one needs no explanation
@@ -29,6 +30,7 @@ def render(content: Mapping[str, Any], static: Mapping[str, Any] | None) -> str:
         "parity": _parity,
         "precision": _precision,
         "model": _model,
+        "packed": packed_section,
         "onnx_runtime": onnx_runtime_section,
         "kernel_tests": _tests,
         "graphs": _tests,

@@ -12,6 +12,7 @@ RANGE = "madtp: the profiled call"
 # Calls of CUDA's runtime that make the host wait. (torch reads a number back by a copy and cudaStreamSynchronize.)
 WAITS = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
 LAUNCHES = ("cudaLaunchKernel", "cudaLaunchKernelExC", "cuLaunchKernel", "cuLaunchKernelEx")
+GRAPH_LAUNCH = "cudaGraphLaunch"
 READ_BACK = "aten::_local_scalar_dense"  # a number that Python asked a tensor for
 LISTED = 15
 
@@ -20,8 +21,9 @@ def profile_call(call: Callable[[], object], device: str) -> dict[str, Any]:
     """Profile one call.
 
     Returns:
-        launches (kernels; operators on a CPU), synchronisations (of the host, by the runtime's own calls; numbers read
-        back on a CPU), read_back, device_us (sum over kernels), kernels (name, calls, microseconds; longest first).
+        launches (kernels; operators on a CPU), graph_launches (a replayed CUDA graph is one), synchronisations (of the
+        host, by the runtime's own calls; numbers read back on a CPU), read_back, device_us (sum over kernels), kernels
+        (name, calls, microseconds; longest first).
     """
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
     with profile(activities=activities) as profiler:
@@ -49,6 +51,7 @@ def profile_call(call: Callable[[], object], device: str) -> dict[str, Any]:
     on_gpu = device == "cuda"
     return {
         "launches": sum(inside[name] for name in LAUNCHES) if on_gpu else sum(len(times) for times in kernels.values()),
+        "graph_launches": inside[GRAPH_LAUNCH],
         "synchronisations": sum(inside[name] for name in WAITS) if on_gpu else read_back,
         "waits": {name: inside[name] for name in WAITS if inside[name]},
         "read_back": read_back,

@@ -5,7 +5,6 @@ meanwhile. The cases take turns, and medians over their calls count, so that oth
 """
 
 import json
-import math
 import re
 import statistics
 from bisect import bisect_right
@@ -19,6 +18,7 @@ import torch
 from torch import Tensor
 
 from export.bench.calls import Case, Inputs, Kept, request_call
+from export.bench.multiply_adds import ENDS, ends_of, multiply_adds
 from export.bench.statistics import evenly_spaced
 from export.graph.onnx_graph import OnnxGraph, open_graph
 from export.runtime.artifact import Artifact
@@ -26,19 +26,17 @@ from export.runtime.execution import BODIES, Execution
 from export.runtime.onnx_runner import float16_inputs
 from export.runtime.runner import RunnerOptions, feed
 from madtp.files.scratch import scratch_folder
-from madtp.ops.spec import ALIGNED_ATTENTION, OPS, TOKEN_COMPACT
+from madtp.ops.spec import ALL_OPS
 from madtp.tasks.requests import Outputs, Runner
 
 PROFILED_CALLS = 8  # of the smallest batch
 FEWEST_PROFILED_CALLS = 2  # of larger ones
 BETWEEN = "between operators"
 # ONNX Runtime inlines functions and names their nodes so; the name of the function is the one given below.
-OF_FUNCTION = re.compile(rf"^_inlfunc_.*({'|'.join(spec.onnx_name for spec in OPS)})")
+OF_FUNCTION = re.compile(rf"^_inlfunc_.*(?<![A-Za-z])({'|'.join(spec.onnx_name for spec in ALL_OPS)})")
 NUMBERS = re.compile(r"\d+")
 KERNEL = "_kernel_time"
 RUN = "model_run"
-CUSTOM = {spec.onnx_name for spec in OPS}  # of nodes that kernels computed as wholes
-MULTIPLY = {"MatMul", "Gemm", "FusedGemm", "FusedMatMul", "Conv", "FusedConv"}
 
 Opener = Callable[[Artifact, RunnerOptions], dict[str, Runner]]
 
@@ -134,17 +132,21 @@ class ProfiledRunner:
         for function in graph.model.functions:
             for number, node in enumerate(function.node):
                 node.name = f"{function.name}/{number}"
-        self._session = open_graph(graph, options, providers=execution.providers)
+        self._ends = {node.name: names for node in graph.model.graph.node if (names := ends_of(node))}
+        exposed = {name for names in self._ends.values() for name in names}
+        self._session = open_graph(graph, options, sorted(exposed), providers=execution.providers)
         self._inputs = {value.name for value in self._session.get_inputs()}
         self._float16 = float16_inputs(self._session)
         self._outputs = [value.name for value in self._session.get_outputs()]
-        self._callers: list[int] = []
+        self._exposed = exposed - {value.name for value in graph.model.graph.output}
+        self._ran: list[tuple[int, Outputs]] = []  # the caller of every run, and all that came of it
         self.caller = 0
 
     def run(self, inputs: Mapping[str, Tensor], temperature: float) -> Outputs:
-        self._callers.append(self.caller)
         values = self._session.run(self._outputs, feed(inputs, temperature, self._inputs, self._float16))
-        return {name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
+        outputs = {name: torch.from_numpy(value) for name, value in zip(self._outputs, values, strict=True)}
+        self._ran.append((self.caller, outputs))
+        return {name: value for name, value in outputs.items() if name not in self._exposed}
 
     def events(self) -> defaultdict[int, list[dict[str, Any]]]:
         """What was recorded, by the `caller` of the run; ends the profile."""
@@ -154,7 +156,10 @@ class ProfiledRunner:
         for event in events:
             run = bisect_right(starts, event["ts"]) - 1
             if run >= 0:
-                found[self._callers[run]].append(event)
+                caller, outputs = self._ran[run]
+                if ends := self._ends.get(event["name"].removesuffix(KERNEL)):
+                    event["args"][ENDS] = [outputs[name].tolist() for name in ends]
+                found[caller].append(event)
         return found
 
 
@@ -177,7 +182,7 @@ def typical(calls: Sequence[Operators]) -> Operators:
 def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Operators:
     """Add up ONNX Runtime's profile, whose times are microseconds, of so many requests."""
     milliseconds: Counter[str] = Counter()
-    multiply_adds = 0.0
+    total = 0.0
     for event in events:
         name, duration = event["name"], event["dur"] / 1e3 / requests
         if event["cat"] == "Node" and name.endswith(KERNEL):
@@ -185,10 +190,10 @@ def summarize_events(events: Iterable[Mapping[str, Any]], requests: int) -> Oper
             function = OF_FUNCTION.match(name)
             milliseconds[function[1] if function else operator] += duration
             milliseconds[BETWEEN] -= duration
-            multiply_adds += _multiply_adds(operator, event["args"])
+            total += multiply_adds(operator, event["args"])
         elif name == RUN:
             milliseconds[BETWEEN] += duration
-    return Operators("ONNX Runtime's profiler", dict(milliseconds.most_common()), multiply_adds / 1e9 / requests)
+    return Operators("ONNX Runtime's profiler", dict(milliseconds.most_common()), total / 1e9 / requests)
 
 
 def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operators:
@@ -197,19 +202,3 @@ def summarize_layers(milliseconds: Mapping[str, float], requests: int) -> Operat
     for name, value in milliseconds.items():
         kinds[NUMBERS.sub("#", name)] += value / requests
     return Operators("TensorRT's layer profiler", dict(kinds), None)
-
-
-def _multiply_adds(operator: str, arguments: Mapping[str, Any]) -> float:
-    """Those of one node, from its shapes. (Weights that the runtime repacks are not among its inputs.)"""
-    if operator not in MULTIPLY and operator not in CUSTOM:
-        return 0.0
-    first, output = (next(iter(arguments[key][0].values())) for key in ("input_type_shape", "output_type_shape"))
-    if operator == ALIGNED_ATTENTION.onnx_name:  # scores and context, [B, L, 3C] given
-        return 2 * math.prod(output) * first[1]
-    if operator == TOKEN_COMPACT.onnx_name:  # the merge
-        return math.prod(first) if output[1] < first[1] else 0
-    if operator == "MatMul":
-        return math.prod(output) * first[-1]
-    if operator in ("Conv", "FusedConv"):  # of these models: patches that do not overlap
-        return math.prod(first) * output[1]
-    return math.prod(first) * output[-1]  # the first factor may be transposed

@@ -52,11 +52,45 @@ def _token_compact(tokens: Sequence[int], *_: Any, out_shape: Any, **__: Any) ->
     return 2 * batch * dropped * width
 
 
+# Of the packed layout, whose sequences have what their ends say, whatever rows there are: formulas get the tensors.
+
+
+def _raw(formula: Callable[..., int]) -> Callable[..., int]:
+    formula._get_raw = True  # type: ignore[attr-defined]  # torch.utils.flop_counter hands over shapes otherwise
+    return formula
+
+
+def _lengths(cu_seqlens: Tensor) -> Tensor:
+    return cu_seqlens.diff().to(torch.int64)
+
+
+@_raw
+def _packed_attention(qkv: Tensor, key_mask: Tensor, cu_seqlens: Tensor, *_: Any, **__: Any) -> int:
+    pairs = int(_lengths(cu_seqlens).square().sum())
+    return 2 * 2 * pairs * qkv.shape[1] // 3
+
+
+@_raw
+def _packed_compact(tokens: Tensor, *rest: Any, out_val: Any, **__: Any) -> int:
+    before, after = _lengths(rest[5]), _lengths(out_val[3])
+    dropped = torch.where(after < before, before - (after - 1), 0)
+    return 2 * int(dropped.sum()) * tokens.shape[1]
+
+
+@_raw
+def _varlen_attention(query: Tensor, key_value: Tensor, cu_seqlens: Tensor, cu_keys: Tensor, *_: Any, **__: Any) -> int:
+    pairs = int((_lengths(cu_seqlens) * _lengths(cu_keys)).sum())
+    return 2 * 2 * pairs * query.shape[1]
+
+
 _FORMULAS = {
     torch.ops.aten.native_layer_norm: _layer_norm,
     torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _dense_attention,
     torch.ops.madtp.aligned_attention: _aligned_attention,
     torch.ops.madtp.token_compact: _token_compact,
+    torch.ops.madtp.packed_aligned_attention: _packed_attention,
+    torch.ops.madtp.packed_token_compact: _packed_compact,
+    torch.ops.madtp.varlen_attention: _varlen_attention,
 }
 
 

@@ -103,6 +103,10 @@ def test_rehearsal_passes_where_nothing_of_ours_is_installed(elsewhere: Elsewher
         assert found["probe"]["call_without_a_driver"] in probe.NO_DRIVER
     assert (tmp_path / "results" / "results.md").read_text().startswith("# A rehearsal on a CPU: nothing here was")
     assert len(found["model"]["batches"]["1"]["candidates"]) == 5
+    for packed in (found["packed"], found["onnx_runtime"]["packed"]):
+        assert packed["exact"]["same_counts"] == packed["exact"]["requests"] > 0
+        assert [goal["met"] for goal in packed["goals"]] == [True]  # nothing waits
+    assert found["packed"]["batches"]["2"]["forced_overflow"]["noticed"] == 3
     assert set(found["onnx_runtime"]["ran"]) == {f"{op} on CPUExecutionProvider" for op in onnx_runtime.OPS}
 
 

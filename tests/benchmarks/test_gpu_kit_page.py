@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from benchmarks.kit import report, run, status
 from benchmarks.kit.files import read_json, write_json
+from benchmarks.kit.goals import goals
 from benchmarks.kit.trace import profile_call
 
 
@@ -54,13 +55,60 @@ def on_a_gpu(seconds: float) -> dict[str, Any]:
             {"name": "Memset", "calls": 1, "us": 1.0},
         ],
     }
+
+    def timed_at(milliseconds: float) -> dict[str, Any]:
+        return {**timing, "median_us": 1e3 * milliseconds, "p10_us": 900 * milliseconds, "p90_us": 1100 * milliseconds}
+
+    one = {"requests": 32, "same_counts": 31, "same_answers": 32, "worst": 1e-3, "finite": True}
+    replayed = {"uncaptured": {**one, "same_counts": 32}, "exact": one}
+    replay_profile = {**profile, "launches": 0, "graph_launches": 1, "synchronisations": 0, "refused": ""}
+    packed_batch = {
+        "gflops": {"dense": 4000.0, "kept": 796.0, "executed": 850.0},
+        "latency_us": {"dense, SDPA": timed_at(40), "packed": timed_at(10)},
+        "replays": [replayed, replayed],
+        "overflows_while_timed": {"packed": 0},
+        "forced_overflow": {"calls": 3, "noticed": 3, "answered_by_lossless": True},
+        "waits": {"packed": replay_profile},
+    }
+    packed: dict[str, Any] = {
+        "exact": {"requests": 12, "same_counts": 12, "worst": 1e-5, "passed": True},
+        "batches": {
+            "32": packed_batch,
+            "1": {**packed_batch, "latency_us": {"dense, SDPA": timed_at(2), "packed": timed_at(3)}},
+        },
+        "compiled": {
+            "32": {
+                "latency_us": {
+                    "dense, torch.compile": timed_at(30),
+                    "dense, SDPA": timed_at(40),
+                    "packed": timed_at(10),
+                }
+            },
+            "1": {"not_run": "time ran out"},
+        },
+    }
+    packed["goals"] = goals(packed)
+    onnx_packed = {
+        "exact": {"requests": 6, "same_counts": 6, "worst": None, "overflows": 0},
+        "refused": "a node is on the host",
+        "batches": {
+            "8": {
+                "latency_us": {"dense, SDPA": timed_at(40), "ONNX Runtime, packed": timed_at(8)},
+                "replays": [one],
+                "overflows": 0,
+                "waits": {"ONNX Runtime, packed": {**replay_profile, "synchronisations": 1}},
+            }
+        },
+    }
     results = {
         "probe": {"gpu": gpu},
+        "packed": packed,
         "model": {
             "batches": {"1": {"candidates": {"ours": candidate}, "not_run": {"dense": "no"}}},
             "compiled": {"1": {"not_run": "no compiler"}},
         },
         "onnx_runtime": {
+            "packed": onnx_packed,
             "onnxruntime": "1.31.1",
             "provider": "CUDAExecutionProvider",
             "ran": {"TokenCompact on CUDAExecutionProvider": 8},
@@ -122,6 +170,38 @@ def test_the_page_tells_of_onnx_runtime() -> None:
     assert "| 50% | 8 | 6/8 | 8/8 | 2.0e-03 |" in page
 
 
+def test_the_page_tells_of_the_packed_layout() -> None:
+    page = report.render(on_a_gpu(0.02), None)
+    assert (
+        "| 3.5 times as fast as every dense candidate, batch 32 | 3 | 2.45 | dense, torch.compile | **missed** |"
+        in page
+    )
+    assert "| 1 times as fast as every dense candidate, batch 1 | 0.667 | 0.55 | dense, SDPA | **missed** |" in page
+    assert "| 80% fewer GFLOPs, batch 32 | 0.801 |  |  | met |" in page
+    assert "| no host synchronisation | 0 |  |  | met |" in page
+    assert "counts of 12 of 12 requests equal, worst logit 1.0e-05: equal" in page
+    assert "| packed | 32 | 10.00 | 9.00-11.00 | 3200 | 4.00 |" in page
+    assert "| not run: time ran out | 1 |" in page
+    assert "| 32 | 4000 | 796 | 850 | 64/64 | 1.0e-03 | 62/64 | 64/64 | 0 | 3/3, then right | 1 | 0 |" in page
+    assert "**Not captured**, run node by node: a node is on the host" in page
+    assert "| 8 | 31/32 | 32/32 | 0 |  | 1 | 1 |" in page
+
+
+def test_a_goal_is_met_against_the_fastest_dense_candidate_alone() -> None:
+    def entry(**milliseconds: float) -> dict[str, Any]:
+        times = {name.replace("_", " "): 1e3 * value for name, value in milliseconds.items()}
+        return {"latency_us": {name: {"median_us": us, "p10_us": us, "p90_us": us} for name, us in times.items()}}
+
+    found: dict[str, Any] = {"batches": {"32": entry(dense_eager=80, dense=40, packed=10, packed_lossless=50)}}
+    (met,) = goals(found)
+    assert (met["seen"], met["against"], met["met"]) == (4.0, "dense", True)
+    (missed,) = goals({**found, "compiled": {"32": entry(dense_compiled=30, packed=10)}})
+    assert (missed["seen"], missed["against"], missed["met"]) == (3.0, "dense compiled", False)
+    waiting = {"batches": {"2": {"waits": {"packed": {"synchronisations": 1}}}}}
+    assert [goal["met"] for goal in goals(waiting) + goals(waiting, waits=1)] == [False, True]
+    assert goals({"batches": {"8": entry(dense=2, packed=1)}, "compiled": {"32": {"not_run": "why"}}}) == []
+
+
 @pytest.fixture
 def results(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder of results of a GPU, beside a status page and a folder `kept`."""
@@ -150,7 +230,7 @@ def test_results_of_a_gpu_are_kept_and_listed(results: Path, tmp_path: Path) -> 
     text = (tmp_path / "gpu-status.md").read_text()
     assert text.startswith("before\n")
     assert text.endswith("after\n")
-    assert "| abc | 4/5 | graphs overlong |" in text
+    assert "| abc | 5/6 | graphs overlong |" in text
 
 
 def test_a_run_is_kept_once_and_another_of_its_day_beside_it(results: Path, tmp_path: Path) -> None:

@@ -18,13 +18,14 @@ from benchmarks.kit import flash, report
 from benchmarks.kit.files import read_json
 from benchmarks.kit.predict import expected_work
 from benchmarks.kit.stage import StageRun
-from benchmarks.kit.stages import calls, model, models, parity, precision, probe, timings
+from benchmarks.kit.stages import calls, model, models, packed, packed_model, parity, precision, probe, timings
 from madtp.ops.kernels import OPS, register_kernels, without_kernels
 from tests.helpers import native_build, stand_in_cuda
 from tests.helpers.kernel_calls import attention_inputs, compact_call
 from tests.helpers.paths import CARRIED, ROOT
 
 SMALL = Sizes(length=40, width=32, heads=1, alignments=8)
+TINY = replace(models.SMALL, image_size=32)
 
 
 @pytest.fixture
@@ -40,8 +41,16 @@ def stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StageRun]
     monkeypatch.setattr(timings, "COMPILED", 2)
     monkeypatch.setattr(timings, "copy_bandwidth", lambda: copy_bandwidth(1 << 16, 3))
     monkeypatch.setattr(model, "BATCHES", (2, 1))
+    monkeypatch.setattr(packed, "without_kernels", lambda device: without_kernels("cpu"))
+    monkeypatch.setattr(packed, "BATCHES", (2,))
+    monkeypatch.setattr(packed, "POOL", 3)
+    monkeypatch.setattr(packed, "EXACT_BATCH", 2)
+    monkeypatch.setattr(packed, "ROUNDS_SECONDS", 0.0)
+    monkeypatch.setattr(packed_model, "STEPS", 2)
     monkeypatch.setattr(model, "STEPS", 2)
     monkeypatch.setattr(model, "MOST_ROUNDS", 2)
+    monkeypatch.setattr(model, "WARMUP_ROUNDS", 1)
+    monkeypatch.setattr("benchmarks.kit.stages.captured.WARMUPS", 1)
     monkeypatch.setattr(model, "COMPILER", "eager")  # with inductor it was tried by hand, and takes a minute and a half
     monkeypatch.setattr("benchmarks.gpu.measure.FLUSH_BYTES", 1 << 10)
     monkeypatch.setattr(models, "golden_folders", lambda *_: [CARRIED])
@@ -174,6 +183,45 @@ def test_a_candidate_that_does_not_run_is_named_and_the_others_measured(
     assert list(entry["candidates"]) == [model.DENSE]
     assert entry["not_run"] == {model.UNPRUNED: "OutOfMemoryError: no memory"}
     assert "not run: OutOfMemoryError: no memory" in page("model", stage)
+
+
+def test_packed(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Graphs of the stand-in repeat their operators, so replays follow their inputs here too."""
+    monkeypatch.setattr(models, "BASE", TINY)
+    monkeypatch.setattr(packed, "compile_blocks", lambda *_: None)  # as in test_model
+    assert packed.run(stage)
+    exact, (entry,) = stage.found["exact"], stage.found["batches"].values()
+    assert (exact["same_counts"], exact["requests"]) == (6, 6)
+    assert entry["latency_us"].keys() == {packed.EAGER, packed.DENSE, packed.PACKED, packed.LOSSLESS}
+    assert entry["gflops"]["kept"] < entry["gflops"]["executed"] < entry["gflops"]["dense"]
+    assert not any(entry["overflows_while_timed"].values())
+    assert entry["forced_overflow"]["noticed"] == len(packed_model.STARTS)
+    assert stage.found["compiled"]["2"]["latency_us"].keys() == {packed.COMPILED, packed.DENSE, packed.PACKED}
+    assert "| 2 | " in page("packed", stage)
+    text = page("packed", stage)
+    assert "counts of 6 of 6 requests equal" in text
+    assert "3/3, then right" in text
+
+
+def test_packed_replays_that_are_wrong_do_not_pass(stage: StageRun, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(models, "BASE", TINY)
+    models.use_kernels(stage)
+    nlvr = models.nlvr_requests(stage, 1, torch.float32).model
+    world = packed_model.PackedNlvr(stage, nlvr, packed_model.packed_requests(stage, nlvr, 3), 1.0)
+    load = packed_model.PackedBatch.load
+    with monkeypatch.context() as patch:  # some of the inputs do not reach the graph
+
+        def first_alone(self: packed_model.PackedBatch, inputs: dict[str, torch.Tensor]) -> None:
+            load(self, {"image0": inputs["image0"]})
+
+        patch.setattr(packed_model.PackedBatch, "load", first_alone)
+        assert not packed.measure_batch(world, 2)["passed"]
+    with monkeypatch.context() as patch:
+        small = packed_model.too_small(world.lossless(2), 2)
+        patch.setattr(packed_model.PackedNlvr, "rooms", lambda self, size: small)
+        entry = packed.measure_batch(world, 2)
+        assert not entry["passed"]
+        assert entry["overflows_while_timed"][packed.PACKED] > 0
 
 
 def test_launches_are_counted_in_the_code() -> None:

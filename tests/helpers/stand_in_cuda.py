@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 
 class OnCpu(TorchFunctionMode):
@@ -55,19 +57,39 @@ class Stream:
 
 
 class Graph:
-    """Remembers that it was captured."""
+    """Repeats the operators that were called while it was captured, into the memory of their results then."""
 
-    captured = False
+    def __init__(self) -> None:
+        self.recording: Recording | None = None
 
+    @torch.inference_mode()
     def replay(self) -> None:
-        assert self.captured
+        assert self.recording is not None
+        for function, args, kwargs, held in self.recording.calls:
+            for old, new in zip(tree_leaves(held), tree_leaves(function(*args, **kwargs)), strict=True):
+                if isinstance(old, torch.Tensor) and old.data_ptr() != new.data_ptr():
+                    old.copy_(new)
+
+
+class Recording(TorchDispatchMode):
+    """Every operator that is called, and its result."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, Any, Any, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, result))
+        return result
 
 
 @contextmanager
 def captured(graph: Graph) -> Iterator[None]:
     """As `torch.cuda.graph`."""
-    yield
-    graph.captured = True
+    graph.recording = Recording()
+    with graph.recording:
+        yield
 
 
 def install(patch: pytest.MonkeyPatch) -> None:
@@ -81,6 +103,7 @@ def install(patch: pytest.MonkeyPatch) -> None:
         "stream": lambda stream: nullcontext(),
         "init": lambda: None,
         "synchronize": lambda: None,
+        "set_sync_debug_mode": lambda mode: None,
         "empty_cache": lambda: None,
         "current_stream": lambda device=None: Stream(),
         "get_device_name": lambda index=0: "NVIDIA H100 80GB HBM3",

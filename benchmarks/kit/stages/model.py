@@ -20,6 +20,7 @@ from benchmarks.gpu.measure import peak_bytes, summarize
 from benchmarks.kit.predict import Work, expected_work, predict_model
 from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages import models
+from benchmarks.kit.stages.captured import Captured
 from benchmarks.kit.stages.models import Requests, nlvr_requests, synchronizer, use_kernels
 from benchmarks.kit.trace import profile_call
 from madtp import NlvrModel
@@ -205,7 +206,7 @@ def measure_compiled(
     inputs, last = requests.inputs(batch), candidate_names()[-1]
     begun = time.monotonic()
     try:
-        replay = capture(partial(forward, compiled, inputs, 0.0), stage)
+        replay = Captured(partial(forward, compiled, inputs, 0.0), stage)
     except Exception as error:  # torch refuses compilation and capture in many ways
         return {"not_run": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
     calls: dict[str, Call] = {
@@ -216,24 +217,3 @@ def measure_compiled(
     prepared = time.monotonic() - begun
     timings = take_turns(calls, min(4.0, 0.06 * stage.seconds_left), synchronizer(stage))
     return {"prepared_seconds": prepared, "latency_us": timings}
-
-
-def capture(call: Call, stage: StageRun) -> Call:
-    """The call as a CUDA graph's replay; the call itself in a rehearsal."""
-    if stage.rehearse:
-        call()
-        return call
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            call()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-
-    def replay(_held: object = kept) -> None:  # the graph writes into what the call returned
-        graph.replay()
-
-    return replay

@@ -22,16 +22,16 @@ from benchmarks.kit.onnx_session import CPU, CUDA, OnnxSession
 from benchmarks.kit.stage import ROOT, SKIPPED, StageRun
 from benchmarks.kit.stages.model import Call, find_temperature, forward, giga, take_turns
 from benchmarks.kit.stages.models import Requests, nlvr_requests, recordings, synchronizer, use_kernels
+from benchmarks.kit.stages.packed_onnx import export_base, measure_packed
 from benchmarks.kit.trace import profile_call
 from benchmarks.kit.wheel_parts import MissingPartsError, join_wheel
-from export.graph.precision import precision_pass
-from export.graph.trace import save_onnx, trace_part, write_part
+from export.graph.trace import write_part
 from madtp import NlvrModel
-from madtp.models.parts import Part, parts_of
+from madtp.models.parts import parts_of
 from tests import golden
 from tests.helpers.golden_runtimes import OnnxRuntime
 
-LEAST_DISK = 5_000_000_000  # bytes: the wheel, unpacked too, and the graphs with their weights
+LEAST_DISK = 7_000_000_000  # bytes: the wheel, unpacked too, and the graphs with their weights
 OPS = ("AlignedAttention", "TokenCompact")
 BATCHES, REHEARSED = (32, 1, 8), (2,)
 REHEARSED_CASES = 3
@@ -43,7 +43,7 @@ DENSE, DENSE_ONNX = "torch, dense, SDPA, eager", "ONNX Runtime, dense"
 
 
 def run(stage: StageRun) -> bool | str:
-    """Parity of recorded cases, then of base size, then times; skipped where onnxruntime-gpu is missing."""
+    """Parity of recorded cases, then of base size, then times, then packed; skipped without onnxruntime-gpu."""
     free = shutil.disk_usage(tempfile.gettempdir()).free
     if not stage.rehearse and free < LEAST_DISK:
         stage.save(
@@ -58,7 +58,12 @@ def run(stage: StageRun) -> bool | str:
             stage.save(error=f"{error} (./build.sh gpu-kit --onnxruntime packs it)")
             return SKIPPED
         passed = replay_recordings(stage, scratch)
-        return compare_base(stage, scratch) and passed
+        requests = nlvr_requests(stage, max(REHEARSED if stage.rehearse else BATCHES), torch.float32)
+        sessions = open_base(stage, requests, scratch)
+        passed = all(entry["equal"] for entry in stage.found["base"]) and passed
+        model = requests.model if stage.rehearse else requests.model.half()
+        compare_base(stage, replace(requests, model=model), sessions)
+        return measure_packed(stage, model, op_library(stage), scratch, sessions.get("dense")) and passed
 
 
 def take_onnxruntime(stage: StageRun, scratch: Path) -> None:
@@ -140,27 +145,17 @@ class DenseNlvr(nn.Module):
         return (logits,)
 
 
-def export_base(part: Part, scratch: Path, name: str, precisions: tuple[str, ...]) -> dict[str, Path]:
-    """Trace a part once and write it in these precisions, float32 first: its graph is changed for the next."""
-    program, files = trace_part(part), {}
-    for precision in precisions:
-        precision_pass(precision, runnable=True)(program.model)
-        files[precision] = scratch / f"{name}-{precision}.onnx"
-        save_onnx(program, files[precision], external_data=True)
-    return files
+def open_base(stage: StageRun, requests: Requests, scratch: Path) -> dict[str, OnnxSession]:
+    """NLVR of base size: float32 compared with torch on our kernels; sessions of fp16, dense while there is time.
 
-
-def compare_base(stage: StageRun, scratch: Path) -> bool:
-    """NLVR of base size: float32 against torch on our kernels, then latency of fp16 beside torch's."""
-    batches = REHEARSED if stage.rehearse else BATCHES
-    requests = nlvr_requests(stage, max(batches), torch.float32)
+    The model is on the stage's device then.
+    """
     part = parts_of(requests.model.cpu())["model"]
     files = export_base(part, scratch, "pruned", ("fp32", "fp16"))
     requests.model.to(stage.device)
     use_kernels(stage)
     exact = OnnxSession(files["fp32"], op_library(stage), stage.device)
-    base = [compare_outputs(stage, requests, exact, temperature) for temperature in (0.0, 0.4)]
-    stage.save(base=base)
+    stage.save(base=[compare_outputs(stage, requests, exact, temperature) for temperature in (0.0, 0.4)])
     del exact
     sessions = {"ours": OnnxSession(files["fp16"], op_library(stage), stage.device)}
     if stage.seconds_left > DENSE_SECONDS:
@@ -168,12 +163,15 @@ def compare_base(stage: StageRun, scratch: Path) -> bool:
         dense = replace(part, module=module, inputs=part.inputs[:-1], outputs=("logits",), encoders={})
         file = export_base(dense, scratch, "dense", ("fp16",))["fp16"]
         sessions["dense"] = OnnxSession(file, op_library(stage), stage.device)
-    narrow = replace(requests, model=requests.model if stage.rehearse else requests.model.half())
+    return sessions
+
+
+def compare_base(stage: StageRun, requests: Requests, sessions: Mapping[str, OnnxSession]) -> None:
+    """Latency of fp16 beside torch's."""
     stage.save(batches={})
-    for batch in batches:
-        entry = measure_batch(stage, narrow, sessions, batch)
+    for batch in REHEARSED if stage.rehearse else BATCHES:
+        entry = measure_batch(stage, requests, sessions, batch)
         stage.save(batches={**stage.found["batches"], str(batch): entry})
-    return all(entry["equal"] for entry in base)
 
 
 def compare_outputs(stage: StageRun, requests: Requests, session: OnnxSession, temperature: float) -> dict[str, Any]:

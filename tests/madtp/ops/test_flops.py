@@ -1,6 +1,7 @@
 """The FLOP counter against fvcore's counts of the official model (tests/data/nlvr/flops.json)."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
@@ -66,3 +67,25 @@ def test_pruning_counts_fewer_operations_and_every_kind_of_them() -> None:
     assert pruned.total < dense.total
     assert {"madtp.aligned_attention", "madtp.token_compact"} <= pruned.by_operator.keys()
     assert sum(pruned.by_operator.values()) == pruned.total
+
+
+@pytest.mark.parametrize("sized", [False, True], ids=["exact", "sized"])
+def test_a_packed_batch_counts_what_its_requests_count_alone(sized: bool) -> None:
+    """But for products with weights of rows that no sequence has, where there is room for them."""
+    model = golden.load_model(CARRIED)
+    case = next(c for c in golden.load_cases(CARRIED, model.config.image_size) if c.name == "b3_pad_prune")
+    alone: Counter[str] = Counter()
+    for request in range(case.requests):
+        words = int(case.inputs["attention_mask"][request].sum())
+        own = {name: value[request : request + 1] for name, value in case.inputs.items()}
+        own |= {name: own[name][:, :words] for name in ("input_ids", "attention_mask")}
+        alone.update(count_flops(model, own, case.temperature).by_operator)
+    packed = count_flops(model.packed_copy(sized=sized), case.inputs, case.temperature).by_operator
+    assert packed["madtp.packed_aligned_attention"] == alone["madtp.aligned_attention"]
+    assert packed["madtp.packed_token_compact"] == alone["madtp.token_compact"]
+    products = {
+        name: sum(found.get(f"aten.{op}", 0) for op in ("mm", "addmm", "bmm"))
+        for name, found in (("packed", packed), ("alone", alone))
+    }
+    total = products["packed"] + packed["madtp.varlen_attention"]
+    assert (total > products["alone"]) if sized else (total == pytest.approx(products["alone"], rel=0.02))
