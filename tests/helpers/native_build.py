@@ -35,7 +35,6 @@ class Native:
     finder_plain: Path  # finds a logger as TensorRT 10 does
     finder_versioned: Path  # as TensorRT 11 does
     finder_unknown: Path  # does not say its version
-    tasks_probe: Path  # images and texts as the C++ runtime reads them
 
 
 def tool(name: str) -> str:
@@ -53,7 +52,7 @@ def build(sanitize: bool = os.environ.get(SANITIZE) == "1") -> Native:
     If MADTP_NATIVE names a folder of libraries, these are used as they are.
     """
     names = ("kernels_host", "plugins_host", "harness", "probe", "onnxruntime", "onnxruntime_host")
-    names += ("finder_plain", "finder_versioned", "finder_unknown", "tasks_probe")
+    names += ("finder_plain", "finder_versioned", "finder_unknown")
     if given := os.environ.get(PREBUILT):
         return Native(*(Path(given) / f"libmadtp_{name}.so" for name in names))
     folder = ROOT / "build" / ("host-sanitize" if sanitize else "host")

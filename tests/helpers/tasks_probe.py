@@ -1,4 +1,4 @@
-"""Tasks of the C++ runtime, called from Python: `tests/native/tasks_probe.cpp` through ctypes."""
+"""Tasks of the C++ runtime, called from Python: `tests/native/tasks` through ctypes."""
 
 import ctypes
 from collections.abc import Sequence
@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from madtp.data.tokenize import READERS
 from madtp.models.config import BlipConfig
-from tests.helpers import native_build
+from tests.helpers.cmake_project import build_project
+from tests.helpers.paths import ROOT
 
 
 class ProbeError(Exception):
@@ -25,8 +26,9 @@ class ProbeError(Exception):
 
 @cache
 def library() -> ctypes.CDLL:
-    """The probe, built when it is first needed."""
-    probe = ctypes.CDLL(str(native_build.build().tasks_probe))
+    """The probe, built when it is first needed against the installed package."""
+    folder = build_project(ROOT / "tests" / "native" / "tasks", ROOT / "build" / "tasks-probe")
+    probe = ctypes.CDLL(str(folder / "libmadtp_tasks_probe.so"))
     for name in ("message", "formats", "decode_ids"):
         getattr(probe, f"probe_{name}").restype = ctypes.c_char_p
     probe.probe_reader.restype = ctypes.c_void_p

@@ -205,9 +205,9 @@ def test_every_file_that_python_refuses_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_regular_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     for path, why in (
-        (tmp_path / "fifo", "It is not a regular file."),
-        (tmp_path, "It is not a regular file."),
-        (Path("/dev/zero"), "It is not a regular file."),
+        (tmp_path / "fifo", "It is a pipe; only regular files are read."),
+        (tmp_path, "It is a folder."),
+        (Path("/dev/zero"), "It is a device; only regular files are read."),
         (tmp_path / "missing.png", "No such file or directory."),
     ):
         with pytest.raises(ProbeError) as refused:
@@ -222,7 +222,7 @@ def test_a_file_over_the_limit_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**29 + 1)  # sparse
     with pytest.raises(ProbeError) as refused:
         tasks_probe.read_image(path)
-    assert refused.value.why == "It has more than 536 MB."
+    assert refused.value.why == "It holds 536870913 bytes; at most 536870912 are read."
 
 
 def test_pixels_that_cannot_be_are_refused() -> None:

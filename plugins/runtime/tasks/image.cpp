@@ -1,12 +1,12 @@
 // Image files: opened with care, told apart by their first bytes, handed to the decoder of their format.
 #include "madtp/image.hpp"
 
-#include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
+#include "files.h"
 #include "tasks/decoders.h"
 #include "tasks/fail.h"
-#include "tasks/files.h"
 #include "tasks/limits.h"
 
 namespace madtp {
@@ -18,9 +18,6 @@ bool begins_with(Bytes bytes, char const* magic, std::size_t size) {
 
 Image decode(Bytes bytes, std::string const& name) {
     if (bytes.data == nullptr || bytes.size == 0) { fail_to_decode(name, "It is empty."); }
-    if (bytes.size > kMostImageBytes) {
-        fail_to_decode(name, "It has more than " + std::to_string(kMostImageBytes / 1'000'000) + " MB.");
-    }
     if (begins_with(bytes, "\xff\xd8\xff", 3)) { return decode_jpeg(bytes, name); }
     if (begins_with(bytes, "\x89PNG\r\n\x1a\n", 8)) { return decode_png(bytes, name); }
     fail("cannot read " + name, "It is neither a PNG nor a JPEG file.",
@@ -50,7 +47,12 @@ Image decode_image(void const* bytes, std::size_t size, std::string const& name,
 
 Image read_image(std::filesystem::path const& path, bool rotate) {
     std::string const name = "the image '" + path.string() + "'";
-    std::vector<std::uint8_t> const bytes = read_file(path, name, kMostImageBytes);
+    std::string bytes;
+    try {
+        bytes = detail::read_file(path.string(), kMostImageBytes);
+    } catch (std::runtime_error const& error) {
+        fail_to_decode(name, error.what());
+    }
     return decode_image(bytes.data(), bytes.size(), name, rotate);
 }
 

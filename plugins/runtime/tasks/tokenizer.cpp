@@ -2,19 +2,20 @@
 
 #include <algorithm>
 #include <optional>
+#include <stdexcept>
 
+#include "files.h"
 #include "tasks/fail.h"
-#include "tasks/files.h"
-#include "tasks/shown.h"
 #include "tasks/unicode.h"
 #include "tasks/wordpiece.h"
+#include "text.h"
 
 namespace madtp {
 namespace {
 
-constexpr std::size_t kMostVocabulary = 64'000'000;                // bytes
-constexpr std::u32string_view kDropped = U".!\"()*#:;~";          // what every published reader drops
-constexpr char kDroppedPattern[] = "[.!\"()*#:;~]";                // as the manifest says it
+constexpr std::uint64_t kMostVocabulary = 64'000'000;        // bytes
+constexpr std::u32string_view kDropped = U".!\"()*#:;~";  // what every published reader drops
+constexpr char kDroppedPattern[] = "[.!\"()*#:;~]";       // as the manifest says it
 
 // The ids that a task uses, and what they are of.
 struct NamedId {
@@ -80,9 +81,17 @@ std::string mismatch(Manifest const& manifest, std::vector<std::string> const& p
 
 WordPiece read_vocabulary(Manifest const& manifest, std::string const& path) {
     std::string const name = "the vocabulary '" + path + "'";
-    std::vector<std::uint8_t> const bytes = read_file(path, name, kMostVocabulary);
-    std::string const text(bytes.begin(), bytes.end());
+    std::string text;
+    try {
+        text = detail::read_file(path, kMostVocabulary);
+    } catch (std::runtime_error const& error) {
+        fail("cannot read " + name, error.what(), "Put the checkpoint's vocab.txt there.");
+    }
     code_points(text, name.c_str());
+    if (!manifest.text.vocabulary_sha256.empty() && detail::sha256_of(text) != manifest.text.vocabulary_sha256) {
+        fail(name + " is not the one that the artifact was exported with", "Its sha256 differs.",
+            "Use the vocab.txt of the checkpoint.");
+    }
     std::vector<std::string> pieces = lines(text);
     pieces.emplace_back("[DEC]");
     pieces.emplace_back("[ENC]");
@@ -143,7 +152,7 @@ TextReader::TextReader(Manifest const& manifest, std::string const& vocabulary) 
     TextSettings const& settings = manifest.text;
     if (settings.tokenizer != "bert-wordpiece") {
         fail("texts of this artifact cannot be read here",
-            "They are read with " + shown(settings.tokenizer) + "; this library has WordPiece.",
+            "They are read with " + detail::in_quotes(settings.tokenizer) + "; this library has WordPiece.",
             "Hand over ids, as Python's export.Session makes them.");
     }
     bool const reads = settings.max_words.has_value();  // captions have a prompt alone
@@ -182,7 +191,7 @@ Ids TextReader::ids(std::string_view text, bool cut) const {
         why = "has " + std::to_string(pieces.size() + 2) + " tokens; the limit is " + std::to_string(*limit);
     }
     if (!why.empty() && !cut) {
-        fail("the text " + shown(text) + " " + why,
+        fail("the text " + detail::in_quotes(text) + " " + why,
             "The published code cuts the rest off; here it is not cut silently, that would ask another question.",
             "Shorten the text, or ask for it to be cut.");
     }
@@ -190,7 +199,7 @@ Ids TextReader::ids(std::string_view text, bool cut) const {
     pieces.insert(pieces.begin(), settings.first_id);
     pieces.push_back(settings.last_id.value_or(state_->sep));
     if (static_cast<std::int64_t>(pieces.size()) > state_->positions) {
-        fail("the text " + shown(text) + " has " + std::to_string(pieces.size()) + " tokens",
+        fail("the text " + detail::in_quotes(text) + " has " + std::to_string(pieces.size()) + " tokens",
             "The model has " + std::to_string(state_->positions) + " positions.",
             "Shorten the text; it is not cut silently because that would ask another question.");
     }
