@@ -1,6 +1,7 @@
 """Tasks of the C++ runtime, called from Python: `tests/native/tasks` through ctypes."""
 
 import ctypes
+import json
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from madtp.data.tokenize import READERS
 from madtp.models.config import BlipConfig
 from tests.helpers.cmake_project import build_project
 from tests.helpers.paths import ROOT
+from tests.helpers.runtime_library import onnxruntime_library
 
 
 class ProbeError(Exception):
@@ -31,7 +34,7 @@ def library() -> ctypes.CDLL:
     probe = ctypes.CDLL(str(folder / "libmadtp_tasks_probe.so"))
     for name in ("message", "formats", "decode_ids"):
         getattr(probe, f"probe_{name}").restype = ctypes.c_char_p
-    probe.probe_reader.restype = ctypes.c_void_p
+    probe.probe_reader.restype = probe.probe_open.restype = ctypes.c_void_p
     probe.probe_count.restype = ctypes.c_size_t
     return probe
 
@@ -97,12 +100,13 @@ class Reader:
         numbers = (ctypes.c_double * 7)(config.vocab_size, config.max_position, *ids)
         words, dropped_as = (-1, "") if reader is None else (reader.max_words, reader.dropped_as)
         arguments = config.task.encode(), str(vocabulary).encode(), dropped_as.encode(), words, first, numbers
-        self._reader = ctypes.c_void_p(library().probe_reader(*arguments))
+        self._library = library()  # when Python ends, functions may be gone before objects
+        self._reader = ctypes.c_void_p(self._library.probe_reader(*arguments))
         if not self._reader.value:
             raise ProbeError(0, library().probe_message().decode())
 
     def __del__(self) -> None:
-        library().probe_close_reader(self._reader)
+        self._library.probe_close_reader(self._reader)
 
     def ids(self, text: str | bytes, *, cut: bool = False) -> list[int]:
         """Of a request's text."""
@@ -127,3 +131,49 @@ class Reader:
         ids = (ctypes.c_int64 * library().probe_count())()
         library().probe_copy_ids(ids)
         return list(ids)
+
+
+NUMBERS = {"temperature": -1.0, "batch": 0, "cut": 0, "beams": 3, "max_length": 0, "min_length": 1, "k": 0}
+NUMBERS |= {"k_test": 256, "image_batch": 0, "text_batch": 0, "match_batch": 0}
+
+
+class TaskSession:
+    """A session of an artifact, in C++ on ONNX Runtime with one thread and function bodies."""
+
+    def __init__(self, manifest: Path, vocabulary: Path | str = "") -> None:
+        arguments = (str(path).encode() for path in (manifest, onnxruntime_library(), vocabulary))
+        self._library = library()
+        self._session = ctypes.c_void_p(self._library.probe_open(*arguments))
+        if not self._session.value:
+            raise ProbeError(0, library().probe_message().decode())
+
+    def __del__(self) -> None:
+        self._library.probe_close(self._session)
+
+    def ask(
+        self,
+        method: str,
+        images: Sequence[Image.Image],
+        texts: Sequence[str | Sequence[int]] = (),
+        candidates: Sequence[str | Sequence[int]] = (),
+        **numbers: float,
+    ) -> Any:
+        """The products of a method, as JSON says them; `numbers` change those of NUMBERS."""
+        pixels = [np.ascontiguousarray(image.convert("RGB")) for image in images]
+        for array in pixels:
+            pointer = array.ctypes.data_as(ctypes.c_void_p)
+            library().probe_add_image(self._session, pointer, array.shape[1], array.shape[0])
+        for kind, added in enumerate((texts, candidates)):
+            for text in added:
+                self._add(kind, text)
+        given = [{**NUMBERS, **numbers}[name] for name in NUMBERS]
+        _call("ask", self._session, method.encode(), (ctypes.c_double * len(given))(*given))
+        return json.loads(library().probe_message().decode())
+
+    def _add(self, kind: int, text: str | Sequence[int]) -> None:
+        if isinstance(text, str):
+            data = text.encode()
+            library().probe_add_text(self._session, kind, data, ctypes.c_size_t(len(data)), None)
+        else:
+            ids = (ctypes.c_int64 * max(len(text), 1))(*text)
+            library().probe_add_text(self._session, kind, None, ctypes.c_size_t(len(text)), ids)

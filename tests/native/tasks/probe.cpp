@@ -1,13 +1,14 @@
 // Tasks of the runtime as C functions, for tests in Python: images and texts in, pixels and ids out.
 #include <cstdint>
+#include <cstdio>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
-#include "madtp/image.hpp"
-#include "madtp/tokenizer.hpp"
+#include "madtp/tasks.hpp"
 
 #define PROBE extern "C" __attribute__((visibility("default")))
 
@@ -110,4 +111,170 @@ PROBE void probe_copy_ids(int64_t* to) { std::memcpy(to, ids.data(), ids.size() 
 PROBE char const* probe_decode_ids(void const* reader, int64_t const* from, std::size_t count) {
     decoded = static_cast<madtp::TextReader const*>(reader)->decode(madtp::Ids(from, from + count));
     return decoded.c_str();
+}
+
+namespace {
+
+// A session, and what it will be asked with.
+struct Asked {
+    madtp::TaskSession session;
+    std::vector<madtp::Pixels> images;
+    std::vector<madtp::Text> texts, candidates;
+};
+
+// JSON of what a session answered. Declared first, so that lists and tables of anything find it.
+std::string json(madtp::Judgement const& value);
+std::string json(madtp::Answer const& value);
+std::string json(madtp::Caption const& value);
+template <typename T, typename U>
+std::string json(std::pair<T, U> const& pair);
+template <typename T>
+std::string json(std::vector<T> const& list);
+template <typename T>
+std::string json(madtp::Table<T> const& table);
+
+std::string json(std::string const& text) {
+    std::string result = "\"";
+    for (char c : text) {
+        if (c == '"' || c == '\\') { result += '\\'; }
+        result += c;
+    }
+    return result + "\"";
+}
+std::string json(bool value) { return value ? "true" : "false"; }
+std::string json(double value) {
+    char text[32];
+    std::snprintf(text, sizeof text, "%.17g", value);
+    return text;
+}
+std::string json(float value) { return json(static_cast<double>(value)); }
+std::string json(int64_t value) { return std::to_string(value); }
+std::string json(int32_t value) { return std::to_string(value); }
+std::string json(std::size_t value) { return std::to_string(value); }
+template <typename T, typename U>
+std::string json(std::pair<T, U> const& pair) {
+    return "[" + json(pair.first) + "," + json(pair.second) + "]";
+}
+template <typename T>
+std::string json(std::vector<T> const& list) {
+    std::string result;
+    for (T const& value : list) { result += (result.empty() ? "" : ",") + json(value); }
+    return "[" + result + "]";
+}
+template <typename T>
+std::string json(std::map<std::string, T> const& map) {
+    std::string result;
+    for (auto const& [name, value] : map) { result += (result.empty() ? "" : ",") + json(name) + ":" + json(value); }
+    return "{" + result + "}";
+}
+template <typename T>
+std::string json(madtp::Table<T> const& table) {
+    std::vector<std::vector<T>> rows;
+    for (std::size_t row = 0; row < table.rows; ++row) { rows.emplace_back(table[row], table[row] + table.columns); }
+    return json(rows);
+}
+std::string json(madtp::Judgement const& value) {
+    return "{\"answer\":" + json(value.answer) + ",\"probability\":" + json(value.probability) + ",\"logits\":" +
+        json(std::vector<float>(value.logits, value.logits + 2)) + ",\"tokens\":" + json(value.tokens) +
+        ",\"batch\":" + json(value.batch) + "}";
+}
+std::string json(madtp::Answer const& value) {
+    return "{\"text\":" + json(value.text) + ",\"ranked\":" + json(value.ranked) + ",\"top\":" + json(value.top) +
+        ",\"ids\":" + json(value.ids) + ",\"tokens\":" + json(value.tokens) + ",\"batch\":" + json(value.batch) + "}";
+}
+std::string json(madtp::Caption const& value) {
+    return "{\"text\":" + json(value.text) + ",\"ids\":" + json(value.ids) + ",\"tokens\":" + json(value.tokens) +
+        ",\"batch\":" + json(value.batch) + "}";
+}
+std::string json(madtp::Ranking const& value) {
+    return "{\"sim\":" + json(value.sim) + ",\"score_i2t\":" + json(value.score_i2t) + ",\"score_t2i\":" +
+        json(value.score_t2i) + ",\"tokens\":" + json(value.tokens) + ",\"top\":" +
+        json(std::vector<madtp::Found>{
+            madtp::Ranking::top(value.score_i2t, 2), madtp::Ranking::top(value.score_t2i, 2)}) +
+        ",\"batch\":" + json(std::vector<int64_t>{value.image_batch, value.text_batch, value.match_batch}) + "}";
+}
+
+}  // namespace
+
+// A session; null where it is refused.
+PROBE void* probe_open(char const* manifest, char const* runtime, char const* vocabulary) {
+    std::unique_ptr<Asked> asked;
+    guarded([&] {
+        madtp::EngineOptions options;
+        options.threads = 1;
+        options.runtime_library = runtime;
+        options.op_library = "none";
+        madtp::TaskSession session(madtp::Engine::load(manifest, options), vocabulary);
+        asked.reset(new Asked{std::move(session), {}, {}, {}});
+    });
+    return asked.release();
+}
+
+PROBE void probe_close(void* asked) { delete static_cast<Asked*>(asked); }
+
+// What the next call asks with; the pixels have to live until then. A text of no `text` is `count` ids.
+PROBE void probe_add_image(void* asked, std::uint8_t const* rgb, int width, int height) {
+    static_cast<Asked*>(asked)->images.push_back({rgb, width, height, static_cast<std::size_t>(width) * 3});
+}
+PROBE void probe_add_text(void* asked, int candidate, char const* text, std::size_t count, int64_t const* from) {
+    Asked& session = *static_cast<Asked*>(asked);
+    madtp::Text added = text != nullptr ? madtp::Text(std::string(text, count)) : madtp::Text(madtp::Ids(from, from + count));
+    (candidate != 0 ? session.candidates : session.texts).push_back(std::move(added));
+}
+
+// Asks; the products are probe_message(), as JSON. `numbers` are temperature (negative: the manifest's), batch, cut,
+// beams, max_length, min_length, k, k_test, image_batch, text_batch, match_batch.
+PROBE int probe_ask(void* asked, char const* method, double const* numbers) {
+    Asked& session = *static_cast<Asked*>(asked);
+    auto const whole = [&](std::size_t place) { return static_cast<int64_t>(numbers[place]); };
+    auto const fill = [&](madtp::AskOptions& options) {
+        if (numbers[0] >= 0) { options.temperature = static_cast<float>(numbers[0]); }
+        options.batch = whole(1);
+        options.cut = whole(2) != 0;
+    };
+    int const code = guarded([&] {
+        std::string const name = method;
+        if (name == "judge") {
+            madtp::AskOptions options;
+            fill(options);
+            std::vector<madtp::Statement> statements;
+            for (std::size_t i = 0; i < session.texts.size(); ++i) {
+                statements.push_back({session.images[2 * i], session.images[2 * i + 1], session.texts[i]});
+            }
+            message = json(session.session.judge(statements, options));
+        } else if (name == "answer") {
+            madtp::AnswerOptions options;
+            fill(options);
+            options.candidates = session.candidates;
+            options.beams = whole(3);
+            options.max_length = whole(4);
+            options.min_length = whole(5);
+            options.k = whole(6);
+            std::vector<madtp::Question> questions;
+            for (std::size_t i = 0; i < session.texts.size(); ++i) {
+                questions.push_back({session.images[i], session.texts[i]});
+            }
+            message = json(session.session.answer(questions, options));
+        } else if (name == "caption") {
+            madtp::CaptionOptions options;
+            fill(options);
+            if (!session.texts.empty()) { options.prompt = session.texts.front(); }
+            options.beams = whole(3);
+            options.max_length = whole(4);
+            options.min_length = whole(5);
+            message = json(session.session.caption(session.images, options));
+        } else {
+            madtp::RankOptions options;
+            fill(options);
+            options.k_test = whole(7);
+            options.image_batch = whole(8);
+            options.text_batch = whole(9);
+            options.match_batch = whole(10);
+            message = json(session.session.rank(session.images, session.texts, options));
+        }
+    });
+    session.images.clear();
+    session.texts.clear();
+    session.candidates.clear();
+    return code;
 }
