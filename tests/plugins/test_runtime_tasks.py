@@ -1,7 +1,7 @@
 """A C++ program gets the products of `export.Session`: judgements, answers, captions and rankings."""
 
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -27,9 +27,7 @@ Open = Callable[[str], Pair]
 
 
 @pytest.fixture(scope="module")
-def opened(
-    tiny_artifact: Path, task_artifacts: TaskArtifacts, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Open]:
+def opened(tiny_artifact: Path, task_artifacts: TaskArtifacts, tmp_path_factory: pytest.TempPathFactory) -> Open:
     """A session in Python and one in C++, by task; opened once."""
     vocabulary = write_vocabulary(tmp_path_factory.mktemp("vocabulary") / "vocab.txt")
 
@@ -39,7 +37,7 @@ def opened(
         theirs = Session(folder / "out.json", threads=1, library="none", vocabulary=words)
         return theirs, TaskSession(folder / "out.json", words or "")
 
-    yield pair
+    return pair
 
 
 def assert_same_tokens(found: dict[str, list[int]], expected: dict[str, tuple[int, ...]]) -> None:
