@@ -28,6 +28,7 @@ from madtp.files.native import CHECKOUT, GET_COMPILER, IS_PACKAGE, RUNTIME_STAMP
 from madtp.files.staging import write_errors
 
 RUNTIME_NAME = "libmadtp_runtime.so"
+OPTIONAL = ("jpeglib.h", "png.h", "unicode/uchar.h")
 
 
 def build_runtime(on_build: Callable[[str], None] = lambda _: None) -> Path:
@@ -40,7 +41,8 @@ def build_runtime(on_build: Callable[[str], None] = lambda _: None) -> Path:
     build, install = runtime_folders()
     library, stamp = install / "lib" / RUNTIME_NAME, install / RUNTIME_STAMP
     headers = _find_tensorrt()
-    wanted = {"source": runtime_hash(), "version": metadata.version(PRODUCT), "tensorrt": headers and _hash_of(headers)}
+    made_with = {"tensorrt": headers and _hash_of(headers), "found": _found()}
+    wanted = {"source": runtime_hash(), "version": metadata.version(PRODUCT), **made_with}
     with write_errors(build):
         build.mkdir(parents=True, exist_ok=True)
         install.mkdir(parents=True, exist_ok=True)
@@ -103,6 +105,11 @@ def _find_tensorrt() -> Path | None:
 
 def _hash_of(headers: Path) -> str:
     return sha256(headers / "NvInferVersion.h")
+
+
+def _found() -> list[str]:
+    """Headers that are there of the libraries that the tasks can do without: with others they are another build."""
+    return [name for name in OPTIONAL if any((Path(place) / name).is_file() for place in SYSTEM_INCLUDES)]
 
 
 def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:

@@ -52,7 +52,8 @@ inline Options parse(int count, char** given) {
 inline madtp::Image open_image(std::string const& path, Options const& options) {
     madtp::Image image = madtp::read_image(path, options.rotate);
     if (image.orientation != 1) {
-        std::fprintf(stderr, "note: the orientation in the EXIF data of '%s' is ignored, as published; --rotate follows it\n",
+        std::fprintf(stderr,
+            "note: the orientation in the EXIF data of '%s' is ignored, as published; --rotate follows it\n",
             path.c_str());
     }
     return image;

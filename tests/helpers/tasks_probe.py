@@ -28,10 +28,15 @@ class ProbeError(Exception):
 
 
 @cache
+def built() -> Path:
+    """The folder of the probe and of `bare`, built with the installed package when they are first needed."""
+    return build_project(ROOT / "tests" / "native" / "tasks", ROOT / "build" / "tasks-probe")
+
+
+@cache
 def library() -> ctypes.CDLL:
-    """The probe, built when it is first needed against the installed package."""
-    folder = build_project(ROOT / "tests" / "native" / "tasks", ROOT / "build" / "tasks-probe")
-    probe = ctypes.CDLL(str(folder / "libmadtp_tasks_probe.so"))
+    """The probe."""
+    probe = ctypes.CDLL(str(built() / "libmadtp_tasks_probe.so"))
     for name in ("message", "formats", "decode_ids"):
         getattr(probe, f"probe_{name}").restype = ctypes.c_char_p
     probe.probe_reader.restype = probe.probe_open.restype = ctypes.c_void_p
@@ -100,7 +105,7 @@ class Reader:
         numbers = (ctypes.c_double * 7)(config.vocab_size, config.max_position, *ids)
         words, dropped_as = (-1, "") if reader is None else (reader.max_words, reader.dropped_as)
         arguments = config.task.encode(), str(vocabulary).encode(), dropped_as.encode(), words, first, numbers
-        self._library = library()  # when Python ends, functions may be gone before objects
+        self._library = library()
         self._reader = ctypes.c_void_p(self._library.probe_reader(*arguments))
         if not self._reader.value:
             raise ProbeError(0, library().probe_message().decode())

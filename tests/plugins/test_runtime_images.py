@@ -3,6 +3,7 @@
 import io
 import os
 import struct
+import subprocess
 import zlib
 from pathlib import Path
 
@@ -56,6 +57,25 @@ def assert_as_pillow(data: bytes) -> None:
 
 def test_this_build_decodes_png_and_jpeg() -> None:
     assert tasks_probe.formats() == "PNG, JPEG"
+
+
+def test_a_build_without_decoders_says_so_and_takes_pixels(tmp_path: Path) -> None:
+    for name in ("x.png", "x.jpg"):
+        Image.new("RGB", (2, 2)).save(tmp_path / name)
+    command = [tasks_probe.built() / "bare", tmp_path / "x.png", tmp_path / "x.jpg"]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert said == [
+        f"cannot read the image '{tmp_path / 'x.png'}'",
+        "It is a PNG file, and this build has no decoder for it: it was compiled without libpng.",
+        "Install libpng (Debian: libpng-dev) and build again; or hand over 8-bit RGB pixels.",
+        f"cannot read the image '{tmp_path / 'x.jpg'}'",
+        "It is a JPEG file, and this build has no decoder for it: it was compiled without libjpeg.",
+        "Install libjpeg (Debian: libjpeg-dev) and build again; or hand over 8-bit RGB pixels.",
+        "this build cannot read texts",
+        "It was compiled without ICU, which knows accents and cases.",
+        "Install ICU (Debian: libicu-dev) and build again; or hand over ids.",
+        "'' 15 25 35",
+    ]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -1,5 +1,5 @@
-// As madtp/tasks/generation.py, which says why: the ids that transformers 4.15 gives for a length penalty of 1, no early
-// stopping and no repetition penalty.
+// As madtp/tasks/generation.py, which says why: the ids that transformers 4.15 gives for a length penalty of 1, no
+// early stopping and no repetition penalty.
 #include "tasks/generation.h"
 
 #include <algorithm>
@@ -58,9 +58,7 @@ public:
     }
 
     // Of equal ones the latest.
-    Ids const& best() const {
-        return std::max_element(finished_.rbegin(), finished_.rend(), worse)->ids;
-    }
+    Ids const& best() const { return std::max_element(finished_.rbegin(), finished_.rend(), worse)->ids; }
 
 private:
     std::vector<Finished>::iterator worst() { return std::min_element(finished_.begin(), finished_.end(), worse); }
@@ -113,8 +111,8 @@ std::vector<Candidate> best_candidates(float const* logits, std::size_t vocabula
     std::vector<Candidate> candidates;
     for (auto const& [value, place] : largest(totals, 2 * beams)) {
         std::int64_t const beam = place / static_cast<std::int64_t>(vocabulary);
-        candidates.push_back({value, static_cast<std::int64_t>(number * beams) + beam,
-            place % static_cast<std::int64_t>(vocabulary)});
+        candidates.push_back(
+            {value, static_cast<std::int64_t>(number * beams) + beam, place % static_cast<std::int64_t>(vocabulary)});
     }
     return candidates;
 }
@@ -133,8 +131,8 @@ std::vector<Ids> beam_search(
         rows.clear();
         newest.clear();
         for (std::size_t number = 0; number < samples.size(); ++number) {
-            std::vector<Candidate> const candidates = best_candidates(
-                logits.as<float>(), vocabulary, number, scores, texts.front().size(), beams, limits);
+            std::vector<Candidate> const candidates =
+                best_candidates(logits.as<float>(), vocabulary, number, scores, texts.front().size(), beams, limits);
             for (Candidate const& candidate : samples[number].advance(candidates, texts, limits)) {
                 next.push_back(candidate.score);
                 rows.push_back(candidate.row);
@@ -171,8 +169,8 @@ std::vector<Ids> write_texts(
     for (Ids const& text : texts) { newest.insert(newest.end(), text.begin(), text.end()); }
     Decoder decoder(session, source, beams);
     std::vector<Ids> written = beams == 1
-        ? greedy(decoder, texts, newest, limits)
-        : beam_search(decoder, texts, newest, limits, static_cast<std::size_t>(beams));
+                                   ? greedy(decoder, texts, newest, limits)
+                                   : beam_search(decoder, texts, newest, limits, static_cast<std::size_t>(beams));
     for (Ids& text : written) {
         while (!text.empty() && text.back() == limits.pad_id) { text.pop_back(); }
     }

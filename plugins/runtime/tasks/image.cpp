@@ -41,19 +41,21 @@ void fail_to_decode(std::string const& name, std::string const& why) {
 }
 
 Image decode_image(void const* bytes, std::size_t size, std::string const& name, bool rotate) {
-    Image image = decode({static_cast<std::uint8_t const*>(bytes), size}, name);
-    return rotate ? upright(std::move(image)) : image;
+    return guarded([&] {
+        Image image = decode({static_cast<std::uint8_t const*>(bytes), size}, name);
+        return rotate ? upright(std::move(image)) : image;
+    });
 }
 
 Image read_image(std::filesystem::path const& path, bool rotate) {
-    std::string const name = "the image '" + path.string() + "'";
-    std::string bytes;
-    try {
-        bytes = detail::read_file(path.string(), kMostImageBytes);
-    } catch (std::runtime_error const& error) {
-        fail_to_decode(name, error.what());
-    }
-    return decode_image(bytes.data(), bytes.size(), name, rotate);
+    return guarded([&] {
+        std::string const name = "the image '" + path.string() + "'";
+        std::string bytes;
+        try {
+            bytes = detail::read_file(path.string(), kMostImageBytes);
+        } catch (std::runtime_error const& error) { fail_to_decode(name, error.what()); }
+        return decode_image(bytes.data(), bytes.size(), name, rotate);
+    });
 }
 
 char const* image_formats() noexcept {

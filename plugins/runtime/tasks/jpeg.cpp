@@ -129,7 +129,8 @@ Image decode_jpeg(Bytes bytes, std::string const& name) {
 namespace madtp {
 
 Image decode_jpeg(Bytes, std::string const& name) {
-    fail("cannot read " + name, "It is a JPEG file, and this build has no decoder for it: it was compiled without libjpeg.",
+    fail("cannot read " + name,
+        "It is a JPEG file, and this build has no decoder for it: it was compiled without libjpeg.",
         "Install libjpeg (Debian: libjpeg-dev) and build again; or hand over 8-bit RGB pixels.");
 }
 

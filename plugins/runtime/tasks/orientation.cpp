@@ -56,10 +56,10 @@ Image upright(Image image) {
     turned.rgb.resize(image.rgb.size());
     // Where the pixel at (x, y) of the upright image lies: mirrored left to right, top to bottom, or both, before that
     // rows and columns change places.
-    bool const right_left = image.orientation == 2 || image.orientation == 3 || image.orientation == 7 ||
-        image.orientation == 8;
-    bool const bottom_top = image.orientation == 3 || image.orientation == 4 || image.orientation == 6 ||
-        image.orientation == 7;
+    bool const right_left =
+        image.orientation == 2 || image.orientation == 3 || image.orientation == 7 || image.orientation == 8;
+    bool const bottom_top =
+        image.orientation == 3 || image.orientation == 4 || image.orientation == 6 || image.orientation == 7;
     std::uint8_t* out = turned.rgb.data();
     for (int y = 0; y < turned.height; ++y) {
         for (int x = 0; x < turned.width; ++x, out += 3) {

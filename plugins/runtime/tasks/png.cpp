@@ -45,7 +45,7 @@ struct Decoder {
     // Rows of `stride` bytes, as many as the image has.
     bool read_rows(png_bytepp rows, std::size_t stride) noexcept {
         if (setjmp(png_jmpbuf(png)) != 0) { return false; }
-        png_set_expand(png);  // palettes to colours, grey to 8 bits, a transparent colour to alpha
+        png_set_expand(png);    // palettes to colours, grey to 8 bits, a transparent colour to alpha
         png_set_strip_16(png);  // Pillow takes the high byte
         png_set_gray_to_rgb(png);
         png_set_strip_alpha(png);
@@ -121,7 +121,8 @@ Image decode_png(Bytes bytes, std::string const& name) {
 namespace madtp {
 
 Image decode_png(Bytes, std::string const& name) {
-    fail("cannot read " + name, "It is a PNG file, and this build has no decoder for it: it was compiled without libpng.",
+    fail("cannot read " + name,
+        "It is a PNG file, and this build has no decoder for it: it was compiled without libpng.",
         "Install libpng (Debian: libpng-dev) and build again; or hand over 8-bit RGB pixels.");
 }
 

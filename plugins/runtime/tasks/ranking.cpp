@@ -46,7 +46,12 @@ class Matcher {
 public:
     Matcher(Session& session, ImageStates const& images, std::vector<Ids> texts, RankingSizes const& sizes,
         RunOptions const& options, Ranking& ranking)
-        : session_(session), images_(images), texts_(std::move(texts)), sizes_(sizes), options_(options), ranking_(ranking) {
+        : session_(session),
+          images_(images),
+          texts_(std::move(texts)),
+          sizes_(sizes),
+          options_(options),
+          ranking_(ranking) {
         Manifest const& manifest = session.engine().manifest();
         auto const enc = static_cast<std::int64_t>(manifest.config.at("enc_token_id"));
         for (Ids& ids : texts_) { ids.front() = enc; }
@@ -54,8 +59,8 @@ public:
 
     // Scores of the best candidates of each row by similarity; the others have kNotMatched.
     Table<float> scores(Table<float> const& similarity, bool rows_are_images) {
-        Table<float> result{similarity.rows, similarity.columns,
-            std::vector<float>(similarity.values.size(), kNotMatched)};
+        Table<float> result{
+            similarity.rows, similarity.columns, std::vector<float>(similarity.values.size(), kNotMatched)};
         for (std::size_t row = 0; row < similarity.rows; ++row) {
             std::vector<float> const values(similarity[row], similarity[row] + similarity.columns);
             Ranked const best = largest(values, sizes_.k_test);
@@ -89,15 +94,17 @@ private:
         for (std::size_t image : shown) { add_states(states, lengths, image, length); }
         auto const pairs = static_cast<std::int64_t>(part.size());
         Inputs inputs{{"input_ids", ids.ids()}, {"attention_mask", ids.mask()},
-            {"image_tokens", {states.data(),
-                                 {pairs, static_cast<std::int64_t>(length), static_cast<std::int64_t>(images_.width)}}}};
+            {"image_tokens",
+                {states.data(), {pairs, static_cast<std::int64_t>(length), static_cast<std::int64_t>(images_.width)}}}};
         if (images_.packed) { inputs["image_lengths"] = {lengths.data(), {pairs}}; }
         RunOptions options = options_;
         options.batch = pairs;
         Outputs const outputs = session_.infer("match", inputs, options);
         append_counts(ranking_, "match", outputs);
         std::vector<float> logits;
-        for (std::size_t i = 0; i < part.size(); ++i) { logits.push_back(outputs["itm_logits"].as<float>()[2 * i + 1]); }
+        for (std::size_t i = 0; i < part.size(); ++i) {
+            logits.push_back(outputs["itm_logits"].as<float>()[2 * i + 1]);
+        }
         return logits;
     }
 
@@ -136,8 +143,8 @@ Table<float> embed_texts(Session& session, std::vector<Ids> const& texts, bool m
     Manifest const& manifest = session.engine().manifest();
     Table<float> embeddings;
     for (auto const& [begin, end] : spans(texts.size(), sizes.texts, "texts")) {
-        std::vector<Ids> const batch(texts.begin() + static_cast<std::ptrdiff_t>(begin),
-            texts.begin() + static_cast<std::ptrdiff_t>(end));
+        std::vector<Ids> const batch(
+            texts.begin() + static_cast<std::ptrdiff_t>(begin), texts.begin() + static_cast<std::ptrdiff_t>(end));
         IdRows const rows(batch, manifest.text.pad_id, static_cast<std::size_t>(manifest.text.max_tokens));
         Inputs inputs{{"input_ids", rows.ids()}};
         if (masked) { inputs["attention_mask"] = rows.mask(); }

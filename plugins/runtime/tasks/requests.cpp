@@ -21,15 +21,14 @@ void PixelRows::add(Pixels const& pixels, std::string const& name) {
     try {
         std::vector<float> const row = preprocess(pixels, settings_);
         values_.insert(values_.end(), row.begin(), row.end());
-    } catch (Error const& error) {
-        throw Error(error.code(), name + ": " + error.summary(), error.why(), error.fix());
-    }
+    } catch (Error const& error) { throw Error(error.code(), name + ": " + error.summary(), error.why(), error.fix()); }
 }
 
 void PixelRows::repeat_last() {
     std::size_t const row = static_cast<std::size_t>(settings_.size) * settings_.size * 3;
     values_.resize(values_.size() + row);
-    std::copy_n(values_.end() - 2 * static_cast<std::ptrdiff_t>(row), row, values_.end() - static_cast<std::ptrdiff_t>(row));
+    std::copy_n(
+        values_.end() - 2 * static_cast<std::ptrdiff_t>(row), row, values_.end() - static_cast<std::ptrdiff_t>(row));
 }
 
 TensorView PixelRows::view() const {
@@ -44,7 +43,8 @@ IdRows::IdRows(std::vector<Ids> const& rows, std::int64_t pad_id, std::size_t le
     mask_.assign(rows.size() * length, 0);
     shape_ = {static_cast<std::int64_t>(rows.size()), static_cast<std::int64_t>(length)};
     for (std::size_t number = 0; number < rows.size(); ++number) {
-        std::copy(rows[number].begin(), rows[number].end(), ids_.begin() + static_cast<std::ptrdiff_t>(number * length));
+        std::copy(
+            rows[number].begin(), rows[number].end(), ids_.begin() + static_cast<std::ptrdiff_t>(number * length));
         std::fill_n(mask_.begin() + static_cast<std::ptrdiff_t>(number * length), rows[number].size(), 1);
     }
 }
@@ -64,7 +64,8 @@ std::size_t checked_batch(std::int64_t batch, Engine const& engine, char const* 
     if (batch < 1 || batch > built.max) {
         fail(std::string(name) + " is " + std::to_string(batch),
             "The artifact takes up to " + std::to_string(built.max) + " requests at a time.",
-            batch > 1 ? "Choose another number, or export again with --batch 1:" + std::to_string(built.opt) + ":N." : "");
+            batch > 1 ? "Choose another number, or export again with --batch 1:" + std::to_string(built.opt) + ":N."
+                      : "");
     }
     return static_cast<std::size_t>(batch);
 }
@@ -100,7 +101,8 @@ void DecoderLimits::check(std::int64_t asked_texts, char const* name, std::size_
         if (limit.asked >= 1 && limit.asked <= limit.most) { continue; }
         fail(std::to_string(limit.asked) + " " + limit.what + " were asked for" + source,
             "The artifact's decoder was built for 1 to " + std::to_string(limit.most) + ".",
-            limit.asked > limit.most ? "Ask for fewer, or export again with " + limit.fix + "." : "Ask for one at least.");
+            limit.asked > limit.most ? "Ask for fewer, or export again with " + limit.fix + "."
+                                     : "Ask for one at least.");
     }
 }
 

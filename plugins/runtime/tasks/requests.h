@@ -48,7 +48,8 @@ class DecoderLimits {
 public:
     explicit DecoderLimits(Manifest const& manifest);
     // Refuses `texts` at once, which messages call `name`, or ids of a prompt or text that exceed these limits.
-    void check(std::int64_t texts, char const* name, std::size_t prompt, std::int64_t ids, std::string const& source = {}) const;
+    void check(std::int64_t texts, char const* name, std::size_t prompt, std::int64_t ids,
+        std::string const& source = {}) const;
     std::int64_t texts = 0, prompt = 0, ids = 0;
 };
 

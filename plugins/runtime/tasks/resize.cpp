@@ -115,21 +115,12 @@ void check(Pixels const& pixels, int width, int height) {
         fail("the pixels of the image are not 8-bit RGB",
             pixels.rgb == nullptr ? "They are null."
                                   : "Rows of " + std::to_string(pixels.width) + " pixels are said to lie " +
-                    std::to_string(pixels.stride) + " bytes apart.",
+                                        std::to_string(pixels.stride) + " bytes apart.",
             "Hand over width * 3 bytes a row, and a stride of that or more.");
     }
 }
 
-}  // namespace
-
-ImagePreprocessing::ImagePreprocessing(ImageSettings const& settings) : size(static_cast<int>(settings.size)) {
-    for (std::size_t channel = 0; channel < 3; ++channel) {
-        mean[channel] = static_cast<float>(settings.mean[channel]);
-        std[channel] = static_cast<float>(settings.std[channel]);
-    }
-}
-
-Image resize(Pixels const& pixels, int width, int height) {
+Image resized(Pixels const& pixels, int width, int height) {
     check(pixels, width, height);
     // A pass that changes nothing is left out; its coefficients could be none but 1.
     bool const columns = width != pixels.width, rows = height != pixels.height;
@@ -148,17 +139,32 @@ Image resize(Pixels const& pixels, int width, int height) {
     return same;
 }
 
-std::vector<float> preprocess(Pixels const& pixels, ImagePreprocessing const& settings) {
-    Image const square = resize(pixels, settings.size, settings.size);
-    std::size_t const area = square.rgb.size() / 3;
-    std::vector<float> result(area * 3);
+}  // namespace
+
+ImagePreprocessing::ImagePreprocessing(ImageSettings const& settings) : size(static_cast<int>(settings.size)) {
     for (std::size_t channel = 0; channel < 3; ++channel) {
-        float* out = result.data() + channel * area;
-        for (std::size_t i = 0; i < area; ++i) {
-            out[i] = (square.rgb[i * 3 + channel] / 255.0f - settings.mean[channel]) / settings.std[channel];
-        }
+        mean[channel] = static_cast<float>(settings.mean[channel]);
+        std[channel] = static_cast<float>(settings.std[channel]);
     }
-    return result;
+}
+
+Image resize(Pixels const& pixels, int width, int height) {
+    return guarded([&] { return resized(pixels, width, height); });
+}
+
+std::vector<float> preprocess(Pixels const& pixels, ImagePreprocessing const& settings) {
+    return guarded([&] {
+        Image const square = resized(pixels, settings.size, settings.size);
+        std::size_t const area = square.rgb.size() / 3;
+        std::vector<float> result(area * 3);
+        for (std::size_t channel = 0; channel < 3; ++channel) {
+            float* out = result.data() + channel * area;
+            for (std::size_t i = 0; i < area; ++i) {
+                out[i] = (square.rgb[i * 3 + channel] / 255.0f - settings.mean[channel]) / settings.std[channel];
+            }
+        }
+        return result;
+    });
 }
 
 }  // namespace madtp

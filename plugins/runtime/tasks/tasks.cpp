@@ -63,7 +63,8 @@ struct TaskSession::State {
         for (std::int64_t id : ids) {
             if (id < 0 || id >= size) {
                 fail("an id of " + name + " is " + std::to_string(id),
-                    "The model has ids 0 to " + std::to_string(size - 1) + ".", "Make them with the model's vocabulary.");
+                    "The model has ids 0 to " + std::to_string(size - 1) + ".",
+                    "Make them with the model's vocabulary.");
             }
         }
         return ids;
@@ -89,8 +90,8 @@ struct TaskSession::State {
                 fail("the candidates are not different",
                     name + ", " + detail::in_quotes(*candidate.text()) + ", is there twice.", "Leave it out.");
             }
-            ids.push_back(candidate.text() != nullptr ? texts().answer_ids(*candidate.text())
-                                                      : checked(*candidate.ids(), name));
+            ids.push_back(
+                candidate.text() != nullptr ? texts().answer_ids(*candidate.text()) : checked(*candidate.ids(), name));
             if (ids.back().size() <= 2) {  // [DEC] and [SEP]
                 fail(name + " has no words", "Nothing is left of it as the model reads it.", "Leave it out.");
             }
@@ -115,7 +116,9 @@ struct TaskSession::State {
     // The texts of a batch, copies included.
     IdRows rows_of(std::vector<Ids> const& ids, Batch const& batch) const {
         std::vector<Ids> rows;
-        for (std::size_t row = 0; row < batch.rows; ++row) { rows.push_back(ids[std::min(batch.begin + row, batch.end - 1)]); }
+        for (std::size_t row = 0; row < batch.rows; ++row) {
+            rows.push_back(ids[std::min(batch.begin + row, batch.end - 1)]);
+        }
         return IdRows(rows, manifest.text.pad_id, 0);
     }
 
@@ -144,12 +147,13 @@ struct TaskSession::State {
     Limits limits(std::int64_t max_length, std::int64_t min_length, std::size_t prompt) const {
         if (max_length <= static_cast<std::int64_t>(prompt)) {
             fail("max_length " + std::to_string(max_length) + " leaves nothing to write after a prompt of " +
-                    std::to_string(prompt) + " ids",
+                     std::to_string(prompt) + " ids",
                 "Lengths count the prompt.", "Raise max_length.");
         }
         if (min_length > max_length) {
-            fail("min_length " + std::to_string(min_length) + " is larger than max_length " + std::to_string(max_length), "",
-                "Lower min_length.");
+            fail(
+                "min_length " + std::to_string(min_length) + " is larger than max_length " + std::to_string(max_length),
+                "", "Lower min_length.");
         }
         return {max_length, min_length, id_of(manifest, "sep_token_id"), id_of(manifest, "pad_token_id")};
     }
@@ -167,11 +171,21 @@ TaskSession::TaskSession(TaskSession&&) noexcept = default;
 TaskSession& TaskSession::operator=(TaskSession&&) noexcept = default;
 TaskSession::~TaskSession() = default;
 
+namespace {
+
+template <typename State>
+State& opened(std::unique_ptr<State> const& state) {
+    if (!state) { fail("the session was moved elsewhere", "", "Ask the one that it became."); }
+    return *state;
+}
+
+}  // namespace
+
 Session const& TaskSession::session() const noexcept { return state_->session; }
 
 std::vector<Judgement> TaskSession::judge(std::vector<Statement> const& statements, AskOptions const& options) {
     return guarded([&] {
-        State& state = *state_;
+        State& state = opened(state_);
         state.begin("judge", {"nlvr"});
         std::vector<Ids> ids;
         for (Statement const& statement : statements) {
@@ -181,8 +195,8 @@ std::vector<Judgement> TaskSession::judge(std::vector<Statement> const& statemen
         for (Batch const& batch : state.batches(statements.size(), options)) {
             PixelRows const left =
                 state.pixels_of(batch, "the left image ", [&](std::size_t number) { return statements[number].left; });
-            PixelRows const right =
-                state.pixels_of(batch, "the right image ", [&](std::size_t number) { return statements[number].right; });
+            PixelRows const right = state.pixels_of(
+                batch, "the right image ", [&](std::size_t number) { return statements[number].right; });
             IdRows const words = state.rows_of(ids, batch);
             Inputs const inputs{{"image0", left.view()}, {"image1", right.view()}, {"input_ids", words.ids()},
                 {"attention_mask", words.mask()}};
@@ -204,7 +218,7 @@ std::vector<Judgement> TaskSession::judge(std::vector<Statement> const& statemen
 
 std::vector<Answer> TaskSession::answer(std::vector<Question> const& questions, AnswerOptions const& options) {
     return guarded([&] {
-        State& state = *state_;
+        State& state = opened(state_);
         state.begin("answer", {"vqa"});
         std::vector<Ids> ids;
         for (Question const& question : questions) {
@@ -272,10 +286,11 @@ std::vector<Answer> TaskSession::answer(std::vector<Question> const& questions, 
 
 std::vector<Caption> TaskSession::caption(std::vector<Pixels> const& images, CaptionOptions const& options) {
     return guarded([&] {
-        State& state = *state_;
+        State& state = opened(state_);
         state.begin("caption", {"caption"});
         Text const asked = options.prompt.value_or(Text(state.manifest.text.prompt.value_or("")));
-        Ids const prompt = asked.ids() != nullptr ? state.checked(*asked.ids(), "the prompt") : state.texts().prompt_ids(*asked.text());
+        Ids const prompt = asked.ids() != nullptr ? state.checked(*asked.ids(), "the prompt")
+                                                  : state.texts().prompt_ids(*asked.text());
         DecoderLimits(state.manifest).check(options.beams, "beams", prompt.size(), options.max_length);
         Limits const limits = state.limits(options.max_length, options.min_length, prompt.size());
         std::string const begins = state.text_of(prompt);
@@ -285,8 +300,7 @@ std::vector<Caption> TaskSession::caption(std::vector<Pixels> const& images, Cap
                 state.pixels_of(batch, "image ", [&](std::size_t number) { return images[number]; });
             Outputs const encoded =
                 state.session.infer("encoder", {{"image", pixels.view()}}, state.run_options(options, batch));
-            std::vector<Ids> const written =
-                write_texts(state.session, Source(encoded), prompt, limits, options.beams);
+            std::vector<Ids> const written = write_texts(state.session, Source(encoded), prompt, limits, options.beams);
             for (std::size_t row = 0; row < batch.size(); ++row) {
                 Caption result;
                 result.ids = written[row];
@@ -307,17 +321,21 @@ std::vector<Caption> TaskSession::caption(std::vector<Pixels> const& images, Cap
 Ranking TaskSession::rank(
     std::vector<Pixels> const& images, std::vector<Text> const& texts, RankOptions const& options) {
     return guarded([&] {
-        State& state = *state_;
+        State& state = opened(state_);
         state.begin("rank", {"retrieval", "clip"});
-        if (options.k_test < 1) { fail("k_test is " + std::to_string(options.k_test), "It has to be 1 or more.", "Raise it."); }
+        if (options.k_test < 1) {
+            fail("k_test is " + std::to_string(options.k_test), "It has to be 1 or more.", "Raise it.");
+        }
         Engine const& engine = state.session.engine();
-        auto const usual = static_cast<std::int64_t>(
-            checked_batch(options.batch, engine, "batch", engine.usual_batch()));
+        auto const usual =
+            static_cast<std::int64_t>(checked_batch(options.batch, engine, "batch", engine.usual_batch()));
         RankingSizes const sizes{checked_batch(options.image_batch, engine, "image_batch", usual),
             checked_batch(options.text_batch, engine, "text_batch", usual),
             checked_batch(options.match_batch, engine, "match_batch", usual), static_cast<std::size_t>(options.k_test)};
         std::vector<Ids> ids;
-        for (Text const& text : texts) { ids.push_back(state.ids_of(text, options.cut, "text " + std::to_string(ids.size()))); }
+        for (Text const& text : texts) {
+            ids.push_back(state.ids_of(text, options.cut, "text " + std::to_string(ids.size())));
+        }
         RunOptions run;
         run.temperature = options.temperature;
         return rank_pairs(state.session, images, ids, sizes, run);

@@ -13,7 +13,7 @@
 namespace madtp {
 namespace {
 
-constexpr std::uint64_t kMostVocabulary = 64'000'000;        // bytes
+constexpr std::uint64_t kMostVocabulary = 64'000'000;     // bytes
 constexpr std::u32string_view kDropped = U".!\"()*#:;~";  // what every published reader drops
 constexpr char kDroppedPattern[] = "[.!\"()*#:;~]";       // as the manifest says it
 
@@ -66,14 +66,14 @@ std::string mismatch(Manifest const& manifest, std::vector<std::string> const& p
     std::int64_t const size = whole(manifest, "vocab_size");
     if (static_cast<std::int64_t>(pieces.size()) != size) {
         return "It has " + std::to_string(pieces.size() - 2) + " pieces; the model has " + std::to_string(size) +
-            ", [DEC] and [ENC] included.";
+               ", [DEC] and [ENC] included.";
     }
     for (NamedId const& named : kNamed) {
         std::int64_t const id = whole(manifest, named.field);
         bool const used = named.tasks.find(manifest.task) != std::string_view::npos;
         if (used && (id < 0 || id >= size || pieces[static_cast<std::size_t>(id)] != named.token)) {
-            return std::string("Its ") + named.token + " is not entry " + std::to_string(id) + ", which is the model's " +
-                named.field + ".";
+            return std::string("Its ") + named.token + " is not entry " + std::to_string(id) +
+                   ", which is the model's " + named.field + ".";
         }
     }
     return {};
@@ -134,21 +134,21 @@ std::u32string normalized(std::u32string const& text, std::u32string const& drop
 }  // namespace
 
 struct TextReader::State {
+    static State open(Manifest const& manifest, std::string const& vocabulary);
+    Ids ids(std::string_view text, bool cut) const;
+    Ids prompt_ids(std::string_view prompt) const {
+        Ids result = words.encode(prompt, "the text");
+        result.insert(result.begin(), dec);
+        return result;
+    }
+
     Manifest manifest;
     WordPiece words;
     std::u32string dropped_as;
     std::int64_t dec, sep, positions;
 };
 
-bool can_read_texts() noexcept {
-#ifdef MADTP_ICU
-    return true;
-#else
-    return false;
-#endif
-}
-
-TextReader::TextReader(Manifest const& manifest, std::string const& vocabulary) {
+TextReader::State TextReader::State::open(Manifest const& manifest, std::string const& vocabulary) {
     TextSettings const& settings = manifest.text;
     if (settings.tokenizer != "bert-wordpiece") {
         fail("texts of this artifact cannot be read here",
@@ -157,7 +157,8 @@ TextReader::TextReader(Manifest const& manifest, std::string const& vocabulary) 
     }
     bool const reads = settings.max_words.has_value();  // captions have a prompt alone
     if (!settings.lowercase || (reads && settings.dropped != kDroppedPattern)) {
-        fail("texts of this artifact cannot be read here", "Its manifest asks for a reader that this library does not know.",
+        fail("texts of this artifact cannot be read here",
+            "Its manifest asks for a reader that this library does not know.",
             "Use the library of the version that made the artifact.");
     }
     std::string const path = vocabulary.empty() ? settings.vocabulary_path : vocabulary;
@@ -166,27 +167,26 @@ TextReader::TextReader(Manifest const& manifest, std::string const& vocabulary) 
             "The checkpoint had no vocab.txt beside it when it was exported, so texts cannot be turned into ids.",
             "Name the checkpoint's vocab.txt.");
     }
-    state_ = std::make_shared<State const>(State{manifest, read_vocabulary(manifest, path),
-        code_points(settings.dropped_as, "the manifest"), whole(manifest, "bos_token_id"),
-        whole(manifest, "sep_token_id"), whole(manifest, "max_position")});
+    return {manifest, read_vocabulary(manifest, path), code_points(settings.dropped_as, "the manifest"),
+        whole(manifest, "bos_token_id"), whole(manifest, "sep_token_id"), whole(manifest, "max_position")};
 }
 
-Ids TextReader::ids(std::string_view text, bool cut) const {
-    TextSettings const& settings = state_->manifest.text;
+Ids TextReader::State::ids(std::string_view text, bool cut) const {
+    TextSettings const& settings = manifest.text;
     if (!settings.max_words.has_value()) {
         fail("a captioning request has no text", "It is an image.", "Give the prompt as a prompt.");
     }
-    std::u32string const clean = normalized(code_points(text, "the text"), state_->dropped_as);
+    std::u32string const clean = normalized(code_points(text, "the text"), dropped_as);
     std::size_t const most = static_cast<std::size_t>(*settings.max_words);
-    std::size_t words = 1, end = clean.size();
+    std::size_t count = 1, end = clean.size();
     for (std::size_t at = clean.find(U' '); at != std::u32string::npos; at = clean.find(U' ', at + 1)) {
-        if (words++ == most) { end = at; }
+        if (count++ == most) { end = at; }
     }
-    Ids pieces = state_->words.encode(utf8(std::u32string_view(clean).substr(0, end)), "the text");
-    std::optional<std::size_t> const limit = most_ids(state_->manifest.task);
+    Ids pieces = words.encode(utf8(std::u32string_view(clean).substr(0, end)), "the text");
+    std::optional<std::size_t> const limit = most_ids(manifest.task);
     std::string why;
-    if (words > most) {
-        why = "has " + std::to_string(words) + " words; the limit is " + std::to_string(most);
+    if (count > most) {
+        why = "has " + std::to_string(count) + " words; the limit is " + std::to_string(most);
     } else if (limit && pieces.size() + 2 > *limit) {
         why = "has " + std::to_string(pieces.size() + 2) + " tokens; the limit is " + std::to_string(*limit);
     }
@@ -197,27 +197,44 @@ Ids TextReader::ids(std::string_view text, bool cut) const {
     }
     if (limit && pieces.size() + 2 > *limit) { pieces.resize(*limit - 2); }
     pieces.insert(pieces.begin(), settings.first_id);
-    pieces.push_back(settings.last_id.value_or(state_->sep));
-    if (static_cast<std::int64_t>(pieces.size()) > state_->positions) {
+    pieces.push_back(settings.last_id.value_or(sep));
+    if (static_cast<std::int64_t>(pieces.size()) > positions) {
         fail("the text " + detail::in_quotes(text) + " has " + std::to_string(pieces.size()) + " tokens",
-            "The model has " + std::to_string(state_->positions) + " positions.",
+            "The model has " + std::to_string(positions) + " positions.",
             "Shorten the text; it is not cut silently because that would ask another question.");
     }
     return pieces;
 }
 
+bool can_read_texts() noexcept {
+#ifdef MADTP_ICU
+    return true;
+#else
+    return false;
+#endif
+}
+
+TextReader::TextReader(Manifest const& manifest, std::string const& vocabulary)
+    : state_(guarded([&] { return std::make_shared<State const>(State::open(manifest, vocabulary)); })) {}
+
+Ids TextReader::ids(std::string_view text, bool cut) const {
+    return guarded([&] { return state_->ids(text, cut); });
+}
+
 Ids TextReader::answer_ids(std::string_view answer) const {
-    Ids ids = prompt_ids(answer);
-    ids.push_back(state_->sep);
-    return ids;
+    return guarded([&] {
+        Ids ids = state_->prompt_ids(answer);
+        ids.push_back(state_->sep);
+        return ids;
+    });
 }
 
 Ids TextReader::prompt_ids(std::string_view prompt) const {
-    Ids ids = state_->words.encode(prompt, "the text");
-    ids.insert(ids.begin(), state_->dec);
-    return ids;
+    return guarded([&] { return state_->prompt_ids(prompt); });
 }
 
-std::string TextReader::decode(Ids const& ids) const { return state_->words.decode(ids); }
+std::string TextReader::decode(Ids const& ids) const {
+    return guarded([&] { return state_->words.decode(ids); });
+}
 
 }  // namespace madtp

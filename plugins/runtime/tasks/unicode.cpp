@@ -15,6 +15,7 @@ namespace {
 
 // The package tokenizers knows categories as of Unicode 8.0; what came later has none there, whatever ICU knows.
 constexpr std::uint8_t kNewest = 8;
+constexpr std::size_t kLongest = 1 << 28;  // bytes of a text or vocabulary; ICU counts in 32 bits
 
 std::uint32_t category(char32_t c) noexcept {
     // Their category was another one then.
@@ -39,9 +40,9 @@ bool is_dropped(char32_t c) noexcept {
 
 bool is_chinese(char32_t c) noexcept {
     return (c >= 0x4e00 && c <= 0x9fff) || (c >= 0x3400 && c <= 0x4dbf) || (c >= 0x20000 && c <= 0x2a6df) ||
-        (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) ||
-        (c >= 0x2b920 && c <= 0x2ceaf) ||  // 2b820 was meant, but this is what the models' texts were read with
-        (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
+           (c >= 0x2a700 && c <= 0x2b73f) || (c >= 0x2b740 && c <= 0x2b81f) ||
+           (c >= 0x2b920 && c <= 0x2ceaf) ||  // 2b820 was meant, but this is what the models' texts were read with
+           (c >= 0xf900 && c <= 0xfaff) || (c >= 0x2f800 && c <= 0x2fa1f);
 }
 
 icu::UnicodeString utf16(std::u32string const& text) {
@@ -77,6 +78,10 @@ std::u32string decomposed(std::u32string const& text) {
 }  // namespace
 
 std::u32string code_points(std::string_view utf8, char const* name) {
+    if (utf8.size() > kLongest) {
+        fail(std::string(name) + " has " + std::to_string(utf8.size()) + " bytes",
+            "At most " + std::to_string(kLongest) + " are read.", "Shorten it.");
+    }
     std::u32string result;
     auto const* bytes = reinterpret_cast<std::uint8_t const*>(utf8.data());
     for (std::size_t at = 0; at < utf8.size();) {
@@ -84,8 +89,8 @@ std::u32string code_points(std::string_view utf8, char const* name) {
         std::size_t const begin = at;
         U8_NEXT(bytes, at, utf8.size(), c);
         if (c < 0) {
-            fail(std::string(name) + " is not Unicode", "Byte " + std::to_string(begin) + " begins no character of UTF-8.",
-                "Hand over UTF-8.");
+            fail(std::string(name) + " is not Unicode",
+                "Byte " + std::to_string(begin) + " begins no character of UTF-8.", "Hand over UTF-8.");
         }
         result += static_cast<char32_t>(c);
     }
@@ -110,7 +115,9 @@ bool is_space(char32_t c) noexcept { return (c >= 0x1c && c <= 0x1f) || is_bert_
 bool is_bert_space(char32_t c) noexcept { return u_hasBinaryProperty(static_cast<UChar32>(c), UCHAR_WHITE_SPACE) != 0; }
 
 bool is_bert_punctuation(char32_t c) noexcept {
-    if (c < 0x80) { return (c > ' ' && c < '0') || (c > '9' && c < 'A') || (c > 'Z' && c < 'a') || (c > 'z' && c < 0x7f); }
+    if (c < 0x80) {
+        return (c > ' ' && c < '0') || (c > '9' && c < 'A') || (c > 'Z' && c < 'a') || (c > 'z' && c < 0x7f);
+    }
     return (category(c) & U_GC_P_MASK) != 0;
 }
 

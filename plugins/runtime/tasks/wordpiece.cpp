@@ -30,21 +30,19 @@ WordPiece::WordPiece(std::vector<std::string> pieces) : pieces_(std::move(pieces
 
 std::vector<std::int64_t> WordPiece::encode(std::string_view text, char const* name) const {
     std::vector<std::int64_t> ids;
-    while (!text.empty()) {
-        std::size_t begin = std::string_view::npos;
-        std::string const* found = nullptr;
-        for (std::string const& token : special_) {  // none begins another
-            std::size_t const at = text.find(token);
-            if (at < begin) {
-                begin = at;
-                found = &token;
-            }
+    std::size_t begin = 0;
+    for (std::size_t at = text.find('['); at != std::string_view::npos; at = text.find('[', at)) {
+        auto const found = std::find_if(special_.begin(), special_.end(),
+            [&](std::string const& token) { return text.compare(at, token.size(), token) == 0; });
+        if (found == special_.end()) {
+            ++at;
+            continue;
         }
-        encode_plain(text.substr(0, begin), name, ids);
-        if (found == nullptr) { break; }
+        encode_plain(text.substr(begin, at - begin), name, ids);
         ids.push_back(ids_.at(*found));
-        text.remove_prefix(begin + found->size());
+        begin = at += found->size();
     }
+    encode_plain(text.substr(begin), name, ids);
     return ids;
 }
 

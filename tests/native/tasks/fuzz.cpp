@@ -67,12 +67,19 @@ std::string text(Random& random) {
     for (unsigned size = random() % 60; size > 0; --size) {
         uint32_t const code = random() % 4 == 0 ? random() % 0x120000 : random() % (random() % 2 == 0 ? 0x80 : 0x3000);
         if (random() % 50 == 0) { result += static_cast<char>(random()); }  // perhaps no UTF-8
+        auto const next = [&](int shift) { result += static_cast<char>(0x80 | (code >> shift & 63)); };
         if (code < 0x80) {
             result += static_cast<char>(code);
+        } else if (code < 0x800) {
+            result += static_cast<char>(0xc0 | code >> 6);
+        } else if (code < 0x10000) {
+            result += static_cast<char>(0xe0 | code >> 12);
         } else {
-            result += {static_cast<char>(0xf0 | code >> 18), static_cast<char>(0x80 | (code >> 12 & 63)),
-                static_cast<char>(0x80 | (code >> 6 & 63)), static_cast<char>(0x80 | (code & 63))};
+            result += static_cast<char>(0xf0 | code >> 18);
         }
+        if (code >= 0x10000) { next(12); }
+        if (code >= 0x800) { next(6); }
+        if (code >= 0x80) { next(0); }
         if (random() % 20 == 0) { result += "[SEP]"; }
     }
     return result;

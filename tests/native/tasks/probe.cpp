@@ -56,19 +56,21 @@ PROBE void probe_size(int32_t* size) {
 
 PROBE void probe_pixels(std::uint8_t* to) { std::memcpy(to, image.rgb.data(), image.rgb.size()); }
 
-PROBE int probe_resize(std::uint8_t const* rgb, int width, int height, std::size_t stride, int to_width, int to_height) {
+PROBE int probe_resize(
+    std::uint8_t const* rgb, int width, int height, std::size_t stride, int to_width, int to_height) {
     return guarded([&] { image = madtp::resize({rgb, width, height, stride}, to_width, to_height); });
 }
 
 // [3, size, size] to `to`; `settings` is mean and deviation.
-PROBE int probe_preprocess(std::uint8_t const* rgb, int width, int height, int size, double const* settings, float* to) {
+PROBE int probe_preprocess(
+    std::uint8_t const* rgb, int width, int height, int size, double const* settings, float* to) {
     return guarded([&] {
         madtp::ImageSettings manifest;
         manifest.size = size;
         std::memcpy(manifest.mean, settings, sizeof manifest.mean);
         std::memcpy(manifest.std, settings + 3, sizeof manifest.std);
-        values = madtp::preprocess({rgb, width, height, static_cast<std::size_t>(width) * 3},
-            madtp::ImagePreprocessing(manifest));
+        values = madtp::preprocess(
+            {rgb, width, height, static_cast<std::size_t>(width) * 3}, madtp::ImagePreprocessing(manifest));
         std::memcpy(to, values.data(), values.size() * sizeof(float));
     });
 }
@@ -81,8 +83,8 @@ PROBE void* probe_reader(char const* task, char const* vocabulary, char const* d
     guarded([&] {
         madtp::Manifest manifest;
         manifest.task = task;
-        constexpr char const* kNames[] = {
-            "vocab_size", "max_position", "pad_token_id", "cls_token_id", "sep_token_id", "bos_token_id", "enc_token_id"};
+        constexpr char const* kNames[] = {"vocab_size", "max_position", "pad_token_id", "cls_token_id", "sep_token_id",
+            "bos_token_id", "enc_token_id"};
         for (std::size_t i = 0; i < 7; ++i) { manifest.config[kNames[i]] = config[i]; }
         manifest.text.tokenizer = "bert-wordpiece";
         manifest.text.dropped = max_words < 0 ? "" : "[.!\"()*#:;~]";
@@ -174,24 +176,25 @@ std::string json(madtp::Table<T> const& table) {
     return json(rows);
 }
 std::string json(madtp::Judgement const& value) {
-    return "{\"answer\":" + json(value.answer) + ",\"probability\":" + json(value.probability) + ",\"logits\":" +
-        json(std::vector<float>(value.logits, value.logits + 2)) + ",\"tokens\":" + json(value.tokens) +
-        ",\"batch\":" + json(value.batch) + "}";
+    return "{\"answer\":" + json(value.answer) + ",\"probability\":" + json(value.probability) +
+           ",\"logits\":" + json(std::vector<float>(value.logits, value.logits + 2)) +
+           ",\"tokens\":" + json(value.tokens) + ",\"batch\":" + json(value.batch) + "}";
 }
 std::string json(madtp::Answer const& value) {
     return "{\"text\":" + json(value.text) + ",\"ranked\":" + json(value.ranked) + ",\"top\":" + json(value.top) +
-        ",\"ids\":" + json(value.ids) + ",\"tokens\":" + json(value.tokens) + ",\"batch\":" + json(value.batch) + "}";
+           ",\"ids\":" + json(value.ids) + ",\"tokens\":" + json(value.tokens) + ",\"batch\":" + json(value.batch) +
+           "}";
 }
 std::string json(madtp::Caption const& value) {
     return "{\"text\":" + json(value.text) + ",\"ids\":" + json(value.ids) + ",\"tokens\":" + json(value.tokens) +
-        ",\"batch\":" + json(value.batch) + "}";
+           ",\"batch\":" + json(value.batch) + "}";
 }
 std::string json(madtp::Ranking const& value) {
-    return "{\"sim\":" + json(value.sim) + ",\"score_i2t\":" + json(value.score_i2t) + ",\"score_t2i\":" +
-        json(value.score_t2i) + ",\"tokens\":" + json(value.tokens) + ",\"top\":" +
-        json(std::vector<madtp::Found>{
-            madtp::Ranking::top(value.score_i2t, 2), madtp::Ranking::top(value.score_t2i, 2)}) +
-        ",\"batch\":" + json(std::vector<int64_t>{value.image_batch, value.text_batch, value.match_batch}) + "}";
+    return "{\"sim\":" + json(value.sim) + ",\"score_i2t\":" + json(value.score_i2t) +
+           ",\"score_t2i\":" + json(value.score_t2i) + ",\"tokens\":" + json(value.tokens) + ",\"top\":" +
+           json(std::vector<madtp::Found>{
+               madtp::Ranking::top(value.score_i2t, 2), madtp::Ranking::top(value.score_t2i, 2)}) +
+           ",\"batch\":" + json(std::vector<int64_t>{value.image_batch, value.text_batch, value.match_batch}) + "}";
 }
 
 }  // namespace
@@ -218,7 +221,8 @@ PROBE void probe_add_image(void* asked, std::uint8_t const* rgb, int width, int 
 }
 PROBE void probe_add_text(void* asked, int candidate, char const* text, std::size_t count, int64_t const* from) {
     Asked& session = *static_cast<Asked*>(asked);
-    madtp::Text added = text != nullptr ? madtp::Text(std::string(text, count)) : madtp::Text(madtp::Ids(from, from + count));
+    madtp::Text added =
+        text != nullptr ? madtp::Text(std::string(text, count)) : madtp::Text(madtp::Ids(from, from + count));
     (candidate != 0 ? session.candidates : session.texts).push_back(std::move(added));
 }
 

@@ -1,8 +1,8 @@
 // Images for an artifact: decoded as Pillow does, resized and normalised as Python's preprocessing does, bit for bit.
 //
 // Pixels are 8-bit RGB. PNG and JPEG files are decoded where the library was built with libpng and libjpeg; pixels that
-// a program decoded itself need neither. Every function throws madtp::Error for what a user can cause, and may be called
-// from any number of threads at once.
+// a program decoded itself need neither. Every function throws madtp::Error for what a user can cause, and may be
+// called from any number of threads at once.
 #ifndef MADTP_IMAGE_HPP
 #define MADTP_IMAGE_HPP
 
@@ -54,7 +54,8 @@ struct ImagePreprocessing {
 MADTP_RUNTIME_API Image read_image(std::filesystem::path const& path, bool rotate = false);
 
 // The same of a file's bytes; messages call it `name`.
-MADTP_RUNTIME_API Image decode_image(void const* bytes, std::size_t size, std::string const& name = "the image", bool rotate = false);
+MADTP_RUNTIME_API Image decode_image(
+    void const* bytes, std::size_t size, std::string const& name = "the image", bool rotate = false);
 
 // What this build decodes: "PNG, JPEG", one of the two, or "".
 MADTP_RUNTIME_API char const* image_formats() noexcept;

@@ -40,8 +40,8 @@ private:
 
 struct AskOptions {
     std::optional<float> temperature;  // absent: the manifest's; 0 is dense
-    // Requests run together. 0: Engine::usual_batch, with which no answer depends on the others. More change the answers
-    // of a dynamic artifact, as in published evaluations.
+    // Requests run together. 0: Engine::usual_batch, with which no answer depends on the others. More change the
+    // answers of a dynamic artifact, as in published evaluations.
     std::int64_t batch = 0;
     bool cut = false;  // read the beginning of an overlong text, as the published code does, instead of refusing it
 };
@@ -58,7 +58,7 @@ struct Statement {
 // Whether a sentence is true of its images.
 struct Judgement {
     bool answer = false;
-    double probability = 0;   // that it is true
+    double probability = 0;    // that it is true
     float logits[2] = {0, 0};  // of false and true
     Tokens tokens;             // of both images, which keep equally many
     std::int64_t batch = 1;    // requests in its batch
@@ -71,9 +71,9 @@ struct Question {
 
 struct AnswerOptions : AskOptions {
     std::vector<Text> candidates;  // to choose from, all different; none: the answer is written freely
-    std::int64_t k = 0;            // of them, likeliest first words first, that are read to the end; 0: as many as can be,
-                                   // 128 at most
-    std::int64_t beams = 3;        // of the search that writes; 1 is greedy
+    std::int64_t k = 0;      // of them, likeliest first words first, that are read to the end; 0: as many as can be,
+                             // 128 at most
+    std::int64_t beams = 3;  // of the search that writes; 1 is greedy
     std::int64_t max_length = 10, min_length = 1;  // ids of a written answer, [DEC] included
 };
 
@@ -121,9 +121,9 @@ using Found = std::vector<std::vector<std::pair<std::size_t, float>>>;  // of ea
 
 // Scores of I images and T texts (retrieval, clip).
 struct Ranking {
-    Table<float> sim;        // [I, T] similarity of the embeddings
-    // Ranks the texts of each image, [I, T]: in retrieval -100 outside the best `k_test` of its row, the similarity plus
-    // the matching logit within; in clip the similarity.
+    Table<float> sim;  // [I, T] similarity of the embeddings
+    // Ranks the texts of each image, [I, T]: in retrieval -100 outside the best `k_test` of its row, the similarity
+    // plus the matching logit within; in clip the similarity.
     Table<float> score_i2t;
     Table<float> score_t2i;  // [T, I] ranks the images of each text
     // "vision" [I, layers], "text" [T, layers], and in retrieval "match" [pairs, layers], in the order in which they

@@ -1,8 +1,8 @@
 // Texts for an artifact: read as the published reader of its task reads them, to the ids that Python gives.
 //
-// WordPiece (nlvr, vqa, caption, retrieval), where the library was built with ICU. The byte pair encoding of CLIP is not
-// here: its table is no file of an artifact, and texts are mended before it by a package for Python. Programs hand over
-// CLIP's ids themselves, [77] with zeros behind the end of text.
+// WordPiece (nlvr, vqa, caption, retrieval), where the library was built with ICU. The byte pair encoding of CLIP is
+// not here: its table is no file of an artifact, and texts are mended before it by a package for Python. Programs hand
+// over CLIP's ids themselves, [77] with zeros behind the end of text.
 #ifndef MADTP_TOKENIZER_HPP
 #define MADTP_TOKENIZER_HPP
 
