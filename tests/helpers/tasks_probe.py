@@ -39,7 +39,8 @@ def library() -> ctypes.CDLL:
     probe = ctypes.CDLL(str(built() / "libmadtp_tasks_probe.so"))
     for name in ("message", "formats", "decode_ids"):
         getattr(probe, f"probe_{name}").restype = ctypes.c_char_p
-    probe.probe_reader.restype = probe.probe_open.restype = ctypes.c_void_p
+    for name in ("reader", "open", "open_another"):
+        getattr(probe, f"probe_{name}").restype = ctypes.c_void_p
     probe.probe_count.restype = ctypes.c_size_t
     return probe
 
@@ -145,10 +146,14 @@ NUMBERS |= {"k_test": 256, "image_batch": 0, "text_batch": 0, "match_batch": 0}
 class TaskSession:
     """A session of an artifact, in C++ on ONNX Runtime with one thread and function bodies."""
 
-    def __init__(self, manifest: Path, vocabulary: Path | str = "") -> None:
-        arguments = (str(path).encode() for path in (manifest, onnxruntime_library(), vocabulary))
-        self._library = library()
-        self._session = ctypes.c_void_p(self._library.probe_open(*arguments))
+    def __init__(self, manifest: Path, vocabulary: Path | str = "", beside: "TaskSession | None" = None) -> None:
+        """With the engine of the session `beside` it, if there is one."""
+        self._library, words = library(), str(vocabulary).encode()
+        if beside is None:
+            opened = self._library.probe_open(str(manifest).encode(), str(onnxruntime_library()).encode(), words)
+        else:
+            opened = self._library.probe_open_another(beside._session, words)
+        self._session = ctypes.c_void_p(opened)
         if not self._session.value:
             raise ProbeError(0, library().probe_message().decode())
 

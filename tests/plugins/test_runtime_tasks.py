@@ -2,11 +2,11 @@
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -214,7 +214,30 @@ def test_candidates_that_cannot_be_read_are_refused(opened: Open, candidates: li
             opened("vqa")[0].answer(IMAGES[:1], ["a"], candidates=candidates)
 
 
-def test_products_can_be_read_again(opened: Open) -> None:
-    ours = opened("caption")[1]
-    assert ours.ask("caption", IMAGES[:1], max_length=20) == ours.ask("caption", IMAGES[:1], max_length=20)
-    assert np.isfinite(opened("nlvr")[1].ask("judge", IMAGES[:2], TEXTS[:1])[0]["probability"])
+@pytest.mark.parametrize("task", ["nlvr", *OTHERS])
+def test_every_sample_of_the_demo_is_answered_as_by_the_session(opened: Open, task: str) -> None:
+    theirs, ours = opened(task)
+    samples = demo_samples(task, 24 if task == "nlvr" else 16)
+    images, texts = [sample.images[0] for sample in samples], [sample.text or "" for sample in samples]
+    if task == "nlvr":
+        found = ours.ask("judge", [image for sample in samples for image in sample.images], texts)
+        assert_judgements(found, theirs.judge([sample.images[:2] for sample in samples], texts))
+    elif task == "vqa":
+        assert_answers(ours.ask("answer", images, texts, max_length=10), theirs.answer(images, texts), [])
+    elif task == "caption":
+        assert_captions(ours.ask("caption", images, max_length=20, min_length=5), theirs.caption(images))
+    else:
+        given: list[Any] = [theirs.processor.ids(text) for text in texts] if task == "clip" else texts
+        assert_ranking(ours.ask("rank", images, given), theirs.rank(images, texts))
+
+
+def test_sessions_of_several_threads_share_an_engine(opened: Open, task_artifacts: TaskArtifacts) -> None:
+    first = opened("caption")[1]
+    sessions = [TaskSession(task_artifacts["caption"], beside=first) for _ in range(4)]
+    expected = first.ask("caption", DEMOS, max_length=12)
+
+    def ask(session: TaskSession) -> list[Any]:
+        return [session.ask("caption", DEMOS, max_length=12) for _ in range(3)]
+
+    with ThreadPoolExecutor(len(sessions)) as pool:
+        assert list(pool.map(ask, sessions)) == [[expected] * 3] * len(sessions)

@@ -213,6 +213,16 @@ PROBE void* probe_open(char const* manifest, char const* runtime, char const* vo
     return asked.release();
 }
 
+// Another session of the engine of one.
+PROBE void* probe_open_another(void const* asked, char const* vocabulary) {
+    std::unique_ptr<Asked> another;
+    guarded([&] {
+        madtp::Session const& session = static_cast<Asked const*>(asked)->session.session();
+        another.reset(new Asked{madtp::TaskSession(session.engine(), vocabulary), {}, {}, {}});
+    });
+    return another.release();
+}
+
 PROBE void probe_close(void* asked) { delete static_cast<Asked*>(asked); }
 
 // What the next call asks with; the pixels have to live until then. A text of no `text` is `count` ids.
