@@ -194,7 +194,13 @@ def animation() -> bytes:
     return file_of(frames[0], "PNG", save_all=True, append_images=frames[1:])
 
 
+def damaged_text() -> bytes:
+    data = png(0, 8, (b"\0" + bytes(4)) * 4, (b"tEXt", b"Comment\0a photo"))
+    return data.replace(b"a photo", b"a phoXo")
+
+
 REFUSED = {
+    "a damaged comment": (damaged_text(), "cannot read the image"),
     "deep grey": (png(0, 16, (b"\0" + b"\x12\x34" * 4) * 4), "the image has more than 8 bits a channel"),
     "animation": (animation(), "the image has 3 frames"),
     "too many pixels": (png(0, 1, b"", size=(8001, 8000)), "the image has 8001 x 8000 pixels"),

@@ -37,6 +37,7 @@ struct Decoder {
         if (setjmp(png_jmpbuf(png)) != 0) { return false; }
         png_set_read_fn(png, this, on_read);
         png_set_user_limits(png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);  // pixels are limited, not sides
+        png_set_crc_action(png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);  // a damaged file, whatever is damaged
         png_set_read_user_chunk_fn(png, this, on_chunk);
         png_read_info(png, info);
         return true;
