@@ -1,7 +1,8 @@
 """Building the engine for programs in C and C++: `python -m export.engine.runtime_build`.
 
 `libmadtp_runtime.so` is compiled from `plugins/runtime` and installed beside the other native libraries, with its
-headers and the CMake package. It needs neither CUDA nor TensorRT, and changes of it do not touch those libraries.
+headers and the CMake package. It needs no CUDA, and changes of it do not touch those libraries. With TensorRT's headers
+it runs plans too, in the TensorRT that they are of.
 """
 
 import importlib.util
@@ -18,7 +19,7 @@ from typing import Any
 from filelock import FileLock
 
 from export.engine.built_library import PRODUCT
-from export.engine.plugin_build import LOG_LINES, SYSTEM_INCLUDES, build_tool, check_host_compiler
+from export.engine.plugin_build import LOG_LINES, SYSTEM_INCLUDES, build_tool, check_host_compiler, find_headers
 from export.errors import PluginError
 from madtp.console.printing import error_text, say
 from madtp.errors import MadtpError
@@ -27,6 +28,7 @@ from madtp.files.native import CHECKOUT, GET_COMPILER, IS_PACKAGE, RUNTIME_STAMP
 from madtp.files.staging import write_errors
 
 RUNTIME_NAME = "libmadtp_runtime.so"
+OPTIONAL = ("jpeglib.h", "png.h", "unicode/uchar.h")
 
 
 def build_runtime(on_build: Callable[[str], None] = lambda _: None) -> Path:
@@ -38,7 +40,9 @@ def build_runtime(on_build: Callable[[str], None] = lambda _: None) -> Path:
     """
     build, install = runtime_folders()
     library, stamp = install / "lib" / RUNTIME_NAME, install / RUNTIME_STAMP
-    wanted = {"source": runtime_hash(), "version": metadata.version(PRODUCT)}
+    headers = _find_tensorrt()
+    made_with = {"tensorrt": headers and _hash_of(headers), "found": _found()}
+    wanted = {"source": runtime_hash(), "version": metadata.version(PRODUCT), **made_with}
     with write_errors(build):
         build.mkdir(parents=True, exist_ok=True)
         install.mkdir(parents=True, exist_ok=True)
@@ -46,7 +50,7 @@ def build_runtime(on_build: Callable[[str], None] = lambda _: None) -> Path:
         if _is_current(library, stamp, wanted):
             return library
         on_build("compiling the engine for C and C++ (half a minute, once)")
-        _run_cmake(build, install, wanted)
+        _run_cmake(build, install, wanted, headers)
         with write_errors(install):
             fresh = stamp.with_suffix(".new")
             fresh.write_text(json.dumps({**wanted, "sha256": sha256(library)}) + "\n")
@@ -81,6 +85,33 @@ def find_json_header() -> Path:
     )
 
 
+def _find_tensorrt() -> Path | None:
+    """The folder of TensorRT's headers, or of those of TensorRT for RTX in TENSORRT_ROOT; None: it runs no plans.
+
+    Raises:
+        PluginError: TENSORRT_ROOT is set, and has none.
+    """
+    if (root := os.environ.get("TENSORRT_ROOT")) is not None and (
+        Path(root) / "include" / "NvInferRuntime.h"
+    ).is_file():
+        return Path(root) / "include"  # TensorRT for RTX counts versions from 1: too old for plugins, not for this
+    try:
+        return find_headers()
+    except PluginError:
+        if root is not None:
+            raise
+        return None
+
+
+def _hash_of(headers: Path) -> str:
+    return sha256(headers / "NvInferVersion.h")
+
+
+def _found() -> list[str]:
+    """Headers that are there of the libraries that the tasks can do without: with others they are another build."""
+    return [name for name in OPTIONAL if any((Path(place) / name).is_file() for place in SYSTEM_INCLUDES)]
+
+
 def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:
     try:
         return bool(json.loads(stamp.read_text()) == {**wanted, "sha256": sha256(library)})
@@ -88,7 +119,7 @@ def _is_current(library: Path, stamp: Path, wanted: Mapping[str, Any]) -> bool:
         return False
 
 
-def _run_cmake(build: Path, install: Path, wanted: Mapping[str, Any]) -> None:
+def _run_cmake(build: Path, install: Path, wanted: Mapping[str, Any], headers: Path | None) -> None:
     check_host_compiler()
     defines = {
         "CMAKE_BUILD_TYPE": "Release",
@@ -96,6 +127,7 @@ def _run_cmake(build: Path, install: Path, wanted: Mapping[str, Any]) -> None:
         "CMAKE_MAKE_PROGRAM": build_tool("ninja"),
         "MADTP_VERSION": wanted["version"],
         "NLOHMANN_JSON_INCLUDE": find_json_header(),
+        "TENSORRT_INCLUDE": headers or "",
     }
     source = ["-S", SOURCES / "runtime", "-B", build, "-G", "Ninja", "--fresh"]
     configure = [*source, *(f"-D{name}={value}" for name, value in defines.items())]

@@ -33,7 +33,7 @@ EngineState::EngineState(Document given, std::unique_ptr<Backend> runtime)
         OpenPart part;
         part.info = &document.manifest.parts[i];
         for (EngineFiles const& engine : document.parts[i].engines) {
-            part.buckets.push_back({engine.batch, backend->open(*part.info, document.parts[i], engine)});
+            part.buckets.push_back({engine.least, engine.batch, backend->open(*part.info, document.parts[i], engine)});
         }
         parts_.push_back(std::move(part));
     }

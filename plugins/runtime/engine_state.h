@@ -13,9 +13,9 @@
 
 namespace madtp::detail {
 
-// A program that has room for most batches of at most so many requests, or for everything.
+// A program that has room for most batches of at least and at most so many requests, or for everything.
 struct Bucket {
-    int64_t batch = 0;
+    int64_t least = 1, batch = 0;
     std::unique_ptr<Program> program;
 };
 

@@ -141,6 +141,7 @@ void read_part(Field const& field, std::string const& checkpoint, Document& docu
         for (Field const& bucket : buckets->entries(kMostBuckets)) {
             files.engines.push_back(read_engine(bucket, document));
             files.engines.back().batch = bucket["batch"].whole(1, INT32_MAX);
+            files.engines.back().least = bucket["least"].whole(1, files.engines.back().batch);
         }
         bool const tells = std::any_of(
             part.outputs.begin(), part.outputs.end(), [](TensorInfo const& info) { return info.name == kOverflow; });

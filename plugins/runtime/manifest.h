@@ -24,7 +24,7 @@ struct LibraryEntry {
 struct EngineFiles {
     NamedFile artifact;
     std::optional<NamedFile> external_data;
-    int64_t batch = 0;  // most requests that it takes
+    int64_t least = 1, batch = 0;  // requests that it takes
 };
 
 struct PartFiles {

@@ -87,8 +87,9 @@ Outputs::Map SessionState::run_buckets(
     for (std::size_t number = 0; number < runners.buckets.size(); ++number) {
         Bucket const& bucket = runners.part->buckets[number];
         bool const is_last = number + 1 == runners.buckets.size();
+        bool const takes = bucket.least <= rows && rows <= bucket.batch;
         // The dense model prunes nothing, so only the last has room for it.
-        if (!is_last && (rows > bucket.batch || temperature == 0)) { continue; }
+        if (!is_last && (!takes || temperature == 0)) { continue; }
         std::unique_ptr<Runner>& runner = runners.buckets[number];
         if (!runner) { runner = bucket.program->runner(); }
         Outputs::Map outputs = runner->run(inputs, placement);

@@ -90,7 +90,7 @@ def write_counting_engine(folder: Path, **fields: Any) -> Path:
 
 def write_bucket_engine(folder: Path) -> Path:
     """Of x [batch, 3]: `logits` are x + the room of the engine that ran, which is 2 in a bucket for up to two requests,
-    4 in one for up to three, and 1000 in the part's own. `overflow`: the largest x[:, 2] is more than that.
+    4 in one for two or three, and 1000 in the part's own. `overflow`: the largest x[:, 2] is more than that.
     """
 
     def write(room: float) -> Path:
@@ -113,16 +113,16 @@ def write_bucket_engine(folder: Path) -> Path:
         )
 
     buckets = []
-    for room, batch in ((2, 2), (4, 3)):
+    for room, least, batch in ((2, 1, 2), (4, 2, 3)):
         write(room)
         name = f"out.{room}.onnx"
         (folder / "out.onnx").rename(folder / name)
         digest = sha256(folder / name)
-        profile = {"x": [[1, 3], [batch, 3], [batch, 3]]}
+        profile = {"x": [[least, 3], [batch, 3], [batch, 3]]}
         sizes = {"bytes": (folder / name).stat().st_size, "layers": None, "external_data": None, "profile": profile}
         shares = {"rows": {}, "whole": {}, "predicted": 0.01, "predicted_most": 0.02}
         hashes = {"artifact": name, "sha256": digest, "onnx_sha256": digest}
-        buckets.append({"batch": batch, **hashes, **sizes, **shares})
+        buckets.append({"least": least, "batch": batch, **hashes, **sizes, **shares})
     path = write(1000)
     edit_manifest(path, lambda content: content["parts"][0].update(buckets=buckets))
     return path

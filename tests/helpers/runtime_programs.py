@@ -11,11 +11,13 @@ from typing import Any
 from filelock import FileLock
 
 from export.engine.built_library import PRODUCT
+from export.engine.plugin_build import find_headers
 from export.engine.runtime_build import build_runtime, find_json_header, runtime_folders
 from tests.helpers.native_build import tool
 from tests.helpers.paths import ROOT
 from tests.helpers.runtime_library import onnxruntime_library
 
+GENERATED = ROOT / "build" / "runtime-generated"  # by `tests.helpers.fake_tensorrt`
 SOURCES, EXAMPLES = ROOT / "tests" / "native" / "runtime", ROOT / "plugins" / "examples"
 NO_CUDA = ("-DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON", "-DCUDAToolkit_ROOT=/nowhere")
 
@@ -30,7 +32,9 @@ def run(*command: object, **environment: str) -> subprocess.CompletedProcess[str
 def programs(sanitize: str, *targets: str) -> Path:
     """The folder with targets of `tests/native/runtime`, built with a sanitizer: "address" or "thread"."""
     folder = ROOT / "build" / f"runtime-{sanitize}"
+    plans = {"TENSORRT_INCLUDE": find_headers(), "MADTP_GENERATED": GENERATED} if sanitize == "address" else {}
     options = {
+        **plans,
         "MADTP_SANITIZE": sanitize,
         "MADTP_VERSION": metadata.version(PRODUCT),
         "NLOHMANN_JSON_INCLUDE": find_json_header(),

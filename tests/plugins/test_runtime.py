@@ -137,6 +137,7 @@ def test_a_batch_that_has_no_room_runs_on_the_next_bucket(tmp_path: Path) -> Non
         (1, 3, 0.5, 4, 1),
         (9, 3, 0.5, 1000, 2),
         (1, 4, 0.5, 1000, 1),
+        (3, 1, 0.5, 1000, 2),  # the second takes two at least
         (1, 1, 0.0, 1000, 1),  # dense: nothing else has room
     ):
         x = np.array([[7, 8, needed]] * rows, np.float32)
@@ -144,7 +145,7 @@ def test_a_batch_that_has_no_room_runs_on_the_next_bucket(tmp_path: Path) -> Non
         assert found.keys() == {"logits"}
         np.testing.assert_array_equal(found["logits"], x + room)
         runs, overflows = runs + tried, overflows + tried - 1
-    assert session.statistics == (7, runs, overflows, 0)
+    assert session.statistics == (8, runs, overflows, 0)
     with pytest.raises(EngineError, match="room for everything says that there was not enough"):
         session.infer("model", {"x": np.array([[0, 0, 2000]], np.float32)})
 

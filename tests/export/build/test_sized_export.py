@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from PIL import Image
 
@@ -21,7 +22,9 @@ from export.artifact.manifest import OVERFLOW
 from export.artifact.reader import read_manifest
 from export.engine.backends import choose_backend
 from export.errors import ManifestError
-from export.runtime.buckets import OverflowCount
+from export.runtime.artifact import Artifact
+from export.runtime.buckets import BucketRunner, OverflowCount
+from export.runtime.runner import RunnerOptions
 from madtp.errors import InputError
 from madtp.files.inputs import sha256
 from tests.helpers.checkpoints import TINY, save_checkpoint, state_of
@@ -29,6 +32,7 @@ from tests.helpers.command_line import Ran, run_export
 from tests.helpers.defects import edit
 from tests.helpers.op_library import real_library
 from tests.helpers.plugin_case import path_of
+from tests.helpers.runtime_library import CEngine
 from tests.helpers.samples import write_samples, write_vocabulary
 
 RNG = np.random.default_rng(3)
@@ -113,6 +117,24 @@ def test_answers_are_those_of_exact_sizes_whatever_the_room(folder: Path, batch:
             assert count.overflows == count.calls > 0, "what did not fit is counted"
         else:
             assert count.overflows == 0
+
+
+@pytest.mark.parametrize("name", ["out.json", "small.json"])
+def test_the_engine_for_cxx_runs_the_same_buckets(folder: Path, name: str) -> None:
+    artifact = Artifact.open(folder / name)
+    runner = artifact.open_runners(RunnerOptions(threads=1, execution=artifact.execution("none")))["model"]
+    assert isinstance(runner, BucketRunner)
+    session = CEngine(folder / name, op_library="none").session()
+    for batch, temperature in ((1, 0.5), (3, 0.5), (8, 0.5), (8, 0.0)):
+        images = {name: RNG.random((batch, 3, 32, 32), np.float32) for name in ("image0", "image1")}
+        words = {"input_ids": RNG.integers(1, 30, (batch, 9)), "attention_mask": np.ones((batch, 9), np.int64)}
+        expected = runner.run({name: torch.from_numpy(array) for name, array in (images | words).items()}, temperature)
+        found = session.infer("model", images | words, temperature, batch=batch)
+        assert found.keys() == expected.keys()
+        for output, array in found.items():
+            np.testing.assert_array_equal(array, expected[output].numpy(), err_msg=output)
+    assert session.statistics == (4, 4 + runner.count.overflows, runner.count.overflows, 0)
+    assert (runner.count.overflows > 0) == (name == "small.json")
 
 
 def test_the_dense_model_does_not_try_what_cannot_have_room(folder: Path) -> None:
