@@ -39,9 +39,9 @@ class ExportOptions:
         engine: the .plan (TensorRT) or .onnx (ONNX Runtime) file to write; the manifest goes beside it.
         config: JSON file of model sizes that override the checkpoint's.
         io_dtype: floating-point type of inputs and outputs; the temperature is float32 always.
-        layout: "packed" has the sequences of a batch end to end and prunes every request by itself; "dynamic" fills them
-            up to one length and prunes them together, as published. None is "packed", but "dynamic" for a plan without
-            plugins or with token statistics, which packed plans have no use for.
+        layout: "packed" has the sequences of a batch end to end and prunes every request by itself; "dynamic" fills
+            them up to one length and prunes them together, as published. None is "packed", but "dynamic" for a plan
+            without plugins or with token statistics, which packed plans have no use for.
         batch: requests per call; None is 1:1:8.
         text: tokens per text, [ENC] and [SEP] included; None is 2:24:64, less where the model has fewer positions.
         beams: maximum texts that a decoder takes at once: beams, or candidates; None is 128 for vqa, 8 for caption.

@@ -41,6 +41,8 @@ class PlanRunner:
         PluginError: TensorRT cannot load the library.
     """
 
+    _graphs: GraphContext | None = None  # only where we capture CUDA graphs
+
     def __init__(
         self,
         path: Path,
@@ -79,7 +81,6 @@ class PlanRunner:
         if options.layer_milliseconds is not None:
             self._profiler = layer_profiler(trt, options.layer_milliseconds)  # TensorRT keeps no reference of its own
             self._runner.context.profiler = self._profiler
-        self._graphs = None
         if options.cuda_graphs and self._kernels is None:  # this TensorRT captures none by itself
             self._graphs = GraphContext(self._runner.context, self._runner.engine, self._runner.output_allocator)
             self._runner.context = self._graphs

@@ -44,7 +44,7 @@ OPTIONS: dict[str, tuple[str, tuple[str, ...]]] = {
         ("--tokens and --keep-margin exclude each other", "Omit --tokens"),
     ),
     "unknown precision": ("--precision=fp4", ("--precision 'fp4' is unknown", "Use --precision fp32")),
-    "layout": ("--layout=padded", ("--layout 'padded' is unknown", "dynamic, packed")),
+    "layout": ("--layout=padded", ("--layout 'padded' is unknown", "packed, dynamic")),
     "no plugin library": (
         "--engine={folder}/trt.plan --plugins=nowhere.so",
         ("cannot read the plugin library 'nowhere.so'", "--plugins"),
