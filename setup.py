@@ -25,11 +25,14 @@ def check_install(install: Path, version: str) -> None:
     try:
         stamp = json.loads((install / NATIVE["STAMP"]).read_text())
         made_from = (stamp["source"], tuple(stamp["sm"]))
+        engine = json.loads((install / NATIVE["RUNTIME_STAMP"]).read_text())["source"]
         libraries = {path.name: path.read_bytes() for path in (install / "lib").glob("*.so")}
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise SystemExit(f"error: MADTP_INSTALL={install} holds no finished build: {error}") from error
     if made_from != (NATIVE["source_hash"](SOURCES), NATIVE["DEFAULT_SM"]):
         raise SystemExit(f"error: MADTP_INSTALL={install} was built from other sources or for other GPUs")
+    if engine != NATIVE["runtime_hash"](SOURCES):
+        raise SystemExit(f"error: the engine for C and C++ in MADTP_INSTALL={install} was built from other sources")
     if f'"version": "{version}"'.encode() not in libraries.get("libmadtp_plugins.so", b""):
         raise SystemExit(f"error: the libraries in MADTP_INSTALL={install} are not of version {version}")
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from export.engine.plugin_build import INSTALL, architectures, build_library
+from export.engine.runtime_build import build_runtime
 from madtp.files.inputs import sha256
-from madtp.files.native import DEFAULT_SM, cached_build, source_hash
+from madtp.files.native import DEFAULT_SM, RUNTIME_STAMP, STAMP, cached_build, source_hash
 from tests.helpers.packages import Environment, install, source_distribution, wheel
 from tests.helpers.paths import ROOT
 
@@ -47,6 +48,7 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def full(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The wheel that ./build.sh wheel makes."""
     build_library()
+    build_runtime()
     folder = tmp_path_factory.mktemp("wheel")
     done = wheel(package, folder, MADTP_INSTALL=str(INSTALL))
     assert done.returncode == 0, done.stdout + done.stderr
@@ -127,12 +129,25 @@ def test_what_a_compilation_lacks_is_said(
     assert [part for part in parts if part not in ran.stderr] == [], ran.stderr
 
 
-@pytest.mark.parametrize("change", ["none", "sources"])
-def test_no_wheel_is_made_with_libraries_of_something_else(package: Path, tmp_path: Path, change: str) -> None:
-    if change == "sources":
-        stamp = {"source": "0" * 64, "sm": DEFAULT_SM}
-        (tmp_path / "madtp-plugins.json").write_text(json.dumps(stamp))
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ("", "no finished build"),
+        (STAMP, "was built from other sources or for other GPUs"),
+        (RUNTIME_STAMP, "the engine for C and C++ in MADTP_INSTALL"),
+    ],
+)
+def test_no_wheel_is_made_with_libraries_of_something_else(
+    package: Path, tmp_path: Path, change: str, words: str
+) -> None:
+    if change:
+        build_library()
+        build_runtime()
+        (tmp_path / "lib").symlink_to(INSTALL / "lib")
+        for name in (STAMP, RUNTIME_STAMP):
+            stamp = json.loads((INSTALL / name).read_text())
+            (tmp_path / name).write_text(json.dumps(stamp | ({"source": "0" * 64} if name == change else {})))
     done = wheel(package, tmp_path, MADTP_INSTALL=str(tmp_path))
     assert done.returncode != 0
-    assert "no finished build" in done.stderr if change == "none" else "other sources" in done.stderr
+    assert words in " ".join(done.stderr.split()), done.stderr
     assert not list(tmp_path.glob("*.whl"))

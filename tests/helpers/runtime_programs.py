@@ -45,14 +45,18 @@ def programs(sanitize: str, *targets: str) -> Path:
 
 @cache
 def examples() -> Path:
-    """The folder with the examples, built with the installed package after that was moved elsewhere."""
+    """The folder with the examples."""
+    return build_with_package(EXAMPLES, ROOT / "build" / "examples")
+
+
+def build_with_package(sources: Path, folder: Path) -> Path:
+    """Build a CMake project with the installed package, after that was moved elsewhere, in `folder`."""
     build_runtime()
-    folder = ROOT / "build" / "examples"
-    moved = folder.parent / "moved"
-    folder.mkdir(parents=True, exist_ok=True)
+    moved = ROOT / "build" / "moved"
+    moved.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{moved}.lock"):
         shutil.copytree(runtime_folders()[1], moved, dirs_exist_ok=True)
-    _build(EXAMPLES, folder, [f"-DCMAKE_PREFIX_PATH={moved}", *NO_CUDA], ())
+    _build(sources, folder, [f"-DCMAKE_PREFIX_PATH={moved}", *NO_CUDA], ())
     return folder
 
 

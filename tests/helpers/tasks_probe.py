@@ -13,9 +13,9 @@ from PIL import Image
 
 from madtp.data.tokenize import READERS
 from madtp.models.config import BlipConfig
-from tests.helpers.cmake_project import build_project
 from tests.helpers.paths import ROOT
 from tests.helpers.runtime_library import onnxruntime_library
+from tests.helpers.runtime_programs import build_with_package
 
 
 class ProbeError(Exception):
@@ -30,7 +30,7 @@ class ProbeError(Exception):
 @cache
 def built() -> Path:
     """The folder of the probe and of `bare`, built with the installed package when they are first needed."""
-    return build_project(ROOT / "tests" / "native" / "tasks", ROOT / "build" / "tasks-probe")
+    return build_with_package(ROOT / "tests" / "native" / "tasks", ROOT / "build" / "tasks-probe")
 
 
 @cache

@@ -25,12 +25,20 @@ SIZES = (0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 100_000)
 @pytest.fixture(scope="module")
 def checks() -> Path:
     """The program of checks, under AddressSanitizer and UndefinedBehaviorSanitizer."""
-    return programs("address", "checks", "fuzz") / "checks"
+    return programs("address", "checks", "fuzz", "old_onnxruntime") / "checks"
 
 
 def test_the_interface_in_cxx_passes_its_checks_under_the_sanitizers(checks: Path, tmp_path: Path) -> None:
     done = run(checks, "engine", write_counting_engine(tmp_path), onnxruntime_library())
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
+
+
+def test_an_onnx_runtime_that_is_too_old_is_refused(checks: Path, tmp_path: Path) -> None:
+    done = run(checks, "engine", write_counting_engine(tmp_path), checks.with_name("libold_onnxruntime.so"))
+    assert done.returncode == 1
+    assert re.match(r"ONNX Runtime 1\.16\.3 in '.*' is too old\n.*\nInstall ONNX Runtime 1\.17", done.stderr), (
+        done.stderr
+    )
 
 
 def test_float16_is_converted_exactly(checks: Path) -> None:
@@ -72,9 +80,17 @@ def test_the_loader_refuses_whatever_it_is_given(checks: Path, tmp_path: Path) -
 
 
 def test_threads_that_share_an_engine_do_not_race(tiny_artifact: Path) -> None:
-    program = programs("thread", "throughput") / "throughput"
+    program = programs("thread", "throughput", "race") / "throughput"
     done = run(program, tiny_artifact / "out.onnx", "--threads", 4, "--requests", 40)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr[-3000:]
+
+
+def test_a_race_would_be_seen(tmp_path: Path) -> None:
+    program = programs("thread", "throughput", "race") / "race"
+    done = run(program, write_counting_engine(tmp_path))
+    assert done.returncode == 66  # of ThreadSanitizer
+    assert "data race" in done.stderr
+    assert "race.cpp" in done.stderr
 
 
 def test_an_example_runs_on_the_installed_package(tiny_artifact: Path) -> None:

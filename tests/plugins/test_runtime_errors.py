@@ -99,6 +99,7 @@ MANIFEST_DEFECTS: dict[str, tuple[Change, str]] = {
     "a number for a text": (edit(lambda content: content.update(task=1)), r"\$.task: it is no text"),
     "another task": (edit(lambda content: content.update(task="poetry")), "'poetry' is none of"),
     "another task's parts": (edit(lambda content: content.update(task="clip")), "not the parts of a clip model"),
+    "another backend's artifact": (edit(lambda c: c["backend"].update(name="tensorrt")), "artifact and backend differ"),
     "a path": (edit(lambda content: content["parts"][0].update(artifact="../out.onnx")), "not a bare file name"),
     "no hash": (edit(lambda content: content["parts"][0].update(sha256="zz")), "no sha256"),
     "another rank": (edit(lambda content: content["parts"][0]["profile"]["x"][0].pop()), "profile and inputs differ"),
@@ -229,11 +230,11 @@ def test_an_artifact_that_needs_a_newer_onnx_runtime(damaged: Path) -> None:
     assert_sentence(error.value, "library", "is too old for this artifact.*99.1")
 
 
-def test_a_plan_is_no_graph(tmp_path: Path) -> None:
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_a_plan_does_not_run_in_onnx_runtime(tmp_path: Path, backend: str) -> None:
     with pytest.raises(EngineError) as error:
-        CEngine(plan_artifact(tmp_path))
-    assert error.value.code in ("library", "file")
-    assert "out.plan" in str(error.value) or "TensorRT" in str(error.value)
+        CEngine(plan_artifact(tmp_path, backend))
+    assert_sentence(error.value, "library", "TensorRT")
 
 
 @pytest.mark.parametrize(
