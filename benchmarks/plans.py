@@ -1,6 +1,6 @@
 """Plans of every task at base size with generated weights, in any precision: do they build, how large, how long?
 
-    python -m benchmarks.plans [--task NAME ...] [--precision NAME ...] [--folder DIR] [--json FILE]
+    python -m benchmarks.plans [--task NAME ...] [--precision NAME ...] [--layout NAME] [--folder DIR] [--json FILE]
 
 Runs the stages of `python -m export --engine out.plan` up to the finished plans, for TensorRT for RTX, with plugins:
 no GPU is needed, and nothing is compared (`benchmarks.nlvr_base` times a whole export). INT8 and FP8 take ranges of
@@ -27,8 +27,8 @@ from rich.table import Table
 
 from benchmarks.tasks_base import generated_model
 from calibration.ranges import RangeTable
-from export.build.built_artifact import BuiltArtifact, build_plans
-from export.build.options import PRECISIONS, ExportOptions
+from export.build.built_artifact import BuiltArtifact, BuiltPart, build_plans
+from export.build.options import LAYOUTS, PRECISIONS, ExportOptions
 from export.build.prepare import Prepared, prepare
 from export.build.quantization import measure_ranges
 from export.build.quantization_options import QUANTIZED, QuantizationOptions
@@ -91,7 +91,7 @@ def _ignore(_: str) -> None:
     """Nothing is shown of what happens within a build."""
 
 
-def plans_of(task: str, precisions: Sequence[str], folder: Path) -> Iterator[Plans]:
+def plans_of(task: str, precisions: Sequence[str], layout: str, folder: Path) -> Iterator[Plans]:
     """Build a task's plans in one precision after the other; each is deleted before the next is built."""
     checkpoint = folder / f"{task}.pt"
     write_checkpoint(task, checkpoint)
@@ -104,6 +104,7 @@ def plans_of(task: str, precisions: Sequence[str], folder: Path) -> Iterator[Pla
                     checkpoint,
                     scratch / f"{task}.plan",
                     backend="tensorrt-rtx",
+                    layout=layout,
                     precision=precision,
                     quantization=quantization,
                 )
@@ -120,7 +121,7 @@ def plans_of(task: str, precisions: Sequence[str], folder: Path) -> Iterator[Pla
                 task,
                 precision,
                 checkpoint.stat().st_size / 1e6,
-                {name: (built.folder / part.files[0]).stat().st_size / 1e6 for name, part in parts},
+                {name: _megabytes(built.folder, part) for name, part in parts},
                 {name: part.layers or 0 for name, part in parts},
                 {name: sum(part.plugin_layers.values()) for name, part in parts},
                 len(frozenset[str]().union(*(part.traced.quantized for _, part in parts))),
@@ -130,6 +131,12 @@ def plans_of(task: str, precisions: Sequence[str], folder: Path) -> Iterator[Pla
                 cpu_seconds,
             )
     checkpoint.unlink()
+
+
+def _megabytes(folder: Path, part: BuiltPart) -> float:
+    """Of all its engines."""
+    files = [part.files[0], *(bucket.files[0] for bucket in part.buckets)]
+    return sum((folder / name).stat().st_size for name in files) / 1e6
 
 
 def plans_table(rows: Sequence[Plans]) -> Table:
@@ -151,16 +158,19 @@ def plans_table(rows: Sequence[Plans]) -> Table:
 @click.command()
 @click.option("--task", "tasks", multiple=True, type=click.Choice(tuple(MODELS)), help="All by default; repeatable.")
 @click.option("--precision", "precisions", multiple=True, type=click.Choice(PRECISIONS), help="All by default.")
+@click.option("--layout", type=click.Choice(LAYOUTS), default=LAYOUTS[0], show_default=True, help="Of pruned tokens.")
 @click.option("--folder", type=command.PATH, help="Where gigabytes may lie meanwhile (default: the temporary folder).")
 @click.option("--json", "target", type=command.PATH, help="Write the results there too, after every plan.")
-def main(tasks: Sequence[str], precisions: Sequence[str], folder: Path | None, target: Path | None) -> None:
+def main(
+    tasks: Sequence[str], precisions: Sequence[str], layout: str, folder: Path | None, target: Path | None
+) -> None:
     """Build plans of every task at base size."""
     if target is not None:
         check_outputs([(target, RESULT)], ())
     console, rows = Console(width=140), list[Plans]()
     with scratch_folder(folder) as scratch:
         for task in tasks or tuple(MODELS):
-            for row in plans_of(task, precisions or PRECISIONS, scratch):
+            for row in plans_of(task, precisions or PRECISIONS, layout, scratch):
                 rows.append(row)
                 console.print(plans_table([row]))
                 if target is not None:

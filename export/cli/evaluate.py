@@ -150,7 +150,10 @@ def closing_lines(results: dict[str, Any]) -> list[str]:
     if results["batching"] == "per-request" and max(batches.values()) == 1:
         lines.append("batch 1: no answer depends on another item (--batch N runs N per batch)")
     elif results["batching"] == "per-request":
-        lines.append(f"packed batches ({sizes}): every item keeps the tokens that it keeps alone")
+        lines.append(
+            f"packed batches ({sizes}): every item keeps the tokens that it keeps alone "
+            "(published batches need an export with --layout dynamic)"
+        )
     else:
         lines.append(f"batched ({sizes}): an answer can depend on the others in its batch")
     if results["batching"] != "per-request" and used.get("match_batch", 0) < used.get("k_test", 0):
