@@ -24,6 +24,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from benchmarks.gpu.compile import source_hash
+from benchmarks.kit.embedded import pack_embedded
 from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.wheel_parts import split_wheel
 from export.engine.plugin_build import ONNXRUNTIME_NAME, SM_VARIABLE, architectures, build_kernels
@@ -71,7 +72,7 @@ def pack_sources(kit: Kit) -> None:
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy2(ROOT / name, kit.folder)
     shutil.copy2(ROOT / "benchmarks" / "kit" / "run.sh", kit.folder)
-    kit.left_out.append("trained demo checkpoints: no stage runs them")
+    kit.left_out.append("trained demo checkpoints: one stage runs what was exported from one")
 
 
 def pack_libraries(kit: Kit) -> tuple[int, ...]:
@@ -295,6 +296,8 @@ def pack(target: Path, python: str, flash_attention_3: bool, say: Callable[[str]
         pack_sources(kit)
         say("kernels")
         sm = pack_libraries(kit)
+        say("programs in C++")
+        pack_embedded(kit.folder, _strip)
         say("wheels")
         pack_wheels(kit, flash_attention_3)
         say("recordings")

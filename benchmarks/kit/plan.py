@@ -27,11 +27,12 @@ STAGES = (
     Stage("packed", 60, "packed NLVR in one CUDA graph: answers, overflows, host waits, latency beside dense"),
     Stage("precision", 30, "fp16 and bf16: agreement, kept tokens, flips and their margins"),
     Stage("onnx_runtime", 130, "whole NLVR in ONNX Runtime on our kernels: recorded cases, base size, fp16 latency"),
-    Stage("kernel_tests", 40, "the kernel tests that run on the host elsewhere"),
+    Stage("embedded", 30, "programs in C++ on ONNX Runtime: answers equal to Python's, requests of several threads"),
+    Stage("kernel_tests", 35, "the kernel tests that run on the host elsewhere"),
     Stage("graphs", 20, "CUDA-graph capture of each op"),
-    Stage("timings", 45, "both ops beside eager torch, torch.compile, SDPA, FlashAttention-3, a copy"),
-    Stage("sanitizer", 35, "compute-sanitizer: memcheck and racecheck"),
-    Stage("recordings", 20, "the kernels on every layer of the recorded cases"),
+    Stage("timings", 35, "both ops beside eager torch, torch.compile, SDPA, FlashAttention-3, a copy"),
+    Stage("sanitizer", 25, "compute-sanitizer: memcheck and racecheck"),
+    Stage("recordings", 15, "the kernels on every layer of the recorded cases"),
 )
 MINUTES = 9.75  # of all stages
 REHEARSAL_MINUTES = 20.0

@@ -6,6 +6,7 @@ from typing import Any
 
 from benchmarks.gpu.architectures import known_gpu
 from benchmarks.gpu.markdown import table
+from benchmarks.kit.embedded_report import embedded_section
 from benchmarks.kit.onnx_report import onnx_runtime_section
 from benchmarks.kit.packed_report import packed_section
 
@@ -32,6 +33,7 @@ def render(content: Mapping[str, Any], static: Mapping[str, Any] | None) -> str:
         "model": _model,
         "packed": packed_section,
         "onnx_runtime": onnx_runtime_section,
+        "embedded": embedded_section,
         "kernel_tests": _tests,
         "graphs": _tests,
         "sanitizer": _tests,

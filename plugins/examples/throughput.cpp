@@ -1,6 +1,7 @@
 // Requests per second of one engine that several threads share, each with a session of its own.
 //
-//     throughput ARTIFACT [--threads 4] [--requests 100] [--batch 1] [--temperature T] [--onnxruntime LIBRARY]
+//     throughput ARTIFACT [--threads 4] [--requests 100] [--batch 1] [--temperature T] [--device cuda]
+//                [--onnxruntime LIBRARY]
 //
 // Inputs are made up. Every thread asks the same, and a thread whose answers are others than the first one's fails.
 #include <atomic>
@@ -43,10 +44,12 @@ Arguments parse(int count, char** given) {
             arguments.batch = std::atoi(given[i]);
         } else if (name == "--temperature") {
             arguments.run.temperature = std::strtof(given[i], nullptr);
+        } else if (name == "--device" && std::strcmp(given[i], "cuda") == 0) {
+            arguments.engine.device = madtp::Device::cuda;
         } else if (name == "--onnxruntime") {
             arguments.engine.runtime_library = given[i];
         } else {
-            throw madtp::Error(madtp::Code::input, "there is no option " + name);
+            throw madtp::Error(madtp::Code::input, "there is no option " + name + " " + given[i]);
         }
     }
     if (arguments.artifact.empty() || arguments.threads < 1 || arguments.requests < 1 || arguments.batch < 1) {

@@ -46,7 +46,7 @@ def test_a_tensor_that_got_lost_is_noticed(tmp_path: Path, lost: str) -> None:
 
 
 def test_a_kit_that_is_too_large_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("pack_sources", "pack_wheels", "pack_recordings"):
+    for name in ("pack_sources", "pack_embedded", "pack_wheels", "pack_recordings"):
         monkeypatch.setattr(pack, name, lambda *_: None)
     monkeypatch.setattr(pack, "pack_libraries", lambda kit: (kit.folder / "x").write_bytes(bytes(2000)) and (90,))
     monkeypatch.setattr(pack, "MOST_BYTES", 1000)
