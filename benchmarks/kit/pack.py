@@ -42,6 +42,8 @@ MOST_BYTES = 60_000_000
 DEFAULT_SM = (90,)  # H100 and H200; MADTP_SM names others
 SOURCES = ("madtp", "calibration", "export", "tests", "benchmarks", "plugins")
 LEFT_OUT = ("__pycache__", "*.pt", "results", "tokenizer", "*.egg-info")
+# What no stage runs; the programs of the stage `embedded` are packed built.
+UNUSED = ("plugins/runtime", "plugins/examples", "tests/export", "tests/calibration", "tests/benchmarks", "tests/madtp")
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
 WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
@@ -69,6 +71,9 @@ def pack_sources(kit: Kit) -> None:
     """The project's own code; checkpoints and results stay at home."""
     for name in SOURCES:
         shutil.copytree(ROOT / name, kit.folder / name, ignore=shutil.ignore_patterns(*LEFT_OUT))
+    for name in UNUSED:
+        shutil.rmtree(kit.folder / name)
+    kit.left_out.append("tests that no stage runs, and sources of the engine for C and C++")
     for name in ("pyproject.toml", "LICENSE"):
         shutil.copy2(ROOT / name, kit.folder)
     shutil.copy2(ROOT / "benchmarks" / "kit" / "run.sh", kit.folder)
