@@ -119,7 +119,7 @@ def test_ctrl_c_keeps_what_was_counted(tiny_checkpoint: Write, samples_folder: P
     folder = tmp_path / "many"
     shutil.copytree(samples_folder, folder)
     index = folder / "samples.json"
-    index.write_text(json.dumps(json.loads(index.read_text()) * 400))
+    index.write_text(json.dumps(json.loads(index.read_text()) * 2000))
     output = tmp_path / "tokens.json"
     arguments = ["tokens", "--ckpt", tiny_checkpoint(), "--data", folder, "-o", output]
     process = subprocess.Popen(
@@ -133,7 +133,7 @@ def test_ctrl_c_keeps_what_was_counted(tiny_checkpoint: Write, samples_folder: P
     assert process.returncode == 2, errors
     assert "run the same command to go on" in errors
     assert "Traceback" not in errors
-    assert 0 < read_tokens(partial_path(output)).samples < 3200
+    assert 0 < read_tokens(partial_path(output)).samples < 16000
     assert not output.exists()
 
 

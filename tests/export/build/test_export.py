@@ -54,13 +54,12 @@ def traced_once() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Both artifacts, and what was printed."""
+    """Both artifacts, of the published layout, and what was printed."""
     folder = tmp_path_factory.mktemp("exported")
     with pytest.MonkeyPatch.context() as patch:
         for suffix in ("onnx", "plan"):
-            assert (
-                run(patch, "--ckpt", checkpoint, "--engine", folder / f"{suffix}-out.{suffix}", "--batch", "1:2:4") == 0
-            )
+            options = ("--batch", "1:2:4", "--layout", "dynamic")
+            assert run(patch, "--ckpt", checkpoint, "--engine", folder / f"{suffix}-out.{suffix}", *options) == 0
     return {suffix: folder / f"{suffix}-out.{suffix}" for suffix in ("onnx", "plan")}
 
 
@@ -165,7 +164,7 @@ def test_a_second_build_uses_the_timing_cache_again_and_replaces_the_outputs(
     first = manifest_of(plan)
     assert first["parts"][0]["timing_cache"] == {"file": "plan-out.timing", "reused": False}
     assert (plan.parent / "plan-out.timing").is_file()
-    arguments = ["--ckpt", checkpoint, "--engine", plan, "--temperature", "0", "--batch", "2"]
+    arguments = ["--ckpt", checkpoint, "--engine", plan, "--temperature", "0", "--batch", "2", "--layout", "dynamic"]
     assert run(monkeypatch, *arguments) == 0
     second = manifest_of(plan)
     assert second["parts"][0]["timing_cache"]["reused"]

@@ -31,7 +31,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export.build.validation, "LATENCY_SECONDS", 0.0)
         patch.setattr(madtp.data.samples, "MIN_SAMPLES", 2)
-        arguments = ("--ckpt", checkpoint, "--engine", folder / "out.onnx", "--keep-margin", MARGIN)
+        arguments = (
+            "--ckpt",
+            checkpoint,
+            "--engine",
+            folder / "out.onnx",
+            "--keep-margin",
+            MARGIN,
+            "--layout",
+            "dynamic",
+        )
         assert run_export(patch, *arguments) == 0
     return folder
 

@@ -130,7 +130,3 @@ def test_a_changed_weight_is_found_and_named(packed: Path, validate: Callable[..
     result = validate("wrong.json")
     assert result.status == 1, result
     assert "first divergent node: " in result.out
-
-
-def test_a_plan_is_refused_in_a_sentence(packed: Path, run_cli: Callable[..., Ran]) -> None:
-    run_cli(*arguments(packed, "out.plan")).refused("--layout packed is not available for a .plan")
