@@ -63,12 +63,7 @@ run_tests() {
     "$VENV/bin/mypy"
     # Two workers with one thread each: most of the time goes into tracing, which is one thread of Python.
     # Where a test does use more threads, they sleep while they wait: spinning ones starve each other on few cores.
-    # The tests of the C++ tasks load a second ONNX Runtime into Python's process, which other tests of that process do not
-    # always survive: run them by themselves, a file at a time (CONTRIBUTING.md).
-    local ignored=()
-    for name in images packed_tasks tasks texts; do ignored+=("--ignore=tests/plugins/test_runtime_$name.py"); done
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$VENV/bin/python" -m pytest -n 2 --dist loadfile \
-        "${ignored[@]}" "$@"
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
 }
 
 case "${1:-}" in

@@ -1,5 +1,6 @@
 """Programs in C++ that use the engine: those of `tests/native/runtime`, and those of `plugins/examples`."""
 
+import filecmp
 import os
 import shutil
 import subprocess
@@ -55,9 +56,22 @@ def build_with_package(sources: Path, folder: Path) -> Path:
     moved = ROOT / "build" / "moved"
     moved.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{moved}.lock"):
-        shutil.copytree(runtime_folders()[1], moved, dirs_exist_ok=True)
+        shutil.copytree(runtime_folders()[1], moved, dirs_exist_ok=True, copy_function=renew)
     _build(sources, folder, [f"-DCMAKE_PREFIX_PATH={moved}", *NO_CUDA], ())
     return folder
+
+
+def renew(source: str, target: str) -> str:
+    """Put a copy of a file in place, unless there is one.
+
+    Writing into a library that a process has mapped takes its relocations from it, and the process crashes some time
+    later in dlopen; so another file takes its name.
+    """
+    if not (os.path.exists(target) and filecmp.cmp(source, target, shallow=False)):
+        fresh = f"{target}.new"
+        shutil.copy2(source, fresh)
+        os.replace(fresh, target)
+    return target
 
 
 def _build(sources: Path, folder: Path, options: list[str], targets: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from madtp.files import native
 from tests.helpers.made_up_engines import write_counting_engine
 from tests.helpers.manifests import SCHEMA_3
 from tests.helpers.runtime_library import onnxruntime_library
-from tests.helpers.runtime_programs import examples, programs, run
+from tests.helpers.runtime_programs import examples, programs, renew, run
 
 FUZZ_SECONDS = os.environ.get("MADTP_FUZZ_SECONDS", "20")
 SIZES = (0, 1, 55, 56, 63, 64, 65, 119, 120, 128, 100_000)
@@ -117,3 +117,18 @@ def test_a_change_of_the_engine_changes_no_kernels(tmp_path: Path) -> None:
     (copy / "token_compact" / "plugin.cpp").write_text("int changed;\n")
     assert native.source_hash(copy) != kernels
     assert native.runtime_hash(copy) == engine
+
+
+def test_a_copy_that_is_in_use_is_replaced_and_not_written_to(tmp_path: Path) -> None:
+    source, target = tmp_path / "source.so", tmp_path / "target.so"
+    source.write_bytes(b"one")
+    renew(str(source), str(target))
+    first = target.stat().st_ino
+    renew(str(source), str(target))
+    assert target.stat().st_ino == first, "the same file was copied again"
+    with target.open("rb") as used:
+        source.write_bytes(b"another")
+        renew(str(source), str(target))
+        assert used.read() == b"one"
+    assert target.read_bytes() == b"another"
+    assert [path.name for path in tmp_path.iterdir() if path.suffix == ".new"] == []
