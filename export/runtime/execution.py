@@ -1,9 +1,6 @@
 """How ONNX Runtime runs an artifact: on which provider, and whether kernels of the op library or function bodies."""
 
-import ctypes
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -68,7 +65,6 @@ class Execution:
         if threads is not None:
             options.intra_op_num_threads = threads
         if self.library is not None:
-            keep_loaded(self.library.path)
             try:
                 options.register_custom_ops_library(str(self.library.path))
             except Exception as error:  # they have no common type
@@ -78,16 +74,6 @@ class Execution:
                     "Use the onnxruntime that this package asks for, or --library none.",
                 ) from error
         return options
-
-
-def keep_loaded(library: Path) -> None:
-    """Keep a library mapped until the process ends.
-
-    ONNX Runtime unmaps it with the last session that uses it and maps it anew for the next, while other threads may
-    still be on their way out of its code.
-    """
-    with suppress(OSError):  # whoever registers it says why
-        ctypes.CDLL(str(library), mode=os.RTLD_NOW | os.RTLD_NODELETE)
 
 
 BODIES = Execution()

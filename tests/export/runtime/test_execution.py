@@ -1,6 +1,5 @@
 """How ONNX Runtime runs a file: what is chosen, and what is said of it."""
 
-import gc
 from pathlib import Path
 
 import onnxruntime
@@ -16,7 +15,7 @@ from export.runtime.execution import CUDA, Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
 from madtp.ops.spec import ALIGNED_ATTENTION, TOKEN_COMPACT
 from tests.helpers.bench import as_plan
-from tests.helpers.op_library import real_library, stand_in, write_op
+from tests.helpers.op_library import stand_in, write_op
 
 
 @pytest.fixture
@@ -126,12 +125,3 @@ def test_a_plan_takes_neither(library: str | None, provider: execution.Provider,
     assert plan.execution("none") is None
     with pytest.raises(OptionError, match="do not apply"):
         plan.execution(library, provider)
-
-
-def test_the_op_library_stays_where_it_is_between_sessions() -> None:
-    library = real_library()
-    for _ in range(2):
-        options = Execution(library=library).session_options(1)
-        del options
-        gc.collect()
-        assert str(library.path) in Path("/proc/self/maps").read_text()
