@@ -16,7 +16,7 @@ from madtp.data.samples import Config, SampleSet
 from madtp.models.parts import Part
 from madtp.tasks.requests import Outputs
 
-OVERFLOW = 1e-3  # of batches, where no file says otherwise
+DEFAULT_OVERFLOW = 1e-3  # of batches, where no file says otherwise
 HELD_OUT = 0.25  # of the samples
 
 
@@ -123,7 +123,7 @@ def measured_buckets(
         counts.add(outputs, 0)
     held_out = check_held_out(counts.samples, HELD_OUT, source.data)
     sizes = sorted({batch.min, batch.opt, batch.max})
-    found = choose_capacities(counts, encoders, dense, sizes, OVERFLOW, held_out)
+    found = choose_capacities(counts, encoders, dense, sizes, DEFAULT_OVERFLOW, held_out)
     basis: TokenSource = "measured" if samples.fits else "guessed"
-    entry = CapacityEntry(basis, samples.origin, counts.samples, OVERFLOW)
+    entry = CapacityEntry(basis, samples.origin, counts.samples, DEFAULT_OVERFLOW)
     return CapacityPlan(found.buckets, dense, batch.min, entry)

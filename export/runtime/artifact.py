@@ -6,14 +6,14 @@ from functools import cached_property
 from pathlib import Path
 
 from export.artifact.files import check_file, check_files
-from export.artifact.manifest import BucketEntry, Manifest, Part
+from export.artifact.manifest import Manifest, Part
 from export.artifact.reader import open_manifest
 from export.artifact.seal import is_sealed
 from export.engine.backends import Backend, choose_backend, find_gpus, no_gpu
 from export.engine.op_library import Provider
 from export.engine.plugin_library import check_embedded, loadable_library
 from export.errors import BackendError, ManifestError, OptionError
-from export.runtime.buckets import Bucket, BucketRunner, OverflowCount
+from export.runtime.buckets import BucketRunner, OverflowCount, open_part
 from export.runtime.checked import CheckedRunner
 from export.runtime.execution import BODIES, NONE, Execution, choose_execution
 from export.runtime.onnx_runner import OnnxRunner
@@ -43,8 +43,8 @@ class Artifact:
     backend: Backend
     changed: tuple[str, ...] = ()
     _process: int = field(default_factory=os.getpid)
-    _opened: list[CheckedRunner] = field(default_factory=list)
-    _bucketed: list[BucketRunner] = field(default_factory=list)
+    _opened: list[CheckedRunner | BucketRunner] = field(default_factory=list)
+    _closed: list[OverflowCount] = field(default_factory=list)  # of runners that are closed: one, or none yet
 
     @classmethod
     def open(cls, path: Path, *, checkpoint: Path | None = None, changed: bool = False) -> "Artifact":
@@ -156,22 +156,15 @@ class Artifact:
     @property
     def overflows(self) -> OverflowCount:
         """Of all calls of the runners that it opened."""
-        return sum((runner.count for runner in self._bucketed), OverflowCount())
+        counts = [runner.count for runner in self._opened if isinstance(runner, BucketRunner)]
+        return sum((*self._closed, *counts), OverflowCount())
 
     def _open_part(self, part: Part, library: Path | None, options: RunnerOptions) -> Runner:
-        def opened(engine: Part | BucketEntry) -> CheckedRunner:
-            # Where no size depends on data, one launch does for all of an engine's kernels.
-            graphs = replace(options, cuda_graphs=options.cuda_graphs or part.is_sized)
-            runner = self._open_engine(part, engine.artifact, library, graphs)
-            checked = CheckedRunner(runner, part.inputs, part.outputs, engine.profile)
-            self._opened.append(checked)
-            return checked
-
-        if not part.is_sized:
-            return opened(part)
-        buckets = [Bucket(bucket.least, bucket.batch, opened(bucket)) for bucket in part.buckets or ()]
-        self._bucketed.append(BucketRunner(buckets, opened(part)))
-        return self._bucketed[-1]
+        # Where no size depends on data, one launch does for all of an engine's kernels.
+        options = replace(options, cuda_graphs=options.cuda_graphs or part.is_sized)
+        runner = open_part(part, lambda engine: self._open_engine(part, engine.artifact, library, options))
+        self._opened.append(runner)
+        return runner
 
     def _open_engine(self, part: Part, artifact: str, library: Path | None, options: RunnerOptions) -> Runner:
         path, entry = self.folder / artifact, self.manifest.plugins.library
@@ -199,6 +192,8 @@ class Artifact:
         In a forked child they stay, for they are its parent's.
         """
         if self._process == os.getpid():
+            self._closed.append(self.overflows)
+            del self._closed[:-1]
             for runner in self._opened:
                 runner.close()
             self._opened.clear()

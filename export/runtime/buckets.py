@@ -1,15 +1,15 @@
 """Engines of a part with rooms of several sizes behind one runner: the smallest that may do runs first."""
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
-from export.artifact.manifest import OVERFLOW
+from export.artifact.manifest import OVERFLOW, BucketEntry, Part
 from export.errors import BackendError
 from export.runtime.checked import CheckedRunner
-from madtp.tasks.requests import Outputs
+from madtp.tasks.requests import Outputs, Runner
 
 
 @dataclass(frozen=True)
@@ -88,3 +88,20 @@ class BucketRunner:
                 "Export again.",
             )
         return outputs
+
+    def close(self) -> None:
+        """As of a `CheckedRunner`, for all engines."""
+        for runner in (self._whole, *(bucket.runner for bucket in self._buckets)):
+            runner.close()
+
+
+def open_part(part: Part, open_engine: Callable[[Part | BucketEntry], Runner]) -> CheckedRunner | BucketRunner:
+    """A runner of a part with all its engines, of which each refuses inputs outside its profile."""
+
+    def opened(engine: Part | BucketEntry) -> CheckedRunner:
+        return CheckedRunner(open_engine(engine), part.inputs, part.outputs, engine.profile)
+
+    whole = opened(part)
+    if not part.is_sized:
+        return whole
+    return BucketRunner([Bucket(entry.least, entry.batch, opened(entry)) for entry in part.buckets or ()], whole)

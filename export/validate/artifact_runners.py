@@ -2,16 +2,16 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from export.artifact.manifest import Manifest, Part, Profile
+from export.artifact.manifest import BucketEntry, Manifest, Part
 from export.console import Progress
 from export.errors import BackendError
 from export.graph.capacities import set_capacities
 from export.graph.precision import needs_rounding, write_runnable
 from export.runtime.artifact import Artifact
-from export.runtime.buckets import Bucket, BucketRunner
-from export.runtime.checked import CheckedRunner
+from export.runtime.buckets import open_part
 from export.runtime.execution import BODIES, Execution
 from export.runtime.intermediates_runner import KeptIdsRunner
 from export.runtime.onnx_runner import OnnxRunner
@@ -127,19 +127,12 @@ def _plan_kept_ids(
 
 def _open_traced(manifest: Manifest, files: Mapping[str, Path]) -> dict[str, Runner]:
     """Traced ONNX files in ONNX Runtime, with the buckets and profiles of the artifact."""
-    return {part.name: _open_part(part, files[part.name]) for part in manifest.parts}
 
+    def open_engine(engine: Part | BucketEntry, whole: Path) -> OnnxRunner:
+        if isinstance(engine, Part):
+            return OnnxRunner(whole)
+        sized = whole.with_name(f"{Path(engine.artifact).stem}-{whole.name}")
+        set_capacities(whole, sized, engine.rows)
+        return OnnxRunner(sized)
 
-def _open_part(part: Part, path: Path) -> Runner:
-    def opened(path: Path, profile: Mapping[str, Profile]) -> CheckedRunner:
-        return CheckedRunner(OnnxRunner(path), part.inputs, part.outputs, profile)
-
-    whole = opened(path, part.profile)
-    if not part.is_sized:
-        return whole
-    buckets = []
-    for number, bucket in enumerate(part.buckets or ()):
-        sized = path.with_name(f"bucket{number}-{path.name}")
-        set_capacities(path, sized, bucket.rows)
-        buckets.append(Bucket(bucket.least, bucket.batch, opened(sized, bucket.profile)))
-    return BucketRunner(buckets, whole)
+    return {part.name: open_part(part, partial(open_engine, whole=files[part.name])) for part in manifest.parts}

@@ -1,8 +1,10 @@
 """Packed artifacts in which no size depends on data: buckets, what happens where one has not enough room, and plans."""
 
+import gc
 import json
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -303,3 +305,13 @@ def test_plans_measure_their_buckets_on_the_samples(
         assert bucket.layers is not None
     assert part.tokens is None
     assert manifest.validation.validated == "onnx"
+
+
+def test_an_artifact_that_is_closed_holds_no_engine_and_still_knows_what_did_not_fit(folder: Path) -> None:
+    with opened(folder, "small.json") as session:
+        session.judge(PAIRS, TEXTS, batch=8)
+        held = weakref.ref(session._artifact._opened[0])
+        session.close()
+        gc.collect()
+        assert held() is None
+        assert session.overflows == OverflowCount(1, 1)

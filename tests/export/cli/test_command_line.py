@@ -9,6 +9,7 @@ import tomllib
 from collections.abc import Callable
 from importlib import import_module, metadata
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -77,6 +78,26 @@ def test_commands_about_an_artifact_name_its_files(name: str) -> None:
 def test_what_is_unknown_is_refused_from_python_too(option: str) -> None:
     with pytest.raises(OptionError, match=f"--{option} 'made-up' is unknown"):
         ExportOptions(Path("x.pt"), Path("out.plan"), **{option: "made-up"})
+
+
+@pytest.mark.parametrize(
+    ("engine", "given", "packed", "sized"),
+    [
+        ("out.onnx", {}, True, False),
+        ("out.onnx", {"plugins": "none"}, True, False),
+        ("out.onnx", {"capacity": Path("c.json")}, True, True),
+        ("out.onnx", {"layout": "dynamic"}, False, False),
+        ("out.plan", {}, True, True),
+        ("out.plan", {"layout": "dynamic"}, False, False),
+        ("out.plan", {"plugins": "none"}, False, False),
+        ("out.plan", {"tokens": Path("t.json")}, False, False),
+    ],
+)
+def test_exports_are_packed_unless_what_is_asked_for_is_of_the_dynamic_layout(
+    engine: str, given: dict[str, Any], packed: bool, sized: bool
+) -> None:
+    options = ExportOptions(Path("x.pt"), Path(engine), **given)
+    assert (options.packed, options.sized) == (packed, sized)
 
 
 @pytest.mark.parametrize("command", [cli, calibration, demo])
