@@ -20,7 +20,7 @@ from benchmarks.kit.stage import StageRun
 from benchmarks.kit.stages.captured import Captured
 from benchmarks.kit.stages.model import Call, forward, take_turns
 from benchmarks.kit.stages.models import WORDS, synchronizer
-from benchmarks.kit.stages.packed import DENSE, PACKED, agreement
+from benchmarks.kit.stages.packed import BATCHES, DENSE, PACKED, POOL, REHEARSED, REHEARSED_POOL, agreement
 from benchmarks.kit.stages.packed_model import (
     STARTS,
     PackedBatch,
@@ -39,8 +39,6 @@ from madtp import NlvrModel
 from madtp.models.nlvr import NlvrOutput
 from madtp.models.parts import Part, parts_of
 
-BATCHES, REHEARSED = (32, 1, 8, 128, 64, 16, 2, 4), (2,)  # those that say most come first
-POOL, REHEARSED_POOL = 192, 3  # requests
 EXACT_BATCH = 2  # in fp32
 TOLERANCE = 1e-3  # of logits of base size in float32, where the same tokens stay: sums of other orders add up
 TRACE_SECONDS = 35.0  # less left than this, and it is not traced
