@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "engine_state.h"
+#include "guarded.h"
 #include "part_checks.h"
 
 namespace madtp {

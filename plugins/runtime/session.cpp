@@ -6,6 +6,7 @@
 
 #include "batches.h"
 #include "engine_state.h"
+#include "guarded.h"
 #include "part_checks.h"
 
 namespace madtp {
