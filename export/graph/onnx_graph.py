@@ -12,6 +12,11 @@ from onnx.external_data_helper import load_external_data_for_tensor, uses_extern
 from export.graph.expose_outputs import expose_outputs
 
 Arrays = dict[str, NDArray[Any]]
+# A session's entry: unless it is "1", ONNX Runtime adds products of uint8 and int8 in 16 bits on processors without
+# VNNI, where they saturate; elsewhere it changes nothing (onnxruntime_session_options_config_keys.h).
+EXACT_INTEGERS = "session.x64quantprecision"
+# With it, ONNX Runtime 1.32 refuses files where two products share a weight, as tools for quantization write.
+_SHARED_WEIGHT = "Attempt to replace the existing tensor"
 
 
 @dataclass(frozen=True)
@@ -73,9 +78,25 @@ def open_graph(
     options.log_severity_level = 4
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(graph.folder))
     content = expose_outputs(graph.model, exposed)
-    session = onnxruntime.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+    session = open_session(content, options, providers)
     session._model_bytes = None  # kept for a change of providers, and may hold all weights once more
     return session
+
+
+def open_session(content: str | bytes, options: Any, providers: Sequence[Any]) -> Any:
+    """A session of ONNX Runtime on a file's name or content, without fallback from a GPU to a CPU."""
+    import onnxruntime
+
+    def opened(precision: str) -> Any:
+        options.add_session_config_entry(EXACT_INTEGERS, precision)
+        return onnxruntime.InferenceSession(content, options, providers=list(providers), enable_fallback=0)
+
+    try:
+        return opened("1")
+    except Exception as error:  # they have no common type
+        if _SHARED_WEIGHT not in str(error):
+            raise
+        return opened("0")
 
 
 def producers(graph: OnnxGraph) -> dict[str, onnx.NodeProto]:

@@ -1,6 +1,8 @@
 """Graph pass: weight products in INT8 whose activations are quantized while the model runs, without calibration."""
 
 from collections.abc import Iterable
+from itertools import count
+from typing import Any
 
 import numpy as np
 from onnxscript import ir
@@ -34,6 +36,8 @@ def quantize_dynamic(model: ir.Model, products: Iterable[WeightNode]) -> None:
 
 def _replace(model: ir.Model, product: WeightNode) -> None:
     weight, scale = quantized_weight(model, product)
+    if weight.consumers():
+        weight = _another(model, weight)
     columns = product.columns
     replaced, operation = [product.node], QUANTIZED_LINEAR
     add = _only_reader(product.node)
@@ -56,6 +60,19 @@ def _replace(model: ir.Model, product: WeightNode) -> None:
     node.name = product.node.name  # that of the weight would not be unique
     last.name = None
     ir.convenience.replace_nodes_and_values(model.graph, replaced[-1], replaced, [node], [last], [output])
+
+
+def _another(model: ir.Model, weight: ir.Value) -> ir.Value:
+    """The same integers under another name: ONNX Runtime's exact products (`EXACT_INTEGERS`) fail on shared ones."""
+    tensor = weight.const_value
+    assert tensor is not None
+    names = (f"{weight.name}.{number}" for number in count(2))
+    name = next(name for name in names if name not in model.graph.initializers)
+
+    def values() -> Any:
+        return ir.Tensor(tensor.numpy(), name=name)
+
+    return register_weight(model, ir.LazyTensor(values, tensor.dtype, ir.Shape(tensor.shape.numpy()), name=name))
 
 
 def _only_reader(node: ir.Node) -> ir.Node | None:

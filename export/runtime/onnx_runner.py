@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from export.errors import BackendError
+from export.graph.onnx_graph import open_session
 from export.runtime.execution import BODIES, CUDA, Execution
 from export.runtime.forks import keep_in_child, leave_children_quickly
 from export.runtime.runner import feed, running
@@ -27,14 +28,8 @@ class OnnxRunner:
 
     def __init__(self, path: Path, threads: int | None = None, execution: Execution = BODIES) -> None:
         self._path, self._process = path, os.getpid()  # first: whatever happens next, the runner is deleted some time
-        import onnxruntime
-
         leave_children_quickly()
-        options = execution.session_options(threads)
-        # Without fallback, which would run on a CPU what a GPU was asked for.
-        self.session = onnxruntime.InferenceSession(
-            str(path), options, providers=execution.providers, enable_fallback=0
-        )
+        self.session = open_session(str(path), execution.session_options(threads), execution.providers)
         if execution.provider == "cuda" and CUDA not in self.session.get_providers():
             raise BackendError(
                 f"ONNX Runtime cannot run '{path}' on a GPU",

@@ -4,7 +4,6 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-import onnxruntime
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from onnxscript import ir
@@ -12,7 +11,8 @@ from onnxscript import ir
 from export.graph.quantize_dynamic import quantize_dynamic
 from export.graph.quantized_weight import quantized_weight
 from export.graph.weight_nodes import weight_nodes
-from tests.helpers.quantized_graphs import LOCAL_NAMES, answer, fused_ops, pixels, weighted_graph
+from madtp.ops.spec import DOMAIN
+from tests.helpers.quantized_graphs import LOCAL_NAMES, answer, exact_session, fused_ops, pixels, weighted_graph
 
 
 def test_every_product_with_a_weight_of_the_model_is_found_by_its_name() -> None:
@@ -103,7 +103,7 @@ def test_a_bias_and_a_gelu_join_their_product_where_nothing_else_reads_it() -> N
         proto.graph.initializer.append(onnx.numpy_helper.from_array(random.random(shape, np.float32), name))
     model = ir.from_proto(proto)
     x = random.random((3, 64), np.float32)
-    exact = onnxruntime.InferenceSession(proto.SerializeToString()).run(None, {"x": x})
+    exact = exact_session(proto.SerializeToString()).run(None, {"x": x})
     quantize_dynamic(model, weight_nodes(model, LOCAL_NAMES))
     quantized = ir.to_proto(model)
     onnx.checker.check_model(quantized, full_check=True)
@@ -114,6 +114,30 @@ def test_a_bias_and_a_gelu_join_their_product_where_nothing_else_reads_it() -> N
         ("QuantizedLinear", ["no_bias.64"], ["shown"]),  # what is added is no bias
         ("QuantizedLinear", ["no_bias.64"], ["read"]),  # read twice
     ]
-    found_answers = onnxruntime.InferenceSession(quantized.SerializeToString()).run(None, {"x": x})
+    found_answers = exact_session(quantized.SerializeToString()).run(None, {"x": x})
     for expected, rounded in zip(exact, found_answers, strict=True):
         assert np.abs(rounded - expected).max() < 2e-2 * np.abs(expected).max()
+
+
+def test_no_two_products_read_one_quantized_weight() -> None:
+    """ONNX Runtime would not open it on processors where it makes other integers of weights."""
+    proto = onnx.parser.parse_model(_LAYERS)
+    for name, shape in {"query.T": (64, 64), "key.T": (64, 64), "bias": (64,), "table": (1, 64)}.items():
+        proto.graph.initializer.append(onnx.numpy_helper.from_array(np.ones(shape, np.float32), name))
+    for node in proto.graph.node:
+        node.input[:] = ["query.T" if name == "key.T" else name for name in node.input]
+    model = ir.from_proto(proto)
+    quantize_dynamic(model, weight_nodes(model, LOCAL_NAMES))
+    read = [node.inputs[1] for node in model.graph if node.domain == DOMAIN]
+    assert len({value.name for value in read if value is not None}) == len(read) > 1
+    exact_session(ir.to_proto(model).SerializeToString())
+
+
+def test_integers_do_not_saturate() -> None:
+    """255 * 127 twice is more than 16 bits hold, in which processors without VNNI add them."""
+    graph = """<ir_version: 9, opset_import: ["" : 20]>
+    part (uint8[1, 64] a) => (int32[1, 16] y) { y = MatMulInteger (a, b) }"""
+    proto = onnx.parser.parse_model(graph)
+    proto.graph.initializer.append(onnx.numpy_helper.from_array(np.full((64, 16), 127, np.int8), "b"))
+    (product,) = exact_session(proto.SerializeToString()).run(None, {"a": np.full((1, 64), 255, np.uint8)})
+    assert (product == 64 * 255 * 127).all()
