@@ -14,9 +14,9 @@ import torch
 from onnx import checker
 from onnxscript import ir, optimizer
 from torch.export import Dim
-from torch.onnx._internal.exporter import _fx_passes
 
 from export.graph.functions import BIASED, OPSET, functions, op_schema
+from export.graph.lowering import TRANSLATIONS, light_lowering
 from export.graph.source_ids import COMPACTIONS, IDS_OUTPUT, SOURCE_IDS
 from madtp.models.parts import BATCH, NEW, PAST, SOURCE, TEXT, TEXTS, Part
 from madtp.ops.spec import (
@@ -53,7 +53,7 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
         spec.name: {axis: dims[dim] for axis, dim in enumerate(spec.shape) if isinstance(dim, str)}
         for spec in part.inputs
     }
-    with _quiet_tracing(), _without_type_promotion():
+    with _quiet_tracing(), light_lowering():
         program = torch.export.export(part.module, examples, dynamic_shapes=dynamic_shapes)
         traced = torch.onnx.export(
             program,
@@ -61,9 +61,8 @@ def trace_part(part: Part) -> torch.onnx.ONNXProgram:
             dynamo=True,
             opset_version=OPSET,
             optimize=False,  # its rewriting takes a fifth of the time and finds nothing here but constants to fold
-            custom_translation_table={
-                getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in ALL_OPS
-            },
+            custom_translation_table=TRANSLATIONS
+            | {getattr(torch.ops.madtp, spec.torch_name).default: _translation(spec) for spec in ALL_OPS},
             dynamic_shapes=dynamic_shapes,  # again, to name the dimensions
             input_names=[spec.name for spec in part.inputs],
             output_names=list(part.outputs),
@@ -221,17 +220,3 @@ def _quiet_tracing() -> Iterator[None]:
         logger.setLevel(level)
         if collects:
             gc.enable()
-
-
-@contextmanager
-def _without_type_promotion() -> Iterator[None]:
-    """torch.onnx without its search for implicit casts, a fifth of its time: our models cast explicitly.
-
-    A cast that is missing all the same gives a graph that the checker refuses.
-    """
-    insert = _fx_passes.insert_type_promotion_nodes
-    _fx_passes.insert_type_promotion_nodes = lambda graph_module: None
-    try:
-        yield
-    finally:
-        _fx_passes.insert_type_promotion_nodes = insert
