@@ -17,6 +17,15 @@ struct Options {
     bool rotate = false;
 };
 
+inline float number_of(std::string const& name, char const* text) {
+    char* end = nullptr;
+    float const number = std::strtof(text, &end);
+    if (end == text || *end != '\0') {
+        throw madtp::Error(madtp::Code::input, name + " is '" + text + "', no number");
+    }
+    return number;
+}
+
 inline Options parse(int count, char** given) {
     Options options;
     for (int i = 1; i < count; ++i) {
@@ -31,11 +40,11 @@ inline Options parse(int count, char** given) {
         }
         if (++i == count) { throw madtp::Error(madtp::Code::input, name + " has no value"); }
         if (name == "--temperature") {
-            options.temperature = std::strtof(given[i], nullptr);
+            options.temperature = number_of(name, given[i]);
         } else if (name == "--vocab") {
             options.vocabulary = given[i];
         } else if (name == "--beams") {
-            options.beams = std::atoll(given[i]);
+            options.beams = static_cast<int64_t>(number_of(name, given[i]));
         } else if (name == "--prompt") {
             options.prompt = given[i];
         } else if (name == "--device" && std::string(given[i]) == "cuda") {

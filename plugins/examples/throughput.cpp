@@ -27,6 +27,15 @@ struct Arguments {
     madtp::RunOptions run;
 };
 
+float number_of(std::string const& name, char const* text) {
+    char* end = nullptr;
+    float const number = std::strtof(text, &end);
+    if (end == text || *end != '\0') {
+        throw madtp::Error(madtp::Code::input, name + " is '" + text + "', no number");
+    }
+    return number;
+}
+
 Arguments parse(int count, char** given) {
     Arguments arguments;
     for (int i = 1; i < count; ++i) {
@@ -37,13 +46,13 @@ Arguments parse(int count, char** given) {
         }
         if (++i == count) { throw madtp::Error(madtp::Code::input, name + " has no value"); }
         if (name == "--threads") {
-            arguments.threads = std::atoi(given[i]);
+            arguments.threads = static_cast<int>(number_of(name, given[i]));
         } else if (name == "--requests") {
-            arguments.requests = std::atoi(given[i]);
+            arguments.requests = static_cast<int>(number_of(name, given[i]));
         } else if (name == "--batch") {
-            arguments.batch = std::atoi(given[i]);
+            arguments.batch = static_cast<int64_t>(number_of(name, given[i]));
         } else if (name == "--temperature") {
-            arguments.run.temperature = std::strtof(given[i], nullptr);
+            arguments.run.temperature = number_of(name, given[i]);
         } else if (name == "--device" && std::strcmp(given[i], "cuda") == 0) {
             arguments.engine.device = madtp::Device::cuda;
         } else if (name == "--onnxruntime") {

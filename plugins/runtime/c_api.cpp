@@ -58,11 +58,31 @@ void need(bool given, char const* what) {
 
 std::string text_or_empty(char const* text) { return text == nullptr ? "" : text; }
 
+// A forgotten `size` would make defaults of all fields.
+void need_size(size_t size, size_t least) {
+    if (size < least) {
+        throw madtp::Error(madtp::Code::input, "the size of the options is " + std::to_string(size),
+            "It says which fields they have.", "Set size to sizeof of the structure.");
+    }
+}
+
+template <typename Device>
+void need_device(Device device, char const* name) {
+    int const number = static_cast<int>(device);
+    if (number != MADTP_DEVICE_HOST && number != MADTP_DEVICE_CUDA) {
+        throw madtp::Error(madtp::Code::input, std::string(name) + " is " + std::to_string(number) + ", no device",
+            {}, "Use MADTP_DEVICE_HOST or MADTP_DEVICE_CUDA.");
+    }
+}
+
 madtp::EngineOptions options_of(MadtpEngineOptions const* given) {
     madtp::EngineOptions options;
     if (given == nullptr) { return options; }
     MadtpEngineOptions known{};  // of a caller with an older header some fields are missing
+    need_size(given->size, sizeof given->size + sizeof given->device);
     std::memcpy(&known, given, std::min(given->size, sizeof known));
+    need_device(known.device, "device");
+    if (known.threads < 0) { throw madtp::Error(madtp::Code::input, "the number of threads is negative"); }
     options.device = static_cast<madtp::Device>(known.device);
     options.device_id = known.device_id;
     options.threads = known.threads;
@@ -78,7 +98,9 @@ madtp::RunOptions options_of(MadtpRunOptions const* given) {
     madtp::RunOptions options;
     if (given == nullptr) { return options; }
     MadtpRunOptions known{};
+    need_size(given->size, sizeof given->size + sizeof given->has_temperature);
     std::memcpy(&known, given, std::min(given->size, sizeof known));
+    need_device(known.outputs, "outputs");
     if (known.has_temperature != 0) { options.temperature = known.temperature; }
     options.batch = known.batch;
     options.outputs = static_cast<madtp::Device>(known.outputs);

@@ -5,36 +5,32 @@
 namespace madtp::detail {
 namespace {
 
-constexpr std::size_t kMost = 16;  // graphs that are kept
-constexpr int kThreadLocal = 1;    // other threads may go on while one captures
+constexpr int kThreadLocal = 1;  // other threads may go on while one captures
 
 }  // namespace
 
 CudaGraphs::~CudaGraphs() { clear(); }
 
 void CudaGraphs::clear() noexcept {
-    for (auto const& [key, executable] : graphs_) { device_->driver().destroy_executable(executable); }
-    graphs_.clear();
+    if (executable_ != nullptr) { device_->driver().destroy_executable(executable_); }
+    executable_ = nullptr;
 }
 
 bool CudaGraphs::replay(Key const& key, void* stream, std::function<bool(void*)> const& enqueue) {
-    auto found = graphs_.find(key);
-    if (found == graphs_.end()) {
-        if (!captures_ || seen_.count(key) == 0) { return false; }
-        void* const executable = capture(enqueue);
-        captures_ = executable != nullptr;
-        if (!captures_) { return false; }
-        if (graphs_.size() >= kMost) { clear(); }
-        found = graphs_.emplace(key, executable).first;
+    if (key != last_) {
+        clear();
+        return false;
     }
-    device_->driver().check(device_->driver().launch(found->second, stream), "launching a CUDA graph");
+    if (executable_ == nullptr && captures_) {
+        executable_ = capture(enqueue);
+        captures_ = executable_ != nullptr;
+    }
+    if (executable_ == nullptr) { return false; }
+    device_->driver().check(device_->driver().launch(executable_, stream), "launching a CUDA graph");
     return true;
 }
 
-void CudaGraphs::ran(Key const& key) {
-    if (seen_.size() >= kMost) { seen_.clear(); }
-    seen_.insert(key);
-}
+void CudaGraphs::ran(Key const& key) { last_ = key; }
 
 // Null: it cannot be captured.
 void* CudaGraphs::capture(std::function<bool(void*)> const& enqueue) {

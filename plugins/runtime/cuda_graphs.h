@@ -1,12 +1,11 @@
-// CUDA graphs of an engine, captured once for its shapes and addresses, then replayed.
+// CUDA graphs of an execution context, captured once for its shapes and addresses, then replayed. A context may not
+// change as long as a graph that was captured from it is replayed: it has one, of its latest call.
 // https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html#cuda-graphs
 #pragma once
 
 #include <cstdint>
 #include <functional>
-#include <map>
 #include <memory>
-#include <set>
 #include <vector>
 
 #include "cuda_driver.h"
@@ -22,8 +21,8 @@ public:
     ~CudaGraphs();
 
     // Replays what `enqueue` does, on `stream`. False: nothing was done, and the call has to be enqueued as usual, as
-    // the first with a key is, because TensorRT may load kernels then; the second is captured. What cannot be captured
-    // is not tried again. Throws Code::backend: the launch failed.
+    // the first with a key is, because TensorRT may load kernels then; the second in a row is captured. What cannot be
+    // captured is not tried again. Throws Code::backend: the launch failed.
     bool replay(Key const& key, void* stream, std::function<bool(void*)> const& enqueue);
     void ran(Key const& key);  // as usual
 
@@ -33,8 +32,8 @@ private:
 
     std::shared_ptr<CudaDevice const> device_;
     CudaStream stream_;  // on which is captured: the caller's may be one that cannot be
-    std::map<Key, void*> graphs_;
-    std::set<Key> seen_;
+    void* executable_ = nullptr;
+    Key last_;
     bool captures_ = true;
 };
 

@@ -3,6 +3,7 @@
 #include <unistd.h>
 
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <madtp/engine.hpp>
 #include <stdexcept>
@@ -42,7 +43,10 @@ void KernelFile::keep(std::string_view content) {
     if (content == content_) { return; }
     content_ = content;
     if (path_.empty()) { return; }
-    std::string const fresh = path_ + "." + std::to_string(::getpid());
+    std::string fresh = path_ + ".XXXXXX";  // of this call alone: other engines may keep theirs in the same file
+    int const descriptor = ::mkstemp(fresh.data());
+    if (descriptor < 0) { return; }
+    ::close(descriptor);
     std::ofstream file(fresh, std::ios::binary);
     file.write(content.data(), static_cast<std::streamsize>(content.size()));
     file.close();

@@ -80,6 +80,7 @@ Profile read_profile(Field const& field) {
 // Every input with a dimension that varies has shapes of its rank, which agree with its fixed dimensions.
 void check_profile(PartInfo const& part, Field const& field) {
     std::size_t varying = 0;
+    bool batched = false;
     for (TensorInfo const& info : part.inputs) {
         bool const varies =
             std::any_of(info.shape.begin(), info.shape.end(), [](auto const& size) { return size.size < 0; });
@@ -93,12 +94,16 @@ void check_profile(PartInfo const& part, Field const& field) {
         }
         for (std::size_t axis = 0; axis < min.size(); ++axis) {
             bool const fixed = info.shape[axis].size >= 0;
-            if (min[axis] > max[axis] || (fixed && (min[axis] != info.shape[axis].size || max[axis] != min[axis]))) {
+            bool const ordered = min[axis] >= 0 && min[axis] <= opt[axis] && opt[axis] <= max[axis];
+            bool const batch = info.shape[axis].symbol == "batch";
+            batched = batched || batch;
+            if (!ordered || (batch && min[axis] < 1) || (fixed && (min[axis] != info.shape[axis].size || max[axis] != min[axis]))) {
                 field.fail("the shapes of " + in_quotes(info.name) + " in the profile are none of it");
             }
         }
     }
     if (varying == 0 || varying != part.profile.size()) { field.fail("profile and inputs differ"); }
+    if (!batched) { field.fail("none of its inputs has a batch"); }
 }
 
 // What says that tokens had no room is one int32.

@@ -84,6 +84,7 @@ void walk(Reader& reader, Kind kind, uint64_t end, int depth, std::set<std::stri
     std::string key, value;  // of an entry
     while (reader.position < end) {
         uint64_t const tag = reader.varint(), field = tag >> 3;
+        if (tag > UINT32_MAX) { Reader::malformed(); }  // protobuf would drop what is above
         uint64_t length = 0;
         switch (tag & 7) {
         case 0: reader.varint(); continue;

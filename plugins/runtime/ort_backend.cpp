@@ -51,16 +51,17 @@ struct OrtShared {
     // Waits for what the caller queued before, unless ONNX Runtime runs on that stream itself.
     void wait_for(void* stream) {
         if (stream == nullptr || stream == options.stream) { return; }
-        std::call_once(driver_opened, [&] { driver = std::make_unique<CudaDriver>(); });
-        driver->synchronize(stream);
+        std::call_once(device_opened, [&] { device = std::make_unique<CudaDevice>(options.device_id); });
+        CudaDevice::Use const use(*device);
+        device->driver().synchronize(stream);
     }
 
     EngineOptions options;
     OrtLibrary library;
     OrtOwned<OrtEnv> environment;
     OrtOwned<OrtMemoryInfo> host, gpu;
-    std::once_flag driver_opened;
-    std::unique_ptr<CudaDriver> driver;
+    std::once_flag device_opened;
+    std::unique_ptr<CudaDevice> device;
 };
 
 // The loaded graph, with what it needs; results share it.

@@ -166,7 +166,10 @@ Outputs SessionState::infer(std::string_view name, Inputs const& inputs, RunOpti
 }  // namespace detail
 
 Session::Session(Engine const& engine)
-    : state_(detail::guarded([&] { return std::make_unique<detail::SessionState>(engine, engine.state_); })) {}
+    : state_(detail::guarded([&] {
+          if (!engine.state_) { throw Error(Code::input, "the engine was moved elsewhere", {}, "Use what it became."); }
+          return std::make_unique<detail::SessionState>(engine, engine.state_);
+      })) {}
 
 Session::Session(Session&& other) noexcept = default;
 Session& Session::operator=(Session&& other) noexcept = default;

@@ -5,6 +5,7 @@
 
 #include <cstdlib>
 #include <madtp/engine.hpp>
+#include <stdexcept>
 
 #include "files.h"
 
@@ -13,6 +14,14 @@ namespace madtp::detail {
 SharedLibrary::SharedLibrary(std::vector<std::string> const& names, std::string const& noun, std::string const& fix) {
     std::string why;
     for (std::string const& name : names) {
+        if (name.find('/') != std::string::npos) {
+            try {
+                File const file(name);  // dlopen waits for ever for what a pipe gives
+            } catch (std::runtime_error const& error) {
+                why += (why.empty() ? "" : "; ") + name + ": " + error.what();
+                continue;
+            }
+        }
         handle_ = ::dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
         if (handle_ != nullptr) { break; }
         char const* error = ::dlerror();

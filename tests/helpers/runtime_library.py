@@ -130,7 +130,7 @@ class CEngine:
     def __init__(self, path: Path | str, **options: Any) -> None:
         given = {"runtime_library": str(onnxruntime_library()), "threads": 1, **options}
         encoded = {name: value.encode() if isinstance(value, str) else value for name, value in given.items()}
-        filled = EngineOptions(size=ctypes.sizeof(EngineOptions), **encoded)
+        filled = EngineOptions(**{"size": ctypes.sizeof(EngineOptions), **encoded})
         self.handle = c_void_p()
         check(library().madtp_engine_load(str(path).encode(), byref(filled), byref(self.handle)))
 

@@ -105,6 +105,18 @@ MANIFEST_DEFECTS: dict[str, tuple[Change, str]] = {
     "another rank": (edit(lambda content: content["parts"][0]["profile"]["x"][0].pop()), "profile and inputs differ"),
     "negative sizes": (edit(lambda content: content["parts"][0]["profile"]["x"][0].__setitem__(0, -1)), "whole number"),
     "huge sizes": (edit(lambda content: content["parts"][0]["profile"]["x"][2].__setitem__(0, 2**63)), "whole number"),
+    "no requests at all": (
+        edit(lambda content: [shape.__setitem__(0, 0) for shape in content["parts"][0]["profile"]["x"]]),
+        "the shapes of 'x' in the profile are none of it",
+    ),
+    "a usual size beyond": (
+        edit(lambda content: content["parts"][0]["profile"]["x"][1].__setitem__(0, 99)),
+        "the shapes of 'x' in the profile are none of it",
+    ),
+    "no batch": (
+        edit(lambda content: content["parts"][0]["inputs"][0]["shape"].__setitem__(0, "rows")),
+        "none of its inputs has a batch",
+    ),
     "another checkpoint": (edit(lambda c: c["parts"][0].update(checkpoint_sha256="0" * 64)), "another checkpoint"),
     "buckets that cannot say": (edit(lambda content: content["parts"][0].update(buckets=[])), "no output that says"),
     "a pipe": (replace("out.json", os.mkfifo), "It is a pipe"),
@@ -337,6 +349,27 @@ def test_a_forked_child_is_told_to_load_its_own(session: CSession) -> None:
     os.close(reader)
     os.close(writer)
     assert_answers(session)
+
+
+def test_a_library_that_is_a_pipe_is_not_waited_for(made: Path, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "libonnxruntime.so")
+    with pytest.raises(EngineError) as error:
+        CEngine(made, runtime_library=str(tmp_path / "libonnxruntime.so"))
+    assert_sentence(error.value, "library", "ONNX Runtime cannot be loaded.*It is a pipe")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"size": 0}, "the size of the options is 0"),
+        ({"device": 7}, "device is 7, no device"),
+        ({"threads": -1}, "the number of threads is negative"),
+    ],
+)
+def test_options_that_say_nothing_are_refused(made: Path, options: dict[str, int], words: str) -> None:
+    with pytest.raises(EngineError) as error:
+        CEngine(made, **options)
+    assert_sentence(error.value, "input", words)
 
 
 def test_null_is_refused_everywhere() -> None:

@@ -1,5 +1,6 @@
 """A C++ program gets the products of `export.Session`: judgements, answers, captions and rankings."""
 
+import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -16,6 +17,7 @@ from export.session.products import Answer, Caption, Judgement, Ranking
 from madtp.data.default_samples import demo_samples
 from madtp.errors import InputError
 from tests.helpers.artifacts import TaskArtifacts
+from tests.helpers.manifests import edit_manifest
 from tests.helpers.samples import IMAGES, TEXTS, write_vocabulary
 from tests.helpers.tasks_probe import ProbeError, TaskSession
 
@@ -154,6 +156,39 @@ def test_another_vocabulary_than_the_manifests_is_refused(task_artifacts: TaskAr
     with pytest.raises(ProbeError) as refused:
         TaskSession(task_artifacts["vqa"] / "out.json", vocabulary)
     assert refused.value.what == f"the vocabulary '{vocabulary}' is not the one that the artifact was exported with"
+
+
+def first_output(part: int, name: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
+    def change(manifest: dict[str, Any]) -> None:
+        (found,) = (output for output in manifest["parts"][part]["outputs"] if output["name"] == name)
+        found.update(fields)
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("task", "change", "words"),
+    [
+        ("caption", lambda m: m["config"].update(sep_token_id=-1), "a sep_token_id of -1.000000"),
+        ("caption", lambda m: m["config"].update(sep_token_id=1e30), "a sep_token_id of"),
+        ("vqa", lambda m: m["config"].update(vocab_size=10), "a (sep|bos)_token_id of|the output 'logits'"),
+        ("vqa", lambda m: m["config"].pop("pad_token_id"), "config has no pad_token_id"),
+        ("retrieval", lambda m: m["config"].update(enc_token_id=0.5), "a enc_token_id of 0.5"),
+        ("retrieval", first_output(2, "itm_logits", shape=["batch", 1]), "the output 'itm_logits' of part 'match'"),
+        ("clip", first_output(0, "image_embed", shape=["batch", 99]), "the output 'text_embed' of part 'text'"),
+        ("caption", first_output(0, "vision_token_counts", shape=["batch"]), "no count for each layer"),
+        ("clip", lambda m: m["preprocessing"]["image"].update(mode="L"), "in a way that this library does not know"),
+    ],
+)
+def test_manifests_that_no_export_writes_are_refused(
+    task_artifacts: TaskArtifacts, tmp_path: Path, task: str, change: Callable[[dict[str, Any]], object], words: str
+) -> None:
+    folder = tmp_path / task
+    shutil.copytree(task_artifacts[task], folder)
+    edit_manifest(folder / "out.json", change)
+    with pytest.raises(ProbeError) as refused:
+        TaskSession(folder / "out.json")
+    assert re.search(words, refused.value.what)
 
 
 LARGE = Image.new("RGB", (1, 1))

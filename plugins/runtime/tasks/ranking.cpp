@@ -3,6 +3,7 @@
 
 #include <algorithm>
 
+#include "tasks/model_checks.h"
 #include "tasks/numbers.h"
 
 namespace madtp {
@@ -34,7 +35,7 @@ struct ImageStates {
         width = static_cast<std::size_t>(states.shape()[2]);
         for (std::int64_t image = 0; image < states.shape()[0]; ++image) {
             std::size_t const own =
-                packed ? static_cast<std::size_t>(outputs["image_lengths"].as<std::int64_t>()[image]) : length;
+                packed ? own_rows(outputs["image_lengths"].as<std::int64_t>()[image], length) : length;
             float const* begin = states.as<float>() + static_cast<std::size_t>(image) * length * width;
             rows.emplace_back(begin, begin + own * width);
             longest = std::max(longest, own);
@@ -53,7 +54,7 @@ public:
           options_(options),
           ranking_(ranking) {
         Manifest const& manifest = session.engine().manifest();
-        auto const enc = static_cast<std::int64_t>(manifest.config.at("enc_token_id"));
+        std::int64_t const enc = config_id(manifest, "enc_token_id");
         for (Ids& ids : texts_) { ids.front() = enc; }
     }
 

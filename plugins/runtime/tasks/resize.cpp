@@ -142,6 +142,14 @@ Image resized(Pixels const& pixels, int width, int height) {
 }  // namespace
 
 ImagePreprocessing::ImagePreprocessing(ImageSettings const& settings) : size(static_cast<int>(settings.size)) {
+    bool const known = settings.mode == "RGB" && settings.resize.rfind("bicubic", 0) == 0 &&
+                       std::abs(settings.scale * 255 - 1) < 1e-6;
+    if (!known) {
+        throw Error(Code::manifest, "the artifact's images are prepared in a way that this library does not know",
+            "It scales RGB by 1/255 and resizes bicubically; the manifest says '" + settings.mode + "', '" +
+                settings.resize + "' and " + std::to_string(settings.scale) + ".",
+            "Use the library of the version that exported it.");
+    }
     for (std::size_t channel = 0; channel < 3; ++channel) {
         mean[channel] = static_cast<float>(settings.mean[channel]);
         std[channel] = static_cast<float>(settings.std[channel]);

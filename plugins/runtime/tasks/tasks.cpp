@@ -7,6 +7,7 @@
 #include "tasks/answers.h"
 #include "tasks/fail.h"
 #include "tasks/generation.h"
+#include "tasks/model_checks.h"
 #include "tasks/ranking.h"
 #include "tasks/requests.h"
 #include "text.h"
@@ -15,14 +16,6 @@ namespace madtp {
 namespace {
 
 constexpr std::int64_t kMostAnswers = 128;  // candidates that the published evaluation reads to the end
-
-std::int64_t id_of(Manifest const& manifest, char const* name) {
-    auto const found = manifest.config.find(name);
-    if (found == manifest.config.end()) {
-        throw Error(Code::manifest, std::string("the manifest's config has no ") + name, "", "Export again.");
-    }
-    return static_cast<std::int64_t>(found->second);
-}
 
 // A batch of prepared requests of nlvr, vqa or caption. Where the artifact takes no fewer than so many, the last one
 // follows as often as it has to: copies keep as many tokens as what they are copies of, so nothing depends on them.
@@ -36,6 +29,7 @@ struct Batch {
 struct TaskSession::State {
     State(Engine const& engine, std::string const& vocabulary)
         : session(engine), manifest(session.engine().manifest()), preprocessing(manifest.image) {
+        check_model(manifest);
         try {
             reader.emplace(manifest, vocabulary);
         } catch (Error const& error) {
@@ -58,7 +52,7 @@ struct TaskSession::State {
 
     // Ids that were handed over, which messages call `name`, if the model has them all.
     Ids const& checked(Ids const& ids, std::string const& name) const {
-        std::int64_t const size = id_of(manifest, "vocab_size");
+        std::int64_t const size = config_number(manifest, "vocab_size", 1, INT32_MAX);
         if (ids.empty()) { fail("there are no ids of " + name, "", "Hand over one at least."); }
         for (std::int64_t id : ids) {
             if (id < 0 || id >= size) {
@@ -155,7 +149,7 @@ struct TaskSession::State {
                 "min_length " + std::to_string(min_length) + " is larger than max_length " + std::to_string(max_length),
                 "", "Lower min_length.");
         }
-        return {max_length, min_length, id_of(manifest, "sep_token_id"), id_of(manifest, "pad_token_id")};
+        return {max_length, min_length, config_id(manifest, "sep_token_id"), config_id(manifest, "pad_token_id")};
     }
 
     Session session;
@@ -225,7 +219,7 @@ std::vector<Answer> TaskSession::answer(std::vector<Question> const& questions, 
             ids.push_back(state.ids_of(question.question, options.cut, "question " + std::to_string(ids.size())));
         }
         DecoderLimits const decoder(state.manifest);
-        Ids const prompt{id_of(state.manifest, "bos_token_id")};
+        Ids const prompt{config_id(state.manifest, "bos_token_id")};
         std::vector<Ids> const candidates = state.candidate_ids(options.candidates, decoder);
         std::int64_t k = options.k == 0 ? std::min(kMostAnswers, decoder.texts) : options.k;
         Limits limits{};
@@ -260,7 +254,7 @@ std::vector<Answer> TaskSession::answer(std::vector<Question> const& questions, 
                 written = write_texts(state.session, source, prompt, limits, options.beams);
             } else {
                 ranked = rank_answers(state.session, source, candidates, static_cast<std::size_t>(k),
-                    id_of(state.manifest, "pad_token_id"));
+                    config_id(state.manifest, "pad_token_id"));
             }
             for (std::size_t row = 0; row < batch.size(); ++row) {
                 Answer result;

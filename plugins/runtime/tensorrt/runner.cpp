@@ -104,6 +104,7 @@ TrtRunner::~TrtRunner() {
     try {
         CudaDevice::Use const use(*device_);
         graphs_.reset();
+        std::lock_guard const lock(engine_->shared->opening);
         context_.context.reset();
     } catch (Error const&) {  // the driver is gone
     }
