@@ -1,13 +1,13 @@
 """CUDA graphs of a plan, where TensorRT does not capture any by itself: captured once for its shapes, then replayed.
 
+A context may not change as long as a graph that was captured from it is replayed: it has one, of its latest call.
+
 https://docs.nvidia.com/deeplearning/tensorrt/latest/performance/best-practices.html#cuda-graphs
 """
 
 import importlib
 from dataclasses import dataclass
 from typing import Any
-
-MOST_GRAPHS = 16  # kept; every set of shapes has one
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class GraphContext:
     """An execution context that replays a CUDA graph; all else is the context's own.
 
     A graph is of shapes and of addresses. The first call with some runs as usual, because TensorRT may load kernels
-    then and outputs get their memory; the second is captured; later ones are replays. What cannot be captured, since a
-    size depends on data, runs as usual for ever.
+    then and outputs get their memory; the second in a row is captured; those after it are replays, until a call has
+    others. What cannot be captured, since a size depends on data, runs as usual for ever.
 
     Args:
         context: whose `execute_async_v3` enqueues.
@@ -42,8 +42,8 @@ class GraphContext:
         names = [engine.get_tensor_name(index) for index in range(engine.num_io_tensors)]
         self._inputs = [name for name in names if not _is_output(engine, name)]
         self._outputs = [name for name in names if _is_output(engine, name)]
-        self._graphs: dict[Any, _Captured] = {}
-        self._seen: set[Any] = set()
+        self._captured: _Captured | None = None
+        self._last: Any = None  # the key of the latest call
         self.captures = True
         self.replays = 0
 
@@ -52,23 +52,23 @@ class GraphContext:
 
     def execute_async_v3(self, stream: int) -> bool:
         """Enqueue on a stream: by replaying, if such a call was captured."""
-        key = self._key()
-        found = self._graphs.get(key)
-        if found is None and self.captures and key in self._seen:
-            found = self._capture(key, stream)
-        if found is None:
+        if self._key() != self._last:
+            self.close()
+        elif self._captured is None and self.captures:
+            self._captured = self._capture(stream)
+        if self._captured is None:
             enqueued = bool(self._context.execute_async_v3(stream))
-            self._seen = {self._key()} if len(self._seen) >= MOST_GRAPHS else self._seen | {self._key()}
+            self._last = self._key()
             return enqueued
-        self._allocator.shapes.update(found.shapes)  # which the context tells only where it runs itself
+        self._allocator.shapes.update(self._captured.shapes)  # which the context tells only where it runs itself
         self.replays += 1
-        return self._succeeds("cudaGraphLaunch", found.executable, stream)
+        return self._succeeds("cudaGraphLaunch", self._captured.executable, stream)
 
     def close(self) -> None:
-        """Give the graphs back."""
-        while self._graphs:
-            _, captured = self._graphs.popitem()
-            self._succeeds("cudaGraphExecDestroy", captured.executable)
+        """Give the graph back."""
+        if self._captured is not None:
+            self._succeeds("cudaGraphExecDestroy", self._captured.executable)
+            self._captured = None
 
     def _key(self) -> Any:
         given = [
@@ -78,7 +78,7 @@ class GraphContext:
         memory = [getattr(self._allocator.buffers.get(name), "ptr", 0) for name in self._outputs]
         return (*given, *memory)
 
-    def _capture(self, key: Any, stream: int) -> _Captured | None:
+    def _capture(self, stream: int) -> _Captured | None:
         """A graph of a call; None, from now on for every call, where it cannot be captured."""
         cuda = self._cuda
         relaxed = cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
@@ -96,12 +96,8 @@ class GraphContext:
         if status != cuda.cudaError_t.cudaSuccess:
             self.captures = False
             return None
-        if len(self._graphs) >= MOST_GRAPHS:
-            oldest = next(iter(self._graphs))
-            self._succeeds("cudaGraphExecDestroy", self._graphs.pop(oldest).executable)
         shapes = {name: self._allocator.shapes[name] for name in self._outputs if name in self._allocator.shapes}
-        self._graphs[key] = _Captured(executable, shapes)
-        return self._graphs[key]
+        return _Captured(executable, shapes)
 
     def _succeeds(self, name: str, *arguments: Any) -> bool:
         status, *_ = getattr(self._cuda, name)(*arguments)

@@ -9,7 +9,7 @@ import tensorrt_rtx
 from cuda.bindings import runtime
 from polygraphy.backend.trt import TrtRunner
 
-from export.runtime.cuda_graphs import MOST_GRAPHS, GraphContext
+from export.runtime.cuda_graphs import GraphContext
 
 STREAM = 7
 
@@ -110,18 +110,20 @@ def test_the_second_call_is_captured_and_later_ones_are_replayed(made: Any) -> N
     assert graphs.captures
 
 
-def test_every_shape_has_a_graph_whose_outputs_have_that_shape(made: Any) -> None:
+def test_no_graph_outlives_a_change_of_its_context(made: Any) -> None:
+    """TensorRT does not say what a graph does whose context has other shapes since, even if they are set back."""
     cuda, context, graphs = made
-    for shape in ((2, 4), (1, 4)):  # the larger first, so that memory stays where it is
-        context.shape = shape
-        for _ in range(2):
-            graphs.execute_async_v3(STREAM)
-    for shape in ((2, 4), (1, 4), (2, 4)):
+    first, second = (2, 4), (1, 4)  # the larger first, so that memory stays where it is
+    for shape in (first, first, first, second, first, second, second, second):
         context.shape = shape
         graphs.execute_async_v3(STREAM)
         assert context.allocator.shapes["y"] == shape
-        assert cuda.log[-1] == f"launch [{shape}]"
-    assert cuda.alive == 2
+    assert cuda.log == [
+        *(f"run {first}", f"launch [{first}]", f"launch [{first}]"),
+        *(f"run {second}", f"run {first}"),
+        *(f"run {second}", f"launch [{second}]", f"launch [{second}]"),
+    ]
+    assert cuda.alive == 1
 
 
 def test_a_graph_of_memory_that_moved_is_not_replayed(made: Any) -> None:
@@ -154,13 +156,13 @@ def test_what_cannot_be_captured_runs_as_usual_for_ever(made: Any, failing: str)
     assert [entry for entry in cuda.log if entry.startswith("run")] == ["run (1, 4)"] * 3
 
 
-def test_graphs_are_few_and_are_given_back(made: Any) -> None:
+def test_graphs_are_given_back(made: Any) -> None:
     cuda, context, graphs = made
-    for size in range(3 * MOST_GRAPHS, 0, -1):
+    for size in range(5, 0, -1):
         context.shape = (size, 4)
         for _ in range(2):
             graphs.execute_async_v3(STREAM)
-    assert cuda.alive == MOST_GRAPHS
+        assert cuda.alive == 1
     graphs.close()
     assert cuda.alive == 0
 
