@@ -53,7 +53,8 @@ def _subtracted_from(x: Any, other: float, alpha: float = 1) -> Any:
 
 
 def _scalar(value: float, like: Any) -> Any:
-    return _op.CastLike(_op.Constant(value_float=float(value)), like)
+    constant = _op.Constant(value_int=value) if isinstance(value, int) else _op.Constant(value_float=value)
+    return _op.CastLike(constant, like)
 
 
 # What torch.onnx would take apart.
@@ -73,10 +74,11 @@ def _simplify(program: ExportedProgram) -> None:
             node.target = _ATEN._local_scalar_dense.default
         elif node.target == _ATEN.mT.default:  # torch.onnx writes an Einsum
             node.target, node.args = _ATEN.transpose.int, (node.args[0], -2, -1)
-        elif node.target in (_ATEN.flatten.using_ints, _ATEN.unflatten.int):  # it asks for shapes in many nodes
+        elif node.target in (_ATEN.flatten.using_ints, _ATEN.unflatten.int) and not node.kwargs:
+            # Otherwise it is written with many nodes that ask for shapes.
             with graph.inserting_before(node):
                 shape = sizes.flattened(node) if node.target == _ATEN.flatten.using_ints else sizes.unflattened(node)
-            node.target, node.args, node.kwargs = _ATEN.view.default, (node.args[0], shape), {}
+            node.target, node.args = _ATEN.view.default, (node.args[0], shape)
         elif node.target == _ATEN.to.dtype and len(node.args) == 2 and not node.kwargs:
             given: tuple[Any, ...] = node.args
             tensor, dtype = given
