@@ -1,5 +1,6 @@
 """What torch.onnx does to a program before it writes its nodes, without what our models do not need."""
 
+import math
 import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -110,8 +111,13 @@ class _Sizes:
         """The sizes that a flatten gives."""
         given: tuple[Any, ...] = (*node.args, *(0, -1)[len(node.args) - 1 :])
         tensor, first, last = given
+        shape = tensor.meta["val"].shape
+        first, last = first % len(shape), last % len(shape)
+        inner, outer = shape[first : last + 1], [*shape[:first], *shape[last + 1 :]]
+        if all(isinstance(size, int) for size in inner) and sum(not isinstance(size, int) for size in outer) == 1:
+            known = [size if isinstance(size, int) else -1 for size in outer]  # so that nothing else reads the tensor
+            return [*known[:first], math.prod(inner), *known[first:]]
         sizes = self._of(tensor, tensor.meta["val"])
-        first, last = first % len(sizes), last % len(sizes)
         joined = sizes[first]
         for size in sizes[first + 1 : last + 1]:
             joined = self._product(joined, size)
