@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "numbers.h"
+
 struct Options {
     std::vector<std::string> names;  // what is no option: the artifact first
     madtp::EngineOptions engine;
@@ -16,15 +18,6 @@ struct Options {
     int64_t beams = 3;
     bool rotate = false;
 };
-
-inline float number_of(std::string const& name, char const* text) {
-    char* end = nullptr;
-    float const number = std::strtof(text, &end);
-    if (end == text || *end != '\0') {
-        throw madtp::Error(madtp::Code::input, name + " is '" + text + "', no number");
-    }
-    return number;
-}
 
 inline Options parse(int count, char** given) {
     Options options;
@@ -40,11 +33,11 @@ inline Options parse(int count, char** given) {
         }
         if (++i == count) { throw madtp::Error(madtp::Code::input, name + " has no value"); }
         if (name == "--temperature") {
-            options.temperature = number_of(name, given[i]);
+            options.temperature = number_of<float>(name, given[i]);
         } else if (name == "--vocab") {
             options.vocabulary = given[i];
         } else if (name == "--beams") {
-            options.beams = static_cast<int64_t>(number_of(name, given[i]));
+            options.beams = number_of<int64_t>(name, given[i]);
         } else if (name == "--prompt") {
             options.prompt = given[i];
         } else if (name == "--device" && std::string(given[i]) == "cuda") {

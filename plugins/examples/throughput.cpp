@@ -17,6 +17,8 @@
 #include <thread>
 #include <vector>
 
+#include "numbers.h"
+
 namespace {
 
 struct Arguments {
@@ -26,15 +28,6 @@ struct Arguments {
     madtp::EngineOptions engine;
     madtp::RunOptions run;
 };
-
-float number_of(std::string const& name, char const* text) {
-    char* end = nullptr;
-    float const number = std::strtof(text, &end);
-    if (end == text || *end != '\0') {
-        throw madtp::Error(madtp::Code::input, name + " is '" + text + "', no number");
-    }
-    return number;
-}
 
 Arguments parse(int count, char** given) {
     Arguments arguments;
@@ -46,13 +39,13 @@ Arguments parse(int count, char** given) {
         }
         if (++i == count) { throw madtp::Error(madtp::Code::input, name + " has no value"); }
         if (name == "--threads") {
-            arguments.threads = static_cast<int>(number_of(name, given[i]));
+            arguments.threads = number_of<int>(name, given[i]);
         } else if (name == "--requests") {
-            arguments.requests = static_cast<int>(number_of(name, given[i]));
+            arguments.requests = number_of<int>(name, given[i]);
         } else if (name == "--batch") {
-            arguments.batch = static_cast<int64_t>(number_of(name, given[i]));
+            arguments.batch = number_of<int64_t>(name, given[i]);
         } else if (name == "--temperature") {
-            arguments.run.temperature = number_of(name, given[i]);
+            arguments.run.temperature = number_of<float>(name, given[i]);
         } else if (name == "--device" && std::strcmp(given[i], "cuda") == 0) {
             arguments.engine.device = madtp::Device::cuda;
         } else if (name == "--onnxruntime") {
