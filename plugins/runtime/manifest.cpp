@@ -97,7 +97,8 @@ void check_profile(PartInfo const& part, Field const& field) {
             bool const ordered = min[axis] >= 0 && min[axis] <= opt[axis] && opt[axis] <= max[axis];
             bool const batch = info.shape[axis].symbol == "batch";
             batched = batched || batch;
-            if (!ordered || (batch && min[axis] < 1) || (fixed && (min[axis] != info.shape[axis].size || max[axis] != min[axis]))) {
+            bool const agrees = !fixed || (min[axis] == info.shape[axis].size && max[axis] == min[axis]);
+            if (!ordered || !agrees || (batch && min[axis] < 1)) {
                 field.fail("the shapes of " + in_quotes(info.name) + " in the profile are none of it");
             }
         }

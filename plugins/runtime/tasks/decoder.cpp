@@ -24,8 +24,7 @@ Source::Source(Outputs const& encoded) : cache(encoded["source_cache"]) {
 Source Source::of(std::int64_t sample) const {
     Shape shape = cache.shape();
     std::int64_t const outer = shape[0] * shape[1], samples = shape[2], heads = shape[3], states = shape[4];
-    if (lengths) { own_rows(lengths->as<std::int64_t>()[sample], static_cast<std::size_t>(states)); }
-    std::int64_t const own = lengths ? lengths->as<std::int64_t>()[sample] : states;
+    std::int64_t const own = lengths ? own_rows(lengths->as<std::int64_t>()[sample], states) : states;
     std::size_t const row = static_cast<std::size_t>(shape[5]);
     shape[2] = 1;
     shape[4] = own;

@@ -9,7 +9,7 @@ namespace madtp {
 namespace {
 
 constexpr std::int64_t kMostIds = 10'000'000;
-constexpr std::int64_t kVaries = -1;
+constexpr std::int64_t kVaries = -1, kBatch = -2;
 
 [[noreturn]] void refuse(std::string const& what, std::string const& why) {
     throw Error(Code::manifest, what, why, "It was changed after the export, or is damaged: export again.");
@@ -23,13 +23,15 @@ std::string in_words(std::vector<Dimension> const& shape) {
     return "[" + words + "]";
 }
 
-// The sizes of a part's output, where they are fixed; `expected` has kVaries where any will do.
+// The sizes of a part's output; `expected` has kBatch for one row of each request, kVaries where any will do.
 void check_output(Manifest const& manifest, char const* part, char const* name, Shape const& expected) {
     for (TensorInfo const& info : manifest.part(part).outputs) {
         if (info.name != name) { continue; }
         bool fits = info.shape.size() == expected.size();
         for (std::size_t axis = 0; fits && axis < expected.size(); ++axis) {
-            fits = expected[axis] == kVaries || info.shape[axis].size == expected[axis];
+            Dimension const& size = info.shape[axis];
+            fits = expected[axis] == kVaries ||
+                   (expected[axis] == kBatch ? size.symbol == "batch" : size.size == expected[axis]);
         }
         if (fits) { return; }
         refuse("the output " + detail::in_quotes(name) + " of part " + detail::in_quotes(part) + " is no such output",
@@ -60,8 +62,8 @@ std::int64_t width_of(Manifest const& manifest, char const* part, char const* na
 
 void check_embeddings(Manifest const& manifest) {
     std::int64_t const width = std::max<std::int64_t>(width_of(manifest, "image", "image_embed"), 1);
-    check_output(manifest, "image", "image_embed", {kVaries, width});
-    check_output(manifest, "text", "text_embed", {kVaries, width});
+    check_output(manifest, "image", "image_embed", {kBatch, width});
+    check_output(manifest, "text", "text_embed", {kBatch, width});
 }
 
 }  // namespace
@@ -83,31 +85,34 @@ std::int64_t config_id(Manifest const& manifest, char const* name) {
 }
 
 void check_model(Manifest const& manifest) {
+    bool const packed = manifest.layout == "packed";
     for (PartInfo const& part : manifest.parts) { check_counts(part); }
     if (manifest.task == "nlvr") {
-        check_output(manifest, "model", "logits", {kVaries, 2});
+        check_output(manifest, "model", "logits", {kBatch, 2});
     } else if (manifest.task == "vqa" || manifest.task == "caption") {
         for (char const* name : {"sep_token_id", "pad_token_id", "bos_token_id"}) { config_id(manifest, name); }
         std::int64_t const vocabulary = config_number(manifest, "vocab_size", 1, kMostIds);
-        check_output(manifest, "decoder", "logits", {kVaries, kVaries, vocabulary});
+        check_output(manifest, "decoder", "logits", {kBatch, kVaries, vocabulary});
         check_output(manifest, "decoder", "present", Shape(7, kVaries));
-        check_output(manifest, "encoder", "source_cache", Shape(6, kVaries));
+        check_output(manifest, "encoder", "source_cache", {kVaries, kVaries, kBatch, kVaries, kVaries, kVaries});
+        if (packed) { check_output(manifest, "encoder", "source_lengths", {kBatch}); }
     } else if (manifest.task == "retrieval") {
         config_id(manifest, "enc_token_id");
         check_embeddings(manifest);
-        check_output(manifest, "image", "image_tokens", Shape(3, kVaries));
-        check_output(manifest, "match", "itm_logits", {kVaries, 2});
+        check_output(manifest, "image", "image_tokens", {kBatch, kVaries, kVaries});
+        if (packed) { check_output(manifest, "image", "image_lengths", {kBatch}); }
+        check_output(manifest, "match", "itm_logits", {kBatch, 2});
     } else if (manifest.task == "clip") {
         check_embeddings(manifest);
     }
 }
 
-std::size_t own_rows(std::int64_t length, std::size_t most) {
-    if (length < 0 || static_cast<std::uint64_t>(length) > most) {
+std::int64_t own_rows(std::int64_t length, std::int64_t most) {
+    if (length < 0 || length > most) {
         throw Error(Code::backend, "the engine says that a sequence has " + std::to_string(length) + " rows",
             "It gave " + std::to_string(most) + ".", "The artifact is damaged: export again.");
     }
-    return static_cast<std::size_t>(length);
+    return length;
 }
 
 }  // namespace madtp

@@ -14,6 +14,6 @@ std::int64_t config_id(Manifest const& manifest, char const* name);
 void check_model(Manifest const& manifest);
 
 // How many of `most` rows are a sequence's own, as an output says. Throws Code::backend: more, or fewer than none.
-std::size_t own_rows(std::int64_t length, std::size_t most);
+std::int64_t own_rows(std::int64_t length, std::int64_t most);
 
 }  // namespace madtp

@@ -34,8 +34,8 @@ struct ImageStates {
         std::size_t const length = static_cast<std::size_t>(states.shape()[1]);
         width = static_cast<std::size_t>(states.shape()[2]);
         for (std::int64_t image = 0; image < states.shape()[0]; ++image) {
-            std::size_t const own =
-                packed ? own_rows(outputs["image_lengths"].as<std::int64_t>()[image], length) : length;
+            std::int64_t const kept = packed ? outputs["image_lengths"].as<std::int64_t>()[image] : states.shape()[1];
+            auto const own = static_cast<std::size_t>(own_rows(kept, states.shape()[1]));
             float const* begin = states.as<float>() + static_cast<std::size_t>(image) * length * width;
             rows.emplace_back(begin, begin + own * width);
             longest = std::max(longest, own);
