@@ -58,7 +58,7 @@ class GraphContext:
             self._captured = self._capture(stream)
         if self._captured is None:
             enqueued = bool(self._context.execute_async_v3(stream))
-            self._last = self._key()
+            self._last = self._key() if enqueued else None
             return enqueued
         self._allocator.shapes.update(self._captured.shapes)  # which the context tells only where it runs itself
         self.replays += 1

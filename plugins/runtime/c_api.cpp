@@ -66,9 +66,10 @@ void need_size(size_t size, size_t least) {
     }
 }
 
-template <typename Device>
-void need_device(Device device, char const* name) {
-    int const number = static_cast<int>(device);
+void need_device(MadtpDevice const& device, char const* name) {
+    int number = 0;  // as a caller in C wrote it, who is free to write what the enumeration has not
+    static_assert(sizeof number == sizeof device);
+    std::memcpy(&number, &device, sizeof number);
     if (number != MADTP_DEVICE_HOST && number != MADTP_DEVICE_CUDA) {
         throw madtp::Error(madtp::Code::input, std::string(name) + " is " + std::to_string(number) + ", no device",
             {}, "Use MADTP_DEVICE_HOST or MADTP_DEVICE_CUDA.");

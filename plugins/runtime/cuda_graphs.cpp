@@ -19,6 +19,7 @@ void CudaGraphs::clear() noexcept {
 bool CudaGraphs::replay(Key const& key, void* stream, std::function<bool(void*)> const& enqueue) {
     if (key != last_) {
         clear();
+        last_.clear();  // what is not told to have run did not
         return false;
     }
     if (executable_ == nullptr && captures_) {

@@ -1,5 +1,6 @@
 #include "kernel_file.h"
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdio>
@@ -46,6 +47,7 @@ void KernelFile::keep(std::string_view content) {
     std::string fresh = path_ + ".XXXXXX";  // of this call alone: other engines may keep theirs in the same file
     int const descriptor = ::mkstemp(fresh.data());
     if (descriptor < 0) { return; }
+    ::fchmod(descriptor, 0644);  // others who share the folder read it
     ::close(descriptor);
     std::ofstream file(fresh, std::ios::binary);
     file.write(content.data(), static_cast<std::streamsize>(content.size()));
