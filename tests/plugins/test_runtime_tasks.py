@@ -158,7 +158,7 @@ def test_another_vocabulary_than_the_manifests_is_refused(task_artifacts: TaskAr
     assert refused.value.what == f"the vocabulary '{vocabulary}' is not the one that the artifact was exported with"
 
 
-def first_output(part: int, name: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
+def with_output(part: int, name: str, **fields: Any) -> Callable[[dict[str, Any]], None]:
     def change(manifest: dict[str, Any]) -> None:
         (found,) = (output for output in manifest["parts"][part]["outputs"] if output["name"] == name)
         found.update(fields)
@@ -174,9 +174,9 @@ def first_output(part: int, name: str, **fields: Any) -> Callable[[dict[str, Any
         ("vqa", lambda m: m["config"].update(vocab_size=10), "a (sep|bos)_token_id of|the output 'logits'"),
         ("vqa", lambda m: m["config"].pop("pad_token_id"), "config has no pad_token_id"),
         ("retrieval", lambda m: m["config"].update(enc_token_id=0.5), "a enc_token_id of 0.5"),
-        ("retrieval", first_output(2, "itm_logits", shape=["batch", 1]), "the output 'itm_logits' of part 'match'"),
-        ("clip", first_output(0, "image_embed", shape=["batch", 99]), "the output 'text_embed' of part 'text'"),
-        ("caption", first_output(0, "vision_token_counts", shape=["batch"]), "no count for each layer"),
+        ("retrieval", with_output(2, "itm_logits", shape=["batch", 1]), "the output 'itm_logits' of part 'match'"),
+        ("clip", with_output(0, "image_embed", shape=["batch", 99]), "the output 'text_embed' of part 'text'"),
+        ("caption", with_output(0, "vision_token_counts", shape=["batch"]), "no count for each layer"),
         ("clip", lambda m: m["preprocessing"]["image"].update(mode="L"), "in a way that this library does not know"),
     ],
 )

@@ -38,6 +38,7 @@ class Layers(nn.Module):
         return (
             heads,
             heads.flatten(2),
+            heads[:, 0].flatten(1),
             (x * 2).flatten(0, 1),
             heads.mT,
             x[0, :, 0].diff(),
