@@ -66,6 +66,9 @@ PROBE int probe_preprocess(
     std::uint8_t const* rgb, int width, int height, int size, double const* settings, float* to) {
     return guarded([&] {
         madtp::ImageSettings manifest;
+        manifest.mode = "RGB";
+        manifest.resize = "bicubic";
+        manifest.scale = 1.0 / 255;
         manifest.size = size;
         std::memcpy(manifest.mean, settings, sizeof manifest.mean);
         std::memcpy(manifest.std, settings + 3, sizeof manifest.std);
