@@ -59,12 +59,17 @@ Engine Engine::load(std::string const& path, EngineOptions const& options) {
     return detail::guarded([&] { return Engine(detail::EngineState::load(path, options)); });
 }
 
-Manifest const& Engine::manifest() const noexcept { return state_->document.manifest; }
+std::shared_ptr<detail::EngineState> const& Engine::opened() const {
+    if (!state_) { throw Error(Code::input, "the engine was moved elsewhere", {}, "Use what it became."); }
+    return state_;
+}
 
-Range Engine::batch() const noexcept { return state_->batch; }
+Manifest const& Engine::manifest() const { return opened()->document.manifest; }
 
-int64_t Engine::usual_batch() const noexcept { return state_->usual_batch; }
+Range Engine::batch() const { return opened()->batch; }
 
-std::string Engine::execution() const { return state_->backend->execution(); }
+int64_t Engine::usual_batch() const { return opened()->usual_batch; }
+
+std::string Engine::execution() const { return opened()->backend->execution(); }
 
 }  // namespace madtp

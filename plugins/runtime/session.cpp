@@ -166,23 +166,26 @@ Outputs SessionState::infer(std::string_view name, Inputs const& inputs, RunOpti
 }  // namespace detail
 
 Session::Session(Engine const& engine)
-    : state_(detail::guarded([&] {
-          if (!engine.state_) { throw Error(Code::input, "the engine was moved elsewhere", {}, "Use what it became."); }
-          return std::make_unique<detail::SessionState>(engine, engine.state_);
-      })) {}
+    : state_(detail::guarded([&] { return std::make_unique<detail::SessionState>(engine, engine.opened()); })) {}
 
 Session::Session(Session&& other) noexcept = default;
 Session& Session::operator=(Session&& other) noexcept = default;
 Session::~Session() = default;
 
-Outputs Session::infer(std::string_view part, Inputs const& inputs, RunOptions const& options) {
-    return detail::guarded([&] {
-        if (!state_) { throw Error(Code::input, "the session was moved elsewhere", {}, "Ask the one that it became."); }
-        return state_->infer(part, inputs, options);
-    });
+namespace {
+
+detail::SessionState& opened(std::unique_ptr<detail::SessionState> const& state) {
+    if (!state) { throw Error(Code::input, "the session was moved elsewhere", {}, "Ask the one that it became."); }
+    return *state;
 }
 
-Engine const& Session::engine() const noexcept { return state_->engine; }
+}  // namespace
+
+Outputs Session::infer(std::string_view part, Inputs const& inputs, RunOptions const& options) {
+    return detail::guarded([&] { return opened(state_).infer(part, inputs, options); });
+}
+
+Engine const& Session::engine() const { return opened(state_).engine; }
 
 Statistics Session::statistics() const noexcept { return state_ ? state_->statistics() : Statistics{}; }
 

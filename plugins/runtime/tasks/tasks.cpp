@@ -175,7 +175,7 @@ State& opened(std::unique_ptr<State> const& state) {
 
 }  // namespace
 
-Session const& TaskSession::session() const noexcept { return state_->session; }
+Session const& TaskSession::session() const { return opened(state_).session; }
 
 std::vector<Judgement> TaskSession::judge(std::vector<Statement> const& statements, AskOptions const& options) {
     return guarded([&] {

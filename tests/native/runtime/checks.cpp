@@ -65,7 +65,12 @@ void check_engine(std::string const& path, std::string const& runtime) {
     {
         madtp::Session const gone = std::move(moved);
         check(code_of([&] { moved.infer("model", inputs); }) == madtp::Code::input, "what was moved from is refused");
+        check(code_of([&] { moved.engine(); }) == madtp::Code::input, "its engine is elsewhere too");
         check(moved.statistics().calls == 0, "what was moved from counts nothing");
+        madtp::Engine lent = gone.engine();
+        madtp::Engine const other = std::move(lent);
+        check(code_of([&] { lent.manifest(); }) == madtp::Code::input, "an engine that was moved from is refused");
+        check(code_of([&] { madtp::Session refused(lent); }) == madtp::Code::input, "and opens no session");
     }
     check(is_twice(kept["logits"], values), "outputs outlive engine and session");
 

@@ -246,14 +246,15 @@ public:
     // manifest, and libraries before they are loaded. Throws Error.
     static Engine load(std::string const& path, EngineOptions const& options = {});
 
-    Manifest const& manifest() const noexcept;
-    Range batch() const noexcept;          // requests that one run takes
-    int64_t usual_batch() const noexcept;  // what RunOptions::batch = 0 means
-    std::string execution() const;         // what runs it, in words
+    Manifest const& manifest() const;
+    Range batch() const;            // requests that one run takes
+    int64_t usual_batch() const;    // what RunOptions::batch = 0 means
+    std::string execution() const;  // what runs it, in words
 
 private:
     friend class Session;
     explicit Engine(std::shared_ptr<detail::EngineState> state) : state_(std::move(state)) {}
+    std::shared_ptr<detail::EngineState> const& opened() const;
 
     std::shared_ptr<detail::EngineState> state_;
 };
@@ -270,7 +271,7 @@ public:
     // float32 on the host, and float16 outputs come as float32 on the host. Throws Error.
     Outputs infer(std::string_view part, Inputs const& inputs, RunOptions const& options = {});
 
-    Engine const& engine() const noexcept;
+    Engine const& engine() const;
     Statistics statistics() const noexcept;
 
 private:

@@ -149,7 +149,7 @@ public:
     std::vector<Caption> caption(std::vector<Pixels> const& images, CaptionOptions const& options = {});
     Ranking rank(std::vector<Pixels> const& images, std::vector<Text> const& texts, RankOptions const& options = {});
 
-    Session const& session() const noexcept;  // that runs the parts: its statistics, its engine
+    Session const& session() const;  // that runs the parts: its statistics, its engine
 
 private:
     struct State;
