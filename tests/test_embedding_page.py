@@ -12,6 +12,7 @@ from export import Session
 from export.runtime.artifact import Artifact
 from export.runtime.runner import RunnerOptions
 from madtp.data.preprocess import image_tensor
+from tests.helpers.fake_tensorrt import to_plans
 from tests.helpers.paths import ROOT
 from tests.helpers.runtime_programs import build_with_package, run
 from tests.helpers.samples import write_vocabulary
@@ -73,6 +74,18 @@ def test_the_first_answer_is_that_of_python(
     assert_answer(done.stdout, expected.probability, {name: counts[-1] for name, counts in expected.tokens.items()})
     done = run(built / "first", tiny_artifact / "out.onnx", *photos)
     assert (done.returncode, done.stderr) == (2, "error: usage: first ARTIFACT LEFT RIGHT SENTENCE [VOCABULARY]\n")
+
+
+def test_the_first_program_opens_plans_in_tensorrt(
+    built: Path, exported: tuple[Path, Path], images: tuple[Path, list[Image.Image]]
+) -> None:
+    artifact, _ = exported
+    plan, (folder, _) = to_plans(artifact.with_suffix(".json"), "tensorrt"), images
+    photos = (folder / "left.png", folder / "right.png")
+    done = run(built / "first", plan, *photos, "a sentence", MADTP_TENSORRT="/nowhere/libnvinfer.so.10")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: TensorRT cannot be loaded\n"), done.stderr
+    assert "/nowhere/libnvinfer.so.10" in done.stderr
 
 
 def test_the_answer_from_tensors_is_that_of_python(

@@ -24,8 +24,8 @@ def light_lowering() -> Iterator[None]:
     """torch.onnx without two of its passes, together half of its time.
 
     One traces the program again to take apart what torch.onnx cannot write: where all can be written, that changes
-    nothing. The other looks for implicit casts: our models cast explicitly, and a cast that is missing all the same
-    gives a graph that the checker refuses.
+    nothing. The other looks for implicit casts: our models cast explicitly. One that is missing all the same gives a
+    graph that the checker refuses; but whole numbers times a fraction would be whole (`export` compares with torch).
     """
     decompose, promote = _fx_passes.decompose_with_registry, _fx_passes.insert_type_promotion_nodes
 

@@ -1,4 +1,7 @@
-"""Programs of torch whose nodes are written without being taken apart first."""
+"""Programs of torch whose nodes are written without being taken apart first.
+
+That nothing of our models has to be is a part of `tests/test_golden.py`, which traces all of them.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -13,21 +16,10 @@ from torch.onnx._internal.exporter import _fx_passes
 
 from export.graph.functions import OPSET
 from export.graph.lowering import TRANSLATIONS, light_lowering
-from export.graph.trace import trace_part
-from madtp import NlvrConfig, NlvrModel
-from madtp.models.parts import parts_of
-from tests.helpers.checkpoints import TINY
 
 
-@pytest.mark.parametrize("packed", [False, True])
-def test_nothing_of_our_models_is_taken_apart(monkeypatch: pytest.MonkeyPatch, packed: bool) -> None:
-    def decompose(program: object, registry: object) -> None:
-        raise AssertionError("it takes as long as all the rest")
-
-    monkeypatch.setattr(_fx_passes, "decompose_with_registry", decompose)
-    model = NlvrModel(NlvrConfig(**TINY)).eval()
-    nodes = list(trace_part(parts_of(model.packed_copy() if packed else model)["model"]).model.graph)
-    assert not [node.op_type for node in nodes if node.op_type in ("Einsum", "Flatten")]
+def test_slow_nodes_of_torch_are_not_there(tiny_program: torch.onnx.ONNXProgram) -> None:
+    assert not [node.op_type for node in tiny_program.model.graph if node.op_type in ("Einsum", "Flatten")]
 
 
 class Layers(nn.Module):
