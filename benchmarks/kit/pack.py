@@ -27,7 +27,14 @@ from benchmarks.gpu.compile import source_hash
 from benchmarks.kit.embedded import pack_embedded
 from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.wheel_parts import split_wheel
-from export.engine.plugin_build import ONNXRUNTIME_NAME, SM_VARIABLE, architectures, build_kernels
+from export.engine.plugin_build import (
+    KERNELS_NAME,
+    ONNXRUNTIME_NAME,
+    SM_VARIABLE,
+    architectures,
+    build_kernels,
+    build_library,
+)
 from madtp.errors import MadtpError, OutputError
 from madtp.files.scratch import scratch_folder
 from madtp.models.clip import round_like_official_loader
@@ -47,7 +54,6 @@ UNUSED = ("plugins/runtime", "plugins/examples", "tests/export", "tests/calibrat
 # What a machine with torch, onnx, onnxruntime, tokenizers and pytest may lack; versions are those of constraints.txt.
 WHEELS = ("click", "hypothesis", "onnx-ir", "onnxscript", "safetensors", "sortedcontainers")
 FLASH_3 = "fa3-fwd==0.0.3"
-NVCC_FLAGS = "NVCC_APPEND_FLAGS"  # environment variable of nvcc's
 ONNXRUNTIME = "onnxruntime-gpu==1.31.1"  # 256 MB, for CUDA 13
 PLATFORMS = ("manylinux_2_17_x86_64", "manylinux2014_x86_64", "manylinux_2_24_x86_64", "manylinux_2_28_x86_64")
 
@@ -86,29 +92,19 @@ def pack_libraries(kit: Kit) -> tuple[int, ...]:
     Raises:
         PluginError: they cannot be built, or MADTP_SM is not a list of compute capabilities.
     """
-    sm = architectures() if os.environ.get(SM_VARIABLE, "").strip() else DEFAULT_SM
+    if os.environ.get(SM_VARIABLE, "").strip():
+        sm, built = architectures(), build_library().path.parent
+        kernels, ops = built / KERNELS_NAME, built / ONNXRUNTIME_NAME
+    else:
+        sm = DEFAULT_SM
+        kernels = build_kernels(sm, ROOT / "build" / f"kernels-{'-'.join(map(str, sm))}")
+        ops = kernels.parent / "onnxruntime" / ONNXRUNTIME_NAME
     target = kit.folder / "lib"
     target.mkdir()
-    with compressed_code():
-        kernels = build_kernels(sm, ROOT / "build" / f"kernels-compressed-{'-'.join(map(str, sm))}")
     host = native_build.build(sanitize=False)
-    for library in (kernels, kernels.parent / "onnxruntime" / ONNXRUNTIME_NAME, host.kernels, host.cuda_ops):
+    for library in (kernels, ops, host.kernels, host.cuda_ops):
         _strip(library, target)
     return sm
-
-
-@contextmanager
-def compressed_code() -> Iterator[None]:
-    """Have nvcc compress the GPU's code, which halves a library; the driver unpacks it as it loads it."""
-    before = os.environ.get(NVCC_FLAGS)
-    os.environ[NVCC_FLAGS] = f"{before or ''} -Xfatbin=-compress-all".strip()
-    try:
-        yield
-    finally:
-        if before is None:
-            del os.environ[NVCC_FLAGS]
-        else:
-            os.environ[NVCC_FLAGS] = before
 
 
 def pack_wheels(kit: Kit, flash_attention_3: bool) -> None:

@@ -21,6 +21,7 @@ from benchmarks.kit.files import read_json, write_json
 from benchmarks.kit.plan import MINUTES, PROBE, STAGES, Stage
 from benchmarks.kit.stage import StageRun, WrongMachineError
 from benchmarks.kit.stages import onnx_runtime, probe
+from export.engine.plugin_build import SM_VARIABLE, architectures
 from tests.helpers import bare_environment
 from tests.helpers.paths import CARRIED, ROOT, golden_folders
 
@@ -50,7 +51,9 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Elsew
     with FileLock(root / "gpu-kit.lock"):
         if not kit.is_dir():
             python = f"{sys.version_info.major}.{sys.version_info.minor}"
-            packed = pack.pack(kit, python, flash_attention_3=False, say=lambda _: None)
+            with pytest.MonkeyPatch.context() as patch:  # the kernels that are there, not some compiled for it alone
+                patch.setenv(SM_VARIABLE, ",".join(map(str, architectures())))
+                packed = pack.pack(kit, python, flash_attention_3=False, say=lambda _: None)
             assert any("FlashAttention-3" in text for text in packed.left_out)
             bare_environment.make(environment)
     return Elsewhere(kit, environment / "bin" / "python")
