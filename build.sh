@@ -63,8 +63,7 @@ run_tests() {
     "$VENV/bin/mypy"
     # Two workers with one thread each: most of the time goes into tracing, which is one thread of Python.
     # Where a test does use more threads, they sleep while they wait: spinning ones starve each other on few cores.
-    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$VENV/bin/python" -m pytest -n 2 --dist loadfile \
-        --no-loadscope-reorder "$@"  # tests/conftest.py has the order
+    OMP_NUM_THREADS=1 OMP_WAIT_POLICY=passive "$VENV/bin/python" -m pytest -n 2 --dist loadfile "$@"
 }
 
 case "${1:-}" in

@@ -32,15 +32,6 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-# Files of minutes. They begin first, or one worker would wait for the other that came to them last.
-LONG = ("test_sanitizers.py", "test_gpu_kit.py", "test_golden.py", "test_runtime_builds.py", "test_gpu_kit_stages.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Put the long files first."""
-    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
-
-
 @pytest.fixture(scope="session")
 def tiny_state() -> dict[str, torch.Tensor]:
     """Weights of the tiny model; copy the dictionary before changing it."""

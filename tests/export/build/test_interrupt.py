@@ -212,11 +212,11 @@ def test_interrupts_between_the_files_of_an_export_come_too_late(
         return interrupted
 
     try:
-        with Staging(outputs / "trt.plan") as staging:
+        with monkeypatch.context() as patch, Staging(outputs / "trt.plan") as staging:  # undone before the handlers
             for name in ("trt.plan", "trt.json"):
                 (staging.folder / name).write_text("new")
-            monkeypatch.setattr(os, "replace", interrupt_and(os.replace))
-            monkeypatch.setattr(shutil, "rmtree", interrupt_and(shutil.rmtree))
+            patch.setattr(os, "replace", interrupt_and(os.replace))
+            patch.setattr(shutil, "rmtree", interrupt_and(shutil.rmtree))
             staging.commit(["trt.plan", "trt.json"])
         assert not arrived
         new = {**outputs.earlier, "trt.plan": b"new", "trt.json": b"new"}
