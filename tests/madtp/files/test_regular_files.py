@@ -23,7 +23,7 @@ from tests.helpers.sizes import BASE
 SECONDS = 120  # until what waits for ever is given up
 
 
-# Command lines, each a list of a JSON file, one after another: starting takes longer than they do.
+# Command lines in JSON, one after another in one process: starting it takes longer than they do.
 RUN_ALL = """
 import json, sys
 from export.cli.main import main
